@@ -1,0 +1,47 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Both set up .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+DIGITS := runs/digits
+
+.PHONY: quickstart test lint benchmark clean
+
+quickstart: $(VENV)/.installed
+	@echo "1/5 old model, trained on the digits 0-4"
+	$(RUN) fct_jax.train --config configs/digits_backbone_old.py --workdir $(DIGITS)/old
+	@echo "2/5 new model, trained on all digits"
+	$(RUN) fct_jax.train --config configs/digits_backbone_new.py --workdir $(DIGITS)/new
+	@echo "3/5 FCT: from old embeddings to the new model's space"
+	$(RUN) fct_jax.train --config configs/digits_fct.py --workdir $(DIGITS)/fct
+	@echo "4/5 FastFill: the same with an uncertainty"
+	$(RUN) fct_jax.train --config configs/digits_fastfill.py --workdir $(DIGITS)/fastfill
+	@echo "5/5 evaluation"
+	@rm -rf $(DIGITS)/report
+	$(RUN) fct_jax.evaluate --config configs/digits_evaluate.py --workdir $(DIGITS)/report
+
+test: $(VENV)/.installed-test
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pytest
+
+lint: $(VENV)/.installed-test
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+benchmark: $(VENV)/.installed
+	$(RUN) tools.benchmark
+
+clean:
+	rm -rf runs
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet -e '.[test]'
+	@touch $@

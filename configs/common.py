@@ -1,0 +1,88 @@
+"""What the experiments share: each data set, and the published hyper-parameters."""
+
+from ml_collections import ConfigDict
+
+from fct_jax import config as defaults
+
+# The first 50 class folders of CIFAR-100 when their numbers are sorted as text, which is how
+# the published runs chose the old model's classes. "first 50" takes them in numeric order.
+CIFAR100_OLD_CLASSES = "0-5,10-53"
+
+
+def digits(config: ConfigDict) -> ConfigDict:
+    """Handwritten digits, 8×8, bundled with scikit-learn; enlarged to 16 px."""
+    config.data.name = "digits"
+    if "preprocessing" in config:
+        config.preprocessing.size = 16
+        config.preprocessing.flip = False  # a mirrored digit is no digit
+        config.preprocessing.mean = config.preprocessing.std = (0.5, 0.5, 0.5)
+    return config
+
+
+def cifar100(config: ConfigDict) -> ConfigDict:
+    """CIFAR-100, enlarged to 224 px as published; prepared by tools/prepare_dataset.py."""
+    config.data.name = "cifar100"
+    return config
+
+
+def imagenet(config: ConfigDict) -> ConfigDict:
+    """ImageNet-1k; prepared by tools/prepare_dataset.py."""
+    config.data.name = "imagenet2012"
+    config.data.workers = 16
+    if "preprocessing" in config:
+        config.preprocessing.resize = 256
+        config.preprocessing.train_crop = "random_resized"
+    return config
+
+
+def backbone() -> ConfigDict:
+    """The published training of a backbone: SGD 1.024 at batch 1024, cosine, 100 epochs."""
+    return defaults.backbone()
+
+
+def digits_backbone() -> ConfigDict:
+    """A ResNet-18 of an eighth of the width, and a short training."""
+    config = digits(backbone())
+    config.model.name = "resnet18"
+    config.model.width = 16
+    config.model.embedding_dim = 32
+    config.model.small_stem = True
+    config.batch_size = 100
+    config.optimizer.lr = 0.1
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.schedule.warmup_epochs = 2
+    config.epochs = 12
+    config.evaluate_every_epochs = 6
+    return config
+
+
+def fct() -> ConfigDict:
+    """FCT as published: mean squared error, Adam 5e-4, 80 epochs, BN frozen in the second half."""
+    return defaults.transformation()
+
+
+def fastfill() -> ConfigDict:
+    """FastFill as published: alignment and classification, weighted by a learned uncertainty."""
+    config = defaults.transformation()
+    config.model.name = "fastfill"
+    config.loss.discriminative_weight = 1.0
+    return config
+
+
+def digits_transformation(config: ConfigDict) -> ConfigDict:
+    """Narrower and shorter, for 1,000 images."""
+    config = digits(config)
+    config.old = "runs/digits/old"
+    config.new = "runs/digits/new"
+    config.views = 1
+    config.model.inner_dim = 256
+    config.batch_size = 100
+    config.epochs = 40
+    config.optimizer.schedule.warmup_epochs = 2
+    config.evaluate_every_epochs = 10
+    return config
+
+
+def evaluate() -> ConfigDict:
+    """Leave-one-out on the validation split, L2 distance, backfilling in 22 points."""
+    return defaults.evaluate()

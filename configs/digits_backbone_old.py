@@ -1,0 +1,12 @@
+"""The old model: trained on the digits 0 to 4 only.
+
+python -m fct_jax.train --config configs/digits_backbone_old.py --workdir runs/digits/old
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.digits_backbone()
+    config.data.classes = "first 5"
+    return config

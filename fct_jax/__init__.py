@@ -1,0 +1,1 @@
+"""Change the embedding model of a retrieval service without re-embedding its gallery."""

@@ -1,0 +1,79 @@
+"""What the commands share: flags, the config file, one line for every mistake."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags, logging
+
+from fct_jax.errors import UserError
+
+# What ml_collections and absl raise for flags that they cannot accept.
+_FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
+
+
+def run(main: Callable[[], None], help_text: str) -> None:
+    """Parses the command line, runs ``main`` and exits: 0, 1 (a UserError) or 130 (Ctrl-C).
+
+    Args:
+      main: the command, which finds its values in ``flags.FLAGS``.
+      help_text: shown above the flags by ``--help``.
+    """
+    if {"-h", "--help", "-help"} & set(sys.argv[1:]):
+        print(help_text.strip(), "\n\nFlags:")
+        print(flags.FLAGS.module_help(sys.argv[0]) or flags.FLAGS.main_module_help())
+        sys.exit(0)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        _parse(sys.argv)
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse(argv: list[str]) -> None:
+    path = _config_path(argv)
+    if path is not None:
+        if not path.is_file():
+            raise UserError(_no_such_config(path))
+        # `from configs import common` works from any current directory.
+        sys.path.append(str(path.resolve().parent.parent))
+    try:
+        rest = flags.FLAGS(argv)
+    except _FLAG_ERRORS as error:
+        raise UserError(_one_line(error, argv)) from None
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not a flag; flags look like --name=value")
+
+
+def _config_path(argv: list[str]) -> Path | None:
+    for here, after in zip(argv, [*argv[1:], ""], strict=True):
+        found = re.fullmatch(r"--?config(=(?P<path>.*))?", here)
+        if found:
+            return Path(found["path"] or after)
+    return None
+
+
+def _no_such_config(path: Path) -> str:
+    import difflib
+
+    there = sorted(file.name for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, there, n=1, cutoff=0.0)
+    hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+    return f"no config file {path}{hint}"
+
+
+def _one_line(error: Exception, argv: list[str]) -> str:
+    """The first line of an error about flags, as a sentence."""
+    text = str(error).replace("\\n", " ").replace("\n", " ")
+    misspelt = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
+    if misspelt:
+        right, wrong = misspelt.groups()
+        flag = next((a for a in argv if re.match(rf"--config[\w.]*\.{wrong}\b", a)), wrong)
+        return f"unknown config key {flag.split('=')[0]}; did you mean {right!r}?"
+    return text.strip("'\" ")

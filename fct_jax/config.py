@@ -1,0 +1,228 @@
+"""Every configuration key there is, with its default and its meaning.
+
+A config file starts from one of the functions here, sets what differs and
+returns the result; ``check`` refuses keys that are not here.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from fct_jax.errors import UserError
+
+
+def backbone() -> ConfigDict:
+    """An embedding model trained by classification."""
+    config = ConfigDict()
+    config.task = "backbone"
+    config.data = data()
+    config.preprocessing = preprocessing()
+    config.model = ConfigDict()
+    config.model.name = "resnet50"
+    config.model.embedding_dim = 128
+    config.model.last_nonlin = True  # False: embeddings may be negative
+    config.model.normalize_embedding = False
+    config.model.small_stem = False  # True: 3×3 stem without pooling, for small images
+    config.model.width = 64  # channels of the first stage
+    config.label_smoothing = 0.1
+    config.optimizer = optimizer()
+    config.epochs = 100
+    _loop(config)
+    return config
+
+
+def transformation() -> ConfigDict:
+    """FCT or FastFill: old and side embeddings to the new model's space."""
+    config = ConfigDict()
+    config.task = "transformation"
+    # Each is the directory of a run, whose model then embeds `data`, or of an EmbeddingSet.
+    config.old = ""
+    config.new = ""
+    config.side = ""  # side information; "" : the old embedding stands in
+    config.classifier = ""  # run or .npy (C, D) for the discriminative loss; "": of the new run
+    config.validation_old = ""  # EmbeddingSets to validate on, where old and new are no runs
+    config.validation_new = ""
+    config.validation_side = ""
+    config.data = data()
+    config.preprocessing = preprocessing()
+    config.views = 2  # cached augmented views of an image; flip alone has exactly two
+    config.online = False  # True: recompute the embeddings of every batch, as the original does
+    config.model = ConfigDict()
+    config.model.name = "fct"
+    config.model.inner_dim = 2048
+    config.loss = ConfigDict()
+    config.loss.similarity = "mse"  # "mse", "l1", "cosine"
+    config.loss.similarity_weight = 1.0
+    config.loss.discriminative_weight = 0.0  # FastFill: 1.0
+    config.loss.label_smoothing = 0.1
+    config.loss.uncertainty_weight = 0.5  # used where the model gives an uncertainty
+    config.optimizer = optimizer()
+    config.optimizer.name = "adam"
+    config.optimizer.lr = 5e-4
+    config.epochs = 80
+    config.freeze_batch_norm_from = 0.5  # share of the epochs; from there BN runs in inference mode
+    _loop(config)
+    return config
+
+
+def evaluate() -> ConfigDict:
+    """Retrieval metrics and backfilling curves of an old, a new and transformed models."""
+    config = ConfigDict()
+    config.task = "evaluate"
+    config.old = ""  # run or EmbeddingSet
+    config.new = ""
+    config.side = ""  # run or EmbeddingSet of the side information, where one was used
+    # Transformations: "NAME=RUN,NAME=RUN"; a transformed EmbeddingSet may stand for a run.
+    config.transformed = ""
+    config.data = data()
+    config.split = "validation"
+    config.query_old = ""  # a separate query set, embedded by old and new; "": leave-one-out
+    config.query_new = ""
+    config.metric = "l2"  # "l2", "cosine"
+    config.ks = (1, 5)
+    config.map_at = 0  # 0: mAP over the full ranking; R: mAP@R and CMC through Faiss
+    config.steps = 20  # interior points of a backfilling curve
+    config.orders = "random,sigma,distance"
+    config.random_orders = 3  # random orders to average over
+    config.per_class = False
+    config.groups = ""  # .npy of N integers: results for each group
+    config.seed = 0
+    config.batch_size = 256
+    return config
+
+
+def embed() -> ConfigDict:
+    """Images through a frozen model, or an EmbeddingSet through a transformation."""
+    config = ConfigDict()
+    config.task = "embed"
+    config.model = ""  # a run
+    config.data = data()  # name "": the data that the run was trained on
+    config.data.name = ""
+    config.split = "validation"
+    config.old = ""  # EmbeddingSets, where `model` is a transformation
+    config.side = ""
+    config.batch_size = 256
+    return config
+
+
+def data() -> ConfigDict:
+    """Where images come from."""
+    config = ConfigDict()
+    config.name = "digits"  # "digits", "cifar100", "imagenet2012", "folder", "tfds:NAME"
+    config.dir = ""  # TFDS data directory or the folder's root
+    config.classes = ""  # of the training split: "" all, "first 50", "0-5,10-53"
+    config.on_error = "raise"  # an unreadable image: "raise" or "skip"
+    config.workers = 0  # processes that decode images
+    config.in_memory = "auto"  # whole data set on the device: "auto", "yes", "no"
+    return config
+
+
+def preprocessing() -> ConfigDict:
+    """From a stored image to the model's input."""
+    config = ConfigDict()
+    config.size = 224  # side of the model's input, pixels
+    config.resize = 0  # R: shorter side to R, then centre crop; 0: the whole image squashed
+    config.train_crop = "none"  # "none", "random_resized"
+    config.flip = True
+    config.mean = (0.485, 0.456, 0.406)
+    config.std = (0.229, 0.224, 0.225)
+    return config
+
+
+def optimizer() -> ConfigDict:
+    """SGD or Adam, both with coupled decay, and a rate that is constant within an epoch."""
+    config = ConfigDict()
+    config.name = "sgd"  # "sgd", "adam"
+    config.lr = 1.024
+    config.momentum = 0.875
+    config.nesterov = False
+    config.weight_decay = 2.0**-15
+    config.decay_batch_norm = True  # False: no decay on any BatchNorm scale or bias
+    config.schedule = ConfigDict()
+    config.schedule.name = "cosine"  # "cosine", "constant", "multistep"
+    config.schedule.warmup_epochs = 5
+    config.schedule.milestones = ()  # multistep: epochs; () : every `step` epochs
+    config.schedule.step = 30
+    config.schedule.gamma = 0.1
+    return config
+
+
+def _loop(config: ConfigDict) -> None:
+    """The keys of the training loop, which every task has."""
+    config.batch_size = 1024  # over all devices
+    config.compute_dtype = "float32"  # or "bfloat16"; parameters and loss stay float32
+    config.seed = 0
+    config.log_every_steps = 50
+    config.evaluate_every_epochs = 5
+    config.checkpoint_every_steps = 0  # 0: at the end of every epoch
+    config.keep_checkpoints = 2
+
+
+def check(config: ConfigDict) -> None:
+    """Every key is known and of the right kind. Raises UserError with the nearest right key."""
+    kinds = {f.__name__: f for f in (backbone, transformation, evaluate, embed)}
+    task = config.get("task", "")
+    if task not in kinds:
+        raise UserError(f"config.task is {task!r}; known: {', '.join(kinds)}")
+    _compare(config, kinds[task](), "config")
+
+
+def _compare(config: Mapping, known: Mapping, where: str) -> None:
+    for key, value in config.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
+            raise UserError(f"unknown config key {where}.{key}; did you mean {close[0]!r}?")
+        default = known[key]
+        if isinstance(default, ConfigDict) != isinstance(value, ConfigDict):
+            raise UserError(f"{where}.{key} must be of the kind of {default!r}, not {value!r}")
+        if isinstance(default, ConfigDict):
+            _compare(value, default, f"{where}.{key}")
+    for key in known:
+        if key not in config:
+            raise UserError(f"config key {where}.{key} is missing")
+
+
+def to_json(config: ConfigDict) -> dict:
+    """The config as JSON holds it (tuples become lists)."""
+    return json.loads(config.to_json())
+
+
+def claim_workdir(config: ConfigDict, workdir: Path, allow_change: bool = False) -> None:
+    """Writes ``config.json``, or finds that the directory belongs to the same config.
+
+    Raises UserError, with the differing keys, where it holds another one.
+    """
+    path = workdir / "config.json"
+    new = to_json(config)
+    if path.is_file():
+        try:
+            old = json.loads(path.read_text())
+        except ValueError:
+            raise UserError(
+                f"{path} cannot be read; remove it or choose another --workdir"
+            ) from None
+        changes = _differences(old, new)
+        if changes and not allow_change:
+            raise UserError(
+                f"{workdir} holds a run with another config ({'; '.join(changes)}); "
+                "choose another --workdir, or pass --allow_config_change to go on with the new one"
+            )
+        if not changes:
+            return
+    elif workdir.is_dir() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(new, indent=2) + "\n")
+    partial.rename(path)
+
+
+def _differences(old, new, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        inner = [_differences(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in keys]
+        return [line for lines in inner for line in lines]
+    return [] if old == new else [f"{where}: {old!r} there, {new!r} now"]

@@ -1,0 +1,119 @@
+"""Image folders: ``ROOT/training/<class>/…`` and ``ROOT/validation/<class>/…``."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fct_jax.data.images import decode
+from fct_jax.errors import UserError
+
+_FOLDERS = {"train": "training", "validation": "validation"}
+
+
+class FolderReader:
+    """Images below class folders; any format that Pillow reads, folders nested at will.
+
+    Classes are the folders of a split, sorted as text ("0", "1", "10", "11", … "2"); both splits
+    must have the same. Within a class, files are sorted by their path. Other files and hidden ones
+    are ignored. ids are paths relative to the split's folder, with "/".
+    """
+
+    def __init__(self, root: str, split: str):
+        """List the files of ``split``; raises UserError for anything missing or empty."""
+        if not root:
+            raise UserError("data.dir is empty: it must name the image folder's root")
+        if not Path(root).is_dir():
+            raise UserError(f"no folder {root} (data.dir)")
+        self._folder = Path(root) / _FOLDERS[split]
+        self.name = str(self._folder)
+        classes = {folder: _class_names(Path(root) / folder) for folder in _FOLDERS.values()}
+        _check_same(root, classes)
+        self.class_names = classes[_FOLDERS[split]]
+        paths, labels = [], []
+        for label, name in enumerate(self.class_names):
+            found = _image_paths(self._folder / name)
+            if not found:
+                raise UserError(f"no images in {self._folder / name}")
+            paths += [f"{name}/{path}" for path in found]
+            labels += [label] * len(found)
+        self._paths = np.array(paths)
+        self._labels = np.array(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, position: int) -> tuple[np.ndarray, int]:
+        path = self._folder / str(self._paths[position])
+        return decode(path, str(path)), int(self._labels[position])
+
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+    def ids(self) -> np.ndarray:
+        return self._paths
+
+    def image_size(self, positions: np.ndarray) -> tuple[int, int] | None:
+        """Reads headers until two sizes differ; unreadable files are passed over here."""
+        common = None
+        for path in self._paths[positions]:
+            try:
+                with Image.open(self._folder / str(path)) as image:
+                    size = (image.height, image.width)
+            except Exception:  # found and reported when the image is read
+                continue
+            if common is not None and size != common:
+                return None
+            common = size
+        return common
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {folder}; an image folder has training/<class>/… and validation/<class>/…"
+        )
+    names = sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
+    if not names:
+        raise UserError(f"no class folders in {folder}; images belong in {folder}/<class>/")
+    return tuple(names)
+
+
+def _check_same(root: str, classes: dict[str, tuple[str, ...]]) -> None:
+    training, validation = (set(names) for names in classes.values())
+    differences = [
+        f"{len(extra)} only in {where} ({', '.join(sorted(extra)[:5])}{', …' * (len(extra) > 5)})"
+        for where, extra in (
+            ("training", training - validation),
+            ("validation", validation - training),
+        )
+        if extra
+    ]
+    if differences:
+        raise UserError(
+            f"{root}: training and validation have different classes: {'; '.join(differences)}"
+        )
+
+
+@cache
+def _extensions() -> frozenset[str]:
+    return frozenset(
+        extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN
+    )
+
+
+def _image_paths(folder: Path) -> list[str]:
+    """Paths below ``folder``, relative to it, with "/", sorted."""
+    found = []
+    for where, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if name[0] != "."]
+        found += [
+            Path(where, name).relative_to(folder).as_posix()
+            for name in files
+            if name[0] != "." and Path(name).suffix.lower() in _extensions()
+        ]
+    return sorted(found)

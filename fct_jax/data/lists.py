@@ -1,0 +1,208 @@
+"""Image lists: text files of ``path label`` lines, as GLDv2 and MS1M training lists come."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fct_jax.data.images import decode
+from fct_jax.errors import UserError
+
+
+class ListLine(NamedTuple):
+    """One image of a list; ``rest`` are the fields after the label, as they stand."""
+
+    path: str
+    label: int
+    rest: tuple[str, ...] = ()
+
+    def text(self, label: int | None = None) -> str:
+        """The line again, with another label if one is given."""
+        label = self.label if label is None else label
+        return " ".join([self.path, str(label), *self.rest])
+
+
+def parse_list(lines: Iterable[str], name: str = "list", trailing: int = 0) -> list[ListLine]:
+    """Parses ``path label`` lines; the path may hold spaces, empty lines are skipped.
+
+    Args:
+      lines: the text.
+      name: what the errors call the list (its file name).
+      trailing: number of fields after the label (Market-1501 lists have 2: camera and view).
+
+    Raises:
+      UserError: a line without path or with a label that is not an integer of 0 or more.
+    """
+    parsed = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        fields = line.strip().rsplit(maxsplit=1 + trailing)
+        form = " ".join(["path label", *["field"] * trailing])
+        if len(fields) < 2 + trailing:
+            raise UserError(f"{name}, line {number}: {line.strip()!r} is not '{form}'")
+        path, label, *rest = fields
+        if not (label.isascii() and label.isdecimal() and int(label) < 2**31):
+            raise UserError(
+                f"{name}, line {number}: label {label!r} is not a class number (0, 1, 2, …)"
+            )
+        parsed.append(ListLine(path, int(label), tuple(rest)))
+    return parsed
+
+
+def read_list(list_file: str | Path, trailing: int = 0) -> list[ListLine]:
+    """Reads a list file; arguments and errors as `parse_list`, and for a file that is not there,
+    is not text or holds no image."""
+    list_file = Path(list_file)
+    try:
+        text = list_file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"image list {list_file} is not UTF-8 text: {error.reason}") from error
+    except OSError as error:
+        raise UserError(f"cannot read image list {list_file}: {error.strerror}") from error
+    # Not splitlines(), which also splits at characters that file names may hold.
+    lines = parse_list(text.split("\n"), str(list_file), trailing)
+    if not lines:
+        raise UserError(f"image list {list_file} is empty")
+    return lines
+
+
+def require_images(root: str | Path, names: Sequence[str]) -> None:
+    """Checks that every image is there.
+
+    Raises:
+      UserError: with the number of missing images and the first ten of them.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"image folder {root} does not exist")
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        more = ", …" if len(missing) > 10 else ""
+        raise UserError(
+            f"{len(missing)} of {len(names)} images are missing under {root}: "
+            f"{', '.join(missing[:10])}{more}"
+        )
+
+
+class FileReader:
+    """Reads image files below one folder.
+
+    Attributes: ``name`` for messages and ``class_names`` of the classes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str | Path,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        class_names: tuple[str, ...],
+        boxes: Sequence[Sequence[float]] | None = None,
+    ):
+        """Reader of ``root/path`` for each of the paths, which must all be there.
+
+        ``boxes`` gives each image's (left, upper, right, lower) in pixels, to which it is cropped.
+
+        Raises:
+          UserError: as `require_images`.
+        """
+        require_images(root, paths)
+        self.name = name
+        self.class_names = class_names
+        self._root = Path(root)
+        self._paths = np.array(paths)
+        self._labels = np.array(labels, np.int32)
+        self._boxes = boxes
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, position: int) -> np.ndarray:
+        """uint8 (H, W, 3); raises UnreadableImage, naming the image."""
+        path = self._root / str(self._paths[position])
+        image = decode(path, str(path))
+        return image if self._boxes is None else _crop(image, self._boxes[position], path)
+
+    def labels(self) -> np.ndarray:
+        """(N,) int32."""
+        return self._labels
+
+    def ids(self) -> np.ndarray:
+        """(N,) the paths, relative to the folder."""
+        return self._paths
+
+    def image_size(self, positions: np.ndarray) -> None:
+        """Images come in their own sizes."""
+        return None
+
+
+def list_reader(
+    list_file: str | Path, root: str | Path, num_classes: int | None = None
+) -> FileReader:
+    """The reader of a list file's images; arguments and errors as `ImageList`."""
+    lines = read_list(list_file)
+    labels = [line.label for line in lines]
+    needed = max(labels) + 1
+    if num_classes is not None and num_classes < needed:
+        raise UserError(
+            f"image list {list_file} has labels up to {needed - 1}: "
+            f"num_classes must be at least {needed}, not {num_classes}"
+        )
+    # A class number without images is kept, so that labels stay what the list says.
+    names = tuple(str(label) for label in range(num_classes or needed))
+    return FileReader(str(list_file), root, [line.path for line in lines], labels, names)
+
+
+class ImageList:
+    """The images of a list file of ``path label`` lines, with random access.
+
+    ``source[i]`` is ``{"image": (H, W, 3) uint8, "label": int}``.
+
+    Attributes:
+      labels: (N,) int32.  ids: (N,) str, the paths as the list gives them.
+      num_classes, class_names: all numbers up to the largest label, unless given.
+      image_size: None, because images come in their own sizes.
+      name: the list file, for messages.  on_error: "raise" or "skip" unreadable images.
+    """
+
+    image_size = None
+
+    def __init__(
+        self,
+        list_file: str | Path,
+        root: str | Path,
+        num_classes: int | None = None,
+        on_error: str = "raise",
+    ):
+        """Reads the list, whose paths are relative to ``root``, and looks for every image.
+
+        Raises:
+          UserError: as `read_list` and `require_images`, before the first image is read; a label
+            that does not fit num_classes.
+        """
+        self._reader = list_reader(list_file, root, num_classes)
+        self.name = self._reader.name
+        self.labels = self._reader.labels()
+        self.ids = self._reader.ids()
+        self.class_names = self._reader.class_names
+        self.num_classes = len(self.class_names)
+        self.on_error = on_error
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images; there is no index {index}")
+        return {"image": self._reader.read(index), "label": int(self.labels[index])}
+
+
+def _crop(image: np.ndarray, box: Sequence[float], path: Path) -> np.ndarray:
+    height, width = image.shape[:2]
+    left, upper, right, lower = (round(float(edge)) for edge in box)
+    cropped = image[max(upper, 0) : min(lower, height), max(left, 0) : min(right, width)]
+    if cropped.size == 0:
+        raise UserError(f"the box {list(box)} leaves nothing of image {path}")
+    return cropped

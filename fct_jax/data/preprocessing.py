@@ -1,0 +1,176 @@
+"""From an image of any size to the model's input, on the host or on the device."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from fct_jax.errors import UserError, unknown
+
+TRAIN_CROPS = ("none", "random_resized")
+_SCALE = (0.08, 1.0)  # share of the image's area
+_RATIO = (3 / 4, 4 / 3)  # width : height
+_ATTEMPTS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How images become model input; stored with the model.
+
+    Geometry is either *on the host* (`on_host`, by Pillow, any size in) or, for images of one small
+    size, *on the device* (`on_device`); flip and normalisation are always on the device. Both give
+    the same image to within a grey level.
+
+    Attributes:
+      size: height and width of the input, in pixels.
+      resize: None squashes to (size, size); a number scales the shorter side to it, then crops the
+        centre.
+      train_crop: "none", or "random_resized" (Inception-style crop in training).
+      flip: random horizontal flip in training.
+      mean, std: per channel, of values in [0, 1]. The defaults are ImageNet's.
+    """
+
+    size: int = 224
+    resize: int | None = None
+    train_crop: str = "none"
+    flip: bool = True
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self):
+        """Check the values; raises UserError."""
+        if self.train_crop not in TRAIN_CROPS:
+            raise unknown("train_crop", self.train_crop, TRAIN_CROPS)
+        if self.size < 1:
+            raise UserError(f"image size must be at least 1, not {self.size}")
+        if self.resize is not None and self.resize < self.size:
+            raise UserError(
+                f"resize={self.resize} is smaller than the crop, size={self.size}; "
+                f"the nearest right value is {self.size}, or None to squash"
+            )
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            if len(values) != 3:
+                raise UserError(f"{name} needs 3 values (red, green, blue), not {len(values)}")
+            object.__setattr__(self, name, values)
+        if min(self.std) <= 0:
+            raise UserError(f"std must be above 0, not {self.std}")
+
+    def to_dict(self) -> dict:
+        """As JSON takes it."""
+        return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "Preprocessing":
+        """Inverse of `to_dict`; missing keys take the default, unknown ones raise UserError."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise unknown("preprocessing key", key, known)
+        return cls(**values)
+
+    def needs_host(self, image_size: tuple[int, int] | None, *, random_crop: bool = False) -> bool:
+        """Whether images of this size go through `on_host`; otherwise they are sent as they are.
+
+        Args:
+          image_size: (H, W) that all images share, or None (`Source.image_size`).
+          random_crop: whether this is training (or an augmented view) with random crops.
+        """
+        return random_crop or image_size is None or self.resize is not None
+
+    def on_host(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Resize and crop by Pillow's antialiased bilinear filter, as torchvision does.
+
+        Args:
+          image: uint8 (H, W, 3).
+          rng: given and ``train_crop="random_resized"``: crop by its draws. Else the fixed crop.
+
+        Returns:
+          uint8 (size, size, 3).
+        """
+        picture = Image.fromarray(image)
+        if rng is not None and self.train_crop == "random_resized":
+            picture = picture.crop(random_box(picture.width, picture.height, rng))
+            return self._scaled(picture, self.size, self.size)
+        if self.resize is None:
+            return self._scaled(picture, self.size, self.size)
+        height, width = _shorter_side(picture.height, picture.width, self.resize)
+        top, left = _centre(height, self.size), _centre(width, self.size)
+        scaled = self._scaled(picture, height, width)
+        return np.ascontiguousarray(scaled[top : top + self.size, left : left + self.size])
+
+    @staticmethod
+    def _scaled(picture: Image.Image, height: int, width: int) -> np.ndarray:
+        return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+
+    def on_device(self, images: jax.Array, flip: jax.Array | None = None) -> jax.Array:
+        """Resize (unless the size is right already), flip and normalise; for use under jit.
+
+        Args:
+          images: uint8 or float (B, H, W, 3), grey levels 0..255. Images of exactly (size, size)
+            are taken as ready; others get the fixed resize and crop.
+          flip: bool (B,), which images to mirror; None: none.
+
+        Returns:
+          float32 (B, size, size, 3).
+        """
+        x = jnp.asarray(images, jnp.float32)
+        height, width = x.shape[1:3]
+        if (height, width) != (self.size, self.size):
+            if self.resize is not None:
+                height, width = _shorter_side(height, width, self.resize)
+            else:
+                height = width = self.size
+            x = _bilinear(x, height, width)
+            top, left = _centre(height, self.size), _centre(width, self.size)
+            x = x[:, top : top + self.size, left : left + self.size]
+        if flip is not None:
+            x = jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
+        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+        return (x / 255 - mean) / std
+
+
+def _bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Antialiased; width first and whole grey levels after each pass, as Pillow does."""
+    for shape in ((x.shape[0], x.shape[1], width, 3), (x.shape[0], height, width, 3)):
+        if x.shape != shape:
+            x = jnp.floor(jax.image.resize(x, shape, "bilinear", antialias=True) + 0.5)
+    return x
+
+
+def _shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
+    """Size with the shorter side at ``target``; the longer one is cut to whole pixels."""
+    if height <= width:
+        return target, int(target * width / height)
+    return int(target * height / width), target
+
+
+def _centre(length: int, size: int) -> int:
+    return round((length - size) / 2)
+
+
+def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Crop of random area and shape: (left, top, right, bottom) in pixels.
+
+    Area 8 % to 100 % of the image, ratio 3:4 to 4:3 uniform in its logarithm, ten attempts; then
+    the largest centred crop of an admissible ratio (Szegedy et al., CVPR 2015; as in torchvision).
+    """
+    for _ in range(_ATTEMPTS):
+        area = width * height * rng.uniform(*_SCALE)
+        ratio = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(rng.integers(0, width - w + 1))
+            top = int(rng.integers(0, height - h + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < _RATIO[0]:
+        h = min(height, round(width / _RATIO[0]))
+    elif width / height > _RATIO[1]:
+        w = min(width, round(height * _RATIO[1]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

@@ -1,0 +1,145 @@
+"""A source: the images of one split of one data set, with random access.
+
+Each kind of data set is a *reader* in its own file (digits, TFDS, image folder). A `Source` is a
+reader and the positions of the images that are kept.
+"""
+
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from fct_jax.data.classes import parse_classes
+from fct_jax.data.digits import DigitsReader
+from fct_jax.data.folder import FolderReader
+from fct_jax.data.images import UnreadableImage
+from fct_jax.data.tfds import TfdsReader
+from fct_jax.errors import UserError, unknown
+
+__all__ = ["Reader", "Source", "UnreadableImage", "open_source", "parse_classes"]
+
+SPLITS = ("train", "validation")
+ON_ERROR = ("raise", "skip")
+_NAMES = ("digits", "cifar100", "imagenet2012", "folder")
+
+
+class Reader(Protocol):
+    """What a kind of data set must offer; ``position`` counts all images of the split."""
+
+    name: str
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def read(self, position: int) -> tuple[np.ndarray, int]:
+        """Image, uint8 (H, W, 3), and label. Raises UnreadableImage, naming the image."""
+
+    def labels(self) -> np.ndarray:
+        """int32 (N,), without decoding images."""
+
+    def ids(self) -> np.ndarray:
+        """(N,) int64, or str: what names an image for good."""
+
+    def image_size(self, positions: np.ndarray) -> tuple[int, int] | None:
+        """(H, W) when all images at ``positions`` share it."""
+
+
+class Source:
+    """Images and labels of one split: ``len(source)``, ``source[i]``.
+
+    Attributes:
+      name: data set and split, for messages.
+      class_names: names of *all* classes of the data set, also when a subset is selected: labels
+        are never renumbered.
+      num_classes: their number.
+      on_error: "raise" or "skip": what the pipeline does with unreadable images.
+    """
+
+    def __init__(
+        self, reader: Reader, positions: np.ndarray | None = None, on_error: str = "raise"
+    ):
+        """Keep the images at ``positions`` (ascending; None: all) of ``reader``."""
+        self._reader = reader
+        self._positions = positions
+        self.name = reader.name
+        self.class_names = reader.class_names
+        self.num_classes = len(reader.class_names)
+        self.on_error = on_error
+
+    def __len__(self) -> int:
+        return len(self._reader) if self._positions is None else len(self._positions)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
+        """``{"image": uint8 (H, W, 3), "label": int}``; raises UnreadableImage, IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} images; there is no index {index}")
+        position = int(index if self._positions is None else self._positions[index])
+        image, label = self._reader.read(position)
+        return {"image": image, "label": label}
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int32 (N,)."""
+        return self._kept(self._reader.labels())
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """(N,): int64 position in the whole split, or the relative path in an image folder.
+
+        They do not depend on which classes are kept.
+        """
+        return self._kept(self._reader.ids())
+
+    @cached_property
+    def image_size(self) -> tuple[int, int] | None:
+        """(H, W) when all images have the same size, else None."""
+        positions = np.arange(len(self)) if self._positions is None else self._positions
+        return self._reader.image_size(positions)
+
+    def _kept(self, values: np.ndarray) -> np.ndarray:
+        return values if self._positions is None else values[self._positions]
+
+    def __repr__(self) -> str:
+        return f"Source({self.name}: {len(self)} images, {self.num_classes} classes)"
+
+
+def open_source(data, split: str) -> Source:
+    """Open one split of the data set that a config's ``data`` section describes.
+
+    Args:
+      data: object with the attributes ``name`` ("digits", "cifar100", "imagenet2012", "folder" or
+        "tfds:NAME" for any TFDS data set with "image" and "label"), ``dir`` (TFDS data directory,
+        "" for TFDS's own; or the folder's root), ``classes`` (see `parse_classes`) and ``on_error``
+        ("raise" or "skip" unreadable images). All but ``name`` may be missing.
+      split: "train" or "validation".
+
+    Raises:
+      UserError: unknown data set or split, a missing or empty folder, a data set that is not
+        prepared, class ids that it does not have, or no image of the selected classes.
+    """
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    on_error = getattr(data, "on_error", "raise") or "raise"
+    if on_error not in ON_ERROR:
+        raise unknown("data.on_error", on_error, ON_ERROR)
+    reader = _open_reader(data.name, getattr(data, "dir", "") or "", split)
+    text = getattr(data, "classes", "") or ""
+    selected = parse_classes(text, len(reader.class_names))
+    positions = None
+    if selected is not None:
+        positions = np.flatnonzero(np.isin(reader.labels(), selected))
+        if not len(positions):
+            raise UserError(f"data.classes={text!r}: {reader.name} has no image of these classes")
+    return Source(reader, positions, on_error)
+
+
+def _open_reader(name: str, directory: str, split: str) -> Reader:
+    if name == "digits":
+        return DigitsReader(split)
+    if name == "folder":
+        return FolderReader(directory, split)
+    if name in ("cifar100", "imagenet2012"):
+        return TfdsReader(name, directory, split)
+    if name.startswith("tfds:") and len(name) > len("tfds:"):
+        return TfdsReader(name.removeprefix("tfds:"), directory, split)
+    raise unknown("data set", name, (*_NAMES, "tfds:NAME"))

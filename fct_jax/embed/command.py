@@ -1,0 +1,49 @@
+"""The embed command: one config, one EmbeddingSet."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from fct_jax import config as configs
+from fct_jax import data
+from fct_jax.embed.images import embed_images, source_config
+from fct_jax.embed.transform import transform_set
+from fct_jax.embeddings import EmbeddingSet
+from fct_jax.errors import UserError
+from fct_jax.frozen import Transformer, load_model
+
+
+def embed(config: ConfigDict, out) -> EmbeddingSet:
+    """Embeds ``config.data``, or transforms ``config.old``, with ``config.model``.
+
+    Args:
+      config: of ``fct_jax.config.embed``.
+      out: the EmbeddingSet to make. Raises UserError where it exists.
+    """
+    configs.check(config)
+    if Path(out).exists():
+        raise UserError(f"{out} exists already; nothing was overwritten")
+    if not config.model:
+        raise UserError("config.model is empty; give the directory of a run")
+    model = load_model(config.model)
+    if isinstance(model, Transformer):
+        if not config.old:
+            raise UserError(
+                f"{config.model} is a transformation; give config.old, an EmbeddingSet to transform"
+            )
+        side = EmbeddingSet.read(config.side) if config.side else None
+        made = transform_set(model, EmbeddingSet.read(config.old), side, out, config.batch_size)
+    else:
+        where = config.data if config.data.name else ConfigDict(model.description["data"])
+        where = source_config(where, config.split)
+        made = embed_images(
+            model,
+            data.open_source(where, config.split),
+            out,
+            batch_size=config.batch_size,
+            workers=where.workers,
+            on_error=where.on_error,
+            meta={"data": where.to_dict(), "split": config.split},
+        )
+    print(f"{out}: {len(made)} vectors of dimension {made.dim}, model {made.fingerprint}")
+    return made

@@ -1,0 +1,226 @@
+"""EmbeddingSet: vectors on disk with what is needed to use them rightly.
+
+A directory of plain NumPy files, so that any tool can write or read one:
+
+    vectors.npy      (N, D) float32 or float16, opened memory-mapped
+    ids.npy          (N,)   integers or text, unique
+    labels.npy       (N,)   integers, optional
+    uncertainty.npy  (N,)   float32 log-variances, optional
+    meta.json        fingerprint, dimension, count, metric, normalized, format_version, …
+
+Only ``vectors.npy`` is required: ids default to the row numbers, and a set
+without ``meta.json`` has an unknown fingerprint, which matches any other.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+
+FORMAT_VERSION = 1
+_BLOCK = 1 << 16  # rows looked at together when a whole file is checked
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingSet:
+    """N embeddings of dimension D with ids and, where known, labels and uncertainties.
+
+    Attributes:
+      vectors: (N, D) float32 or float16; read from disk it is a memory map.
+      ids: (N,) integers or text.
+      labels: (N,) integers or None.
+      uncertainty: (N,) float32 log-variances of a FastFill transformation, or None.
+      meta: what else is known; ``fingerprint`` names the space the vectors live in.
+      name: where the set came from, for messages.
+    """
+
+    vectors: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+    meta: dict = dataclasses.field(default_factory=dict)
+    name: str = "EmbeddingSet"
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def dim(self) -> int:
+        return self.vectors.shape[1]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the model in whose space the vectors live; None when unknown."""
+        return self.meta.get("fingerprint")
+
+    @classmethod
+    def of(cls, vectors, ids=None, labels=None, uncertainty=None, meta=None) -> "EmbeddingSet":
+        """An EmbeddingSet of arrays at hand; ids default to the row numbers."""
+        vectors = np.asarray(vectors)
+        ids = np.arange(len(vectors)) if ids is None else np.asarray(ids)
+        made = cls(vectors, ids, labels, uncertainty, dict(meta or {}))
+        made.check()
+        return made
+
+    @classmethod
+    def read(cls, path) -> "EmbeddingSet":
+        """Opens a directory; vectors stay on disk. Raises UserError where it is not sound."""
+        path = Path(path)
+        if not (path / "vectors.npy").is_file():
+            raise UserError(f"no EmbeddingSet in {path}: vectors.npy is missing")
+        meta = {}
+        if (path / "meta.json").is_file():
+            try:
+                meta = json.loads((path / "meta.json").read_text())
+            except ValueError as error:
+                raise UserError(f"{path}/meta.json cannot be read: {error}") from None
+        if meta.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {meta['format_version']}; "
+                f"this fct_jax reads versions up to {FORMAT_VERSION}"
+            )
+        vectors = _load(path / "vectors.npy", mmap=True)
+        ids = _load(path / "ids.npy")
+        found = cls(
+            vectors=vectors,
+            ids=np.arange(len(vectors)) if ids is None else ids,
+            labels=_load(path / "labels.npy"),
+            uncertainty=_load(path / "uncertainty.npy"),
+            meta=meta,
+            name=str(path),
+        )
+        found.check()
+        if meta.get("count", len(found)) != len(found):
+            raise UserError(f"{path} is incomplete: {len(found)} rows of {meta['count']}")
+        if meta.get("dimension", found.dim) != found.dim:
+            raise UserError(f"{path} holds dimension {found.dim}; meta.json: {meta['dimension']}")
+        return found
+
+    def write(self, path) -> Path:
+        """Writes the directory, whole or not at all; never over an existing one."""
+        self.check()
+        with new_directory(path) as folder:
+            np.save(folder / "vectors.npy", self.vectors)
+            self.write_companions(folder)
+        return Path(path)
+
+    def write_companions(self, folder: Path) -> None:
+        """Writes all but the vectors (which a stream may have written in place before)."""
+        np.save(folder / "ids.npy", self.ids)
+        if self.labels is not None:
+            np.save(folder / "labels.npy", np.asarray(self.labels))
+        if self.uncertainty is not None:
+            np.save(folder / "uncertainty.npy", np.asarray(self.uncertainty, np.float32))
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "count": len(self),
+            "dimension": self.dim,
+            "metric": "l2",
+            "normalized": False,
+            "fingerprint": None,
+            **self.meta,
+        }
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+
+    def check(self) -> None:
+        """Shapes, types, unique ids. Raises UserError."""
+        if self.vectors.ndim != 2 or self.vectors.dtype.kind != "f":
+            raise UserError(
+                f"{self.name}: vectors must be (N, D) floats, "
+                f"not {self.vectors.shape} {self.vectors.dtype}"
+            )
+        if 0 in self.vectors.shape:
+            raise UserError(f"{self.name} is empty: shape {self.vectors.shape}")
+        for what in ("ids", "labels", "uncertainty"):
+            values = getattr(self, what)
+            if values is not None and np.shape(values) != (len(self),):
+                raise UserError(
+                    f"{self.name}: {what} have shape {np.shape(values)}, "
+                    f"but there are {len(self)} vectors"
+                )
+        if self.ids.dtype.kind not in "iuU":
+            raise UserError(f"{self.name}: ids must be integers or text, not {self.ids.dtype}")
+        if self.labels is not None and np.asarray(self.labels).dtype.kind not in "iu":
+            raise UserError(f"{self.name}: labels must be integers")
+        order = np.sort(self.ids)
+        repeated = order[1:][order[1:] == order[:-1]]
+        if len(repeated):
+            raise UserError(f"{self.name}: id {repeated[0]} occurs more than once")
+
+    def check_finite(self) -> None:
+        """Reads every vector once. Raises UserError that names the first bad row."""
+        for start in range(0, len(self), _BLOCK):
+            finite = np.isfinite(self.vectors[start : start + _BLOCK]).all(axis=1)
+            if not finite.all():
+                row = start + int(np.argmin(finite))
+                raise UserError(f"{self.name}: the vector of id {self.ids[row]} is not finite")
+        if self.uncertainty is not None and not np.isfinite(self.uncertainty).all():
+            row = int(np.argmin(np.isfinite(self.uncertainty)))
+            raise UserError(f"{self.name}: the uncertainty of id {self.ids[row]} is not finite")
+
+
+def check_paired(first: EmbeddingSet, second: EmbeddingSet) -> None:
+    """Both sets hold the same items in the same order. Raises UserError."""
+    if len(first) != len(second):
+        raise UserError(
+            f"{first.name} has {len(first)} vectors and {second.name} {len(second)}; "
+            "both must hold the same items"
+        )
+    differ = np.asarray(first.ids != second.ids)
+    if differ.any():
+        row = int(np.argmax(differ))
+        raise UserError(
+            f"row {row} is id {first.ids[row]} in {first.name} "
+            f"and id {second.ids[row]} in {second.name}; both must hold the same items in order"
+        )
+    if first.labels is not None and second.labels is not None:
+        differ = np.asarray(first.labels) != np.asarray(second.labels)
+        if differ.any():
+            row = int(np.argmax(differ))
+            raise UserError(
+                f"id {first.ids[row]} has label {first.labels[row]} in {first.name} "
+                f"and {second.labels[row]} in {second.name}"
+            )
+
+
+def check_fingerprint(found: EmbeddingSet, expected: str | None, role: str) -> None:
+    """The set comes from the expected model, as far as both are known. Raises UserError."""
+    if found.fingerprint and expected and found.fingerprint != expected:
+        raise UserError(
+            f"{found.name} comes from model {found.fingerprint}, but the {role} model is {expected}"
+        )
+
+
+class new_directory:
+    """Context: a temporary folder that takes its final name only if all went well."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def __enter__(self) -> Path:
+        if self.path.exists():
+            raise UserError(f"{self.path} exists already; nothing was overwritten")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
+        self.partial.mkdir()
+        return self.partial
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self.partial.rename(self.path)
+        else:
+            shutil.rmtree(self.partial)
+
+
+def _load(path: Path, mmap: bool = False) -> np.ndarray | None:
+    if not path.is_file():
+        return None
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None

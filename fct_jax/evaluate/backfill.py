@@ -1,0 +1,205 @@
+"""Backfilling: in which order to re-embed a gallery, and what each step of it gains."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fct_jax.errors import UserError, unknown
+from fct_jax.evaluate.distances import (
+    Keys,
+    as_labels,
+    as_vectors,
+    check_metric,
+    check_same_length,
+    check_same_width,
+    distances,
+    unit_rows,
+)
+from fct_jax.evaluate.metrics import PerQuery, check_ks
+from fct_jax.evaluate.ranking import rank_positives
+
+ORDERS = ("random", "uncertainty", "distance")
+SAME_ORDER = {"sigma": "uncertainty"}
+
+
+@dataclass(frozen=True)
+class BackfillCurve:
+    """Metrics while a gallery is re-embedded step by step.
+
+    fraction: share of the gallery that has the new model's vectors, (points,), from 0 to 1.
+    values: "cmc@1", "cmc@5", "map" → (points,), as fractions from 0 to 1.
+    """
+
+    fraction: np.ndarray
+    values: dict[str, np.ndarray]
+
+    def auc(self, name: str) -> float:
+        """Area under the curve of one metric, as published: the plain mean of its points."""
+        if name not in self.values:
+            raise unknown("metric of the curve", name, self.values)
+        return float(np.mean(self.values[name]))
+
+
+def backfill_order(
+    kind: str,
+    *,
+    new=None,
+    transformed=None,
+    uncertainty=None,
+    n: int | None = None,
+    seed: int = 0,
+    metric: str = "l2",
+) -> np.ndarray:
+    """The order in which to re-embed n gallery items: a permutation (n,) int64, first item first.
+
+    kind: "random" (from ``seed``; n given, or the length of any array); "uncertainty", also called
+    "sigma" (descending ``uncertainty`` (n,), a log-variance: FastFill, ICLR 2023, section 4);
+    "distance" (descending distance between an item's ``new`` and ``transformed`` vectors (n, D),
+    an oracle: it needs the vectors that backfilling is about to compute).
+    Items that are equal keep their order.
+
+    Raises UserError for an unknown kind or metric, a missing array, NaN, or lengths that differ.
+    """
+    name = SAME_ORDER.get(kind, kind)
+    if name not in ORDERS:
+        raise unknown("backfilling order", kind, (*ORDERS, *SAME_ORDER))
+    check_metric(metric)
+    given = {"new": new, "transformed": transformed, "uncertainty": uncertainty}
+    needed = {"uncertainty": ("uncertainty",), "distance": ("new", "transformed")}
+    for key in needed.get(name, ()):
+        if given[key] is None:
+            raise UserError(f"backfilling order {kind!r} needs {key}=…")
+    lengths = {
+        key: (np.shape(value) or (0,))[0] for key, value in given.items() if value is not None
+    }
+    if n is not None:
+        lengths["n"] = int(n)
+    if not lengths:
+        raise UserError(f"backfilling order {kind!r} needs the number of items, n=…")
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"backfilling order: the numbers of items differ: {lengths}")
+    count = next(iter(lengths.values()))
+    if count < 1:
+        raise UserError(f"backfilling order: there must be at least one item, not {count}")
+
+    if name == "random":
+        return np.random.default_rng(seed).permutation(count)
+    if name == "uncertainty":
+        score = np.asarray(uncertainty, np.float64)
+        if score.shape not in ((count,), (count, 1)):
+            raise UserError(f"uncertainty must have shape ({count},), not {score.shape}")
+        score = score.reshape(count)
+    else:
+        new, transformed = as_vectors("new", new), as_vectors("transformed", transformed)
+        check_same_width("new", new, "transformed", transformed)
+        score = distances(new, transformed, metric)
+    if np.isnan(score).any():
+        # The published code would put items of unknown uncertainty first.
+        raise UserError(f"uncertainty holds NaN, first in item {int(np.argmax(np.isnan(score)))}")
+    return np.argsort(-score, kind="stable")
+
+
+def backfill_curve(
+    new,
+    transformed,
+    labels,
+    order,
+    *,
+    steps: int = 20,
+    metric: str = "l2",
+    ks: Sequence[int] = (1, 5),
+) -> BackfillCurve:
+    """Metrics at ``steps`` + 2 points of re-embedding a gallery in the given order.
+
+    new (n, D): the new model's vectors, which are also the queries; transformed (n, D): what
+    the gallery starts from; labels (n,); order (n,): a permutation, see `backfill_order`.
+    At point i the first ``floor(i·n/(steps+1))`` items of the order have their new vector, so the
+    curve runs from none to all. Leave-one-out as in `retrieval_metrics`. Among equally near items
+    the one earlier in ``order`` ranks first, as if the gallery were stored in that order;
+    with ``order = arange(n)`` that is the lower gallery row.
+    Protocol of FCT (CVPR 2022) and FastFill (ICLR 2023).
+
+    Exact at every point for little more than one evaluation, in memory that does not grow with n².
+    Raises UserError as `retrieval_metrics` does, and for an order that is no permutation.
+    """
+    curves = backfill_curves(
+        new, transformed, labels, {"order": order}, steps=steps, metric=metric, ks=ks
+    )
+    return curves["order"]
+
+
+def backfill_curves(
+    new,
+    transformed,
+    labels,
+    orders: Mapping[str, object],
+    *,
+    steps: int = 20,
+    metric: str = "l2",
+    ks: Sequence[int] = (1, 5),
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, BackfillCurve]:
+    """`backfill_curve` of several orders ``{name: order}``, which share all distances.
+
+    ``progress`` is called with the number of queries done, block after block.
+    """
+    check_metric(metric)
+    new, transformed = as_vectors("new", new), as_vectors("transformed", transformed)
+    check_same_length("new", new, "transformed", transformed)
+    check_same_width("new", new, "transformed", transformed)
+    if metric == "cosine":
+        new, transformed, kind = unit_rows(new), unit_rows(transformed), "dot"
+    else:
+        kind = "l2"
+    return curves_of_rows(
+        new, transformed, labels, orders, kind=kind, steps=steps, ks=ks, progress=progress
+    )
+
+
+def curves_of_rows(
+    new: np.ndarray, transformed: np.ndarray, labels, orders, *, kind, steps, ks, progress=None
+) -> dict[str, BackfillCurve]:
+    """`backfill_curves` of rows that are compared as they are; ``kind`` as in `Keys`."""
+    n = len(new)
+    labels = as_labels("labels", labels, n)
+    ks = check_ks(ks)
+    if int(steps) != steps or steps < 0:
+        raise UserError(f"steps must be a whole number from 0 on, not {steps}")
+    if not orders:
+        raise UserError("no backfilling order given")
+    points = int(steps) + 2
+    cuts = np.arange(points) * n // (points - 1)
+    position = np.empty((len(orders), n), np.int32)
+    for row, (name, order) in zip(position, orders.items(), strict=True):
+        row[_checked_order(name, order, n)] = np.arange(n)
+    stage = np.searchsorted(cuts[1:], position, side="right").astype(np.int32)
+    ap, first = rank_positives(
+        Keys(new, np.concatenate([transformed, new]), kind),
+        labels,
+        labels,
+        leave_one_out=True,
+        stage=stage,
+        position=position,
+        points=points,
+        progress=progress,
+    )
+    curves = {}
+    for o, name in enumerate(orders):
+        found = ~np.isnan(ap[:, o])
+        at = [
+            PerQuery(ap[:, o, i], {k: found[:, i] & (first[:, o, i] < k) for k in ks}).mean()
+            for i in range(points)
+        ]
+        curves[name] = BackfillCurve(
+            cuts / n, {metric: np.array([values[metric] for values in at]) for metric in at[0]}
+        )
+    return curves
+
+
+def _checked_order(name: str, order, n: int) -> np.ndarray:
+    order = np.asarray(order)
+    whole = order.dtype.kind in "iu" and order.shape == (n,)
+    if not whole or not np.array_equal(np.sort(order), np.arange(n)):
+        raise UserError(f"backfilling order {name!r} must be a permutation of 0 … {n - 1}")
+    return order

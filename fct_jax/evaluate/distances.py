@@ -1,0 +1,172 @@
+"""Checked vectors and labels, and distances whose ties can be trusted, block by block."""
+
+import numpy as np
+
+from fct_jax.errors import UserError, unknown
+
+METRICS = ("l2", "cosine")
+NORM_FLOOR = 1e-12
+
+# Up to this many query–gallery pairs the products are made in float64, which takes
+# less than a second and makes every rank exact; beyond it in float32.
+EXACT_PAIRS = 2**25
+
+
+def check_metric(metric: str) -> None:
+    """Raise UserError unless ``metric`` is one of METRICS."""
+    if metric not in METRICS:
+        raise unknown("metric", metric, METRICS)
+
+
+def as_vectors(name: str, vectors) -> np.ndarray:
+    """``vectors`` as a finite, non-empty (N, D) array of float32 (float64 stays float64).
+
+    Raises UserError, naming the array, for another shape, no rows, no columns, values that
+    are not numbers, NaN or infinity.
+    """
+    array = np.asarray(vectors)
+    if array.ndim != 2:
+        raise UserError(f"{name} must have shape (N, D), not {array.shape}")
+    if 0 in array.shape:
+        raise UserError(f"{name} is empty: shape {array.shape}; at least one vector is needed")
+    if array.dtype not in (np.float32, np.float64):
+        try:
+            array = array.astype(np.float32)
+        except (TypeError, ValueError):
+            raise UserError(f"{name} must hold numbers, not {array.dtype}") from None
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"{name} holds NaN or infinity in {np.count_nonzero(~finite)} of {len(array)} rows, "
+            f"first in row {int(np.argmin(finite))}"
+        )
+    return array
+
+
+def as_labels(name: str, labels, count: int) -> np.ndarray:
+    """``labels`` as an array (count,); raises UserError for another length or unusable values."""
+    array = np.asarray(labels)
+    if array.shape != (count,):
+        raise UserError(f"{name} must have shape ({count},), one per vector, not {array.shape}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UserError(f"{name} hold NaN or infinity")
+    if array.dtype.kind not in "biufSU":
+        raise UserError(f"{name} must be integers or strings, not {array.dtype}")
+    return array
+
+
+def check_same_width(a_name: str, a: np.ndarray, b_name: str, b: np.ndarray) -> None:
+    """Raise UserError unless both arrays (N, D) have the same D."""
+    if a.shape[1] != b.shape[1]:
+        raise UserError(
+            f"{a_name} has {a.shape[1]} dimensions but {b_name} has {b.shape[1]}; "
+            "both must come from the same embedding space"
+        )
+
+
+def check_same_length(a_name: str, a: np.ndarray, b_name: str, b: np.ndarray) -> None:
+    """Raise UserError unless both arrays have the same number of rows."""
+    if len(a) != len(b):
+        raise UserError(f"{a_name} has {len(a)} rows but {b_name} has {len(b)}; they must agree")
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows over their L2 norm (floored at 1e-12) in float64; a zero row stays zero.
+
+    The published evaluation code of FCT divides by the L1 norm; this is the true cosine.
+    """
+    rows = np.asarray(vectors, np.float64)
+    # Largest value first, so that squares neither overflow nor vanish.
+    peak = np.maximum(np.abs(rows).max(axis=-1, keepdims=True), NORM_FLOOR)
+    norm = peak * np.linalg.norm(rows / peak, axis=-1, keepdims=True)
+    return rows / np.maximum(norm, NORM_FLOOR)
+
+
+def distances(a, b, metric: str = "l2") -> np.ndarray:
+    """Distances between rows along the last axis, in float64; leading axes broadcast.
+
+    ``l2``: Euclidean norm of the difference, in the unit of the vectors. ``cosine``:
+    1 − cosine, from 0 to 2; a zero vector is at 1 from everything.
+    For one row each: ``distances(a, b)``; all pairs of small sets: ``distances(a[:, None], b)``.
+    """
+    check_metric(metric)
+    if metric == "cosine":
+        return 1.0 - np.sum(unit_rows(a) * unit_rows(b), axis=-1)
+    return np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64), axis=-1)
+
+
+class Keys:
+    """Sort keys of query × gallery pairs, a block of queries at a time: smaller is nearer.
+
+    Keys order a query's gallery as distances do, and are cheaper: ``|g|²/2 − q·g`` for L2,
+    ``−q·g`` for ``dot`` (rows prepared by the caller; cosine when they have unit length).
+    Equal gallery vectors have equal keys, wherever they stand: they are copied from the
+    first of them, because a matrix product may round two equal columns differently.
+    """
+
+    def __init__(self, query: np.ndarray, gallery: np.ndarray, kind: str):
+        """Query (Q, D) and gallery (G, D) rows; ``kind`` is "l2" or "dot"."""
+        self.shape = (len(query), len(gallery))
+        self.dtype = np.dtype(np.float64 if len(query) * len(gallery) <= EXACT_PAIRS else "f4")
+        self.kind = kind
+        if self.dtype == np.float64:
+            query, gallery = query.astype(np.float64), gallery.astype(np.float64)
+        if kind == "l2":
+            query, gallery = _well_scaled(query, gallery, centre=self.dtype == np.float32)
+        self.query = np.ascontiguousarray(query, self.dtype)
+        gallery = np.ascontiguousarray(gallery, self.dtype)
+        self.columns = gallery.T
+        if kind == "l2":
+            squares = np.einsum("nd,nd->n", gallery, gallery, dtype=np.float64)
+            self.half_norms = (squares / 2).astype(self.dtype)
+        self.copies, self.originals = _duplicates(gallery)
+
+    def fill(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        """Write the keys of queries start … stop−1 into the first rows of ``out``; return these."""
+        block = out[: stop - start]
+        np.matmul(self.query[start:stop], self.columns, out=block)
+        if self.kind == "l2":
+            np.subtract(self.half_norms, block, out=block)
+        else:
+            np.negative(block, out=block)
+            if self.dtype == np.float64:
+                # Parallel vectors of different length differ by rounding alone: a tie.
+                np.round(block, 12, out=block)
+        if len(self.copies):
+            block[:, self.copies] = block[:, self.originals]
+        return block
+
+
+def _well_scaled(query, gallery, *, centre: bool):
+    """The same L2 ranking from numbers of moderate size.
+
+    Scaling by a power of two is exact. Float32 rows are also centred, since a common offset
+    costs digits of the products; the centre is rounded to a power-of-two grid about as coarse as
+    the spread of the data, so that vectors on such a grid keep exact distances.
+    """
+    peak = max(np.abs(query).max(), np.abs(gallery).max())
+    exponent = -int(np.frexp(peak)[1])
+    query, gallery = np.ldexp(query, exponent), np.ldexp(gallery, exponent)
+    if centre:
+        mean = gallery.mean(axis=0, dtype=np.float64)
+        spread = np.abs(gallery - mean).max()
+        if spread > 0:
+            grid = np.exp2(np.floor(np.log2(spread)) - 2)
+            middle = (np.round(mean / grid) * grid).astype(gallery.dtype)
+            query, gallery = query - middle, gallery - middle
+    return query, gallery
+
+
+def _duplicates(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of rows that repeat an earlier row, and of the first row equal to each."""
+    rows = rows + 0  # −0 becomes 0
+    # Equal rows have equal sums of their bits; only rows that share a sum are compared in full.
+    sums = rows.view(np.dtype(f"u{rows.dtype.itemsize}")).sum(axis=1, dtype=np.uint64)
+    _, group, sizes = np.unique(sums, return_inverse=True, return_counts=True)
+    suspects = np.flatnonzero(sizes[group] > 1)
+    whole_rows = np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))
+    as_bytes = rows[suspects].view(whole_rows).ravel()
+    _, first, inverse = np.unique(as_bytes, return_index=True, return_inverse=True)
+    original = suspects[first[inverse]]
+    repeats = original != suspects
+    return suspects[repeats], original[repeats]

@@ -1,0 +1,134 @@
+"""CMC and mean average precision of a retrieval, for all queries, per class or per group."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import (
+    Keys,
+    as_labels,
+    as_vectors,
+    check_metric,
+    check_same_length,
+    check_same_width,
+    unit_rows,
+)
+from fct_jax.evaluate.ranking import rank_positives
+
+
+@dataclass(frozen=True)
+class PerQuery:
+    """Results of each of Q queries.
+
+    ap: average precision (Q,), NaN for queries without a positive, which the mean leaves out.
+    hit: for each k, whether a positive is among the k nearest, (Q,) bool; never without a positive.
+    """
+
+    ap: np.ndarray
+    hit: dict[int, np.ndarray]
+
+    def mean(self, of=slice(None)) -> dict[str, float]:
+        """``{"cmc@1": …, "map": …}`` over all queries, or over those that the mask ``of`` selects.
+
+        CMC counts a query without a positive as a miss. "map" is NaN if no query has a positive.
+        """
+        values = {f"cmc@{k}": float(np.mean(hit[of])) for k, hit in self.hit.items()}
+        ap = self.ap[of]
+        ap = ap[~np.isnan(ap)]
+        values["map"] = float(np.mean(ap)) if len(ap) else float("nan")
+        return values
+
+
+def retrieval_metrics(
+    query,
+    gallery,
+    query_labels,
+    gallery_labels=None,
+    *,
+    metric: str = "l2",
+    ks: Sequence[int] = (1, 5),
+) -> dict[str, float]:
+    """CMC@k and mAP of searching ``gallery`` with ``query``, as fractions from 0 to 1.
+
+    query (Q, D) and gallery (G, D) vectors, query_labels (Q,), gallery_labels (G,). Without
+    gallery_labels the evaluation is leave-one-out: both sets hold the same items (of two models,
+    say), item i is query i, and its own vector never counts, however small the set.
+    metric: "l2" or "cosine".
+
+    Returns ``{"cmc@1": …, "cmc@5": …, "map": …}``. CMC@k is the share of queries with an item of
+    their class among the k nearest; of equally near items the lower gallery row comes first.
+    "map" is the mean, over queries with a positive, of average precision over the
+    whole ranking, equally near items forming one threshold (as in scikit-learn's
+    ``average_precision_score``); NaN if no query has a positive.
+    Protocol of FCT (CVPR 2022, section 5). Memory does not grow with Q·G.
+
+    Raises UserError for an empty set, NaN or infinity, lengths or dimensions that do not agree,
+    an unknown metric, or a k below 1.
+    """
+    results = per_query_results(query, gallery, query_labels, gallery_labels, metric=metric, ks=ks)
+    return results.mean()
+
+
+def per_query_results(
+    query,
+    gallery,
+    query_labels,
+    gallery_labels=None,
+    *,
+    metric: str = "l2",
+    ks: Sequence[int] = (1, 5),
+    progress: Callable[[int], None] | None = None,
+) -> PerQuery:
+    """`retrieval_metrics` before the mean.
+
+    ``progress`` is called with the number of queries done, block after block.
+    """
+    check_metric(metric)
+    ks = check_ks(ks)
+    query, gallery = as_vectors("query", query), as_vectors("gallery", gallery)
+    check_same_width("query", query, "gallery", gallery)
+    query_labels = as_labels("query_labels", query_labels, len(query))
+    leave_one_out = gallery_labels is None
+    if leave_one_out:
+        check_same_length("query", query, "gallery", gallery)
+        gallery_labels = query_labels
+    else:
+        gallery_labels = as_labels("gallery_labels", gallery_labels, len(gallery))
+    if metric == "cosine":
+        keys = Keys(unit_rows(query), unit_rows(gallery), "dot")
+    else:
+        keys = Keys(query, gallery, "l2")
+    return results_of_keys(
+        keys, query_labels, gallery_labels, leave_one_out=leave_one_out, ks=ks, progress=progress
+    )
+
+
+def results_of_keys(
+    keys: Keys, query_labels, gallery_labels, *, leave_one_out: bool, ks, progress=None
+) -> PerQuery:
+    """`per_query_results` of checked labels and any keys, cosine of other norms included."""
+    ap, first = rank_positives(
+        keys, query_labels, gallery_labels, leave_one_out=leave_one_out, progress=progress
+    )
+    found = ~np.isnan(ap[:, 0, 0])
+    return PerQuery(ap[:, 0, 0], {k: found & (first[:, 0, 0] < k) for k in ks})
+
+
+def grouped(per_query: PerQuery, groups) -> dict[object, dict[str, float]]:
+    """Metrics of each group of queries: ``{group: {"cmc@1": …, "map": …}}``, groups sorted.
+
+    groups (Q,): one label a query, such as its class (per-class results) or any split of the data.
+    Raises UserError if the number of groups and of queries differ.
+    """
+    groups = as_labels("groups", groups, len(per_query.ap))
+    return {g.item(): per_query.mean(groups == g) for g in np.unique(groups)}
+
+
+def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
+    """``ks`` as a tuple of integers; raises UserError unless there are some and all are ≥ 1."""
+    ks = tuple(ks)
+    if not ks or any(int(k) != k or k < 1 for k in ks):
+        raise UserError(f"ks must be whole numbers from 1 on, such as (1, 5), not {ks}")
+    return tuple(int(k) for k in ks)

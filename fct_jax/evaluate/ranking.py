@@ -1,0 +1,252 @@
+"""Where each query's positives rank, exactly, for a gallery whose items switch vectors.
+
+A gallery item has an *old* key and, if the gallery is being backfilled, a *new* one that
+counts from its *stage* on (stage s: from point s + 1). Nothing is sorted per point. For one
+query with p positives, the keys of these positives are the only thresholds that average
+precision asks about; so all items are put into the buckets between the sorted thresholds once,
+and a histogram per stage and bucket gives every rank at every point: O(n + P·p) a query
+for n items and P points, besides the sort of 2p numbers.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+from numba import njit
+from threadpoolctl import threadpool_limits
+
+from fct_jax.evaluate.distances import Keys
+
+# Keys held at a time, by all threads together, in bytes; and queries in one block.
+BLOCK_BYTES = 2**28
+BLOCK_ROWS = 256
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _find_buckets(thresholds, keys, table, buckets):
+    """buckets[j] = number of thresholds below keys[j].
+
+    The range of the thresholds is cut into equal bins, and ``table`` holds the number of thresholds
+    in front of each: a search is left only within a bin. Most keys are settled by one look-up.
+    """
+    bins = len(table) - 2
+    width = len(thresholds)
+    lowest = thresholds[0]
+    highest = thresholds[-1]
+    scale = bins / (highest - lowest)
+    if not np.isfinite(scale):  # one threshold, or some too close to tell bins apart
+        scale = 1.0
+    table[:] = 0
+    for value in thresholds:
+        table[np.uint32((value - lowest) * scale) + 1] += 1
+    for b in range(1, len(table)):
+        table[b] += table[b - 1]
+    for j in range(len(keys)):
+        key = keys[j]
+        if key > highest:
+            buckets[j] = width
+            continue
+        if key <= lowest:
+            buckets[j] = 0
+            continue
+        b = np.uint32((key - lowest) * scale)
+        low, high = table[b], table[b + 1]
+        while low < high:
+            middle = np.uint32(low + high) // np.uint32(2)
+            if thresholds[middle] < key:
+                low = middle + 1
+            else:
+                high = middle
+        buckets[j] = low
+
+
+@njit(nogil=True, error_model="numpy", fastmath={"reassoc"}, cache=True)
+def _average_precision(count, relevant, seen, found):
+    """Σ over thresholds of (recall gained) · precision, from items and positives per bucket."""
+    items = 0
+    positives = 0
+    for b in range(len(count)):
+        items += count[b]
+        positives += relevant[b]
+        seen[b] = items
+        found[b] = positives
+    total = 0.0
+    for b in range(len(count)):  # a loop of its own, so that the divisions are vectorised
+        total += np.float64(relevant[b]) * np.float64(found[b]) / np.float64(max(seen[b], 1))
+    return total / positives
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _rank_block(keys, own, query_class, class_start, class_items, stage, position, ap, first):
+    """Fill ap and first (rows, orders, points) for a block of queries; see `rank_positives`."""
+    rows = keys.shape[0]
+    orders, points = ap.shape[1], ap.shape[2]
+    n = stage.shape[1]
+    backfilled = keys.shape[1] > n
+    stages = max(points - 1, 1)
+    bucket_old = np.empty(n, np.int32)
+    bucket_new = np.empty(n, np.int32)
+    best = np.empty(points, np.int64)
+    ahead = np.empty(points, np.int64)
+    for q in range(rows):
+        old = keys[q, :n]
+        new = keys[q, n:] if backfilled else old
+        group = query_class[q]
+        members = class_items[class_start[group] : class_start[group + 1]]
+        if own[q] >= 0:  # the own item is no positive, and behind everything
+            members = members[members != own[q]]
+            old[own[q]] = np.inf
+            new[own[q]] = np.inf
+        p = len(members)
+        if p == 0:
+            ap[q] = np.nan
+            first[q] = n
+            continue
+
+        values = np.empty(2 * p if backfilled else p, old.dtype)
+        for m in range(p):
+            values[m] = old[members[m]]
+            if backfilled:
+                values[p + m] = new[members[m]]
+        values.sort()
+        width = 1
+        for v in range(1, len(values)):
+            if values[v] != values[width - 1]:
+                values[width] = values[v]
+                width += 1
+        thresholds = values[:width]
+        # Fine bins save time in the search, coarse ones in building the table.
+        table = np.empty(max(4 * width, min(32 * width, n)) + 2, np.int32)
+        _find_buckets(thresholds, old, table, bucket_old)
+        if backfilled:
+            _find_buckets(thresholds, new, table, bucket_new)
+        else:
+            bucket_new[:] = bucket_old
+
+        # All items and positives per stage and bucket; the last bucket is beyond all thresholds.
+        leave = np.empty((stages, width + 1), np.int32)
+        enter = np.empty((stages, width + 1), np.int32)
+        leave_positive = np.empty((stages, width + 1), np.int32)
+        enter_positive = np.empty((stages, width + 1), np.int32)
+        count = np.empty(width, np.int32)
+        relevant = np.empty(width, np.int32)
+        seen = np.empty(width, np.int32)
+        found = np.empty(width, np.int32)
+        for o in range(orders):
+            # A place sorts as (key, position) does: bucket · (n + 1), plus 1 + position where
+            # the key equals the bucket's threshold (a key inside the bucket is nearer).
+            best[:] = width * (n + 1)
+            leave_positive[:] = 0
+            enter_positive[:] = 0
+            for item in members:
+                s = stage[o, item]
+                leave_positive[s, bucket_old[item]] += 1
+                enter_positive[s, bucket_new[item]] += 1
+                place_old = bucket_old[item] * (n + 1) + 1 + position[o, item]
+                place_new = bucket_new[item] * (n + 1) + 1 + position[o, item]
+                for i in range(points):
+                    best[i] = min(best[i], place_old if i <= s else place_new)
+            reach = best.max() // (n + 1)
+
+            ahead[:] = 0
+            leave[:] = 0
+            enter[:] = 0
+            for j in range(n):
+                s = stage[o, j]
+                b_old = bucket_old[j]
+                b_new = bucket_new[j]
+                leave[s, b_old] += 1
+                enter[s, b_new] += 1
+                if b_old <= reach or b_new <= reach:  # few items: nearer than some best positive
+                    place_old = b_old * (n + 1)
+                    if b_old < width and old[j] == thresholds[b_old]:
+                        place_old += 1 + position[o, j]
+                    place_new = b_new * (n + 1)
+                    if b_new < width and new[j] == thresholds[b_new]:
+                        place_new += 1 + position[o, j]
+                    for i in range(points):
+                        ahead[i] += (place_old if i <= s else place_new) < best[i]
+            first[q, o] = ahead
+
+            count[:] = 0
+            relevant[:] = 0
+            for s in range(stages):
+                for b in range(width):
+                    count[b] += leave[s, b]
+                    relevant[b] += leave_positive[s, b]
+            for i in range(points):
+                if i > 0:
+                    for b in range(width):
+                        count[b] += enter[i - 1, b] - leave[i - 1, b]
+                        relevant[b] += enter_positive[i - 1, b] - leave_positive[i - 1, b]
+                ap[q, o, i] = _average_precision(count, relevant, seen, found)
+
+
+def rank_positives(
+    keys: Keys,
+    query_labels: np.ndarray,
+    gallery_labels: np.ndarray,
+    *,
+    leave_one_out: bool,
+    stage: np.ndarray | None = None,
+    position: np.ndarray | None = None,
+    points: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average precision and rank of the first positive, per query, order and point.
+
+    ``keys`` are those of Q queries × n gallery items, or × 2n: old vectors, then new ones of the
+    same items. ``leave_one_out``: query i is item i, which then never counts. ``stage``
+    (orders, n): the item uses its new vector from point stage + 1 on; ``position`` (orders, n):
+    among equal keys the lower position ranks first (default: gallery row).
+    ``progress`` is called with the number of queries done, block after block.
+
+    Returns ap (Q, orders, points) float64, NaN for a query without positives, equal keys
+    forming one threshold; and first (Q, orders, points) int64, the number of items ranked before
+    the nearest positive, n without positives: CMC@k counts ``first < k``.
+    """
+    queries, n = len(query_labels), len(gallery_labels)
+    if stage is None:
+        stage = np.zeros((1, n), np.int32)
+    if position is None:
+        position = np.arange(n, dtype=np.int32)[None]
+    names, gallery_class = np.unique(gallery_labels, return_inverse=True)
+    class_items = np.argsort(gallery_class, kind="stable")
+    # The class after the last is empty: it stands for labels that the gallery does not hold.
+    class_start = np.searchsorted(gallery_class[class_items], np.arange(len(names) + 2))
+    query_class = np.minimum(np.searchsorted(names, query_labels), len(names) - 1)
+    query_class[names[query_class] != query_labels] = len(names)
+    own = np.arange(queries) if leave_one_out else np.full(queries, -1)
+
+    ap = np.empty((queries, len(stage), points))
+    first = np.empty((queries, len(stage), points), np.int64)
+    threads = numba.config.NUMBA_NUM_THREADS
+    fitting = BLOCK_BYTES // (threads * keys.shape[1] * keys.dtype.itemsize)
+    rows = int(np.clip(fitting, 16, min(BLOCK_ROWS, max(16, queries // threads))))
+    buffers = [np.empty((rows, keys.shape[1]), keys.dtype) for _ in range(threads)]
+
+    def work(start: int) -> int:
+        stop = min(start + rows, queries)
+        buffer = buffers.pop()
+        part = slice(start, stop)
+        _rank_block(
+            keys.fill(start, stop, buffer),
+            own[part],
+            query_class[part],
+            class_start,
+            class_items,
+            stage,
+            position,
+            ap[part],
+            first[part],
+        )
+        buffers.append(buffer)
+        return stop - start
+
+    # One thread a block, matrix product included: BLAS's own threads would wait for each other.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        for done in pool.map(work, range(0, queries, rows)):
+            if progress is not None:
+                progress(done)
+    return ap, first

@@ -1,0 +1,178 @@
+"""Exact search in galleries of any size through Faiss, and metrics of ranked results."""
+
+from collections.abc import Callable, Sequence
+
+import faiss
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import (
+    as_labels,
+    as_vectors,
+    check_metric,
+    check_same_length,
+    check_same_width,
+    unit_rows,
+)
+from fct_jax.evaluate.metrics import PerQuery, check_ks
+
+# Values gathered at a time when the results' distances are computed again.
+GATHERED = 2**23
+
+
+def knn(
+    query,
+    gallery,
+    k: int,
+    *,
+    metric: str = "l2",
+    exclude_self: bool = False,
+    block: int = 2**17,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k gallery items nearest to each query, by exhaustive search.
+
+    query (Q, D); gallery (G, D), which may be memory-mapped: it is read ``block`` rows at a time.
+    ``exclude_self``: query i is gallery item i and never among its own results.
+    ``progress`` is called with the number of gallery rows done, block after block.
+
+    Returns distances (Q, k) float32, ascending ("l2": Euclidean, in the unit of the vectors;
+    "cosine": 1 − cosine), and ids (Q, k) int64, rows of the gallery. Where the gallery has fewer
+    than k items, ids are −1 and distances infinite. Distances are of the vectors
+    themselves, not of Faiss's matrix product, so equal vectors are equally far and the
+    lower row comes first; only which of several equal items takes the last place is Faiss's choice.
+
+    Raises UserError for empty sets, NaN or infinity, sizes that do not agree, k or block below 1.
+    """
+    check_metric(metric)
+    for name, value in (("k", k), ("block", block)):
+        if int(value) != value or value < 1:
+            raise UserError(f"{name} must be a whole number from 1 on, not {value}")
+    query = as_vectors("query", query)
+    if np.ndim(gallery) != 2 or 0 in np.shape(gallery):
+        as_vectors("gallery", gallery)  # raises: not (N, D), or empty
+    check_same_width("query", query, "gallery", gallery)
+    if exclude_self:
+        check_same_length("query", query, "gallery", gallery)
+    k, wanted = int(k), int(k) + bool(exclude_self)
+
+    query = _rows(query, metric)
+    measure = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+    far = np.inf if metric == "l2" else -np.inf
+    nearness, ids = np.full((len(query), 0), far, np.float32), np.zeros((len(query), 0), np.int64)
+    for start in range(0, len(gallery), block):
+        part = as_vectors(f"gallery rows from {start}", gallery[start : start + block])
+        found, rows = faiss.knn(query, _rows(part, metric), min(wanted, len(part)), measure)
+        rows = np.where(rows < 0, -1, rows + start)
+        nearness, ids = np.hstack([nearness, found]), np.hstack([ids, rows])
+        if ids.shape[1] > wanted:
+            signed = nearness if metric == "l2" else -nearness
+            keep = np.argpartition(signed, wanted - 1, axis=1)[:, :wanted]
+            nearness = np.take_along_axis(nearness, keep, axis=1)
+            ids = np.take_along_axis(ids, keep, axis=1)
+        if progress is not None:
+            progress(len(part))
+
+    distance = _distances_of(query, gallery, ids, metric)
+    if exclude_self:
+        # Behind everything, then cut off with the one result too many.
+        own = ids == np.arange(len(query))[:, None]
+        distance[own], ids[own] = np.inf, -1
+    order = np.lexsort((np.where(ids < 0, len(gallery), ids), distance), axis=1)[:, :k]
+    missing = ((0, 0), (0, k - order.shape[1]))
+    distance = np.take_along_axis(distance, order, axis=1)
+    ids = np.take_along_axis(ids, order, axis=1)
+    return np.pad(distance, missing, constant_values=np.inf), np.pad(
+        ids, missing, constant_values=-1
+    )
+
+
+def ranked_metrics(
+    ids,
+    query_labels,
+    gallery_labels,
+    *,
+    ks: Sequence[int] = (1, 5),
+    map_at: int = 100,
+    exclude_self: bool = False,
+) -> dict[str, float]:
+    """CMC@k and mAP@R from ranked results, as `knn` returns them.
+
+    ids (Q, K): gallery rows, nearest first, −1 for no result. query_labels (Q,),
+    gallery_labels (G,). ``exclude_self``: query i is gallery item i and no positive of itself
+    (it must then not be among its own results).
+    Returns ``{"cmc@1": …, "map@100": …}``. CMC@k is the share of queries with an item of their
+    class among the first k. AP@R is the sum, over ranks r ≤ R that hold a positive, of
+    (positives up to r) / r, divided by min(positives in the gallery, R); mAP@R is its mean over
+    queries with a positive, NaN without any. The order of the ids stands: ties are not grouped.
+
+    Raises UserError if K is smaller than R or a k (unless it covers the gallery), for ids outside
+    the gallery, or for lengths that do not agree.
+    """
+    results = ranked_results(
+        ids, query_labels, gallery_labels, ks=ks, map_at=map_at, exclude_self=exclude_self
+    )
+    values = results.mean()
+    values[f"map@{map_at}"] = values.pop("map")
+    return values
+
+
+def ranked_results(
+    ids,
+    query_labels,
+    gallery_labels,
+    *,
+    ks: Sequence[int] = (1, 5),
+    map_at: int = 100,
+    exclude_self: bool = False,
+) -> PerQuery:
+    """`ranked_metrics` before the mean: AP@R (NaN without a positive) and hits of each query."""
+    ids = np.asarray(ids)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or 0 in ids.shape:
+        raise UserError(f"ids must be integers (Q, K), not {ids.dtype} {ids.shape}")
+    query_labels = as_labels("query_labels", query_labels, len(ids))
+    gallery_labels = as_labels("gallery_labels", gallery_labels, np.size(gallery_labels))
+    if ids.min() < -1 or ids.max() >= len(gallery_labels):
+        raise UserError(f"ids must be −1 or rows of the gallery, 0 … {len(gallery_labels) - 1}")
+    if exclude_self:
+        check_same_length("query_labels", query_labels, "gallery_labels", gallery_labels)
+    ks, (map_at,) = check_ks(ks), check_ks((map_at,))
+    deepest = max(*ks, map_at)
+    if ids.shape[1] < min(deepest, len(gallery_labels) - bool(exclude_self)):
+        raise UserError(f"ids hold {ids.shape[1]} results a query, but {deepest} are to be judged")
+
+    names, counts = np.unique(gallery_labels, return_counts=True)
+    place = np.minimum(np.searchsorted(names, query_labels), len(names) - 1)
+    positives = np.where(names[place] == query_labels, counts[place], 0) - bool(exclude_self)
+    relevant = (gallery_labels[ids] == query_labels[:, None]) & (ids >= 0)
+    hit = {k: relevant[:, :k].any(axis=1) for k in ks}
+    top = relevant[:, :map_at]
+    precision = np.cumsum(top, axis=1) / np.arange(1, top.shape[1] + 1)
+    ap = np.full(len(ids), np.nan)
+    np.divide(
+        np.sum(precision * top, axis=1), np.minimum(positives, map_at), out=ap, where=positives > 0
+    )
+    return PerQuery(ap, hit)
+
+
+def _rows(vectors: np.ndarray, metric: str) -> np.ndarray:
+    """Rows as Faiss wants them: contiguous float32, of unit length for cosine."""
+    rows = unit_rows(vectors) if metric == "cosine" else vectors
+    return np.ascontiguousarray(rows, np.float32)
+
+
+def _distances_of(query, gallery, ids, metric: str) -> np.ndarray:
+    """Distances (Q, K) of the results' own vectors; infinite where the id is −1."""
+    distance = np.empty(ids.shape, np.float32)
+    rows = max(1, GATHERED // (ids.shape[1] * query.shape[1]))
+    for start in range(0, len(query), rows):
+        part = slice(start, start + rows)
+        found = _rows(np.asarray(gallery[ids[part].ravel()]), metric)
+        found = found.reshape(*ids[part].shape, -1)
+        if metric == "cosine":
+            distance[part] = 1 - np.einsum("qd,qkd->qk", query[part], found)
+        else:
+            found -= query[part, None]
+            distance[part] = np.sqrt(np.einsum("qkd,qkd->qk", found, found))
+    distance[ids < 0] = np.inf
+    return distance

@@ -1,0 +1,172 @@
+"""Faces by templates: 1:1 verification and 1:N identification as in IJB-B and IJB-C."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fct_jax.errors import UserError
+
+FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+BLOCK = 1024  # probes or pairs worked on at a time
+
+
+def pool_templates(embeddings, templates, media) -> tuple[np.ndarray, np.ndarray]:
+    """One vector for each template (set of images and video frames of one person).
+
+    Embeddings are averaged over each (template, media) first, so that a long video weighs as
+    much as a photograph, then over the template, then L2-normalised (IJB-C, ICB 2018).
+
+    Args:
+      embeddings: (N, D);  templates, media: (N,) ids of each image.
+
+    Returns:
+      ids (T,) ascending, and vectors (T, D) float32.
+
+    Raises:
+      UserError: nothing to pool, lengths that differ, values that are not finite.
+    """
+    embeddings = np.asarray(embeddings)
+    templates, media = np.asarray(templates), np.asarray(media)
+    if embeddings.ndim != 2 or len(embeddings) == 0:
+        raise UserError(f"embeddings must be (N, D) with N at least 1, not {embeddings.shape}")
+    if templates.shape != (len(embeddings),) or media.shape != templates.shape:
+        raise UserError(
+            f"{len(embeddings)} embeddings need as many template and media ids: "
+            f"{templates.shape}, {media.shape}"
+        )
+    if not np.isfinite(embeddings).all():
+        raise UserError("embeddings hold NaN or infinite values")
+    ids, template = np.unique(templates, return_inverse=True)
+    _, medium = np.unique(media, return_inverse=True)
+    pairs, pair = np.unique(
+        template.astype(np.int64) * (medium.max() + 1) + medium, return_inverse=True
+    )
+    by_media = _group_mean(embeddings.astype(np.float64), pair, len(pairs))
+    pooled = _group_mean(by_media, pairs // (medium.max() + 1), len(ids))
+    norm = np.linalg.norm(pooled, axis=1, keepdims=True)
+    return ids, (pooled / np.maximum(norm, 1e-12)).astype(np.float32)
+
+
+def pair_scores(ids, vectors, first, second) -> np.ndarray:
+    """(P,) inner products of template pairs, given by their ids ``first`` and ``second`` (P,).
+
+    Args:
+      ids: (T,) sorted template ids and vectors: (T, D), as `pool_templates` gives them.
+
+    Raises:
+      UserError: a pair names a template that is not there.
+    """
+    ids, vectors = np.asarray(ids), np.asarray(vectors)
+    rows = [_lookup(ids, np.asarray(side)) for side in (first, second)]
+    scores = np.empty(len(rows[0]), np.float32)
+    for start in range(0, len(scores), BLOCK):
+        part = slice(start, start + BLOCK)
+        scores[part] = np.einsum("pd,pd->p", vectors[rows[0][part]], vectors[rows[1][part]])
+    return scores
+
+
+def tar_at_far(scores, same, fars: Sequence[float] = FARS) -> dict[str, float]:
+    """True accept rate at each false accept rate, for instance ``{"tar@far=1e-06": 0.9, …}``.
+
+    The threshold is the lowest at which the share of different-person pairs accepted does not
+    exceed the given rate; published scripts take the nearest point of the curve instead, which
+    may lie above it. Equal scores are accepted or rejected together.
+
+    Args:
+      scores: (P,), larger is more alike.
+      same: (P,) booleans, whether the pair shows one person.
+
+    Raises:
+      UserError: lengths that differ, scores that are not finite, no pair of one of the kinds, a
+        rate outside [0, 1].
+    """
+    scores, same = np.asarray(scores), np.asarray(same, bool)
+    if scores.ndim != 1 or scores.shape != same.shape:
+        raise UserError(f"scores {scores.shape} and same {same.shape} must both be (P,)")
+    if not np.isfinite(scores).all():
+        raise UserError("scores hold NaN or infinite values")
+    genuine, impostor = np.sort(scores[same]), np.sort(scores[~same])[::-1]
+    if genuine.size == 0 or impostor.size == 0:
+        raise UserError(
+            "verification needs pairs of both kinds: "
+            f"{genuine.size} of the same person, {impostor.size} of different people"
+        )
+    report = {}
+    for far in fars:
+        if not 0 <= far <= 1:
+            raise UserError(f"a false accept rate lies in [0, 1], not {far}")
+        allowed = int(far * impostor.size + 1e-9)  # 0.29 * 100 is 28.999… in floating point
+        accepted = genuine.size
+        if allowed < impostor.size:
+            # The best impostor beyond those allowed is rejected, and what ties with it.
+            accepted -= np.searchsorted(genuine, impostor[allowed], side="right")
+        report[f"tar@far={far:g}"] = float(accepted / genuine.size)
+    return report
+
+
+def identification(
+    probe, probe_ids, gallery, gallery_ids, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """Closed-set 1:N identification: ``{"top@1": …, "top@5": …, "map": …, "mated": …}``.
+
+    Probes whose person is not in the gallery are left out; ``mated`` is the share that stays.
+    Equal scores rank the lower gallery row first in top@k and share one threshold in the mAP.
+
+    Args:
+      probe: (P, D), gallery: (G, D), compared by inner product (L2-normalise for the cosine);
+      probe_ids: (P,), gallery_ids: (G,) person ids.
+
+    Raises:
+      UserError: shapes that do not fit, values that are not finite, no probe with a mate.
+    """
+    probe, gallery = np.asarray(probe, np.float32), np.asarray(gallery, np.float32)
+    probe_ids, gallery_ids = np.asarray(probe_ids), np.asarray(gallery_ids)
+    if probe.ndim != 2 or gallery.ndim != 2 or probe.shape[1] != gallery.shape[1]:
+        raise UserError(f"probe {probe.shape} and gallery {gallery.shape} must be (n, D) alike")
+    if probe_ids.shape != probe.shape[:1] or gallery_ids.shape != gallery.shape[:1]:
+        raise UserError("every probe and gallery template needs one person id")
+    if not (np.isfinite(probe).all() and np.isfinite(gallery).all()):
+        raise UserError("probe or gallery vectors hold NaN or infinite values")
+    mated = np.isin(probe_ids, gallery_ids)
+    if not mated.any():
+        raise UserError("no probe has its person in the gallery")
+
+    ranks, aps = [], []
+    rows = np.flatnonzero(mated)
+    for start in range(0, len(rows), BLOCK):
+        part = rows[start : start + BLOCK]
+        for score, person in zip(probe[part] @ gallery.T, probe_ids[part], strict=True):
+            mate = np.flatnonzero(gallery_ids == person)
+            best = mate[np.argmax(score[mate])]
+            ranks.append((score > score[best]).sum() + (score[:best] == score[best]).sum())
+            aps.append(_average_precision(score, score[mate]))
+    ranks = np.array(ranks)
+    report = {f"top@{k}": float((ranks < k).mean()) for k in ks}
+    return report | {"map": float(np.mean(aps)), "mated": float(mated.mean())}
+
+
+def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Mean over the positives of the precision among all scores at least as high."""
+    scores, positive = np.sort(scores), np.sort(positive)
+    above = len(scores) - np.searchsorted(scores, positive, side="left")
+    hits = len(positive) - np.searchsorted(positive, positive, side="left")
+    return float((hits / above).mean())
+
+
+def _group_mean(values: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
+    """(count, D) mean of the rows of each group; every group has a row."""
+    order = np.argsort(group, kind="stable")
+    sizes = np.bincount(group, minlength=count)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return np.add.reduceat(values[order], starts, axis=0) / sizes[:, None]
+
+
+def _lookup(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    rows = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    missing = np.unique(wanted[ids[rows] != wanted])
+    if missing.size:
+        raise UserError(
+            f"{missing.size} templates of the pair list have no embedding, "
+            f"first {missing[:10].tolist()}"
+        )
+    return rows

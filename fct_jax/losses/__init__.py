@@ -1,0 +1,53 @@
+"""Losses as pure functions on arrays; scalars unless a shape is given. They run under ``jit``."""
+
+from fct_jax.losses.adversarial import (
+    adversarial,
+    adversarial_strength,
+    adversarial_weight,
+    gradient_reversal,
+)
+from fct_jax.losses.alignment import alignment, uncertainty_weighted
+from fct_jax.losses.boundary import advbct_boundary, advbct_point, elastic_radius, lce
+from fct_jax.losses.classification import (
+    BASE_LOSSES,
+    arcface,
+    base_logits,
+    cosface,
+    cosine_logits,
+    cross_entropy,
+    focal_distillation,
+    label_smoothed_cross_entropy,
+    lwf,
+)
+from fct_jax.losses.compatibility import bct, bct_ract, unibct
+from fct_jax.losses.pairs import contrastive, hot_refresh, l2, triplet, triplet_ract
+
+__all__ = [
+    "BASE_LOSSES",
+    "advbct_boundary",
+    "advbct_point",
+    "adversarial",
+    "adversarial_strength",
+    "adversarial_weight",
+    "alignment",
+    "arcface",
+    "base_logits",
+    "bct",
+    "bct_ract",
+    "contrastive",
+    "cosface",
+    "cosine_logits",
+    "cross_entropy",
+    "elastic_radius",
+    "focal_distillation",
+    "gradient_reversal",
+    "hot_refresh",
+    "l2",
+    "label_smoothed_cross_entropy",
+    "lce",
+    "lwf",
+    "triplet",
+    "triplet_ract",
+    "uncertainty_weighted",
+    "unibct",
+]

@@ -1,0 +1,144 @@
+"""Backward compatibility through pairs of embeddings: Hot-refresh, contrastive, triplet, L2.
+
+New and old embeddings (N, D) of the same N images are raw and normalised here; the old ones never
+get a gradient. A sample's positive is its own image's old embedding; its negatives are all
+images of *other* labels in the batch, which is the global batch: under ``jit`` with sharded
+arrays the in-batch matrices span all devices. Samples of the same label are neither.
+
+New embeddings that serve as negatives carry no gradient, because the published code gathers them
+from all processes without one; ``gather_gradient=True`` lets it flow. ``top_k`` keeps the hardest
+negatives of each sample, 0 keeps all; where there are fewer than that, all are kept.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fct_jax.losses.numerics import MASKED, distance, normalize
+
+# Squared distances below this count as zero and get no gradient, as in the published code.
+_SMALLEST_SQUARED_DISTANCE = 1e-12
+
+
+def hot_refresh(
+    embedding: jax.Array,
+    old_embedding: jax.Array,
+    labels: jax.Array,
+    temperature: float = 0.01,
+    top_k: int = 10,
+    *,
+    gather_gradient: bool = False,
+) -> jax.Array:
+    """Hot-refresh's contrastive loss with old *and* new negatives. Scalar.
+
+    Softmax cross-entropy of the positive ``f̂_i · ô_i`` against the ``top_k`` largest
+    ``f̂_i · ô_j`` and the ``top_k`` largest ``f̂_i · f̂_j`` over other labels, at ``temperature``.
+
+    Source: Zhang et al., "Hot-Refresh Model Upgrades with Regression-Alleviating Compatible
+    Training in Image Retrieval", ICLR 2022.
+    """
+    new, old, columns = _pair(embedding, old_embedding, gather_gradient)
+    same = _same_label(labels)
+    negatives = [_largest(new @ old.T, same, top_k), _largest(new @ columns.T, same, top_k)]
+    return _contrast(new, old, negatives, temperature)
+
+
+def contrastive(
+    embedding: jax.Array,
+    old_embedding: jax.Array,
+    labels: jax.Array,
+    temperature: float = 0.01,
+    top_k: int = 10,
+) -> jax.Array:
+    """:func:`hot_refresh` with old negatives alone. Scalar.
+
+    Source: the baseline of "Hot-Refresh Model Upgrades …", ICLR 2022.
+    """
+    new, old, _ = _pair(embedding, old_embedding, False)
+    return _contrast(new, old, [_largest(new @ old.T, _same_label(labels), top_k)], temperature)
+
+
+def triplet(
+    embedding: jax.Array,
+    old_embedding: jax.Array,
+    labels: jax.Array,
+    margin: float = 0.8,
+    top_k: int = 10,
+) -> jax.Array:
+    """Triplet loss with the nearest old embeddings of other labels as negatives. Scalar.
+
+    Mean over samples and their ``top_k`` nearest j of ``max(‖f̂_i - ô_i‖ - ‖f̂_i - ô_j‖ + margin,
+    0)``. The divisor is N · min(top_k, N): where negatives are missing they add nothing, as
+    published.
+
+    Source: the triplet baseline of "Hot-Refresh Model Upgrades …", ICLR 2022.
+    """
+    new, old, _ = _pair(embedding, old_embedding, False)
+    return _hinge(new, old, old, _same_label(labels), margin, top_k)
+
+
+def triplet_ract(
+    embedding: jax.Array,
+    old_embedding: jax.Array,
+    labels: jax.Array,
+    margin: float = 0.8,
+    top_k: int = 10,
+    *,
+    gather_gradient: bool = False,
+) -> jax.Array:
+    """:func:`triplet` plus the same with the nearest *new* embeddings as negatives. Scalar.
+
+    Source: "Hot-Refresh Model Upgrades …" (RACT), ICLR 2022, applied to the triplet loss.
+    """
+    new, old, columns = _pair(embedding, old_embedding, gather_gradient)
+    same = _same_label(labels)
+    against_old = _hinge(new, old, old, same, margin, top_k)
+    return against_old + _hinge(new, old, columns, same, margin, top_k)
+
+
+def l2(embedding: jax.Array, old_embedding: jax.Array) -> jax.Array:
+    """Mean over all N · D entries of ``(f̂ - ô)²``. Scalar.
+
+    Source: the direct-alignment baseline of "Towards Backward-Compatible Representation
+    Learning", CVPR 2020.
+    """
+    new, old, _ = _pair(embedding, old_embedding, False)
+    return jnp.mean(jnp.square(new - old))
+
+
+def _pair(embedding, old_embedding, gather_gradient):
+    """Normalised new and old embeddings, and the new ones in their role as negatives."""
+    new = normalize(embedding)
+    old = jax.lax.stop_gradient(normalize(old_embedding))
+    return new, old, new if gather_gradient else jax.lax.stop_gradient(new)
+
+
+def _same_label(labels):
+    labels = jnp.asarray(labels)
+    return labels[:, None] == labels[None, :]
+
+
+def _largest(scores, excluded, top_k):
+    """The ``top_k`` largest scores of each row, excluded columns last and masked."""
+    scores = jnp.where(excluded, MASKED, scores)
+    top_k = min(top_k, scores.shape[-1])
+    return jax.lax.top_k(scores, top_k)[0] if top_k > 0 else scores
+
+
+def _contrast(new, old, negatives, temperature):
+    positive = jnp.sum(new * old, axis=-1, keepdims=True)
+    logits = jnp.concatenate([positive, *negatives], axis=-1) / temperature
+    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[:, 0])
+
+
+def _hinge(new, old, candidates, same, margin, top_k):
+    squared = (
+        jnp.sum(new * new, axis=-1)[:, None]
+        + jnp.sum(candidates * candidates, axis=-1)[None, :]
+        - 2.0 * new @ candidates.T
+    )
+    # Distances are taken of the hardest squares only, so that a root of zero never enters.
+    nearest = -_largest(-squared, same, top_k)
+    far_enough = nearest > _SMALLEST_SQUARED_DISTANCE
+    negative = jnp.sqrt(jnp.where(far_enough, nearest, _SMALLEST_SQUARED_DISTANCE))
+    positive = distance(new, old)[:, None]
+    return jnp.mean(jnp.maximum(positive - negative + margin, 0.0))

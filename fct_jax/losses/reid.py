@@ -1,0 +1,137 @@
+"""Losses and margin heads of person re-identification.
+
+Embeddings (N, D) and labels (N,); head logits come from cosines (N, C), see
+:func:`fct_jax.losses.cosine_logits`. AM-softmax is :func:`fct_jax.losses.cosface`.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from fct_jax.losses.numerics import known_labels, masked_mean, own_class, safe_sqrt
+
+# Squared distances below this count as zero and get no gradient.
+_SMALLEST_SQUARED_DISTANCE = 1e-12
+
+
+def hardest_distances(embedding: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
+    """Distance of each sample to its farthest same-label and nearest other-label sample.
+
+    Euclidean, within the batch. Returns ``(positive (N,), negative (N,), has_negative (N,))``;
+    the sample itself counts as a positive. Where the batch holds one label only, ``negative``
+    is meaningless and ``has_negative`` False.
+    """
+    embedding = jnp.asarray(embedding, jnp.float32)
+    norms = jnp.sum(embedding * embedding, axis=-1)
+    squared = norms[:, None] + norms[None, :] - 2.0 * embedding @ embedding.T
+    labels = jnp.asarray(labels)
+    same = labels[:, None] == labels[None, :]
+    # Roots are taken of the chosen squares only.
+    positive = jnp.max(jnp.where(same, squared, -jnp.inf), axis=-1)
+    has_negative = ~jnp.all(same, axis=-1)
+    negative = jnp.min(jnp.where(same, jnp.inf, squared), axis=-1)
+    negative = jnp.where(has_negative, negative, 0.0)
+    return _root(positive), _root(negative), has_negative
+
+
+def batch_hard_triplet(
+    embedding: jax.Array,
+    labels: jax.Array,
+    margin: float | None = 0.3,
+    hard_factor: float = 0.0,
+) -> jax.Array:
+    """Triplet loss with each sample's hardest positive and hardest negative. Scalar.
+
+    Mean of ``max(p - n + margin, 0)``, or, without a margin (None), of ``log(1 + exp(p - n))``.
+    ``hard_factor`` h first stretches p by 1 + h and shrinks n by 1 - h. Normalise the embeddings
+    first to compare directions. Samples without any negative are left out (none left: 0).
+    The published code needs equally many samples of each identity; this one does not.
+
+    Source: Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017.
+    """
+    positive, negative, counts = hardest_distances(embedding, labels)
+    gap = positive * (1.0 + hard_factor) - negative * (1.0 - hard_factor)
+    values = jax.nn.softplus(gap) if margin is None else jnp.maximum(gap + margin, 0.0)
+    return masked_mean(values, counts)
+
+
+def center_loss(embedding: jax.Array, labels: jax.Array, centers: jax.Array) -> jax.Array:
+    """Mean of ``‖f - c_y‖²`` with learned centers (C, D); labels outside do not count. Scalar.
+
+    Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition",
+    ECCV 2016.
+    """
+    centers = jnp.asarray(centers, jnp.float32)
+    known, labels = known_labels(labels, centers.shape[0])
+    squared = jnp.sum(jnp.square(jnp.asarray(embedding, jnp.float32) - centers[labels]), axis=-1)
+    return masked_mean(squared, known)
+
+
+def margin_contrastive(embedding: jax.Array, labels: jax.Array, margin: float = 0.3) -> jax.Array:
+    """Cosine contrastive loss over all pairs of normalised embeddings. Scalar.
+
+    Per sample the sum of ``1 - s`` over same-label pairs with s < 1 and of s over other-label
+    pairs with s > margin; mean over the batch.
+    """
+    similarity = jnp.asarray(embedding, jnp.float32)
+    similarity = similarity @ similarity.T
+    labels = jnp.asarray(labels)
+    same = labels[:, None] == labels[None, :]
+    # A sample's product with itself may round to just below one.
+    pull = jnp.where(same & (similarity < 1.0 - 1e-5), 1.0 - similarity, 0.0)
+    push = jnp.where(~same & (similarity > margin), similarity, 0.0)
+    return jnp.mean(jnp.sum(pull + push, axis=-1))
+
+
+def arcface_monotonic(
+    cosine: jax.Array,
+    labels: jax.Array,
+    scale: float = 30.0,
+    margin: float = 0.5,
+    easy_margin: bool = False,
+    smoothing: float = 0.0,
+) -> jax.Array:
+    """ArcFace that stays monotonic where the angle plus the margin exceeds π: logits (N, C).
+
+    At the label: ``scale · cos(θ + margin)`` while ``cos θ > cos(π - margin)``, else
+    ``scale · (cos θ - margin · sin(π - margin))``. ``easy_margin``: the margin only while
+    ``cos θ > 0``, else plain ``scale · cos θ``. ``smoothing`` e gives the label's column the
+    share 1 - e + e/C of the margin and every other column e/C.
+
+    Source: Deng et al., "ArcFace", CVPR 2019, and the authors' public code.
+    """
+    cosine = jnp.asarray(cosine, jnp.float32)
+    clamped = jnp.clip(cosine, -1.0, 1.0)
+    sine = safe_sqrt((1.0 - clamped) * (1.0 + clamped))
+    with_margin = clamped * math.cos(margin) - sine * math.sin(margin)
+    if easy_margin:
+        with_margin = jnp.where(clamped > 0, with_margin, clamped)
+    else:
+        beyond = clamped - margin * math.sin(math.pi - margin)
+        with_margin = jnp.where(clamped > math.cos(math.pi - margin), with_margin, beyond)
+    own = own_class(labels, cosine.shape[-1]).astype(jnp.float32)
+    share = (1.0 - smoothing) * own + smoothing / cosine.shape[-1]
+    return scale * (share * with_margin + (1.0 - share) * clamped)
+
+
+def circle(
+    cosine: jax.Array, labels: jax.Array, scale: float = 256.0, margin: float = 0.25
+) -> jax.Array:
+    """Circle loss's logits (N, C), for softmax cross-entropy.
+
+    ``scale · a_p · (s - (1 - m))`` at the label and ``scale · a_n · (s - m)`` elsewhere, with
+    ``a_p = max(1 + m - s, 0)`` and ``a_n = max(s + m, 0)``, which carry no gradient.
+
+    Source: Sun et al., "Circle Loss", CVPR 2020, class-level labels.
+    """
+    cosine = jnp.asarray(cosine, jnp.float32)
+    fixed = jax.lax.stop_gradient(cosine)
+    positive = jnp.maximum(1.0 + margin - fixed, 0.0) * (cosine - (1.0 - margin))
+    negative = jnp.maximum(fixed + margin, 0.0) * (cosine - margin)
+    return scale * jnp.where(own_class(labels, cosine.shape[-1]), positive, negative)
+
+
+def _root(squared):
+    apart = squared > _SMALLEST_SQUARED_DISTANCE
+    return jnp.sqrt(jnp.where(apart, squared, _SMALLEST_SQUARED_DISTANCE))

@@ -1,0 +1,70 @@
+"""A standard residual network whose pooled features are projected to the embedding.
+
+The model of "Boundary-Aware Backward-Compatible Representation via Adversarial Learning"
+(AdvBCT, CVPR 2023) and of the methods it compares.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fct_jax.models.batch_norm import BatchNorm
+from fct_jax.models.linear import Linear
+from fct_jax.models.resnet import Trunk
+
+
+class ProjectionHead(nn.Module):
+    """``features (N, F), train -> (logits (N, C), embedding (N, D))``, in float32.
+
+    Linear without bias, BatchNorm: this is the embedding, *not* normalised. The classifier is
+    linear without bias on it, ``params["classifier"]["kernel"]`` (D, C).
+    """
+
+    num_classes: int
+    embedding_dim: int = 256
+
+    @nn.compact
+    def __call__(self, features: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        projected = Linear(self.embedding_dim, use_bias=False, name="projection")(features)
+        embedding = BatchNorm(name="projection_bn")(projected, not train)
+        logits = Linear(self.num_classes, use_bias=False, name="classifier")(embedding)
+        return logits, embedding
+
+
+class ProjectionResNet(nn.Module):
+    """``apply(variables, images (N, H, W, 3), train=False) -> (logits (N, C), embedding (N, D))``.
+
+    The trunk is torchvision's, so that published ImageNet weights fit it; its pooled features
+    (512 or 2048 for ``width=64``) go through `ProjectionHead`. The other options, and the
+    outputs, are those of `fct_jax.models.resnet.ResNet`.
+    """
+
+    block: Callable[..., nn.Module]
+    depths: tuple[int, ...]
+    expansion: int
+    num_classes: int
+    base_width: int = 64
+    embedding_dim: int = 256
+    small_stem: bool = False
+    width: int = 64
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        trunk = Trunk(
+            block=self.block,
+            depths=self.depths,
+            expansion=self.expansion,
+            base_width=self.base_width,
+            small_stem=self.small_stem,
+            width=self.width,
+            dtype=self.dtype,
+        )
+        nn.share_scope(self, trunk)
+        features = jnp.mean(trunk(images, train).astype(jnp.float32), (1, 2))
+        head = ProjectionHead(self.num_classes, self.embedding_dim)
+        nn.share_scope(self, head)
+        return head(features, train)

@@ -1,0 +1,164 @@
+"""Residual networks whose last block sets the size of the embedding.
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, in the torchvision shape;
+the narrow last block is that of "Forward Compatible Training", CVPR 2022, section 5.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fct_jax.models.batch_norm import BatchNorm
+from fct_jax.models.convolution import Conv
+from fct_jax.models.linear import Linear
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut; ``(N, H, W, in) -> (N, H/stride, W/stride, out)``.
+
+    ``inner`` is for the bottleneck: here both convolutions have ``out`` channels.
+    """
+
+    inner: int
+    out: int
+    stride: int = 1
+    nonlin: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = Conv(self.out, 3, self.stride, self.dtype, name="conv1")(x)
+        y = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(y, not train))
+        y = Conv(self.out, 3, 1, self.dtype, name="conv2")(y)
+        y = BatchNorm(dtype=self.dtype, name="bn2")(y, not train)
+        return _add_shortcut(self, x, y, train)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions and a shortcut; the stride is on the 3×3."""
+
+    inner: int
+    out: int
+    stride: int = 1
+    nonlin: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = Conv(self.inner, 1, 1, self.dtype, name="conv1")(x)
+        y = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(y, not train))
+        y = Conv(self.inner, 3, self.stride, self.dtype, name="conv2")(y)
+        y = nn.relu(BatchNorm(dtype=self.dtype, name="bn2")(y, not train))
+        y = Conv(self.out, 1, 1, self.dtype, name="conv3")(y)
+        y = BatchNorm(dtype=self.dtype, name="bn3")(y, not train)
+        return _add_shortcut(self, x, y, train)
+
+
+def _add_shortcut(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
+    """``y`` plus the block's input, which is projected where stride or width change."""
+    if block.stride != 1 or x.shape[-1] != block.out:
+        x = Conv(block.out, 1, block.stride, block.dtype, name="downsample_conv")(x)
+        x = BatchNorm(dtype=block.dtype, name="downsample_bn")(x, not train)
+    y = x + y
+    return nn.relu(y) if block.nonlin else y
+
+
+class Trunk(nn.Module):
+    """Images (N, H, W, 3) -> last feature maps (N, h, w, D), before any pooling.
+
+    ``embedding_dim=None`` keeps the full width of the last stage, ``8 * width * expansion``.
+    Used with ``nn.share_scope``, so that its parameters sit at the top level of the model.
+    """
+
+    block: Callable[..., nn.Module]
+    depths: tuple[int, ...]
+    expansion: int
+    base_width: int = 64
+    embedding_dim: int | None = None
+    last_nonlin: bool = True
+    small_stem: bool = False
+    width: int = 64
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.small_stem:
+            x = Conv(self.width, 3, 1, self.dtype, name="conv1")(x)
+        else:
+            x = Conv(self.width, 7, 2, self.dtype, name="conv1")(x)
+        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, not train))
+        if not self.small_stem:
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+        for stage, depth in enumerate(self.depths):
+            planes = self.width * 2**stage
+            inner = planes * self.base_width // 64
+            for index in range(depth):
+                out, nonlin = planes * self.expansion, True
+                if stage == len(self.depths) - 1 and index == depth - 1:
+                    out, nonlin = self.embedding_dim or out, self.last_nonlin
+                stride = 2 if stage > 0 and index == 0 else 1
+                name = f"layer{stage + 1}_{index}"
+                x = self.block(inner, out, stride, nonlin, self.dtype, name=name)(x, train)
+        return x
+
+
+class ResNet(nn.Module):
+    """``apply(variables, images (N, H, W, 3), train=False) -> (logits (N, C), embedding (N, D))``.
+
+    Images are float, already normalised, of any size from 8 px on. The embedding is the global
+    average of the last feature maps, with ``embedding_dim`` channels (None: as wide as the last
+    stage); the classifier is linear without bias on it, ``params["classifier"]["kernel"]``
+    (D, C). Both outputs are float32; ``dtype`` is that of the computation between.
+
+    With ``train=True`` BatchNorm uses the batch's statistics, and renews the running ones if
+    "batch_stats" is mutable.
+
+    ``last_nonlin=False`` leaves out the very last ReLU, so that embeddings may be negative.
+    ``normalize_embedding`` divides the embedding by its L2 norm, before the classifier, so that
+    logits are always the classifier times the returned embedding.
+    ``small_stem`` replaces the 7×7/2 convolution and the pooling by one 3×3, for images of
+    8 to 64 px. ``width`` is the number of channels of the stem (64 in the papers).
+    """
+
+    block: Callable[..., nn.Module]
+    depths: tuple[int, ...]
+    expansion: int
+    num_classes: int
+    base_width: int = 64
+    embedding_dim: int | None = 128
+    last_nonlin: bool = True
+    normalize_embedding: bool = False
+    small_stem: bool = False
+    width: int = 64
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        trunk = Trunk(
+            block=self.block,
+            depths=self.depths,
+            expansion=self.expansion,
+            base_width=self.base_width,
+            embedding_dim=self.embedding_dim,
+            last_nonlin=self.last_nonlin,
+            small_stem=self.small_stem,
+            width=self.width,
+            dtype=self.dtype,
+        )
+        nn.share_scope(self, trunk)
+        maps = trunk(images, train)
+        embedding = jnp.mean(maps.astype(jnp.float32), (1, 2))
+        if self.normalize_embedding:
+            embedding = l2_normalize(embedding)
+        logits = Linear(self.num_classes, use_bias=False, name="classifier")(embedding)
+        return logits, embedding
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """Rows of ``x`` (N, D) divided by their length; a row of zeros stays, with zero gradient."""
+    square = jnp.sum(jnp.square(x), -1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

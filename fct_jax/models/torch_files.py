@@ -1,0 +1,62 @@
+"""Reading PyTorch weights from files."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.numpy
+
+from fct_jax.errors import UserError
+
+# Where training scripts put the weights inside a checkpoint.
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Any]:
+    """Name -> array from a ``.safetensors`` file, or from ``.pth``/``.pt``/``.bin`` by PyTorch.
+
+    PyTorch files are read with ``weights_only=True``, so that a hostile file runs no code. A
+    checkpoint that holds the weights under "state_dict", "model" or "model_state_dict" is
+    unwrapped. The arrays suit every function of `torch_import`.
+
+    Raises:
+        UserError: no such file, unknown ending, a file that is damaged or holds no weights, or
+            PyTorch missing where it is needed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.numpy.load_file(path)
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {_line(error)}") from error
+    if path.suffix not in (".pth", ".pt", ".bin"):
+        raise UserError(f"{path}: weights end in .safetensors, .pth, .pt or .bin")
+    return _read_torch(path)
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        raise UserError(
+            f"reading {path} needs PyTorch (pip install torch), or convert it to .safetensors"
+        ) from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes PyTorch raise almost anything
+        raise UserError(f"cannot read {path}: {_line(error)}") from error
+    for key in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    tensors = isinstance(state, dict) and all(torch.is_tensor(value) for value in state.values())
+    if not tensors or not state:
+        raise UserError(f"{path} holds no weights: expected a mapping from name to tensor")
+    return dict(state)
+
+
+def _line(error: Exception) -> str:
+    """The first line of what another library has to say."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

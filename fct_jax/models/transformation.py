@@ -1,0 +1,63 @@
+"""The transformation from old embeddings to new ones.
+
+FCT: "Forward Compatible Training for Large-Scale Embedding Retrieval Systems", CVPR 2022.
+FastFill: "FastFill: Efficient Compatible Model Update", ICLR 2023, adds the uncertainty.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fct_jax.models.batch_norm import BatchNorm
+from fct_jax.models.linear import Linear
+
+
+class Layer(nn.Module):
+    """Linear without bias, BatchNorm, ReLU: ``(N, in) -> (N, features)``."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = Linear(self.features, use_bias=False, dtype=self.dtype, name="linear")(x)
+        return nn.relu(BatchNorm(dtype=self.dtype, name="bn")(x, not train))
+
+
+class Transformation(nn.Module):
+    """``apply(variables, old (N, do), side (N, ds), train=False) -> (embedding, log_variance)``.
+
+    ``embedding`` (N, embedding_dim) approximates the new model's; ``log_variance`` (N,) is
+    FastFill's uncertainty, one number a sample, or None without ``uncertainty``. Both float32.
+    ``side`` is the side information; without it (None) the old embedding takes its place.
+
+    The log-variance comes unclamped; the loss is where it is kept finite.
+    ``train=False`` is also the mode of the second half of training: BatchNorm then uses and
+    keeps its running statistics, while every parameter goes on learning.
+    """
+
+    embedding_dim: int
+    inner_dim: int = 2048
+    uncertainty: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, old: jax.Array, side: jax.Array | None = None, train: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        side = old if side is None else side
+        projected = []
+        for name, x in (("p1", old), ("p2", side)):
+            x = Layer(2 * x.shape[-1], self.dtype, name=f"{name}_0")(x, train)
+            projected.append(Layer(2 * self.embedding_dim, self.dtype, name=f"{name}_1")(x, train))
+        x = jnp.concatenate(projected, -1)
+        x = Layer(self.inner_dim, self.dtype, name="mixer_0")(x, train)
+        x = Layer(self.inner_dim, self.dtype, name="mixer_1")(x, train)
+        x = Linear(self.embedding_dim, dtype=self.dtype, name="mixer_2")(x)
+        embedding = x.astype(jnp.float32)
+        if not self.uncertainty:
+            return embedding, None
+        # Not detached: the uncertainty's loss also shapes the embedding, as published.
+        return embedding, Linear(1, name="uncertainty_head")(embedding)[:, 0]

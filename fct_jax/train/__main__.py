@@ -1,0 +1,31 @@
+"""Train a model.
+
+  python -m fct_jax.train --config configs/digits_backbone_old.py --workdir runs/digits/old
+
+Any key of the config can be set on the command line, --config.optimizer.lr=0.5 say;
+fct_jax/config.py explains all of them. A run that was stopped goes on where it
+was when the same command is given again.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from fct_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "config file; see configs/")
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
+_ALLOW = flags.DEFINE_bool(
+    "allow_config_change", False, "go on with a run although its config has changed"
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> None:
+    """Imports late, so that --help and mistakes in flags are answered at once."""
+    from fct_jax.train.loop import train
+
+    train(_CONFIG.value, _WORKDIR.value, _ALLOW.value)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

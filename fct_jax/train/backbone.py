@@ -1,0 +1,94 @@
+"""Training an embedding model by classification (METHOD: FCT, CVPR 2022, section 4)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from fct_jax import data, losses, models
+from fct_jax.embed.images import source_config
+from fct_jax.train.images import image_feed, preprocessing_of
+
+
+class Backbone:
+    """A ResNet with label-smoothed cross-entropy; see ``loop.py`` for what a task offers."""
+
+    def __init__(self, config: ConfigDict, mesh):
+        self._config, self._mesh = config, mesh
+        train = data.open_source(config.data, "train")
+        self._validation = data.open_source(source_config(config.data, "validation"), "validation")
+        self._preprocessing = preprocessing_of(config.preprocessing)
+        self._kwargs = {
+            **{key: value for key, value in config.model.items() if key != "name"},
+            "num_classes": train.num_classes,  # all classes, also where a subset is trained on
+        }
+        self._module = models.build(
+            config.model.name, **self._kwargs, dtype=jnp.dtype(config.compute_dtype)
+        )
+        self.feed = image_feed(train, self._preprocessing, config, mesh)
+        self.frozen = ()
+        self._correct = jax.jit(self._count_correct)
+
+    def init(self, key):
+        """Fresh variables."""
+        size = self._preprocessing.size
+        return self._module.init(key, jnp.zeros((1, size, size, 3)))
+
+    def freeze_batch_norm(self, epoch: int) -> bool:
+        """Never: batch statistics are used to the end."""
+        del epoch
+        return False
+
+    def loss(self, variables, frozen, batch, key, freeze_batch_norm):
+        """Label-smoothed cross-entropy of a batch of images."""
+        del frozen, key, freeze_batch_norm
+        images = self._preprocessing.on_device(batch["image"], batch["flip"])
+        (logits, _), new = self._module.apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+        loss = losses.label_smoothed_cross_entropy(
+            logits, batch["label"], self._config.label_smoothing
+        ).mean()
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+        return loss, (new["batch_stats"], {"accuracy": accuracy})
+
+    def evaluate(self, variables) -> dict[str, float]:
+        """Loss and top-1 and top-5 accuracy over the validation split."""
+        sums, count = jnp.zeros(3), 0
+        for batch in data.batches(
+            self._validation,
+            self._preprocessing,
+            batch_size=self._config.batch_size,
+            train=False,
+            seed=0,
+            workers=self._config.data.workers,
+            on_error=self._config.data.on_error,
+        ):
+            sums += self._correct(variables, batch["image"], batch["label"])
+            count += len(batch["label"])
+        loss, top1, top5 = (float(value) / count for value in sums)
+        return {"loss": loss, "top1": top1, "top5": top5}
+
+    def _count_correct(self, variables, images, labels):
+        """Sums over a batch: loss, hits of the best and of the five best classes."""
+        logits, _ = self._module.apply(variables, self._preprocessing.on_device(images, None))
+        loss = losses.label_smoothed_cross_entropy(logits, labels, self._config.label_smoothing)
+        best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == labels[:, None]
+        return jnp.stack([loss.sum(), best[:, 0].sum(), best.sum()])
+
+    def describe(self) -> dict:
+        """For ``model.json``."""
+        module = self._module
+        size = self._preprocessing.size
+        shape = jax.eval_shape(
+            lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, size, size, 3)))[0][1]
+        )
+        return {
+            "kind": "backbone",
+            "name": self._config.model.name,
+            "kwargs": self._kwargs,
+            "dim": math.prod(shape.shape[1:]),
+            "preprocessing": self._preprocessing.to_dict(),
+            "data": self._config.data.to_dict(),
+        }

@@ -1,0 +1,86 @@
+"""Checkpoints of a run. The only file that imports Orbax."""
+
+import logging as python_logging
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from fct_jax.errors import UserError
+
+# Orbax reports every save at INFO and WARNING; a user wants the exceptions only.
+python_logging.getLogger("orbax").setLevel(python_logging.ERROR)
+
+
+class Checkpoints:
+    """Saves and restores (state, position of the data feed) by step, newest first.
+
+    Saving is asynchronous and atomic: an interrupted save leaves no checkpoint.
+
+    Args:
+      folder: ``RUN/checkpoints``.
+      keep: how many of the newest are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self._manager = ocp.CheckpointManager(
+            Path(folder).absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, cleanup_tmp_directories=True
+            ),
+            item_names=("state", "feed"),
+        )
+
+    def save(self, step: int, state, feed: dict) -> None:
+        """Starts writing; returns as soon as the arrays are copied off the device."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), feed=ocp.args.JsonSave(feed)
+            ),
+        )
+
+    def restore(self, like):
+        """The newest readable checkpoint as (state, feed), or None where there is none.
+
+        Args:
+          like: a state of the same shapes and shardings (arrays or ShapeDtypeStructs).
+
+        A checkpoint that cannot be read is passed over with a warning.
+
+        Raises:
+          UserError: there are checkpoints, and none of them can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        for step in steps:
+            try:
+                found = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(abstract), feed=ocp.args.JsonRestore()
+                    ),
+                )
+                return found.state, found.feed
+            except Exception as error:  # Orbax and TensorStore raise many kinds
+                reason = str(error).strip().splitlines()[0][:200]
+                logging.warning("checkpoint %d cannot be read and is passed over: %s", step, reason)
+                self._manager.delete(step)
+        if steps:
+            raise UserError(f"no checkpoint in {self._manager.directory} can be read")
+        return None
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest finished checkpoint."""
+        return self._manager.latest_step()
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and lets go of the directory."""
+        self.wait()
+        self._manager.close()

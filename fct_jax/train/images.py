@@ -1,0 +1,70 @@
+"""Batches of images for training: kept on the device where they fit, streamed otherwise."""
+
+import jax
+from ml_collections import ConfigDict
+
+from fct_jax import data
+from fct_jax.errors import UserError
+from fct_jax.train.feeds import ResidentFeed, StreamFeed
+
+
+def preprocessing_of(config: ConfigDict) -> data.Preprocessing:
+    """The config's preprocessing section; ``resize`` 0 stands for none."""
+    return data.Preprocessing.from_dict({**config.to_dict(), "resize": config.resize or None})
+
+
+_FITS = 2 * 2**30  # bytes of uint8 images that "auto" keeps on the device
+
+
+def image_feed(source, preprocessing, config: ConfigDict, mesh) -> ResidentFeed | StreamFeed:
+    """The training batches {"image", "label", "flip", "index"} of a source.
+
+    Args:
+      source: of ``data.open_source``.
+      preprocessing: how its images become the model's input.
+      config: with ``batch_size``, ``seed`` and ``data``.
+      mesh: the devices.
+    """
+    if _in_memory(source, preprocessing, config.data.in_memory):
+        arrays = data.load_all(source, preprocessing)
+
+        def pick(arrays, indices, key):
+            flip = jax.random.bernoulli(key, 0.5, indices.shape) & preprocessing.flip
+            batch = {name: array[indices] for name, array in arrays.items()}
+            return {**batch, "flip": flip, "index": indices}
+
+        return ResidentFeed(
+            arrays,
+            len(arrays["label"]),
+            pick,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            mesh=mesh,
+            # XLA runs convolutions inside a device loop on one CPU core, several times slower;
+            # and a backbone's step is long enough to hide the cost of a call.
+            steps_per_call=1,
+        )
+    iterator = data.batches(
+        source,
+        preprocessing,
+        batch_size=config.batch_size // jax.process_count(),
+        train=True,
+        seed=config.seed,
+        workers=config.data.workers,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        on_error=config.data.on_error,
+    )
+    return StreamFeed(iterator, len(source) // config.batch_size, mesh)
+
+
+def _in_memory(source, preprocessing, wish: str) -> bool:
+    if wish not in ("auto", "yes", "no"):
+        raise UserError(f"config.data.in_memory is {wish!r}; known: auto, yes, no")
+    possible = preprocessing.train_crop == "none"  # random crops are made by the host
+    if wish == "yes" and not possible:
+        raise UserError("config.data.in_memory=yes needs config.preprocessing.train_crop=none")
+    if wish != "auto":
+        return wish == "yes"
+    height, width = source.image_size or (preprocessing.size, preprocessing.size)
+    return possible and len(source) * height * width * 3 <= _FITS

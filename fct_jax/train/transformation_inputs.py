@@ -1,0 +1,138 @@
+"""Old, new and side embeddings for training a transformation: cached, or computed online."""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fct_jax import data
+from fct_jax.embed.images import check_all_paired, embeddings_of, source_config
+from fct_jax.embeddings import EmbeddingSet
+from fct_jax.errors import UserError
+from fct_jax.frozen import Embedder, is_run, load_model
+from fct_jax.train.feeds import ResidentFeed
+from fct_jax.train.images import image_feed, preprocessing_of
+
+
+def roles(config: ConfigDict) -> tuple[str, ...]:
+    """The embeddings that take part; without "side" the old embedding stands in for it."""
+    return ("old", "new", "side") if config.side else ("old", "new")
+
+
+class CachedInputs:
+    """All views of all embeddings on the device; each sample draws its view anew every epoch.
+
+    For random flips two views give the distribution of recomputed embeddings exactly.
+
+    Attributes:
+      feed: batches {"old" (B, do), "new" (B, dn), "side" (B, ds), "label" (B,)}.
+      dims: size of the embeddings by role.
+      fingerprints: of their models by role, None where unknown.
+      labels: (N,) int32 of the training set, or None.
+      models: frozen variables that ``embed`` needs: none.
+    """
+
+    def __init__(self, config: ConfigDict, mesh):
+        views = [_embeddings(config, "train", view) for view in range(_view_count(config))]
+        for sets in views:
+            check_all_paired([views[0]["old"], *sets.values()])
+            for found in sets.values():
+                found.check_finite()
+        self.dims = {role: found.dim for role, found in views[0].items()}
+        self.fingerprints = {role: found.fingerprint for role, found in views[0].items()}
+        self.labels = _labels(views[0])
+        self.models = ()
+        arrays = {
+            role: np.stack([np.asarray(sets[role].vectors, np.float32) for sets in views])
+            for role in views[0]
+        }
+
+        def pick(data, indices, key):
+            arrays, labels = data
+            view = jax.random.randint(key, indices.shape, 0, len(views))
+            batch = {role: array[view, indices] for role, array in arrays.items()}
+            return batch if labels is None else {**batch, "label": labels[indices]}
+
+        count = len(views[0]["old"])
+        self.feed = ResidentFeed(
+            (arrays, self.labels),
+            count,
+            pick,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            mesh=mesh,
+        )
+
+    @staticmethod
+    def embed(models, batch):
+        """The batch holds embeddings already."""
+        del models
+        return batch
+
+
+class OnlineInputs:
+    """Embeddings of freshly augmented images in every step, as the original code trains.
+
+    Attributes as of ``CachedInputs``; ``models`` holds the variables of the frozen models.
+    """
+
+    def __init__(self, config: ConfigDict, mesh):
+        if not all(is_run(config[role]) for role in roles(config)):
+            raise UserError(
+                "config.online=True needs runs, not EmbeddingSets, as old, new and side"
+            )
+        self._embedders: dict[str, Embedder] = {
+            role: load_model(config[role]) for role in roles(config)
+        }
+        source = data.open_source(source_config(config.data, "train"), "train")
+        preprocessing = preprocessing_of(config.preprocessing)
+        self.feed = image_feed(source, preprocessing, config, mesh)
+        self.dims = {role: embedder.dim for role, embedder in self._embedders.items()}
+        self.fingerprints = {role: e.fingerprint for role, e in self._embedders.items()}
+        self.labels = source.labels
+        self.models = {role: embedder.variables for role, embedder in self._embedders.items()}
+
+    def embed(self, models, batch):
+        """{"old", "new", "side", "label"} of a batch of images, inside the step."""
+        embeddings = {
+            role: embedder.forward(models[role], batch["image"], batch["flip"])[1]
+            for role, embedder in self._embedders.items()
+        }
+        return {**embeddings, "label": batch["label"]}
+
+
+def validation_batch(config: ConfigDict) -> dict[str, np.ndarray] | None:
+    """Embeddings of the validation split, {"old" (N, do), …, "label" (N,)}; None: none given."""
+    names = roles(config)
+    if all(is_run(config[role]) for role in names):
+        sets = _embeddings(config, "validation", None)
+    elif all(config[f"validation_{role}"] for role in names):
+        sets = {role: EmbeddingSet.read(config[f"validation_{role}"]) for role in names}
+    else:
+        return None
+    check_all_paired(list(sets.values()))
+    labels = _labels(sets)
+    batch = {role: np.asarray(found.vectors, np.float32) for role, found in sets.items()}
+    return batch if labels is None else {**batch, "label": labels}
+
+
+def _embeddings(config: ConfigDict, split: str, view: int | None) -> dict[str, EmbeddingSet]:
+    return {
+        role: embeddings_of(config[role], role, config, split, view=view) for role in roles(config)
+    }
+
+
+def _view_count(config: ConfigDict) -> int:
+    """One for EmbeddingSets, which hold what they hold; for runs as many as the config says."""
+    runs = [is_run(config[role]) for role in roles(config)]
+    if any(runs) and not all(runs):
+        raise UserError("config.old, new and side must be all runs or all EmbeddingSets")
+    if config.views < 1:
+        raise UserError(f"config.views must be at least 1, not {config.views}")
+    return config.views if all(runs) else 1
+
+
+def _labels(sets: dict[str, EmbeddingSet]) -> np.ndarray | None:
+    for role in ("new", "old"):
+        if sets[role].labels is not None:
+            return np.asarray(sets[role].labels, np.int32)
+    return None

@@ -1,0 +1,95 @@
+"""Splits a training list for an old and a new model: extended-class or extended-data.
+
+  python tools/split_dataset.py gldv2_train.txt --by class --ratio 0.3 --seed 666 --out splits/
+
+writes splits/gldv2_train_old_30percent_class.txt and splits/gldv2_train_new_100percent_class.txt.
+With --by data, the extended-data setting trains its new model on the whole LIST; the
+"new_70percent" file holds the images that the old model has not seen.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fct_jax.data.lists import read_list
+from fct_jax.data.splits import split_list
+from fct_jax.errors import UserError
+
+# Fields after the label, and whether classes come in the order of their first image.
+FORMATS = {"plain": (0, False), "market1501": (2, True)}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see --help)")
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="split_dataset.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("list", metavar="LIST", type=Path, help="text file of 'path label' lines")
+    parser.add_argument(
+        "--by",
+        choices=("class", "data"),
+        required=True,
+        help="class: the old model knows some classes, renumbered from 0; "
+        "data: it knows some images of every class",
+    )
+    parser.add_argument(
+        "--ratio", type=float, default=0.3, help="share of the old model (default 0.3)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=666, help="of the draw (default 666, the published splits)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--name", help="how the written files' names start (default: LIST without its ending)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        default="plain",
+        help="plain: 'path label'; market1501: 'path identity camera view' (default plain)",
+    )
+    return parser
+
+
+def run(arguments: list[str]) -> None:
+    flags = parser().parse_args(arguments)
+    if not 0 <= flags.seed < 2**31:
+        raise UserError(f"--seed must be 0 or more and below 2**31, not {flags.seed}")
+    trailing, by_appearance = FORMATS[flags.format]
+    lines = read_list(flags.list, trailing)
+    parts = split_list(lines, flags.by, flags.ratio, flags.seed, by_appearance=by_appearance)
+    name = flags.list.stem if flags.name is None else flags.name
+    files = {flags.out / f"{name}_{part}.txt": text for part, text in parts.items()}
+    present = [str(file) for file in files if file.exists()]
+    if present:
+        raise UserError(f"nothing is overwritten: {', '.join(present)} exists already")
+    try:
+        flags.out.mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            # "x": not even a file that appeared since the check above.
+            with file.open("x", encoding="utf-8") as out:
+                out.writelines(f"{line}\n" for line in text)
+            print(f"{file}: {len(text)} images")
+    except OSError as error:
+        raise UserError(f"cannot write to {flags.out}: {error}") from error
+
+
+def main() -> int:
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        print(f"split_dataset.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
