@@ -32,6 +32,8 @@ def imagenet(config: ConfigDict) -> ConfigDict:
     if "preprocessing" in config:
         config.preprocessing.resize = 256
         config.preprocessing.train_crop = "random_resized"
+    if "views" in config:
+        config.views = 8  # random crops are drawn from this many cached views
     return config
 
 

@@ -1,4 +1,9 @@
-"""x"""
+"""FastFill on the digits: FCT with a classification loss and an uncertainty of each item.
+
+  python -m fct_jax.train --config configs/digits_fastfill.py --workdir runs/digits/fastfill
+
+With side information add --config.side=RUN. Takes seconds.
+"""
 
 from configs import common
 

@@ -1,4 +1,9 @@
-"""x"""
+"""FCT on the digits: from the old model's embeddings to the new model's space.
+
+  python -m fct_jax.train --config configs/digits_fct.py --workdir runs/digits/fct
+
+With side information add --config.side=RUN. Takes seconds.
+"""
 
 from configs import common
 

@@ -1,11 +1,14 @@
 """What the commands share: flags, the config file, one line for every mistake."""
 
+import difflib
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags, logging
+from ml_collections import ConfigDict
 
 from fct_jax.errors import UserError
 
@@ -60,8 +63,6 @@ def _config_path(argv: list[str]) -> Path | None:
 
 
 def _no_such_config(path: Path) -> str:
-    import difflib
-
     there = sorted(file.name for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, there, n=1, cutoff=0.0)
     hint = f"; did you mean {path.parent / close[0]}?" if close else ""
@@ -69,11 +70,24 @@ def _no_such_config(path: Path) -> str:
 
 
 def _one_line(error: Exception, argv: list[str]) -> str:
-    """The first line of an error about flags, as a sentence."""
-    text = str(error).replace("\\n", " ").replace("\n", " ")
-    misspelt = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
-    if misspelt:
-        right, wrong = misspelt.groups()
-        flag = next((a for a in argv if re.match(rf"--config[\w.]*\.{wrong}\b", a)), wrong)
-        return f"unknown config key {flag.split('=')[0]}; did you mean {right!r}?"
-    return text.strip("'\" ")
+    """What was wrong with the flags, as a sentence."""
+    if isinstance(error, AttributeError | KeyError):
+        config = runpy.run_path(str(_config_path(argv)))["get_config"]()
+        for argument in argv:
+            flag = argument.split("=")[0]
+            if flag.startswith("--config.") and (found := _unknown_key(flag, config)):
+                return found
+    return " ".join(str(error).split()).strip("\"")
+
+
+def _unknown_key(flag: str, config: ConfigDict) -> str | None:
+    """The message for ``--config.a.b`` where the config has no a or no a.b, else None."""
+    section = config
+    for key in flag.split(".")[1:]:
+        if not isinstance(section, ConfigDict):
+            return None
+        if key not in section:
+            close = difflib.get_close_matches(key, list(section), n=1, cutoff=0.0)
+            return f"unknown config key {flag}; did you mean {close[0]!r}?"
+        section = section[key]
+    return None

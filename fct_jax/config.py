@@ -27,10 +27,74 @@ def backbone() -> ConfigDict:
     config.model.normalize_embedding = False
     config.model.small_stem = False  # True: 3×3 stem without pooling, for small images
     config.model.width = 64  # channels of the first stage
+    config.pretrained = ""  # torchvision or timm weights to start from, .pth or .safetensors
     config.label_smoothing = 0.1
     config.optimizer = optimizer()
     config.epochs = 100
     _loop(config)
+    return config
+
+
+def compatible() -> ConfigDict:
+    """A new model whose embeddings can be searched against an old model's gallery.
+
+    Defaults are those of AdvBCT (CVPR 2023) and of the methods that it compares.
+    """
+    config = ConfigDict()
+    config.task = "compatible"
+    # "none" (a model alone), "bct", "bct_ract", "lce", "hot_refresh", "unibct", "advbct",
+    # "contrastive", "triplet", "triplet_ract", "l2", "lwf", "focal_distillation"
+    config.method = "advbct"
+    config.old = ""  # run of the old model, or an EmbeddingSet of the training images
+    # class_statistics_KIND.npz or the directory that holds it; "": made of the old run's data
+    config.statistics = ""
+    config.data = data()
+    config.preprocessing = preprocessing()
+    config.preprocessing.flip = False
+    config.model = ConfigDict()
+    config.model.name = "resnet18_projection"
+    config.model.embedding_dim = 256
+    config.model.small_stem = False  # True: 3×3 stem without pooling, for small images
+    config.model.width = 64  # channels of the first stage
+    config.pretrained = ""  # torchvision or timm weights to start from, .pth or .safetensors
+    config.base_loss = "softmax"  # "softmax", "arcface", "cosface"
+    config.scale = 30.0  # of arcface and cosface
+    config.margin = 0.3
+    config.label_smoothing = 0.0
+    config.compatibility = compatibility()
+    config.optimizer = optimizer()
+    config.optimizer.lr = 0.1
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.schedule.name = "multistep"
+    config.optimizer.schedule.warmup_epochs = 0
+    config.optimizer.schedule.milestones = (5, 10, 20)
+    config.epochs = 30
+    _loop(config)
+    config.batch_size = 256
+    return config
+
+
+def compatibility() -> ConfigDict:
+    """The compatibility losses; each method reads the keys that its line names."""
+    config = ConfigDict()
+    config.weight = 1.0  # of the whole compatibility loss, beside the base loss
+    config.scale = 30.0  # unibct: ArcFace against the old class centres
+    config.margin = 0.3
+    config.temperature = 0.01  # hot_refresh, contrastive
+    config.top_k = 10  # hot_refresh, contrastive, triplet(_ract): hardest negatives; 0: all
+    config.gather_gradient = False  # hot_refresh, triplet_ract: new negatives get a gradient
+    config.triplet_margin = 0.8  # triplet(_ract)
+    config.transformation_blocks = 0  # lce: residual blocks K that move old embeddings
+    config.radius = "max"  # advbct: "max", or "min" as the published code without elasticity
+    config.elastic = True  # advbct: learned radii
+    config.threshold = 1.0  # advbct: T, to which elastic radii move
+    config.adversarial_weight = 1.0  # advbct: 0 leaves the discriminator out
+    config.lwf_temperature = 2.0
+    config.focal_alpha = 1.0  # focal_distillation
+    config.focal_beta = 5.0
+    config.focal_temperature = 100.0
+    config.focal_kind = "kl"  # "kl", "l2"
     return config
 
 
@@ -48,7 +112,7 @@ def transformation() -> ConfigDict:
     config.validation_side = ""
     config.data = data()
     config.preprocessing = preprocessing()
-    config.views = 2  # cached augmented views of an image; flip alone has exactly two
+    config.views = 2  # cached augmented views of an image; a random flip has just two
     config.online = False  # True: recompute the embeddings of every batch, as the original does
     config.model = ConfigDict()
     config.model.name = "fct"
@@ -102,6 +166,7 @@ def embed() -> ConfigDict:
     config.data = data()  # name "": the data that the run was trained on
     config.data.name = ""
     config.split = "validation"
+    config.class_statistics = False  # True: also class_statistics_euclidean.npz and _angle.npz
     config.old = ""  # EmbeddingSets, where `model` is a transformation
     config.side = ""
     config.batch_size = 256
@@ -114,6 +179,9 @@ def data() -> ConfigDict:
     config.name = "digits"  # "digits", "cifar100", "imagenet2012", "folder", "tfds:NAME"
     config.dir = ""  # TFDS data directory or the folder's root
     config.classes = ""  # of the training split: "" all, "first 50", "0-5,10-53"
+    # A seeded share for an old model, or everything for a new one, old classes numbered first:
+    # "old classes 0.3", "new classes 0.3", "old images 0.3", each "… seed 666"
+    config.subset = ""
     config.on_error = "raise"  # an unreadable image: "raise" or "skip"
     config.workers = 0  # processes that decode images
     config.in_memory = "auto"  # whole data set on the device: "auto", "yes", "no"
@@ -163,7 +231,7 @@ def _loop(config: ConfigDict) -> None:
 
 def check(config: ConfigDict) -> None:
     """Every key is known and of the right kind. Raises UserError with the nearest right key."""
-    kinds = {f.__name__: f for f in (backbone, transformation, evaluate, embed)}
+    kinds = {f.__name__: f for f in (backbone, transformation, compatible, evaluate, embed)}
     task = config.get("task", "")
     if task not in kinds:
         raise UserError(f"config.task is {task!r}; known: {', '.join(kinds)}")

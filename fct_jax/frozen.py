@@ -117,9 +117,9 @@ class Embedder:
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise UserError(f"images must be (N, H, W, 3) uint8, not {images.shape} {images.dtype}")
-        if self.preprocessing.needs_host(images.shape[1:3]):
+        if len(images) and self.preprocessing.needs_host(images.shape[1:3]):
             images = np.stack([self.preprocessing.on_host(image) for image in images])
-        batch_size = min(batch_size, len(images))
+        batch_size = min(batch_size, max(len(images), 1))
         blocks = pipelined(self.run, row_blocks((images,), batch_size), batch_size)
         return np.concatenate([np.empty((0, self.dim), np.float32), *blocks])
 

@@ -1,6 +1,7 @@
 """What every test needs: where the golden arrays are, and exact float32 products."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -11,6 +12,12 @@ GOLDEN = Path(__file__).parent / "golden"
 
 # Golden arrays are float32: no device may shorten products to bfloat16 or TF32.
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Many tests train the same tiny model: each program is compiled once, for subprocesses too.
+COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
+jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 class Golden:

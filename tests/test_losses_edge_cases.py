@@ -110,6 +110,17 @@ def test_statistics_get_no_gradient():
         assert not np.asarray(grad).any()
 
 
+def test_transformed_centres_do_get_a_gradient():
+    labels = np.arange(OLD)
+
+    def loss(center):
+        return sum(losses.lce(FEAT[:3], labels, ANGLES, W_NEW, transformed_center=center))
+
+    value, grad = jax.value_and_grad(loss)(ANGLES.center)
+    np.testing.assert_allclose(value, sum(losses.lce(FEAT[:3], labels, ANGLES, W_NEW)), rtol=1e-6)
+    assert np.asarray(grad).any(axis=1).all()
+
+
 def test_wrong_statistics_and_names():
     labels = np.zeros(6, int)
     with pytest.raises(UserError, match='"angle"'):

@@ -246,8 +246,8 @@ def damaged(tmp_path):
     return tmp_path
 
 
-def test_unreadable_image_stops_or_is_skipped(damaged, caplog):
-    logging.get_absl_logger().propagate = True
+def test_unreadable_image_stops_or_is_skipped(damaged, caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
     caplog.set_level(standard_logging.WARNING)
     with pytest.raises(UserError, match=r"training/0/3\.png"):
         take(batches(folder(damaged), SMALL, batch_size=4, train=False, seed=0))

@@ -159,3 +159,5 @@ def test_needs_host():
     assert not squash.needs_host((8, 8)) and not squash.needs_host((32, 20))
     assert squash.needs_host(None) and crop.needs_host((8, 8))
     assert squash.needs_host((8, 8), random_crop=True)
+    # Large images are reduced before they are sent.
+    assert squash.needs_host((65, 64)) and not Preprocessing(size=65).needs_host((65, 64))

@@ -42,6 +42,7 @@ FOLDERS = {"train": "training", "test": "validation"}
 def main(arguments: list[str] | None = None) -> int:
     """Prepare what the command line names; returns the exit status."""
     options = _parser().parse_args(arguments)
+    options.data_dir = options.data_dir.expanduser()
     try:
         where = prepare(options)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Image folders: ``ROOT/training/<class>/…`` and ``ROOT/validation/<class>/…``."""
+"""Image folders: ``ROOT/training/<class>/…`` and ``ROOT/validation/<class>/…``, or one level less."""
 
 import os
 from functools import cache
@@ -13,30 +13,24 @@ from fct_jax.errors import UserError
 _FOLDERS = {"train": "training", "validation": "validation"}
 
 
-class FolderReader:
+class ClassFolders:
     """Images below class folders; any format that Pillow reads, folders nested at will.
 
-    Classes are the folders of a split, sorted as text ("0", "1", "10", "11", … "2"); both splits
-    must have the same. Within a class, files are sorted by their path. Other files and hidden ones
-    are ignored. ids are paths relative to the split's folder, with "/".
+    Classes are the folders, sorted as text ("0", "1", "10", "11", … "2"). Within a class, files are
+    sorted by their path. Other files and hidden ones are ignored. ids are paths relative to the
+    folder of the classes, with "/".
     """
 
-    def __init__(self, root: str, split: str):
-        """List the files of ``split``; raises UserError for anything missing or empty."""
-        if not root:
-            raise UserError("data.dir is empty: it must name the image folder's root")
-        if not Path(root).is_dir():
-            raise UserError(f"no folder {root} (data.dir)")
-        self._folder = Path(root) / _FOLDERS[split]
-        self.name = str(self._folder)
-        classes = {folder: _class_names(Path(root) / folder) for folder in _FOLDERS.values()}
-        _check_same(root, classes)
-        self.class_names = classes[_FOLDERS[split]]
+    def __init__(self, folder: Path):
+        """List the files; raises UserError for anything missing or empty."""
+        self._folder = folder
+        self.name = str(folder)
+        self.class_names = _class_names(folder)
         paths, labels = [], []
         for label, name in enumerate(self.class_names):
-            found = _image_paths(self._folder / name)
+            found = _image_paths(folder / name)
             if not found:
-                raise UserError(f"no images in {self._folder / name}")
+                raise UserError(f"no images in {folder / name}")
             paths += [f"{name}/{path}" for path in found]
             labels += [label] * len(found)
         self._paths = np.array(paths)
@@ -70,11 +64,42 @@ class FolderReader:
         return common
 
 
+class FolderReader(ClassFolders):
+    """A split of an image folder; both splits must have the same classes."""
+
+    def __init__(self, root: str, split: str):
+        """List the files of ``split``; raises UserError for anything missing or empty."""
+        if not root:
+            raise UserError("data.dir is empty: it must name the image folder's root")
+        if not Path(root).is_dir():
+            raise UserError(f"no folder {root} (data.dir)")
+        classes = {}
+        for folder in _FOLDERS.values():
+            if not (Path(root) / folder).is_dir():
+                raise UserError(
+                    f"no folder {Path(root) / folder}; "
+                    "an image folder has training/<class>/… and validation/<class>/…"
+                )
+            classes[folder] = _class_names(Path(root) / folder)
+        _check_same(root, classes)
+        super().__init__(Path(root) / _FOLDERS[split])
+
+
+class FacesReader(ClassFolders):
+    """Aligned faces: one folder a person, without a level of splits."""
+
+    def __init__(self, root: str):
+        """List the files below ``root``; raises UserError for anything missing or empty."""
+        if not Path(root).is_dir():
+            raise UserError(f"no folder {root} (data.dir)")
+        super().__init__(Path(root))
+
+    def image_size(self, positions: np.ndarray) -> None:
+        """None, without reading the headers of millions of files."""
+        return None
+
+
 def _class_names(folder: Path) -> tuple[str, ...]:
-    if not folder.is_dir():
-        raise UserError(
-            f"no folder {folder}; an image folder has training/<class>/… and validation/<class>/…"
-        )
     names = sorted(
         entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
     )

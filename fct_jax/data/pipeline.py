@@ -73,7 +73,9 @@ class _Load:
         self.epoch_size, self.skip = epoch_size, skip
         random = train or view is not None
         self.crop = random and preprocessing.train_crop == "random_resized"
-        self.host = preprocessing.needs_host(source.image_size, random_crop=self.crop)
+        # image_size may read the header of every file, so it is asked for only if it matters.
+        size = None if self.crop or preprocessing.resize is not None else source.image_size
+        self.host = preprocessing.needs_host(size, random_crop=self.crop)
 
     def __call__(self, position: int, index: int) -> dict:
         index = int(index)

@@ -15,6 +15,7 @@ TRAIN_CROPS = ("none", "random_resized")
 _SCALE = (0.08, 1.0)  # share of the image's area
 _RATIO = (3 / 4, 4 / 3)  # width : height
 _ATTEMPTS = 10
+_SMALL = 64  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +77,17 @@ class Preprocessing:
     def needs_host(self, image_size: tuple[int, int] | None, *, random_crop: bool = False) -> bool:
         """Whether images of this size go through `on_host`; otherwise they are sent as they are.
 
+        They are sent when all have one size, are squashed, and are small: no larger than the input
+        or 64×64 pixels, so that resizing them earlier would save little.
+
         Args:
           image_size: (H, W) that all images share, or None (`Source.image_size`).
           random_crop: whether this is training (or an augmented view) with random crops.
         """
-        return random_crop or image_size is None or self.resize is not None
+        if random_crop or self.resize is not None or image_size is None:
+            return True
+        height, width = image_size
+        return height * width > max(self.size, _SMALL) ** 2
 
     def on_host(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Resize and crop by Pillow's antialiased bilinear filter, as torchvision does.

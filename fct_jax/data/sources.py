@@ -4,11 +4,13 @@ Each kind of data set is a *reader* in its own file (digits, TFDS, image folder)
 reader and the positions of the images that are kept.
 """
 
+import os
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
+from fct_jax.data import subset as subsets
 from fct_jax.data.classes import parse_classes
 from fct_jax.data.digits import DigitsReader
 from fct_jax.data.folder import FolderReader
@@ -49,21 +51,34 @@ class Source:
 
     Attributes:
       name: data set and split, for messages.
-      class_names: names of *all* classes of the data set, also when a subset is selected: labels
-        are never renumbered.
+      class_names: names of *all* classes of the data set, also when ``data.classes`` selects some:
+        labels are renumbered by ``data.subset`` alone.
       num_classes: their number.
       on_error: "raise" or "skip": what the pipeline does with unreadable images.
     """
 
     def __init__(
-        self, reader: Reader, positions: np.ndarray | None = None, on_error: str = "raise"
+        self,
+        reader: Reader,
+        positions: np.ndarray | None = None,
+        on_error: str = "raise",
+        class_order: np.ndarray | None = None,
     ):
-        """Keep the images at ``positions`` (ascending; None: all) of ``reader``."""
+        """Keep the images at ``positions`` (ascending; None: all) of ``reader``.
+
+        ``class_order`` renumbers: class i is the reader's class ``class_order[i]``; classes that
+        it leaves out have no image at ``positions``.
+        """
         self._reader = reader
         self._positions = positions
+        self._renumbered = None
         self.name = reader.name
         self.class_names = reader.class_names
-        self.num_classes = len(reader.class_names)
+        if class_order is not None:
+            self._renumbered = np.full(len(reader.class_names), -1, np.int32)
+            self._renumbered[class_order] = np.arange(len(class_order))
+            self.class_names = tuple(reader.class_names[i] for i in class_order)
+        self.num_classes = len(self.class_names)
         self.on_error = on_error
 
     def __len__(self) -> int:
@@ -75,12 +90,15 @@ class Source:
             raise IndexError(f"{self.name} has {len(self)} images; there is no index {index}")
         position = int(index if self._positions is None else self._positions[index])
         image, label = self._reader.read(position)
+        if self._renumbered is not None:
+            label = int(self._renumbered[label])
         return {"image": image, "label": label}
 
     @cached_property
     def labels(self) -> np.ndarray:
         """int32 (N,)."""
-        return self._kept(self._reader.labels())
+        labels = self._kept(self._reader.labels())
+        return labels if self._renumbered is None else self._renumbered[labels]
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -109,8 +127,9 @@ def open_source(data, split: str) -> Source:
     Args:
       data: object with the attributes ``name`` ("digits", "cifar100", "imagenet2012", "folder" or
         "tfds:NAME" for any TFDS data set with "image" and "label"), ``dir`` (TFDS data directory,
-        "" for TFDS's own; or the folder's root), ``classes`` (see `parse_classes`) and ``on_error``
-        ("raise" or "skip" unreadable images). All but ``name`` may be missing.
+        "" for TFDS's own; or the folder's root), ``classes`` (see `parse_classes`), ``subset``
+        (see `fct_jax.data.subset`) and ``on_error`` ("raise" or "skip" unreadable images). All but
+        ``name`` may be missing.
       split: "train" or "validation".
 
     Raises:
@@ -122,9 +141,18 @@ def open_source(data, split: str) -> Source:
     on_error = getattr(data, "on_error", "raise") or "raise"
     if on_error not in ON_ERROR:
         raise unknown("data.on_error", on_error, ON_ERROR)
-    reader = _open_reader(data.name, getattr(data, "dir", "") or "", split)
+    directory = os.path.expanduser(getattr(data, "dir", "") or "")  # noqa: PTH111 - keeps ""
+    reader = _open_reader(data.name, directory, split)
     text = getattr(data, "classes", "") or ""
     selected = parse_classes(text, len(reader.class_names))
+    subset = subsets.parse_subset(getattr(data, "subset", "") or "")
+    if subset is not None:
+        if selected is not None:
+            raise UserError("data.classes and data.subset exclude each other; set one to ''")
+        order, num_old = subsets.class_order(subset, len(reader.class_names))
+        positions = subsets.positions(subset, reader.labels(), len(reader.class_names))
+        order = order[:num_old] if subset.part == "old" else order
+        return Source(reader, positions, on_error, order)
     positions = None
     if selected is not None:
         positions = np.flatnonzero(np.isin(reader.labels(), selected))

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from tensorflow_datasets.core import read_only_builder
+from tensorflow_datasets.core import constants, read_only_builder
 
-from fct_jax.data.images import decode
+from fct_jax.data.images import UnreadableImage, decode
 from fct_jax.errors import UserError
 
 
@@ -38,12 +38,16 @@ class TfdsReader:
         self._length = splits[self._split].num_examples
         self._shape = builder.info.features["image"].shape
         self.class_names = tuple(builder.info.features["label"].names)
-        self._records  # noqa: B018 - opens the files now: a missing one is an error at the start
+        for path in splits[self._split].filepaths:
+            if not Path(path).is_file():
+                raise UserError(f"{path} is missing; prepare the data set {name} again")
+        if self._length:
+            self._record(0)  # another format or damage is an error now, not in the first epoch
 
     @cached_property
     def _records(self):
+        builder = read_only_builder.builder_from_directory(self._where)
         try:
-            builder = read_only_builder.builder_from_directory(self._where)
             return builder.as_data_source(
                 self._split, decoders={"image": tfds.decode.SkipDecoding()}
             )
@@ -52,8 +56,6 @@ class TfdsReader:
                 f"{self._where} is not in the ArrayRecord format, which random access needs; "
                 "prepare it again with tools/prepare_dataset.py in another data directory"
             ) from None
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"cannot open {self._where}: {error}") from error
 
     def __getstate__(self) -> dict:
         """Worker processes open the files themselves."""
@@ -68,7 +70,9 @@ class TfdsReader:
         image = decode(record["image"], name)
         height, width = self._shape[:2]
         if (height or image.shape[0], width or image.shape[1]) != image.shape[:2]:
-            raise UserError(f"image {name} has the size {image.shape[:2]}, not {(height, width)}")
+            raise UnreadableImage(
+                f"image {name} has the size {image.shape[:2]}, not {(height, width)}"
+            )
         return image, int(record["label"])
 
     def labels(self) -> np.ndarray:
@@ -109,7 +113,7 @@ def _builder(name: str, directory: str):
         return read_only_builder.builder_from_files(name, data_dir=directory or None)
     except tfds.core.DatasetNotFoundError:
         pass
-    where = directory or "~/tensorflow_datasets"
+    where = directory or constants.DATA_DIR
     try:
         tfds.builder_cls(name)
     except (tfds.core.DatasetNotFoundError, ValueError):

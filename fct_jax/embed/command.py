@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from fct_jax import config as configs
 from fct_jax import data
 from fct_jax.embed.images import embed_images, source_config
+from fct_jax.embed.statistics import num_known_classes, write_statistics
 from fct_jax.embed.transform import transform_set
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
@@ -27,6 +28,8 @@ def embed(config: ConfigDict, out) -> EmbeddingSet:
         raise UserError("config.model is empty; give the directory of a run")
     model = load_model(config.model)
     if isinstance(model, Transformer):
+        if config.class_statistics:
+            raise UserError("class statistics are of a backbone, not of a transformation")
         if not config.old:
             raise UserError(
                 f"{config.model} is a transformation; give config.old, an EmbeddingSet to transform"
@@ -34,6 +37,7 @@ def embed(config: ConfigDict, out) -> EmbeddingSet:
         side = EmbeddingSet.read(config.side) if config.side else None
         made = transform_set(model, EmbeddingSet.read(config.old), side, out, config.batch_size)
     else:
+        num_classes = num_known_classes(model) if config.class_statistics else None
         where = config.data if config.data.name else ConfigDict(model.description["data"])
         where = source_config(where, config.split)
         made = embed_images(
@@ -45,5 +49,7 @@ def embed(config: ConfigDict, out) -> EmbeddingSet:
             on_error=where.on_error,
             meta={"data": where.to_dict(), "split": config.split},
         )
+        if num_classes is not None:
+            write_statistics(out, num_classes)
     print(f"{out}: {len(made)} vectors of dimension {made.dim}, model {made.fingerprint}")
     return made

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fct_jax import data
+from fct_jax.data.subset import for_validation
 from fct_jax.embeddings import EmbeddingSet, check_paired, new_directory
 from fct_jax.errors import UserError
 from fct_jax.frozen import Embedder, is_run, load_model, pipelined
@@ -155,6 +156,7 @@ def source_config(config: ConfigDict, split: str) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     config.classes = ""
+    config.subset = for_validation(config.get("subset", ""))
     return config
 
 

@@ -8,8 +8,8 @@ METRICS = ("l2", "cosine")
 NORM_FLOOR = 1e-12
 
 # Up to this many query–gallery pairs the products are made in float64, which takes
-# less than a second and makes every rank exact; beyond it in float32.
-EXACT_PAIRS = 2**25
+# about a second and makes every rank exact; beyond it in float32.
+EXACT_PAIRS = 2**27
 
 
 def check_metric(metric: str) -> None:
@@ -30,10 +30,9 @@ def as_vectors(name: str, vectors) -> np.ndarray:
     if 0 in array.shape:
         raise UserError(f"{name} is empty: shape {array.shape}; at least one vector is needed")
     if array.dtype not in (np.float32, np.float64):
-        try:
-            array = array.astype(np.float32)
-        except (TypeError, ValueError):
-            raise UserError(f"{name} must hold numbers, not {array.dtype}") from None
+        if array.dtype.kind in "cOSUmM":
+            raise UserError(f"{name} must hold real numbers, not {array.dtype}")
+        array = array.astype(np.float32)
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         raise UserError(
@@ -102,59 +101,64 @@ class Keys:
     ``−q·g`` for ``dot`` (rows prepared by the caller; cosine when they have unit length).
     Equal gallery vectors have equal keys, wherever they stand: they are copied from the
     first of them, because a matrix product may round two equal columns differently.
+
+    Float32 products lose digits to what all vectors have in common (embeddings behind a ReLU, say),
+    so large sets are taken relative to a centre c: with q' = q − c and g' = g − c the keys are
+    ``|g'|²/2 − q'·g'`` and ``−c·g' − q'·g'``, which differ from the above by a number per query.
     """
 
     def __init__(self, query: np.ndarray, gallery: np.ndarray, kind: str):
         """Query (Q, D) and gallery (G, D) rows; ``kind`` is "l2" or "dot"."""
         self.shape = (len(query), len(gallery))
-        self.dtype = np.dtype(np.float64 if len(query) * len(gallery) <= EXACT_PAIRS else "f4")
-        self.kind = kind
-        if self.dtype == np.float64:
+        exact = len(query) * len(gallery) <= EXACT_PAIRS
+        self.dtype = np.dtype(np.float64 if exact else np.float32)
+        self.rounded = exact and kind == "dot"
+        if exact:
             query, gallery = query.astype(np.float64), gallery.astype(np.float64)
         if kind == "l2":
-            query, gallery = _well_scaled(query, gallery, centre=self.dtype == np.float32)
+            query, gallery = _scaled(query, gallery)
+        centre = np.zeros(gallery.shape[1], gallery.dtype) if exact else _centre(gallery)
+        query, gallery = query - centre, gallery - centre
+        if kind == "l2":
+            offset = np.einsum("nd,nd->n", gallery, gallery, dtype=np.float64) / 2
+        else:
+            offset = -np.einsum("nd,d->n", gallery, centre, dtype=np.float64)
+        self.offset = offset.astype(self.dtype)
         self.query = np.ascontiguousarray(query, self.dtype)
         gallery = np.ascontiguousarray(gallery, self.dtype)
         self.columns = gallery.T
-        if kind == "l2":
-            squares = np.einsum("nd,nd->n", gallery, gallery, dtype=np.float64)
-            self.half_norms = (squares / 2).astype(self.dtype)
         self.copies, self.originals = _duplicates(gallery)
 
     def fill(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
         """Write the keys of queries start … stop−1 into the first rows of ``out``; return these."""
         block = out[: stop - start]
         np.matmul(self.query[start:stop], self.columns, out=block)
-        if self.kind == "l2":
-            np.subtract(self.half_norms, block, out=block)
-        else:
-            np.negative(block, out=block)
-            if self.dtype == np.float64:
-                # Parallel vectors of different length differ by rounding alone: a tie.
-                np.round(block, 12, out=block)
+        np.subtract(self.offset, block, out=block)
+        if self.rounded:
+            # Parallel vectors of different length differ by rounding alone: a tie.
+            np.round(block, 12, out=block)
         if len(self.copies):
             block[:, self.copies] = block[:, self.originals]
         return block
 
 
-def _well_scaled(query, gallery, *, centre: bool):
-    """The same L2 ranking from numbers of moderate size.
+def _scaled(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both times the power of two that makes their largest number about 1: exact, L2 ranks stay."""
+    exponent = -int(np.frexp(max(np.abs(query).max(), np.abs(gallery).max()))[1])
+    return np.ldexp(query, exponent), np.ldexp(gallery, exponent)
 
-    Scaling by a power of two is exact. Float32 rows are also centred, since a common offset
-    costs digits of the products; the centre is rounded to a power-of-two grid about as coarse as
-    the spread of the data, so that vectors on such a grid keep exact distances.
+
+def _centre(rows: np.ndarray) -> np.ndarray:
+    """The mean row, rounded to a power-of-two grid somewhat finer than the spread of the data.
+
+    Vectors on such a grid, integers for example, so keep exact differences and ties.
     """
-    peak = max(np.abs(query).max(), np.abs(gallery).max())
-    exponent = -int(np.frexp(peak)[1])
-    query, gallery = np.ldexp(query, exponent), np.ldexp(gallery, exponent)
-    if centre:
-        mean = gallery.mean(axis=0, dtype=np.float64)
-        spread = np.abs(gallery - mean).max()
-        if spread > 0:
-            grid = np.exp2(np.floor(np.log2(spread)) - 2)
-            middle = (np.round(mean / grid) * grid).astype(gallery.dtype)
-            query, gallery = query - middle, gallery - middle
-    return query, gallery
+    mean = rows.mean(axis=0, dtype=np.float64)
+    spread = np.abs(rows - mean).max()
+    if spread == 0:
+        return rows[0]
+    grid = np.exp2(np.floor(np.log2(spread)) - 2)
+    return (np.round(mean / grid) * grid).astype(rows.dtype)
 
 
 def _duplicates(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

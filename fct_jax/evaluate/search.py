@@ -48,8 +48,8 @@ def knn(
     for name, value in (("k", k), ("block", block)):
         if int(value) != value or value < 1:
             raise UserError(f"{name} must be a whole number from 1 on, not {value}")
-    query = as_vectors("query", query)
-    if np.ndim(gallery) != 2 or 0 in np.shape(gallery):
+    query, gallery = as_vectors("query", query), np.asarray(gallery)
+    if gallery.ndim != 2 or 0 in gallery.shape:
         as_vectors("gallery", gallery)  # raises: not (N, D), or empty
     check_same_width("query", query, "gallery", gallery)
     if exclude_self:
@@ -58,8 +58,7 @@ def knn(
 
     query = _rows(query, metric)
     measure = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
-    far = np.inf if metric == "l2" else -np.inf
-    nearness, ids = np.full((len(query), 0), far, np.float32), np.zeros((len(query), 0), np.int64)
+    nearness, ids = np.empty((len(query), 0), np.float32), np.empty((len(query), 0), np.int64)
     for start in range(0, len(gallery), block):
         part = as_vectors(f"gallery rows from {start}", gallery[start : start + block])
         found, rows = faiss.knn(query, _rows(part, metric), min(wanted, len(part)), measure)
@@ -82,9 +81,8 @@ def knn(
     missing = ((0, 0), (0, k - order.shape[1]))
     distance = np.take_along_axis(distance, order, axis=1)
     ids = np.take_along_axis(ids, order, axis=1)
-    return np.pad(distance, missing, constant_values=np.inf), np.pad(
-        ids, missing, constant_values=-1
-    )
+    distance = np.pad(distance, missing, constant_values=np.inf)
+    return distance, np.pad(ids, missing, constant_values=-1)
 
 
 def ranked_metrics(
@@ -136,7 +134,9 @@ def ranked_results(
         raise UserError(f"ids must be −1 or rows of the gallery, 0 … {len(gallery_labels) - 1}")
     if exclude_self:
         check_same_length("query_labels", query_labels, "gallery_labels", gallery_labels)
-    ks, (map_at,) = check_ks(ks), check_ks((map_at,))
+    ks = check_ks(ks)
+    if int(map_at) != map_at or map_at < 1:
+        raise UserError(f"map_at must be a whole number from 1 on, not {map_at}")
     deepest = max(*ks, map_at)
     if ids.shape[1] < min(deepest, len(gallery_labels) - bool(exclude_self)):
         raise UserError(f"ids hold {ids.shape[1]} results a query, but {deepest} are to be judged")

@@ -28,6 +28,7 @@ def lce(
     stats: ClassStatistics,
     classifier: jax.Array,
     *,
+    transformed_center: jax.Array | None = None,
     with_share: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """LCE's two parts, ``(boundary, alignment)``, to be added. Scalars.
@@ -35,6 +36,8 @@ def lce(
     boundary: mean of ``max(arccos(ĉ_y · f̂) - θ_y, 0)``, angles in radians;
     alignment: mean of ``1 - ĉ_y · ŵ_y`` with w_y the new classifier's row (C_new, D).
     Both are averaged over every sample whose class has at least two kept angles.
+    ``transformed_center`` (C, D) stands for the centres where a learned transformation moves old
+    embeddings to the new space; unlike the statistics it does get a gradient.
     ``stats`` must be of kind "angle": UserError for Euclidean radii.
 
     Source: Meng et al., "Learning Compatible Embeddings" (LCE), ICCV 2021.
@@ -44,6 +47,8 @@ def lce(
     # The classifier may hold fewer classes than the old model's statistics.
     has_row, row = known_labels(labels, classifier.shape[0])
     counts &= has_row
+    if transformed_center is not None:
+        center = jnp.asarray(transformed_center, jnp.float32)[labels]
     center = normalize(center)
     excess = angle(jnp.sum(normalize(embedding) * center, axis=-1)) - radius
     boundary = masked_mean(jnp.maximum(excess, 0.0), counts)

@@ -69,17 +69,20 @@ def center_loss(embedding: jax.Array, labels: jax.Array, centers: jax.Array) -> 
 
 
 def margin_contrastive(embedding: jax.Array, labels: jax.Array, margin: float = 0.3) -> jax.Array:
-    """Cosine contrastive loss over all pairs of normalised embeddings. Scalar.
+    """Cosine contrastive loss over all pairs of embeddings of unit length. Scalar.
 
-    Per sample the sum of ``1 - s`` over same-label pairs with s < 1 and of s over other-label
-    pairs with s > margin; mean over the batch.
+    Per sample the sum of ``1 - s`` over the other samples of its label and of the s above
+    ``margin`` over those of other labels; mean over the batch. (In the published code a sample
+    is its own pair whenever rounding puts its product with itself below one.)
+
+    Source: Hadsell et al., "Dimensionality Reduction by Learning an Invariant Mapping", CVPR
+    2006, in its cosine form.
     """
-    similarity = jnp.asarray(embedding, jnp.float32)
-    similarity = similarity @ similarity.T
+    embedding = jnp.asarray(embedding, jnp.float32)
+    similarity = embedding @ embedding.T
     labels = jnp.asarray(labels)
     same = labels[:, None] == labels[None, :]
-    # A sample's product with itself may round to just below one.
-    pull = jnp.where(same & (similarity < 1.0 - 1e-5), 1.0 - similarity, 0.0)
+    pull = jnp.where(same & ~jnp.eye(len(labels), dtype=bool), 1.0 - similarity, 0.0)
     push = jnp.where(~same & (similarity > margin), similarity, 0.0)
     return jnp.mean(jnp.sum(pull + push, axis=-1))
 

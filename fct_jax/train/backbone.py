@@ -1,6 +1,6 @@
 """Training an embedding model by classification (METHOD: FCT, CVPR 2022, section 4)."""
 
-import math
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from fct_jax import data, losses, models
 from fct_jax.embed.images import source_config
 from fct_jax.train.images import image_feed, preprocessing_of
+from fct_jax.train.pretrained import with_pretrained
 
 
 class Backbone:
@@ -16,7 +17,7 @@ class Backbone:
 
     def __init__(self, config: ConfigDict, mesh):
         self._config, self._mesh = config, mesh
-        train = data.open_source(config.data, "train")
+        train = self._train = data.open_source(config.data, "train")
         self._validation = data.open_source(source_config(config.data, "validation"), "validation")
         self._preprocessing = preprocessing_of(config.preprocessing)
         self._kwargs = {
@@ -24,25 +25,41 @@ class Backbone:
             "num_classes": train.num_classes,  # all classes, also where a subset is trained on
         }
         self._module = models.build(
-            config.model.name, **self._kwargs, dtype=jnp.dtype(config.compute_dtype)
+            config.model.name, **self._kwargs, dtype=config.compute_dtype
         )
         self.feed = image_feed(train, self._preprocessing, config, mesh)
         self.frozen = ()
         self._correct = jax.jit(self._count_correct)
+
+    @functools.cached_property
+    def dim(self) -> int:
+        """D, the size of an embedding."""
+        size = self._preprocessing.size
+        image = jnp.zeros((1, size, size, 3))
+        shapes = jax.eval_shape(lambda: self._module.init_with_output(jax.random.key(0), image))
+        return shapes[0][1].shape[-1]
 
     def init(self, key):
         """Fresh variables."""
         size = self._preprocessing.size
         return self._module.init(key, jnp.zeros((1, size, size, 3)))
 
+    def warm_start(self, variables):
+        """With the weights of ``config.pretrained``, where that is given."""
+        return with_pretrained(variables, self._config.pretrained)
+
+    def export(self, variables):
+        """All of it is the model."""
+        return variables
+
     def freeze_batch_norm(self, epoch: int) -> bool:
         """Never: batch statistics are used to the end."""
         del epoch
         return False
 
-    def loss(self, variables, frozen, batch, key, freeze_batch_norm):
+    def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
         """Label-smoothed cross-entropy of a batch of images."""
-        del frozen, key, freeze_batch_norm
+        del frozen, step, key, freeze_batch_norm
         images = self._preprocessing.on_device(batch["image"], batch["flip"])
         (logits, _), new = self._module.apply(
             variables, images, train=True, mutable=["batch_stats"]
@@ -54,8 +71,8 @@ class Backbone:
         return loss, (new["batch_stats"], {"accuracy": accuracy})
 
     def evaluate(self, variables) -> dict[str, float]:
-        """Loss and top-1 and top-5 accuracy over the validation split."""
-        sums, count = jnp.zeros(3), 0
+        """Loss and top-1 and top-5 accuracy over the validation images of the model's classes."""
+        sums = jnp.zeros(4)
         for batch in data.batches(
             self._validation,
             self._preprocessing,
@@ -66,29 +83,30 @@ class Backbone:
             on_error=self._config.data.on_error,
         ):
             sums += self._correct(variables, batch["image"], batch["label"])
-            count += len(batch["label"])
-        loss, top1, top5 = (float(value) / count for value in sums)
-        return {"loss": loss, "top1": top1, "top5": top5}
+        loss, top1, top5, count = (float(value) for value in sums)
+        return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count} if count else {}
 
     def _count_correct(self, variables, images, labels):
-        """Sums over a batch: loss, hits of the best and of the five best classes."""
-        logits, _ = self._module.apply(variables, self._preprocessing.on_device(images, None))
+        """Sums over a batch: loss, hits of the best and of the five best classes, images."""
+        logits = self._class_scores(variables, self._preprocessing.on_device(images, None))
+        # An old model is validated on all classes, and knows only its own.
+        known = (labels >= 0) & (labels < logits.shape[-1])
         loss = losses.label_smoothed_cross_entropy(logits, labels, self._config.label_smoothing)
+        loss = jnp.where(known, loss, 0.0)
         best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == labels[:, None]
-        return jnp.stack([loss.sum(), best[:, 0].sum(), best.sum()])
+        return jnp.stack([loss.sum(), best[:, 0].sum(), best.sum(), known.sum()])
+
+    def _class_scores(self, variables, images):
+        """(N, C) logits of images that went through preprocessing, in inference mode."""
+        return self._module.apply(variables, images)[0]
 
     def describe(self) -> dict:
         """For ``model.json``."""
-        module = self._module
-        size = self._preprocessing.size
-        shape = jax.eval_shape(
-            lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, size, size, 3)))[0][1]
-        )
         return {
             "kind": "backbone",
             "name": self._config.model.name,
             "kwargs": self._kwargs,
-            "dim": math.prod(shape.shape[1:]),
+            "dim": self.dim,
             "preprocessing": self._preprocessing.to_dict(),
             "data": self._config.data.to_dict(),
         }

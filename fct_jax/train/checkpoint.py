@@ -54,7 +54,7 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        for step in steps:
+        for passed_over, step in enumerate(steps):
             try:
                 found = self._manager.restore(
                     step,
@@ -62,14 +62,25 @@ class Checkpoints:
                         state=ocp.args.StandardRestore(abstract), feed=ocp.args.JsonRestore()
                     ),
                 )
-                return found.state, found.feed
             except Exception as error:  # Orbax and TensorStore raise many kinds
                 reason = str(error).strip().splitlines()[0][:200]
                 logging.warning("checkpoint %d cannot be read and is passed over: %s", step, reason)
-                self._manager.delete(step)
+                continue
+            for damaged in steps[:passed_over]:
+                self._set_aside(damaged)
+            return found.state, found.feed
         if steps:
-            raise UserError(f"no checkpoint in {self._manager.directory} can be read")
+            raise UserError(
+                f"no checkpoint in {self._manager.directory} can be read "
+                "(damaged, or of another model); choose another --workdir to start anew"
+            )
         return None
+
+    def _set_aside(self, step: int) -> None:
+        """Renames a damaged checkpoint, so that its step can be saved again and nothing is lost."""
+        folder = Path(self._manager.directory) / str(step)
+        folder.rename(folder.with_name(f"unreadable-{step}"))
+        self._manager.reload()
 
     @property
     def latest_step(self) -> int | None:

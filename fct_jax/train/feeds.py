@@ -99,6 +99,7 @@ class StreamFeed:
         for _ in range(step % self.steps_per_epoch, self.steps_per_epoch):
             batch = next(self._iterator)
             batch = {name: value[None] for name, value in batch.items()}
+            batch["index"] = batch["index"].astype(np.int32)  # devices have no 64-bit integers
             yield 1, sharding.put_batch(batch, self._mesh, axis=1)
 
     def position(self) -> dict:

@@ -7,17 +7,18 @@ from fct_jax import data
 from fct_jax.errors import UserError
 from fct_jax.train.feeds import ResidentFeed, StreamFeed
 
+_FITS = 2 * 2**30  # bytes of uint8 images that "auto" keeps on the device
+
 
 def preprocessing_of(config: ConfigDict) -> data.Preprocessing:
     """The config's preprocessing section; ``resize`` 0 stands for none."""
     return data.Preprocessing.from_dict({**config.to_dict(), "resize": config.resize or None})
 
 
-_FITS = 2 * 2**30  # bytes of uint8 images that "auto" keeps on the device
-
-
 def image_feed(source, preprocessing, config: ConfigDict, mesh) -> ResidentFeed | StreamFeed:
     """The training batches {"image", "label", "flip", "index"} of a source.
+
+    "index" (B,) is the position of each image in the source.
 
     Args:
       source: of ``data.open_source``.
@@ -31,7 +32,7 @@ def image_feed(source, preprocessing, config: ConfigDict, mesh) -> ResidentFeed 
         def pick(arrays, indices, key):
             flip = jax.random.bernoulli(key, 0.5, indices.shape) & preprocessing.flip
             batch = {name: array[indices] for name, array in arrays.items()}
-            return {**batch, "flip": flip, "index": indices}
+            return {**batch, "flip": flip}
 
         return ResidentFeed(
             arrays,

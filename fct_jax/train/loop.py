@@ -5,11 +5,13 @@ A task (``backbone.py``, ``transformation.py``, …) is a class with
     feed                            a ResidentFeed or StreamFeed
     frozen                          pytree of arrays that a step reads and never changes
     init(key) -> variables          fresh parameters and running statistics
-    loss(variables, frozen, batch, key, freeze_batch_norm)
-        -> (loss, (new batch_stats, metrics))       one traced step
+    warm_start(variables)           the same with pretrained weights, where the config names some
+    loss(variables, frozen, batch, step, key, freeze_batch_norm)
+        -> (loss, (new batch_stats, metrics))       one traced step; ``step`` counts from 0
     freeze_batch_norm(epoch)        whether BatchNorm runs in inference mode
     evaluate(variables) -> metrics  on the validation split
     describe() -> dict              what ``model.json`` says of the model
+    export(variables) -> variables  of the model alone, without what only its training needs
 """
 
 import functools
@@ -27,12 +29,17 @@ from fct_jax.frozen import read_description, write_model
 from fct_jax.progress import Bar
 from fct_jax.train.backbone import Backbone
 from fct_jax.train.checkpoint import Checkpoints
+from fct_jax.train.compatible import Compatible
 from fct_jax.train.metrics_log import MetricsLog
 from fct_jax.train.optimizer import build_optimizer
 from fct_jax.train.state import State
 from fct_jax.train.transformation import TransformationTask
 
-TASKS = {"backbone": Backbone, "transformation": TransformationTask}
+TASKS = {
+    "backbone": Backbone,
+    "transformation": TransformationTask,
+    "compatible": Compatible,
+}
 
 
 def train(config, workdir, allow_config_change: bool = False) -> None:
@@ -70,7 +77,8 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
         checkpoints.close()
         log.close()
     count = sum(array.size for array in jax.tree.leaves(state.params))
-    fingerprint = write_model(workdir / "model", task.describe(), state.variables)
+    model = task.export(state.variables)
+    fingerprint = write_model(workdir / "model", task.describe(), model)
     print(f"{workdir}: {count:,} parameters, model {fingerprint}")
 
 
@@ -86,7 +94,8 @@ def _start(task, optimizer, seed: int, checkpoints: Checkpoints, mesh) -> State:
     state = make(jax.random.key(seed))
     found = checkpoints.restore(state)
     if found is None:
-        return state
+        variables = task.warm_start(state.variables)
+        return state._replace(params=variables["params"], batch_stats=variables["batch_stats"])
     state, position = found
     task.feed.seek(position)
     print(f"going on from step {int(state.step)}")
@@ -143,7 +152,7 @@ def compile_steps(task, optimizer, seed: int):
 
         def objective(params):
             variables = {"params": params, "batch_stats": state.batch_stats}
-            return task.loss(variables, frozen, batch, loss_key, freeze)
+            return task.loss(variables, frozen, batch, state.step, loss_key, freeze)
 
         (loss, (batch_stats, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(
             state.params

@@ -66,13 +66,14 @@ def learning_rate(
 def configured_learning_rate(config: Any, epochs: int) -> Callable[[int], float]:
     """:func:`learning_rate` from an optimizer's configuration, as for :func:`build_optimizer`."""
     schedule = config.schedule
+    milestones = schedule.get("milestones") or None  # () leaves the word to `step`
     return learning_rate(
         schedule.name,
         config.lr,
         epochs,
         schedule.get("warmup_epochs", 0),
-        milestones=schedule.get("milestones"),
-        step=schedule.get("step"),
+        milestones=milestones,
+        step=None if milestones else schedule.get("step"),
         gamma=schedule.get("gamma", 0.1),
     )
 
@@ -119,7 +120,6 @@ def decayed(params: Any) -> Any:
     A normalisation is a scope with a ``scale``; linear layers and convolutions have a ``kernel``
     instead, and keep the decay of their bias.
     """
-
     normalisations = {
         path[:-1]
         for path, _ in jax.tree_util.tree_leaves_with_path(params)

@@ -26,7 +26,7 @@ class TransformationTask:
             "embedding_dim": self._dims["new"],
         }
         self._module = models.build(
-            config.model.name, **self._kwargs, dtype=jnp.dtype(config.compute_dtype)
+            config.model.name, **self._kwargs, dtype=config.compute_dtype
         )
         classifier = None
         if config.loss.discriminative_weight:
@@ -45,9 +45,17 @@ class TransformationTask:
         """In the second half BatchNorm uses its running statistics and leaves them as they are."""
         return epoch >= self._config.freeze_batch_norm_from * self._config.epochs
 
-    def loss(self, variables, frozen, batch, key, freeze_batch_norm):
+    def warm_start(self, variables):
+        """Always from scratch."""
+        return variables
+
+    def export(self, variables):
+        """All of it is the model."""
+        return variables
+
+    def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
         """The objective of a batch of embeddings (or, online, of images)."""
-        del key
+        del step, key
         return self._objective(
             variables, frozen, self._inputs.embed(frozen["models"], batch), freeze_batch_norm
         )

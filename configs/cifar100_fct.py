@@ -1,0 +1,17 @@
+"""FCT on CIFAR-100: from the old model's embeddings to the new model's space.
+
+  python -m fct_jax.train --config configs/cifar100_fct.py --workdir runs/cifar100/fct
+
+With side information add --config.side=RUN, the run of a model trained by SimCLR on the old classes.
+Published, new/old, CMC@1 / CMC@5 / mAP in percent:
+47.2 / 72.6 / 25.8 (with side information 50.2 / 73.7 / 32.2).
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.cifar100(common.fct())
+    config.old = "runs/cifar100/old"
+    config.new = "runs/cifar100/new"
+    return config

@@ -1,0 +1,167 @@
+"""The text files of IJB-B and IJB-C, in the form that face recognition papers share them.
+
+``ijbc_face_tid_mid.txt`` (image, template, media), ``ijbc_template_pair_label.txt`` (two templates,
+same person or not) and ``ijbc_1N_gallery_G1.csv`` or ``ijbc_1N_probe_mixed.csv`` (template,
+person, …).
+"""
+
+import csv
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fct_jax.data.files import LabelledFiles
+from fct_jax.data.lists import FileReader
+from fct_jax.errors import UserError
+
+
+class Media(NamedTuple):
+    """``images`` (N,) str; ``templates`` and ``media`` (N,) int64, to which each belongs."""
+
+    images: np.ndarray
+    templates: np.ndarray
+    media: np.ndarray
+
+
+class Pairs(NamedTuple):
+    """Templates ``first`` and ``second`` (P,) int64; ``same`` (P,) bool: of one person."""
+
+    first: np.ndarray
+    second: np.ndarray
+    same: np.ndarray
+
+
+class Subjects(NamedTuple):
+    """``templates`` (T,) int64, each once, and the person of each, ``subjects`` (T,) int64."""
+
+    templates: np.ndarray
+    subjects: np.ndarray
+
+
+def read_media(path: str | Path) -> Media:
+    """Reads ``image template media`` lines.
+
+    Raises:
+      UserError: with file and line; a file that is missing or empty.
+    """
+    images, numbers = [], []
+    for number, line in _lines(path):
+        fields = line.rsplit(maxsplit=2)
+        if len(fields) != 3 or not _whole(fields[1:]):
+            raise UserError(f"{path}, line {number}: {line!r} is not 'image template media'")
+        images.append(fields[0])
+        numbers.append((int(fields[1]), int(fields[2])))
+    table = np.array(_some(numbers, path), np.int64)
+    return Media(np.array(images), table[:, 0], table[:, 1])
+
+
+def read_pairs(path: str | Path) -> Pairs:
+    """Reads ``template template same`` lines, with same 1 or 0.
+
+    Raises:
+      UserError: with file and line; a file that is missing or empty.
+    """
+    table = _whole_table(path)
+    if table is None or table.shape[1] != 3 or (table < 0).any() or (table[:, 2] > 1).any():
+        rows = []
+        for number, line in _lines(path):
+            fields = line.split()
+            if len(fields) != 3 or not _whole(fields) or int(fields[2]) > 1:
+                raise UserError(
+                    f"{path}, line {number}: {line!r} is not 'template template same' "
+                    "with same 0 or 1"
+                )
+            rows.append([int(field) for field in fields])
+        table = np.array(_some(rows, path), np.int64)
+    return Pairs(table[:, 0], table[:, 1], table[:, 2] == 1)
+
+
+def read_subjects(path: str | Path) -> Subjects:
+    """Reads the templates and their persons from a gallery or probe CSV.
+
+    The columns ``TEMPLATE_ID`` and ``SUBJECT_ID`` count, whatever else there is; a template has a
+    row for each of its images.
+
+    Raises:
+      UserError: with file and line: a missing column, a field that is no number, a template of two
+        persons; a file that is missing or empty.
+    """
+    lines = _lines(path)
+    _, first = next(lines, (0, ""))
+    header = [name.strip() for name in next(csv.reader([_some(first, path)]))]
+    missing = [name for name in ("TEMPLATE_ID", "SUBJECT_ID") if name not in header]
+    if missing:
+        raise UserError(f"{path}, line 1: no column {' and '.join(missing)}")
+    columns = [header.index("TEMPLATE_ID"), header.index("SUBJECT_ID")]
+    person_of: dict[int, int] = {}
+    for number, line in lines:
+        row = next(csv.reader([line]))
+        fields = [row[column].strip() for column in columns if column < len(row)]
+        if len(fields) != 2 or not _whole(fields):
+            raise UserError(f"{path}, line {number}: {line!r} has no numbers for template, person")
+        template, person = map(int, fields)
+        if person_of.setdefault(template, person) != person:
+            raise UserError(
+                f"{path}, line {number}: template {template} is of person {person} here "
+                f"and of {person_of[template]} before"
+            )
+    _some(person_of, path)
+    return Subjects(np.fromiter(person_of, np.int64), np.fromiter(person_of.values(), np.int64))
+
+
+def ijb_reader(root: str | Path, media_file: str | Path) -> LabelledFiles:
+    """The aligned face images below ``root`` that ``media_file`` names, each once, without class.
+
+    Raises:
+      UserError: as `read_media`; images that are missing.
+    """
+    images = list(dict.fromkeys(read_media(media_file).images.tolist()))
+    return LabelledFiles(FileReader(str(media_file), root, images, [-1] * len(images), ()))
+
+
+def rows_of(media: Media, ids: np.ndarray) -> np.ndarray:
+    """(N,) the row of each image in an EmbeddingSet with these ``ids``.
+
+    Raises:
+      UserError: images without embedding, counted, with the first ten of them.
+    """
+    row_of = {name: row for row, name in enumerate(np.asarray(ids).tolist())}
+    names = media.images.tolist()
+    absent = sorted({name for name in names if name not in row_of})
+    if absent:
+        more = ", …" if len(absent) > 10 else ""
+        raise UserError(f"{len(absent)} images have no embedding: {', '.join(absent[:10])}{more}")
+    return np.array([row_of[name] for name in names], np.int64)
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of the lines that are not empty."""
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line.strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _whole_table(path: str | Path) -> np.ndarray | None:
+    """A file of integers at once (IJB-C has 15 million pairs); None: go through it by line."""
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file, warnings.catch_warnings(action="error"):
+            return np.loadtxt(file, np.int64, comments=None, ndmin=2)
+    except (OSError, ValueError, Warning):
+        return None
+
+
+def _whole(fields: list[str]) -> bool:
+    return all(field.isascii() and field.isdecimal() and len(field) < 19 for field in fields)
+
+
+def _some(found, path: str | Path):
+    if not found:
+        raise UserError(f"{path} is empty")
+    return found

@@ -1,0 +1,62 @@
+"""Class statistics as files beside the embeddings that they were computed from."""
+
+from pathlib import Path
+
+from fct_jax.data import parse_classes
+from fct_jax.embeddings import EmbeddingSet
+from fct_jax.errors import UserError
+from fct_jax.frozen import Embedder
+from fct_jax.statistics import (
+    KINDS,
+    ClassStatistics,
+    class_statistics,
+    load_statistics,
+    save_statistics,
+)
+
+
+def num_known_classes(model: Embedder) -> int:
+    """How many classes the model was trained on, which come first in its classifier.
+
+    Raises UserError where there is no classifier, or where they do not come first.
+    """
+    if model.classifier is None:
+        raise UserError(f"model {model.fingerprint} has no classifier, so its classes are unknown")
+    rows = len(model.classifier)
+    text = model.description.get("data", {}).get("classes", "")
+    selected = parse_classes(text, rows)
+    if selected is None:
+        return rows
+    if selected != tuple(range(len(selected))):
+        raise UserError(
+            f"the old model was trained on the classes {text!r}, but old classes must be numbered "
+            "from 0 on; split the data with tools/split_dataset.py or config.data.subset"
+        )
+    return len(selected)
+
+
+def statistics_path(folder, kind: str) -> Path:
+    """Where the statistics of an EmbeddingSet are."""
+    return Path(folder) / f"class_statistics_{kind}.npz"
+
+
+def write_statistics(folder, num_classes: int, kinds=KINDS) -> None:
+    """Computes the statistics of an EmbeddingSet with labels and writes them into its directory.
+
+    Samples with labels of ``num_classes`` and more are left out.
+    """
+    found = EmbeddingSet.read(folder)
+    if found.labels is None:
+        raise UserError(f"{folder} has no labels.npy, which class statistics need")
+    for kind in kinds:
+        stats = class_statistics(found.vectors, found.labels, num_classes, kind)
+        save_statistics(statistics_path(folder, kind), stats, fingerprint=found.fingerprint or "")
+
+
+def read_statistics(where, kind: str, fingerprint: str | None, num_classes) -> ClassStatistics:
+    """Statistics of a kind, from their file or from the directory that holds it.
+
+    Raises UserError where they are missing, or of another kind, model or number of classes.
+    """
+    path = statistics_path(where, kind) if Path(where).is_dir() else where
+    return load_statistics(path, fingerprint=fingerprint, num_classes=num_classes, kind=kind)

@@ -1,0 +1,129 @@
+"""Backward-compatible training: a new model searched against the old model's gallery.
+
+Classification of the new data plus what a method of ``compatible_methods.py`` adds. The old
+model takes no part in a step: its embeddings of the training images never change, so they are
+computed once and looked up.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from fct_jax import losses, sharding
+from fct_jax.errors import UserError, unknown
+from fct_jax.train.backbone import Backbone
+from fct_jax.train.compatible_methods import Compatibility, Step, find_method
+from fct_jax.train.old_model import OldModel, old_model
+
+
+class Compatible(Backbone):
+    """A backbone and a compatibility method; see ``loop.py`` for what a task offers.
+
+    Trained parameters are {"model": …, "method": …}; the model alone is exported.
+    """
+
+    def __init__(self, config: ConfigDict, mesh):
+        method = find_method(config.method)
+        if config.base_loss not in losses.BASE_LOSSES:
+            raise unknown("base loss", config.base_loss, losses.BASE_LOSSES)
+        super().__init__(config, mesh)
+        old = OldModel(0, None, None, None)
+        if config.method != "none":
+            old = old_model(config, method, self._train)
+        if config.method != "none" and method.same_size and old.dim != self.dim:
+            raise UserError(
+                f"config.method={config.method} compares embeddings: the old model's have "
+                f"dimension {old.dim}, so set config.model.embedding_dim={old.dim}, "
+                f"not {self.dim}"
+            )
+        constants = {
+            "embeddings": old.embeddings,
+            "classifier": old.classifier,
+            "statistics": old.statistics,
+        }
+        self.frozen = jax.device_put(constants, sharding.replicated(mesh))
+        self._method = Compatibility(method.losses, FrozenConfigDict(config.compatibility))
+
+    def init(self, key):
+        """Fresh variables of the model and of what the method learns itself."""
+        model_key, method_key = jax.random.split(key)
+        model = super().init(model_key)
+        batch = {"label": jnp.zeros(2, jnp.int32)}
+        size = self._preprocessing.size
+        outputs = self._module.apply(model, jnp.zeros((2, size, size, 3)))
+        index, flip = jnp.zeros(2, jnp.int32), jnp.zeros(2, bool)
+        batch |= {"index": index, "flip": flip}
+        step, _ = self._see(model["params"], outputs, self.frozen, batch, 0)
+        method = self._method.init(method_key, step)
+        return {
+            part: {"model": model.get(part, {}), "method": method.get(part, {})}
+            for part in ("params", "batch_stats")
+        }
+
+    def warm_start(self, variables):
+        """With the weights of ``config.pretrained``, where that is given."""
+        model = super().warm_start(self.export(variables))
+        return {part: {**variables[part], "model": model[part]} for part in variables}
+
+    def export(self, variables):
+        """The model without what the method learns."""
+        return {part: variables[part]["model"] for part in variables}
+
+    def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
+        """Base loss and compatibility losses of a batch of images."""
+        del key, freeze_batch_norm
+        images = self._preprocessing.on_device(batch["image"], batch["flip"])
+        outputs, new = self._module.apply(
+            self.export(variables), images, train=True, mutable=["batch_stats"]
+        )
+        seen, base = self._see(variables["params"]["model"], outputs, frozen, batch, step)
+        method = {part: variables[part]["method"] for part in variables}
+        (parts, share), learned = self._method.apply(method, seen, mutable=["batch_stats"])
+        loss = base + self._config.compatibility.weight * sum(parts.values())
+        batch_stats = {"model": new["batch_stats"], "method": learned.get("batch_stats", {})}
+        accuracy = jnp.mean(jnp.argmax(seen.logits, -1) == batch["label"])
+        metrics = {"base": base, **parts, "share": jnp.float32(share), "accuracy": accuracy}
+        return loss, (batch_stats, metrics)
+
+    def _see(self, params, outputs, frozen, batch, step) -> tuple[Step, jax.Array]:
+        """What the method sees of a step, and the base loss."""
+        logits, embedding = outputs
+        classifier = params["classifier"]["kernel"].T
+        base_logits = self._base_logits(embedding, classifier, batch["label"])
+        per_sample = losses.label_smoothed_cross_entropy(
+            base_logits, batch["label"], self._config.label_smoothing
+        )
+        old_embedding = frozen["embeddings"]
+        if old_embedding is not None:
+            view = batch["flip"].astype(jnp.int32) if len(old_embedding) == 2 else 0
+            old_embedding = old_embedding[view, batch["index"]]
+        per_epoch, epochs = self.feed.steps_per_epoch, self._config.epochs
+        seen = Step(
+            embedding=embedding,
+            logits=logits,
+            base_logits=base_logits,
+            classifier=classifier,
+            labels=batch["label"],
+            old_embedding=old_embedding,
+            old_classifier=frozen["classifier"],
+            statistics=frozen["statistics"],
+            progress=step / (epochs * per_epoch),
+            adversarial_weight=losses.adversarial_weight(step // per_epoch, epochs),
+        )
+        return seen, per_sample.mean()
+
+    def _base_logits(self, embedding, classifier, labels):
+        config = self._config
+        return losses.base_logits(
+            config.base_loss, embedding, classifier, labels, config.scale, config.margin
+        )
+
+    def _class_scores(self, variables, images):
+        """As the base loss sees them, without a margin."""
+        embedding = self._module.apply(variables, images)[1]
+        classifier = variables["params"]["classifier"]["kernel"].T
+        return self._base_logits(embedding, classifier, jnp.full(len(images), -1))
+
+    def evaluate(self, variables) -> dict[str, float]:
+        """Of the model, as for a backbone."""
+        return super().evaluate(self.export(variables))

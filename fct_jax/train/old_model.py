@@ -1,0 +1,154 @@
+"""What compatible training knows of the old model: embeddings, classifier, class statistics."""
+
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fct_jax.data.subset import parse_subset
+from fct_jax.embed.images import embeddings_of
+from fct_jax.embed.statistics import (
+    num_known_classes,
+    read_statistics,
+    statistics_path,
+    write_statistics,
+)
+from fct_jax.embeddings import EmbeddingSet
+from fct_jax.errors import UserError
+from fct_jax.frozen import Embedder, is_run, load_model
+from fct_jax.statistics import ClassStatistics
+from fct_jax.train.compatible_methods import Method
+
+
+class OldModel(NamedTuple):
+    """Constants of the old model; None where the method does not need them.
+
+    Attributes:
+      dim: Do, the size of its embeddings.
+      embeddings: (V, N, Do) of the N training images; views: unflipped and, with V = 2, flipped.
+      classifier: (C_old, Do) weights.
+      statistics: of its C_old classes.
+    """
+
+    dim: int
+    embeddings: np.ndarray | None
+    classifier: np.ndarray | None
+    statistics: ClassStatistics | None
+
+
+def old_model(config: ConfigDict, method: Method, source) -> OldModel:
+    """Loads what a method needs, and checks that it belongs together.
+
+    Args:
+      config: of ``fct_jax.config.compatible``.
+      method: says what is needed.
+      source: the new model's training images.
+
+    Raises:
+      UserError: no old model; no classifier where one is needed; statistics of another model or
+        other classes; training images without an old embedding; random crops, whose old
+        embeddings cannot be kept.
+    """
+    if config.preprocessing.train_crop != "none":
+        raise UserError(
+            f"config.preprocessing.train_crop={config.preprocessing.train_crop}: the old "
+            "embeddings of random crops cannot be computed beforehand; compatible training takes "
+            "config.preprocessing.train_crop=none, as published"
+        )
+    views = [None] if not config.preprocessing.flip else [0, 1]
+    model = load_model(config.old) if is_run(config.old) else None
+    if isinstance(model, Embedder):
+        _check_numbering(config, model)
+        dim, num_classes, fingerprint = model.dim, None, model.fingerprint
+        if model.classifier is not None:
+            num_classes = num_known_classes(model)
+    else:
+        # Not a run with a backbone: an EmbeddingSet, or an error that says what it is.
+        found = embeddings_of(config.old, "old", config, "train")
+        dim, num_classes, fingerprint = found.dim, None, found.fingerprint
+        views = [None]
+    classifier = statistics = embeddings = None
+    if method.classifier:
+        if num_classes is None:
+            raise UserError(
+                f"config.method={config.method} needs the old model's classifier, which "
+                f"config.old={config.old} does not have"
+            )
+        classifier = np.asarray(model.classifier[:num_classes], np.float32)
+    if method.statistics:
+        statistics = _statistics(config, method.statistics, model, num_classes, fingerprint)
+    for what, of in ((classifier, "classifier"), (statistics and statistics.center, "statistics")):
+        if what is not None and (len(what) > source.num_classes or what.shape[1] != dim):
+            raise UserError(
+                f"the old model's {of} has {len(what)} classes of dimension {what.shape[1]}; the "
+                f"new data has {source.num_classes} classes, the old embeddings dimension {dim}"
+            )
+    if method.embeddings:
+        sets = [embeddings_of(config.old, "old", config, "train", view=view) for view in views]
+        embeddings = np.stack([_rows_of(found, source, config.data.on_error) for found in sets])
+    return OldModel(dim, embeddings, classifier, statistics)
+
+
+def _check_numbering(config: ConfigDict, model: Embedder) -> None:
+    """Old and new data of one name number their classes alike. Raises UserError."""
+    old = model.description.get("data", {})
+    if old.get("name") != config.data.name:
+        return
+    numbering = []
+    for text in (old.get("subset", ""), config.data.subset):
+        subset = parse_subset(text)
+        renumbered = subset is not None and subset.by == "classes"
+        numbering.append(subset._replace(part="new") if renumbered else None)
+    if numbering[0] != numbering[1]:
+        raise UserError(
+            f"the old model's classes are numbered by data.subset={old.get('subset', '')!r}, "
+            f"those of the new data by {config.data.subset!r}; "
+            f"set config.data.subset={str(numbering[0] or '')!r}"
+        )
+
+
+def _statistics(config, kind, model, num_classes, fingerprint) -> ClassStatistics:
+    """From ``config.statistics``, or of the data that the old model was trained on."""
+    where = config.statistics
+    if not where:
+        if model is None:
+            found = EmbeddingSet.read(config.old)
+        else:
+            of = config.copy_and_resolve_references()
+            with of.unlocked():
+                of.data = ConfigDict({**config.data.to_dict(), **model.description["data"]})
+            found = embeddings_of(config.old, "old", of, "train")
+        where = found.name
+        if not statistics_path(where, kind).is_file():
+            if found.labels is None:
+                raise UserError(f"{where} has no labels.npy, which class statistics need")
+            write_statistics(where, num_classes or int(found.labels.max()) + 1, (kind,))
+    return read_statistics(where, kind, fingerprint, num_classes)
+
+
+def _rows_of(found: EmbeddingSet, source, on_error: str) -> np.ndarray:
+    """(N, Do) float32: the vector of each image of the source, found by its id.
+
+    Images that could not be read, and so have none, are zero: they are never trained on.
+    """
+    found.check_finite()
+    row_of = {id_: row for row, id_ in enumerate(found.ids.tolist())}
+    rows = np.array([row_of.get(id_, -1) for id_ in source.ids.tolist()])
+    missing = rows < 0
+    if missing.any() and (missing.all() or on_error != "skip"):
+        first = ", ".join(map(str, source.ids[missing][:10]))
+        raise UserError(
+            f"{missing.sum()} of {len(rows)} training images have no embedding in {found.name}, "
+            f"first {first}"
+        )
+    if found.labels is not None:
+        differ = ~missing & (np.asarray(found.labels)[rows] != source.labels)
+        if differ.any():
+            row = int(np.argmax(differ))
+            raise UserError(
+                f"id {source.ids[row]} has label {found.labels[rows[row]]} in {found.name} "
+                f"and {source.labels[row]} in {source.name}"
+            )
+    vectors = np.asarray(found.vectors, np.float32)[rows]
+    vectors[missing] = 0
+    return vectors

@@ -1,0 +1,29 @@
+"""Starting from the weights of a torchvision or timm file."""
+
+import jax
+from flax import traverse_util
+
+from fct_jax.errors import UserError
+from fct_jax.models import torch_import
+
+
+def with_pretrained(variables, path: str):
+    """The variables with the trunk of a ``.pth`` or ``.safetensors`` file; "" leaves them.
+
+    The embedding's projection and the classifier stay as they were. Raises UserError for a file
+    that cannot be read, or that holds another architecture.
+    """
+    if not path:
+        return variables
+    found = torch_import.torchvision_resnet(torch_import.read_state_dict(path))
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    given = traverse_util.flatten_dict(found, sep="/")
+    for name, value in given.items():
+        if name not in flat or flat[name].shape != value.shape:
+            there = f"shape {flat[name].shape}" if name in flat else "no such weight"
+            raise UserError(
+                f"config.pretrained={path} does not fit config.model: {name} has shape "
+                f"{value.shape} there, but the model has {there}"
+            )
+        flat[name] = jax.device_put(value, flat[name].sharding)
+    return traverse_util.unflatten_dict(flat, sep="/")

@@ -1,0 +1,93 @@
+"""The commands as a user types them: one line for every mistake, help that helps."""
+
+import subprocess
+import sys
+
+import pytest
+import tiny_runs
+
+CONFIG = "configs/digits_backbone_old.py"
+
+
+def run(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"fct_jax.{module}", *map(str, arguments)],
+        cwd=tiny_runs.REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("module", ["train", "embed", "evaluate"])
+def test_help_shows_an_example_and_the_flags(module):
+    done = run(module, "--help")
+    assert done.returncode == 0
+    assert f"python -m fct_jax.{module} --config configs/" in done.stdout
+    assert "--workdir" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--config", CONFIG], "--workdir"),
+        (["--config", "configs/digit_backbone_old.py", "--workdir", "{}"],
+         f"no config file configs/digit_backbone_old.py; did you mean {CONFIG}?"),
+        (["--config", CONFIG, "--workdri", "{}"], "workdir"),
+        (["--config", CONFIG, "--workdir", "{}", "--config.optimizer.l=0.5"],
+         "unknown config key --config.optimizer.l; did you mean 'lr'?"),
+        (["--config", CONFIG, "--workdir", "{}", "--config.epoch=5"],
+         "unknown config key --config.epoch; did you mean 'epochs'?"),
+        (["--config", CONFIG, "--workdir", "{}", "--config.epochs=many"], "many"),
+        (["--config", CONFIG, "--workdir", "{}", "extra"], "'extra' is not a flag"),
+        (["--config", CONFIG, "--workdir", "{}", "--config.data.name=digit"],
+         "unknown data set 'digit'; did you mean 'digits'?"),
+        (["--config", CONFIG, "--workdir", "{}", "--config.data.name=folder",
+          "--config.data.dir=/no/such/place"], "/no/such/place"),
+    ],
+)  # fmt: skip
+def test_mistake_is_one_line_and_not_zero(tmp_path, arguments, said):
+    done = run("train", *(a.format(tmp_path / "run") for a in arguments))
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert said in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_file_with_an_unknown_key(tmp_path):
+    (tmp_path / "configs").mkdir()
+    file = tmp_path / "configs" / "mine.py"
+    file.write_text(
+        "from fct_jax import config\n"
+        "def get_config():\n"
+        "    c = config.backbone()\n"
+        "    c.optimizer.momentun = 0.9\n"
+        "    return c\n"
+    )
+    done = run("train", "--config", file, "--workdir", tmp_path / "run")
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "error: unknown config key config.optimizer.momentun; did you mean 'momentum'?"
+    )
+
+
+def test_embed_and_evaluate_name_what_is_missing(tmp_path):
+    done = run("embed", "--config", "configs/embed.py", "--workdir", tmp_path / "set",
+               "--config.model", tmp_path / "no_run")  # fmt: skip
+    assert done.returncode == 1 and "no exported model in" in done.stderr
+    done = run("evaluate", "--config", "configs/digits_evaluate.py", "--workdir", tmp_path / "r",
+               "--config.old", tmp_path / "no_run")  # fmt: skip
+    assert done.returncode == 1
+    assert "is no run and no EmbeddingSet" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_tensorflow_is_never_imported():
+    code = (
+        "import sys, fct_jax, fct_jax.train.loop, fct_jax.embed.command, "
+        "fct_jax.evaluate.command, fct_jax.data.tfds\n"
+        "assert not any(name.split('.')[0] == 'tensorflow' for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny_runs.REPOSITORY)
