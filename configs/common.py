@@ -85,6 +85,27 @@ def digits_transformation(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def compatible() -> ConfigDict:
+    """Compatible training as published with AdvBCT: SGD 0.1 at batch 256, 30 epochs."""
+    return defaults.compatible()
+
+
+def digits_compatible() -> ConfigDict:
+    """A ResNet of an eighth of the width with an embedding of 32, and a short training."""
+    config = digits(compatible())
+    config.model.width = 8
+    config.model.embedding_dim = 32
+    config.model.small_stem = True
+    config.batch_size = 50
+    config.optimizer.lr = 0.05
+    config.optimizer.schedule.name = "cosine"
+    config.optimizer.schedule.warmup_epochs = 2
+    config.epochs = 12
+    config.evaluate_every_epochs = 12
+    config.checkpoint_every_steps = 1000  # at the end alone
+    return config
+
+
 def evaluate() -> ConfigDict:
     """Leave-one-out on the validation split, L2 distance, backfilling in 22 points."""
     return defaults.evaluate()

@@ -77,7 +77,7 @@ def _one_line(error: Exception, argv: list[str]) -> str:
             flag = argument.split("=")[0]
             if flag.startswith("--config.") and (found := _unknown_key(flag, config)):
                 return found
-    return " ".join(str(error).split()).strip("\"")
+    return " ".join(str(error).split()).strip('"')
 
 
 def _unknown_key(flag: str, config: ConfigDict) -> str | None:

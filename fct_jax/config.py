@@ -176,8 +176,15 @@ def embed() -> ConfigDict:
 def data() -> ConfigDict:
     """Where images come from."""
     config = ConfigDict()
-    config.name = "digits"  # "digits", "cifar100", "imagenet2012", "folder", "tfds:NAME"
-    config.dir = ""  # TFDS data directory or the folder's root
+    # "digits", "cifar100", "imagenet2012", "tfds:NAME", "folder", "list", "faces", "ms1m",
+    # "market1501", "roxford5k", "rparis6k", "gldv2", "ijb"
+    config.name = "digits"
+    config.dir = ""  # TFDS data directory or the data set's folder
+    # Training images, "path label" a line, paths below `dir`: of "list" and "gldv2"; for
+    # "market1501" optional, "path label camera view". For "ijb" the file of images and templates.
+    config.list = ""
+    config.validation_list = ""  # validation images of "list" and "gldv2", likewise
+    config.query_crop = False  # "roxford5k", "rparis6k": True crops queries to their box
     config.classes = ""  # of the training split: "" all, "first 50", "0-5,10-53"
     # A seeded share for an old model, or everything for a new one, old classes numbered first:
     # "old classes 0.3", "new classes 0.3", "old images 0.3", each "… seed 666"

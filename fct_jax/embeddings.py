@@ -117,13 +117,13 @@ class EmbeddingSet:
         if self.uncertainty is not None:
             np.save(folder / "uncertainty.npy", np.asarray(self.uncertainty, np.float32))
         meta = {
-            "format_version": FORMAT_VERSION,
-            "count": len(self),
-            "dimension": self.dim,
             "metric": "l2",
             "normalized": False,
             "fingerprint": None,
             **self.meta,
+            "format_version": FORMAT_VERSION,
+            "count": len(self),
+            "dimension": self.dim,
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 

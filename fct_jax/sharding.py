@@ -36,6 +36,14 @@ def put_batch(batch, mesh: Mesh, axis: int = 0):
     )
 
 
+def put_global(array, mesh: Mesh, axis: int = 0) -> jax.Array:
+    """An array that every process holds whole, split over the devices along ``axis``."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(
+        array.shape, split_batch(mesh, axis), lambda index: array[index]
+    )
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """The devices divide the global batch. Raises UserError with the nearest size that fits."""
     devices = mesh.size

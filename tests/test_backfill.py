@@ -275,3 +275,23 @@ def test_unknown_auc():
     curve = backfill_curve(np.ones((3, 2)), np.ones((3, 2)), [0, 0, 1], [0, 1, 2])
     with pytest.raises(UserError, match="did you mean 'cmc@1'"):
         curve.auc("cmc1")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_separate_queries_against_every_mixed_gallery(metric):
+    """At each point the curve is a plain evaluation of the half re-embedded gallery."""
+    rng = np.random.default_rng(3)
+    new, transformed = rng.standard_normal((2, 40, 3)).astype(np.float32)
+    query = rng.standard_normal((9, 3)).astype(np.float32)
+    labels, query_labels = rng.integers(0, 5, 40), rng.integers(0, 6, 9)
+    order = rng.permutation(40)
+    curves = backfill_curves(
+        new, transformed, labels, {"o": order}, steps=5, metric=metric,
+        query=query, query_labels=query_labels,
+    )  # fmt: skip
+    for i, cut in enumerate(np.arange(7) * 40 // 6):
+        gallery = transformed.copy()
+        gallery[order[:cut]] = new[order[:cut]]
+        right = retrieval_metrics(query, gallery, query_labels, labels, metric=metric)
+        for name, value in right.items():
+            assert curves["o"].values[name][i] == pytest.approx(value, abs=1e-9)

@@ -1,4 +1,4 @@
-"""Image folders: ``ROOT/training/<class>/…`` and ``ROOT/validation/<class>/…``, or one level less."""
+"""Image folders: ``training/<class>/…`` and ``validation/<class>/…``, or the classes alone."""
 
 import os
 from functools import cache

@@ -31,7 +31,7 @@ class Market1501Reader(LabelledFiles):
         0..C-1. Labels of query and gallery are the identities themselves, 0 for distractors.
     """
 
-    def __init__(self, root: str | Path, split: str, list_file: str | Path | None = None):
+    def __init__(self, root: str | Path, split: str, list_file: str | Path = ""):
         """Lists the files of ``split``: "train", "query" or "gallery".
 
         Args:
@@ -45,7 +45,7 @@ class Market1501Reader(LabelledFiles):
         """
         if split not in FOLDERS:
             raise unknown("Market-1501 split", split, FOLDERS)
-        if list_file is None:
+        if not list_file:
             name, folder = f"Market-1501 {split} of {root}", Path(root) / FOLDERS[split]
             names, identities, cameras = _found(folder, split)
         elif split == "train":

@@ -1,49 +1,30 @@
 """A source: the images of one split of one data set, with random access.
 
-Each kind of data set is a *reader* in its own file (digits, TFDS, image folder). A `Source` is a
-reader and the positions of the images that are kept.
+Each kind of data set is a *reader* (`fct_jax.data.readers` names them all). A `Source` is a reader
+and the positions of the images that are kept.
 """
 
-import os
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 
 from fct_jax.data import subset as subsets
 from fct_jax.data.classes import parse_classes
-from fct_jax.data.digits import DigitsReader
-from fct_jax.data.folder import FolderReader
 from fct_jax.data.images import UnreadableImage
-from fct_jax.data.tfds import TfdsReader
+from fct_jax.data.readers import SPLITS, Reader, open_reader, splits_of
 from fct_jax.errors import UserError, unknown
 
-__all__ = ["Reader", "Source", "UnreadableImage", "open_source", "parse_classes"]
+__all__ = [
+    "SPLITS",
+    "Reader",
+    "Source",
+    "UnreadableImage",
+    "open_source",
+    "parse_classes",
+    "splits_of",
+]
 
-SPLITS = ("train", "validation")
 ON_ERROR = ("raise", "skip")
-_NAMES = ("digits", "cifar100", "imagenet2012", "folder")
-
-
-class Reader(Protocol):
-    """What a kind of data set must offer; ``position`` counts all images of the split."""
-
-    name: str
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def read(self, position: int) -> tuple[np.ndarray, int]:
-        """Image, uint8 (H, W, 3), and label. Raises UnreadableImage, naming the image."""
-
-    def labels(self) -> np.ndarray:
-        """int32 (N,), without decoding images."""
-
-    def ids(self) -> np.ndarray:
-        """(N,) int64, or str: what names an image for good."""
-
-    def image_size(self, positions: np.ndarray) -> tuple[int, int] | None:
-        """(H, W) when all images at ``positions`` share it."""
 
 
 class Source:
@@ -125,24 +106,22 @@ def open_source(data, split: str) -> Source:
     """Open one split of the data set that a config's ``data`` section describes.
 
     Args:
-      data: object with the attributes ``name`` ("digits", "cifar100", "imagenet2012", "folder" or
-        "tfds:NAME" for any TFDS data set with "image" and "label"), ``dir`` (TFDS data directory,
-        "" for TFDS's own; or the folder's root), ``classes`` (see `parse_classes`), ``subset``
-        (see `fct_jax.data.subset`) and ``on_error`` ("raise" or "skip" unreadable images). All but
-        ``name`` may be missing.
-      split: "train" or "validation".
+      data: object with the attributes ``name`` (those of `fct_jax.config.data`, or "tfds:NAME" for
+        any TFDS data set with "image" and "label"), ``dir`` (TFDS data directory, "" for TFDS's
+        own; or the data set's folder), ``list`` and ``validation_list`` (files of ``path label``
+        lines), ``query_crop`` (landmark queries cropped to their box), ``classes`` (see
+        `parse_classes`), ``subset`` (see `fct_jax.data.subset`) and ``on_error`` ("raise" or "skip"
+        unreadable images). All but ``name`` may be missing.
+      split: "train", "validation", "query" or "gallery"; `splits_of` says which there are.
 
     Raises:
-      UserError: unknown data set or split, a missing or empty folder, a data set that is not
-        prepared, class ids that it does not have, or no image of the selected classes.
+      UserError: unknown data set or split, a missing or empty file or folder, a data set that is
+        not prepared, class ids that it does not have, or no image of the selected classes.
     """
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
     on_error = getattr(data, "on_error", "raise") or "raise"
     if on_error not in ON_ERROR:
         raise unknown("data.on_error", on_error, ON_ERROR)
-    directory = os.path.expanduser(getattr(data, "dir", "") or "")  # noqa: PTH111 - keeps ""
-    reader = _open_reader(data.name, directory, split)
+    reader = open_reader(data, split)
     text = getattr(data, "classes", "") or ""
     selected = parse_classes(text, len(reader.class_names))
     subset = subsets.parse_subset(getattr(data, "subset", "") or "")
@@ -159,15 +138,3 @@ def open_source(data, split: str) -> Source:
         if not len(positions):
             raise UserError(f"data.classes={text!r}: {reader.name} has no image of these classes")
     return Source(reader, positions, on_error)
-
-
-def _open_reader(name: str, directory: str, split: str) -> Reader:
-    if name == "digits":
-        return DigitsReader(split)
-    if name == "folder":
-        return FolderReader(directory, split)
-    if name in ("cifar100", "imagenet2012"):
-        return TfdsReader(name, directory, split)
-    if name.startswith("tfds:") and len(name) > len("tfds:"):
-        return TfdsReader(name.removeprefix("tfds:"), directory, split)
-    raise unknown("data set", name, (*_NAMES, "tfds:NAME"))

@@ -1,4 +1,40 @@
-"""Retrieval metrics, backfilling curves and reports.
+"""Retrieval metrics, backfilling curves and reports."""
 
-The names are imported when they are used, so that a command's --help answers at once.
-"""
+from fct_jax.evaluate.backfill import (
+    BackfillCurve,
+    backfill_curve,
+    backfill_curves,
+    backfill_order,
+)
+from fct_jax.evaluate.compatibility import (
+    compatibility_scores,
+    hot_refresh_curve,
+    hot_refresh_order,
+    negative_flip_rate,
+    update_gain,
+)
+from fct_jax.evaluate.landmarks import map_at_k, revisited_map
+from fct_jax.evaluate.metrics import grouped, per_query_results, retrieval_metrics
+from fct_jax.evaluate.reid import k_reciprocal_rerank, market1501
+from fct_jax.evaluate.search import knn, ranked_metrics
+
+__all__ = [
+    "BackfillCurve",
+    "backfill_curve",
+    "backfill_curves",
+    "backfill_order",
+    "compatibility_scores",
+    "grouped",
+    "hot_refresh_curve",
+    "hot_refresh_order",
+    "k_reciprocal_rerank",
+    "knn",
+    "map_at_k",
+    "market1501",
+    "negative_flip_rate",
+    "per_query_results",
+    "ranked_metrics",
+    "retrieval_metrics",
+    "revisited_map",
+    "update_gain",
+]

@@ -138,27 +138,54 @@ def backfill_curves(
     steps: int = 20,
     metric: str = "l2",
     ks: Sequence[int] = (1, 5),
+    query=None,
+    query_labels=None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, BackfillCurve]:
     """`backfill_curve` of several orders ``{name: order}``, which share all distances.
 
+    query (Q, D), query_labels (Q,): other items than the gallery's, embedded by the new model;
+    without them the gallery queries itself, leave-one-out.
     ``progress`` is called with the number of queries done, block after block.
     """
     check_metric(metric)
     new, transformed = as_vectors("new", new), as_vectors("transformed", transformed)
     check_same_length("new", new, "transformed", transformed)
     check_same_width("new", new, "transformed", transformed)
+    if query is not None:
+        query = as_vectors("query", query)
+        check_same_width("query", query, "new", new)
+        query_labels = as_labels("query_labels", query_labels, len(query))
+    kind = "l2"
     if metric == "cosine":
         new, transformed, kind = unit_rows(new), unit_rows(transformed), "dot"
-    else:
-        kind = "l2"
+        query = None if query is None else unit_rows(query)
     return curves_of_rows(
-        new, transformed, labels, orders, kind=kind, steps=steps, ks=ks, progress=progress
+        new,
+        transformed,
+        labels,
+        orders,
+        kind=kind,
+        steps=steps,
+        ks=ks,
+        query=query,
+        query_labels=query_labels,
+        progress=progress,
     )
 
 
 def curves_of_rows(
-    new: np.ndarray, transformed: np.ndarray, labels, orders, *, kind, steps, ks, progress=None
+    new: np.ndarray,
+    transformed: np.ndarray,
+    labels,
+    orders,
+    *,
+    kind,
+    steps,
+    ks,
+    query=None,
+    query_labels=None,
+    progress=None,
 ) -> dict[str, BackfillCurve]:
     """`backfill_curves` of rows that are compared as they are; ``kind`` as in `Keys`."""
     n = len(new)
@@ -175,10 +202,10 @@ def curves_of_rows(
         row[_checked_order(name, order, n)] = np.arange(n)
     stage = np.searchsorted(cuts[1:], position, side="right").astype(np.int32)
     ap, first = rank_positives(
-        Keys(new, np.concatenate([transformed, new]), kind),
+        Keys(new if query is None else query, np.concatenate([transformed, new]), kind),
+        labels if query is None else query_labels,
         labels,
-        labels,
-        leave_one_out=True,
+        leave_one_out=query is None,
         stage=stage,
         position=position,
         points=points,

@@ -9,8 +9,14 @@ from fct_jax import config as configs
 from fct_jax.embed.images import embeddings_of
 from fct_jax.embed.transform import checked_inputs
 from fct_jax.embeddings import EmbeddingSet, check_fingerprint, check_paired, new_directory
-from fct_jax.errors import UserError
-from fct_jax.evaluate.backfill import ORDERS, BackfillCurve, backfill_curves, backfill_order
+from fct_jax.errors import UserError, unknown
+from fct_jax.evaluate.backfill import (
+    ORDERS,
+    SAME_ORDER,
+    BackfillCurve,
+    backfill_curves,
+    backfill_order,
+)
 from fct_jax.evaluate.distances import check_metric
 from fct_jax.evaluate.metrics import grouped, per_query_results
 from fct_jax.evaluate.report import Report, write_report
@@ -31,7 +37,7 @@ def evaluate(config: ConfigDict, workdir) -> Report:
     """
     configs.check(config)
     check_metric(config.metric)
-    orders = _names(config.orders, "order")
+    orders = _order_names(config.orders)
     workdir = Path(workdir)
     if workdir.exists():
         raise UserError(f"{workdir} exists already; nothing was overwritten")
@@ -89,7 +95,7 @@ def _measure(report: Report, config, name: str, query, gallery, labels, query_la
         k = max(config.map_at, *config.ks)
         _, ids = knn(query, gallery, k, metric=config.metric, exclude_self=not separate)
         results = ranked_results(
-            ids, own, labels, ks=config.ks, map_at=config.map_at, leave_one_out=not separate
+            ids, own, labels, ks=config.ks, map_at=config.map_at, exclude_self=not separate
         )
     else:
         with Bar(name, len(query), "queries") as bar:
@@ -190,13 +196,9 @@ def _mean(curves: list[BackfillCurve]) -> BackfillCurve:
     return BackfillCurve(curves[0].fraction, values)
 
 
-def _names(text: str, what: str) -> list[str]:
-    from fct_jax.errors import unknown
-    from fct_jax.evaluate.backfill import SAME_ORDER
-
+def _order_names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
-    names = [SAME_ORDER.get(name, name) for name in names]
     for name in names:
-        if name not in ORDERS:
-            raise unknown(what, name, (*ORDERS, *SAME_ORDER))
-    return names
+        if name not in (*ORDERS, *SAME_ORDER):
+            raise unknown("order", name, (*ORDERS, *SAME_ORDER))
+    return [SAME_ORDER.get(name, name) for name in names]

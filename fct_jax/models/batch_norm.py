@@ -1,5 +1,6 @@
 """Batch normalisation with PyTorch's semantics."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -39,22 +40,53 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
 
-        x = x.astype(jnp.float32)
         if use_running_average:
-            mean, var = running_mean.value, running_var.value
-        else:
-            axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(x, axes)
-            # Two passes: mean(x²) - mean² would lose all digits where |mean| >> deviation.
-            var = jnp.mean(jnp.square(x - mean), axes)
-            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                count = x.size // x.shape[-1]
-                unbiased = var * (count / max(count - 1, 1))
-                running_mean.value = self._blend(running_mean.value, mean)
-                running_var.value = self._blend(running_var.value, unbiased)
+            centred = x.astype(jnp.float32) - running_mean.value
+            factor = scale * jax.lax.rsqrt(running_var.value + self.eps)
+            return (centred * factor + bias).astype(self.dtype)
 
-        factor = scale * jax.lax.rsqrt(var + self.eps)
-        return ((x - mean) * factor + bias).astype(self.dtype)
+        y, mean, var = _normalize(x, scale, bias, self.eps)
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            count = x.size // x.shape[-1]
+            unbiased = var * (count / max(count - 1, 1))
+            running_mean.value = self._blend(running_mean.value, mean)
+            running_var.value = self._blend(running_var.value, unbiased)
+        return y.astype(self.dtype)
 
     def _blend(self, running: jax.Array, batch: jax.Array) -> jax.Array:
         return (1 - self.momentum) * running + self.momentum * jax.lax.stop_gradient(batch)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(x, scale, bias, eps):
+    """The normalised batch in float32, its mean and its biased variance.
+
+    The gradient is written out, since it takes two passes over the batch where automatic
+    differentiation takes four. It treats mean and variance as outputs without gradient.
+    """
+    x = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes)
+    # Two passes: mean(x²) - mean² would lose all digits where |mean| >> deviation.
+    var = jnp.mean(jnp.square(x - mean), axes)
+    return (x - mean) * (scale * jax.lax.rsqrt(var + eps)) + bias, mean, var
+
+
+def _normalize_forward(x, scale, bias, eps):
+    y, mean, var = _normalize(x, scale, bias, eps)
+    return (y, mean, var), (x, scale, mean, jax.lax.rsqrt(var + eps))
+
+
+def _normalize_backward(eps, residuals, gradients):
+    x, scale, mean, inverse = residuals
+    gradient = gradients[0]
+    axes = tuple(range(x.ndim - 1))
+    count = x.size // x.shape[-1]
+    centred = x.astype(jnp.float32) - mean
+    by_bias = jnp.sum(gradient, axes)
+    by_scale = jnp.sum(gradient * centred, axes) * inverse
+    by_x = gradient - by_bias / count - centred * (inverse * by_scale / count)
+    return (by_x * (scale * inverse)).astype(x.dtype), by_scale, by_bias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from fct_jax.models.batch_norm import BatchNorm
 from fct_jax.models.convolution import Conv
 from fct_jax.models.linear import Linear
+from fct_jax.models.pooling import max_pool
 
 
 class BasicBlock(nn.Module):
@@ -91,7 +92,7 @@ class Trunk(nn.Module):
             x = Conv(self.width, 7, 2, self.dtype, name="conv1")(x)
         x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, not train))
         if not self.small_stem:
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x)
 
         for stage, depth in enumerate(self.depths):
             planes = self.width * 2**stage

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fct_jax import data, losses, models
+from fct_jax.data.readers import splits_of
 from fct_jax.embed.images import source_config
 from fct_jax.train.images import image_feed, preprocessing_of
 from fct_jax.train.pretrained import with_pretrained
@@ -18,15 +19,13 @@ class Backbone:
     def __init__(self, config: ConfigDict, mesh):
         self._config, self._mesh = config, mesh
         train = self._train = data.open_source(config.data, "train")
-        self._validation = data.open_source(source_config(config.data, "validation"), "validation")
+        self._validation = validation_source(config.data)
         self._preprocessing = preprocessing_of(config.preprocessing)
         self._kwargs = {
             **{key: value for key, value in config.model.items() if key != "name"},
             "num_classes": train.num_classes,  # all classes, also where a subset is trained on
         }
-        self._module = models.build(
-            config.model.name, **self._kwargs, dtype=config.compute_dtype
-        )
+        self._module = models.build(config.model.name, **self._kwargs, dtype=config.compute_dtype)
         self.feed = image_feed(train, self._preprocessing, config, mesh)
         self.frozen = ()
         self._correct = jax.jit(self._count_correct)
@@ -72,6 +71,8 @@ class Backbone:
 
     def evaluate(self, variables) -> dict[str, float]:
         """Loss and top-1 and top-5 accuracy over the validation images of the model's classes."""
+        if self._validation is None:
+            return {}
         sums = jnp.zeros(4)
         for batch in data.batches(
             self._validation,
@@ -110,3 +111,11 @@ class Backbone:
             "preprocessing": self._preprocessing.to_dict(),
             "data": self._config.data.to_dict(),
         }
+
+
+def validation_source(config: ConfigDict) -> data.Source | None:
+    """The validation split of a data set; None where it has none, or its list is not given."""
+    given = config.validation_list or config.name not in ("list", "gldv2")
+    if not given or "validation" not in splits_of(config.name):
+        return None
+    return data.open_source(source_config(config, "validation"), "validation")

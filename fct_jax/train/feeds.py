@@ -63,7 +63,7 @@ class ResidentFeed:
             steps = len(indices)
             # One shape for every call: the loop inside runs `steps` times only.
             indices = np.resize(indices, (room, self._batch_size))
-            yield steps, sharding.put_batch(indices, self._mesh, axis=1)
+            yield steps, sharding.put_global(indices, self._mesh, axis=1)
             position += steps
 
     def position(self) -> dict:

@@ -146,7 +146,7 @@ def compile_steps(task, optimizer, seed: int):
     """
     key = jax.random.key(seed + 1)  # not the key of the initial parameters
 
-    def update(state: State, data, frozen, element, freeze):
+    def update(state: State, data, frozen, element, key, freeze):
         pick_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch = task.feed.pick(data, element, pick_key)
 
@@ -162,23 +162,26 @@ def compile_steps(task, optimizer, seed: int):
         return State(state.step + 1, params, batch_stats, opt_state), {"loss": loss, **metrics}
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnames="freeze")
-    def run(state, data, frozen, call, steps, *, freeze):
+    def run(state, data, frozen, call, steps, *, key, freeze):
         def element(i):
             return jax.tree.map(lambda array: array[i], call)
 
         if jax.tree.leaves(call)[0].shape[0] == 1:
-            return update(state, data, frozen, element(0), freeze)
+            return update(state, data, frozen, element(0), key, freeze)
 
         def body(i, carry):
             state, sums = carry
-            state, metrics = update(state, data, frozen, element(i), freeze)
+            state, metrics = update(state, data, frozen, element(i), key, freeze)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
-        shapes = jax.eval_shape(lambda s: update(s, data, frozen, element(0), freeze)[1], state)
+        shapes = jax.eval_shape(
+            lambda s: update(s, data, frozen, element(0), key, freeze)[1], state
+        )
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return jax.lax.fori_loop(0, steps, body, (state, zeros))
 
-    return run
+    # The key is an argument, so that a compilation cache serves every seed.
+    return functools.partial(run, key=key)
 
 
 class RunningMeans:

@@ -25,9 +25,7 @@ class TransformationTask:
             **{key: value for key, value in config.model.items() if key != "name"},
             "embedding_dim": self._dims["new"],
         }
-        self._module = models.build(
-            config.model.name, **self._kwargs, dtype=config.compute_dtype
-        )
+        self._module = models.build(config.model.name, **self._kwargs, dtype=config.compute_dtype)
         classifier = None
         if config.loss.discriminative_weight:
             classifier = frozen_classifier(config, self._dims["new"], self._inputs.labels)

@@ -1,0 +1,92 @@
+"""The test sets of a comparison: which vectors they need of a model, and how they are scored."""
+
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fct_jax.data.readers import gldv2_truth, revisited_truth, splits_of
+from fct_jax.embed.images import embeddings_of
+from fct_jax.embed.transform import transform_set
+from fct_jax.embeddings import EmbeddingSet
+from fct_jax.errors import UserError
+from fct_jax.evaluate.compatible_scoring import Row, Score, labelled, landmarks, measure, revisited
+from fct_jax.frozen import load_model
+
+
+class TestSet(NamedTuple):
+    """A score and the splits that it compares; the same split twice: leave-one-out."""
+
+    config: ConfigDict
+    score: Score
+    query: str
+    gallery: str
+
+    def vectors(self, run, split: str) -> EmbeddingSet:
+        """The run's embeddings of a split, computed once."""
+        found = embeddings_of(str(run), "new", self.config, split)
+        found.check_finite()
+        return found
+
+
+def open_test(config: ConfigDict) -> TestSet:
+    """The test set of a config with a ``data`` section.
+
+    "roxford5k" and "rparis6k" are scored by mAP medium, "gldv2" by mAP@100, every data set with a
+    validation split by its labels, leave-one-out.
+
+    Raises:
+      UserError: a data set that is none of these, or whose ground truth cannot be read.
+    """
+    where = config.data
+    if where.name in ("roxford5k", "rparis6k"):
+        score = revisited(revisited_truth(where.dir, where.name).gnd)
+        return TestSet(config, score, "query", "gallery")
+    if where.name == "gldv2":
+        return TestSet(config, landmarks(gldv2_truth(where.dir).positives), "query", "gallery")
+    if "validation" not in splits_of(where.name):
+        raise UserError(
+            f"data set {where.name!r} cannot be compared on: it has no validation split"
+        )
+    from fct_jax import data
+    from fct_jax.embed.images import source_config
+
+    labels = data.open_source(source_config(where, "validation"), "validation").labels
+    return TestSet(config, labelled(labels), "validation", "validation")
+
+
+def compare(test: TestSet, old_run, runs: dict, transformations: dict, folder) -> dict[str, dict]:
+    """``measure`` of runs and transformations on one test set.
+
+    Args:
+      test: the test set.
+      old_run: run of the old model.
+      runs: {row: run of a new model}, searched against the old model's gallery.
+      transformations: {row: (run of the new model, run of the transformation)}: the new model
+        searches the transformed gallery.
+      folder: where transformed galleries are kept.
+    """
+    old_gallery = test.vectors(old_run, test.gallery)
+    old = Row(_array(test.vectors(old_run, test.query)), _array(old_gallery), _array(old_gallery))
+    rows = {
+        name: Row(
+            _array(test.vectors(run, test.query)),
+            _array(test.vectors(run, test.gallery)),
+            old.gallery,
+        )
+        for name, run in runs.items()
+    }
+    for name, (run, transformation) in transformations.items():
+        kept = folder / f"{name}-{test.config.data.name}"
+        if not kept.is_dir():
+            transform_set(load_model(transformation), old_gallery, None, kept)
+        rows[name] = Row(
+            _array(test.vectors(run, test.query)),
+            _array(test.vectors(run, test.gallery)),
+            _array(EmbeddingSet.read(kept)),
+        )
+    return measure(test.score, old, rows)
+
+
+def _array(found: EmbeddingSet) -> np.ndarray:
+    return np.asarray(found.vectors, np.float32)
