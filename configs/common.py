@@ -90,6 +90,24 @@ def compatible() -> ConfigDict:
     return defaults.compatible()
 
 
+def gldv2_compatible() -> ConfigDict:
+    """Google Landmarks v2: ResNet-18 from ImageNet weights, images squashed to 224 px."""
+    config = compatible()
+    config.data.name = "gldv2"
+    config.data.dir = "data/gldv2"
+    config.data.list = "data/gldv2/train.txt"
+    config.data.workers = 16
+    config.pretrained = "weights/resnet18.pth"
+    return config
+
+
+def compatible_transformation(config: ConfigDict) -> ConfigDict:
+    """FCT or FastFill between models that were trained without augmentation: one view."""
+    config.views = 1
+    config.preprocessing.flip = False
+    return config
+
+
 def digits_compatible() -> ConfigDict:
     """A ResNet of an eighth of the width with an embedding of 32, and a short training."""
     config = digits(compatible())

@@ -1,12 +1,12 @@
 """Backbones on this machine: training step and forward pass, against plain PyTorch.
 
-``python tools/bench_backbone.py [--full]`` prints one line a figure. Ratios compare times of one
-run, taken in turns, so that a busy machine disturbs both sides alike. ``before`` rows have XLA's
-own convolutions everywhere in place of `fct_jax.models.convolution`'s choice.
+    python tools/benchmark.py --only backbone
+
+Ratios compare times of one run, taken in turns, so that a busy machine disturbs both sides alike.
+The rows "XLA's convolutions" have these everywhere in place of `fct_jax.models.convolution`'s
+choice.
 """
 
-import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fct_jax.models import build, convolution
+from tools.bench_common import figure
 
 CLASSES, DIM = 100, 128
 
@@ -31,10 +32,9 @@ FULL = [
 
 
 def run(quick: bool) -> list[dict]:
-    """Rows of {"name", "ours_s", "baseline_s", "ratio", "peak_mb", "note"}.
+    """All figures; see ``tools.bench_common.figure``.
 
-    Seconds are those of one step or forward pass, the best of several; the ratio is ours to the
-    baseline's, below 1 being faster; the note has the images per second. ``peak_mb`` is what the
+    Seconds are those of one step or forward pass, the best of several. The memory is what the
     compiled program needs: its arguments, results and temporaries.
     """
     rows = []
@@ -59,25 +59,14 @@ def run(quick: bool) -> list[dict]:
             title = f"{name} {job}, {pixels} px, batch {batch}"
             rate = f"{batch / seconds['ours']:.0f} images/s, {load}"
             missing = "" if torch_jobs else "; PyTorch is not installed, so there is no baseline"
+            ours_s = seconds["ours"]
             rows.append(
-                _row(f"{title}: ours / PyTorch", seconds, "torch", peak_mb, f"{rate}{missing}")
+                figure(f"{title}, PyTorch", ours_s, seconds.get("torch"), peak_mb, rate + missing)
             )
             if before:
-                note = "baseline: XLA's convolutions"
-                rows.append(_row(f"{title}: ours / before", seconds, "before", peak_mb, note))
+                name_before = f"{title}, XLA's convolutions"
+                rows.append(figure(name_before, ours_s, seconds["before"], peak_mb, ""))
     return rows
-
-
-def _row(name: str, seconds: dict, baseline: str, peak_mb: float, note: str) -> dict:
-    other = seconds.get(baseline)
-    return {
-        "name": name,
-        "ours_s": seconds["ours"],
-        "baseline_s": other,
-        "ratio": None if other is None else seconds["ours"] / other,
-        "peak_mb": peak_mb,
-        "note": note,
-    }
 
 
 def _best_in_turns(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
@@ -200,15 +189,3 @@ def _torch_model(name: str):
             channels = outputs
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(DIM, CLASSES, bias=False)]
     return nn.Sequential(*layers, *head)
-
-
-def main() -> None:
-    """Print every row as one line of JSON."""
-    parser = argparse.ArgumentParser(description="time the backbones against PyTorch")
-    parser.add_argument("--full", action="store_true", help="224 px and larger batches as well")
-    for row in run(quick=not parser.parse_args().full):
-        print(json.dumps(row), flush=True)
-
-
-if __name__ == "__main__":
-    main()

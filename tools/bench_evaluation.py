@@ -1,6 +1,6 @@
 """How fast evaluation is: backfilling curves and search, each against a plain baseline.
 
-    python tools/bench_evaluation.py [--full]
+    python tools/benchmark.py --only evaluation
 
 Every figure runs in a process of its own, ours and its baseline one after the other on the same
 data (clustered Gaussian vectors, D = 128), and is reported as seconds, their ratio, and peak
@@ -8,13 +8,8 @@ memory of ours. Where the baseline would take minutes it is measured on fewer qu
 and points and scaled; the note says how.
 """
 
-import argparse
-import json
 import multiprocessing
-import resource
-import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -24,6 +19,8 @@ from sklearn.metrics import average_precision_score
 
 from fct_jax.evaluate.backfill import backfill_curve, backfill_order
 from fct_jax.evaluate.search import knn, ranked_metrics
+from tools.bench_common import figure, peak_mb
+from tools.bench_common import seconds as time_of
 
 DIMS = 128
 POINTS = 22
@@ -31,10 +28,8 @@ SPREAD = 2.0  # of a class, relative to the centres: mAP about 0.2
 
 
 def run(quick: bool) -> list[dict]:
-    """All figures, as dicts of name, ours_s, baseline_s, ratio, peak_mb and note.
+    """All figures; see ``tools.bench_common.figure``; ``items`` marks the curves of growing size.
 
-    ratio = baseline_s / ours_s, above 1 where ours is faster; baseline_s and ratio are None for
-    the figures that only show how cost grows. peak_mb is what ours adds to the process.
     ``quick`` takes under a minute on two cores; otherwise some minutes.
     """
     jobs = [(_growth, (1_000, 10)), (_growth, (3_000, 30))]
@@ -62,64 +57,40 @@ def _clusters(n: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return new, transformed, labels
 
 
-def _peak_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _seconds(function, *arguments, **keywords) -> float:
-    start = time.perf_counter()
-    function(*arguments, **keywords)
-    return time.perf_counter() - start
-
-
-def _figure(name: str, ours: float, baseline: float | None, peak: float, note: str) -> dict:
-    return {
-        "name": name,
-        "ours_s": round(ours, 3),
-        "baseline_s": None if baseline is None else round(baseline, 3),
-        "ratio": None if baseline is None else round(baseline / ours, 3),
-        "peak_mb": round(peak),
-        "note": note,
-    }
-
-
 def _our_curve(n: int, classes: int):
     """Data, order, and the time and memory of our whole curve on them."""
     data = _clusters(n, classes)
     order = backfill_order("random", n=n)
-    before = _peak_mb()
+    before = peak_mb()
     # Compiled beforehand on few items: float64 for small sets, float32 for large ones.
     for small in (50, 8_500):
         few = _clusters(small, small // 10)
         backfill_curve(*few, backfill_order("random", n=small), steps=POINTS - 2)
-    ours = _seconds(backfill_curve, *data, order, steps=POINTS - 2)
-    return data, order, ours, _peak_mb() - before
+    ours = time_of(backfill_curve, *data, order, steps=POINTS - 2)
+    return data, order, ours, peak_mb() - before
 
 
 def _growth(n: int, classes: int) -> list[dict]:
     _, _, ours, peak = _our_curve(n, classes)
-    return [_figure(f"curve n={n}", ours, None, peak, f"{POINTS} points, {classes} classes")]
+    note = f"{POINTS} points, {classes} classes"
+    return [{**figure(f"curve n={n}", ours, None, peak, note), "items": n}]
 
 
 def _curve(n: int, classes: int, queries: int) -> list[dict]:
     (new, transformed, labels), order, ours, peak = _our_curve(n, classes)
-    products = _seconds(_two_products, new, transformed)
+    products = time_of(_two_products, new, transformed)
     mixed = transformed.copy()
     mixed[order[: n // 2]] = new[order[: n // 2]]
     scale = n / queries * POINTS
-    plain = _seconds(plain_point, new, mixed, labels, queries) * scale
+    plain = time_of(plain_point, new, mixed, labels, queries) * scale
     name = f"curve n={n}"
+    note = (
+        f"{POINTS} points, {classes} classes; baseline: distances, full sort and scikit-learn "
+        f"AP, measured at 1 point for {queries} queries and multiplied by {scale:.0f}"
+    )
     return [
-        _figure(
-            name,
-            ours,
-            plain,
-            peak,
-            f"{POINTS} points, {classes} classes; baseline: distances, full sort and scikit-learn "
-            f"AP, measured at 1 point for {queries} queries and multiplied by {scale:.0f}",
-        ),
-        _figure(
+        {**figure(name, ours, plain, peak, note), "items": n},
+        figure(
             f"{name} vs. products",
             ours,
             products,
@@ -179,25 +150,13 @@ def _search(n: int, queries: int) -> list[dict]:
             _, ids = knn(query, gallery, 100)
             ranked_metrics(ids, query_labels, labels, map_at=100)
 
-        before = _peak_mb()
-        seconds = _seconds(ours)
-        peak = _peak_mb() - before
-        baseline = _seconds(faiss.knn, query, np.asarray(gallery), 100)
+        before = peak_mb()
+        seconds = time_of(ours)
+        peak = peak_mb() - before
+        baseline = time_of(faiss.knn, query, np.asarray(gallery), 100)
     note = (
         "CMC@1, CMC@5 and mAP@100 from memory-mapped vectors; baseline: faiss.knn alone; "
         f"ours takes {seconds / baseline:.2f} times as long; "
         f"peak may include the {gallery.nbytes >> 20} MB mapped"
     )
-    return [_figure(f"search {n}×{queries}", seconds, baseline, peak, note)]
-
-
-def main() -> None:
-    """Print the figures as JSON, one a line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="all sizes, some minutes")
-    for figure in run(quick=not parser.parse_args().full):
-        print(json.dumps(figure, ensure_ascii=False))
-
-
-if __name__ == "__main__":
-    main()
+    return [figure(f"search {n}×{queries}", seconds, baseline, peak, note)]

@@ -156,7 +156,8 @@ def source_config(config: ConfigDict, split: str) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     config.classes = ""
-    config.subset = for_validation(config.get("subset", ""))
+    # A benchmark's queries and gallery have classes of their own.
+    config.subset = for_validation(config.get("subset", "")) if split == "validation" else ""
     return config
 
 

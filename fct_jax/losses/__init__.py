@@ -21,6 +21,7 @@ from fct_jax.losses.classification import (
 )
 from fct_jax.losses.compatibility import bct, bct_ract, unibct
 from fct_jax.losses.pairs import contrastive, hot_refresh, l2, triplet, triplet_ract
+from fct_jax.losses.self_supervised import nt_xent
 
 __all__ = [
     "BASE_LOSSES",
@@ -46,6 +47,7 @@ __all__ = [
     "label_smoothed_cross_entropy",
     "lce",
     "lwf",
+    "nt_xent",
     "triplet",
     "triplet_ract",
     "uncertainty_weighted",

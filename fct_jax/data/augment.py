@@ -1,0 +1,236 @@
+"""Random augmentation of whole batches on the device, with the strengths of SimCLR.
+
+Everything is a product with small matrices or arithmetic on whole arrays, so that it runs
+inside a compiled training step, on any device, at a small part of the model's cost.
+Source: "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
+appendix A.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from fct_jax.data.colour import greyscale, jitter
+from fct_jax.errors import UserError, unknown
+
+_ATTEMPTS = 10
+_NO_BLUR = 1e-3  # a deviation, in pixels, whose kernel is exactly the identity
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """What is done to an image, and how strongly.
+
+    Attributes:
+      crop_area: smallest and largest share of the image's area that a crop keeps.
+      crop_ratio: smallest and largest width : height of a crop.
+      rotation: largest angle in degrees, to either side; 0: none.
+      jitter_strength: 1 changes brightness, contrast and saturation by up to 0.8, hue by up to
+        0.2 of the circle; 0: none.
+      jitter_probability: share of the images whose colours are changed.
+      grey_probability: share of the images that lose their colours.
+      blur_probability: share of the images that are blurred.
+      blur_sigma: smallest and largest deviation, in pixels, of the Gaussian.
+    """
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    rotation: float = 0.0
+    jitter_strength: float = 1.0
+    jitter_probability: float = 0.8
+    grey_probability: float = 0.2
+    blur_probability: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self):
+        """Check the values; raises UserError."""
+        for name, most in (("crop_area", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
+            pair = tuple(float(value) for value in getattr(self, name))
+            object.__setattr__(self, name, pair)
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
+                limit = "" if most == math.inf else f", at most {most}"
+                raise UserError(
+                    f"augmentation.{name} must be two ascending numbers above 0{limit}, not {pair}"
+                )
+        for name in ("jitter_probability", "grey_probability", "blur_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"augmentation.{name} must be in [0, 1], not {getattr(self, name)}")
+        if self.jitter_strength < 0:
+            raise UserError(
+                f"augmentation.jitter_strength must not be negative: {self.jitter_strength}"
+            )
+        if not 0 <= self.rotation <= 180:
+            raise UserError(f"augmentation.rotation must be in [0, 180], not {self.rotation}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "Augmentation":
+        """Of a config section; missing keys take the default, unknown ones raise UserError."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise unknown("augmentation key", key, known)
+        return cls(**values)
+
+
+def augment(
+    images: jax.Array,
+    key: jax.Array,
+    options: Augmentation,
+    *,
+    size: int,
+    crop: bool = True,
+    flip: bool = True,
+) -> jax.Array:
+    """One random view of each image, float32 (B, size, size, 3), grey levels 0..255.
+
+    In this order: rotation, random resized crop, flip, colour jitter, greyscale, blur. All but
+    the order of the jitter's parts is drawn for each image.
+
+    Args:
+      images: uint8 or float (B, H, W, 3), grey levels 0..255.
+      key: of all draws.
+      options: what is done.
+      size: height and width of the views, in pixels.
+      crop: False where the host has cropped already; the whole image is scaled then.
+      flip: whether to mirror half of the images.
+    """
+    count, height, width = images.shape[:3]
+    keys = jax.random.split(key, 6)
+    x = jnp.asarray(images, jnp.float32) / 255
+    if options.rotation:
+        limit = math.radians(options.rotation)
+        x = rotate(x, jax.random.uniform(keys[0], (count,), minval=-limit, maxval=limit))
+    boxes = jnp.tile(jnp.array([0, 0, width, height]), (count, 1))
+    if crop:
+        boxes = random_boxes(keys[1], count, height, width, options.crop_area, options.crop_ratio)
+    if crop or (height, width) != (size, size):
+        x = crop_and_resize(x, boxes, size)
+    if flip:
+        mirrored = jax.random.bernoulli(keys[2], 0.5, (count, 1, 1, 1))
+        x = jnp.where(mirrored, x[:, :, ::-1], x)
+    if options.jitter_strength and options.jitter_probability:
+        chosen = _chosen(keys[3], options.jitter_probability, count)
+        x = jnp.where(chosen, jitter(x, keys[3], options.jitter_strength), x)
+    if options.grey_probability:
+        x = jnp.where(_chosen(keys[4], options.grey_probability, count), greyscale(x), x)
+    if options.blur_probability:
+        choose, draw = jax.random.split(keys[5])
+        low, high = options.blur_sigma
+        sigma = jax.random.uniform(draw, (count,), minval=low, maxval=high)
+        chosen = jax.random.bernoulli(choose, options.blur_probability, (count,))
+        x = blur(x, jnp.where(chosen, sigma, _NO_BLUR))
+    return jnp.clip(x, 0, 1) * 255
+
+
+def _chosen(key, probability: float, count: int) -> jax.Array:
+    """bool (count, 1, 1, 1)."""
+    return jax.random.bernoulli(jax.random.fold_in(key, 1), probability, (count, 1, 1, 1))
+
+
+def random_boxes(
+    key: jax.Array,
+    count: int,
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+) -> jax.Array:
+    """int (count, 4): left, top, width and height of random crops, in pixels.
+
+    As ``data.preprocessing.random_box`` draws them on the host: area uniform, ratio uniform in
+    its logarithm, the first of ten attempts that fits; else the largest centred crop of an
+    admissible ratio.
+    """
+    keys = jax.random.split(key, 4)
+    shape = (_ATTEMPTS, count)
+    share = jax.random.uniform(keys[0], shape, minval=area[0], maxval=area[1])
+    logarithm = jax.random.uniform(
+        keys[1], shape, minval=math.log(ratio[0]), maxval=math.log(ratio[1])
+    )
+    root, half = jnp.sqrt(share * height * width), jnp.exp(logarithm / 2)
+    w, h = jnp.round(root * half).astype(int), jnp.round(root / half).astype(int)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = jnp.argmax(fits, 0), jnp.arange(count)
+    wide = min(width, round(height * ratio[1]))  # where the image is too flat
+    high = min(height, round(width / ratio[0]))  # where it is too tall
+    w = jnp.where(fits.any(0), w[first], max(wide, 1))
+    h = jnp.where(fits.any(0), h[first], max(high, 1))
+    place = jax.random.uniform(keys[2], (2, count))
+    place = jnp.where(fits.any(0), place, 0.5)
+    left = jnp.floor(place[0] * (width - w + 1)).astype(int)
+    top = jnp.floor(place[1] * (height - h + 1)).astype(int)
+    # Where 0.5 of an odd margin is rounded up, the host rounds down: no matter for a crop.
+    return jnp.stack([left, top, w, h], -1)
+
+
+def crop_and_resize(x: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
+    """The boxes (B, 4) of x (B, H, W, 3), scaled to (B, size, size, 3), bilinear, antialiased.
+
+    The same as cropping with Pillow and resizing the crop, but for its rounding to grey levels.
+    """
+    rows = _scaling(boxes[:, 1], boxes[:, 3], x.shape[1], size)
+    columns = _scaling(boxes[:, 0], boxes[:, 2], x.shape[2], size)
+    return _separable(x, rows, columns)
+
+
+def blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Gaussian blur of x (B, H, W, 3) with deviations (B,) in pixels.
+
+    The kernel reaches 5 % of the image's side to either side, as published (23 px at 224), and
+    at least one pixel; at the border its weights are those of the pixels that exist.
+    """
+
+    def weights(length: int) -> jax.Array:
+        reach = max(length // 20, 1)
+        offset = jnp.arange(length)[:, None] - jnp.arange(length)
+        near = jnp.abs(offset) <= reach
+        exponent = -0.5 * jnp.square(offset / sigma[:, None, None])
+        kernel = jnp.where(near, jnp.exp(exponent), 0.0)
+        return kernel / kernel.sum(-1, keepdims=True)
+
+    return _separable(x, weights(x.shape[1]), weights(x.shape[2]))
+
+
+def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
+    """x (B, H, W, 3) turned about its centre by angles (B,) in radians, anticlockwise.
+
+    Bilinear; what lies outside the image repeats its border.
+    """
+    height, width = x.shape[1:3]
+    row, column = jnp.mgrid[:height, :width]
+    row, column = row - (height - 1) / 2, column - (width - 1) / 2
+
+    def one(image, angle):
+        cosine, sine = jnp.cos(angle), jnp.sin(angle)
+        # Where each pixel of the result comes from; rows count downwards.
+        source_row = cosine * row + sine * column + (height - 1) / 2
+        source_column = cosine * column - sine * row + (width - 1) / 2
+
+        def channel(plane):
+            return jax.scipy.ndimage.map_coordinates(
+                plane, [source_row, source_column], order=1, mode="nearest"
+            )
+
+        return jax.vmap(channel, -1, -1)(image)
+
+    return jax.vmap(one)(x, angle)
+
+
+def _scaling(start: jax.Array, length: jax.Array, available: int, size: int) -> jax.Array:
+    """(B, size, available) weights that scale pixels [start, start + length) to ``size``."""
+    start, length = start[:, None, None], length[:, None, None]
+    scale = length / size
+    centre = start + (jnp.arange(size)[:, None] + 0.5) * scale - 0.5
+    pixel = jnp.arange(available)
+    weights = jnp.maximum(1 - jnp.abs(pixel - centre) / jnp.maximum(scale, 1.0), 0.0)
+    weights = jnp.where((pixel >= start) & (pixel < start + length), weights, 0.0)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _separable(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """rows (B, h, H) and columns (B, w, W) applied to x (B, H, W, 3): (B, h, w, 3)."""
+    x = jnp.einsum("bwW,bHWc->bHwc", columns, x, precision="highest")
+    return jnp.einsum("bhH,bHwc->bhwc", rows, x, precision="highest")

@@ -1,0 +1,49 @@
+"""Compatible training of a model that compiles at once, on 8-px digits."""
+
+import flax.linen as nn
+import numpy as np
+import pytest
+import tiny_runs
+
+from fct_jax import models
+from fct_jax.models.projection import ProjectionHead
+
+common = tiny_runs.common
+
+
+class FlatModel(nn.Module):
+    """``(logits, embedding)`` of the pixels themselves, through the ordinary head."""
+
+    num_classes: int
+    embedding_dim: int = 8
+    small_stem: bool = False
+    width: int = 64
+    dtype: object = np.float32
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        head = ProjectionHead(self.num_classes, self.embedding_dim)
+        nn.share_scope(self, head)
+        return head(images.reshape(len(images), -1), train)
+
+
+def config(**changes):
+    """Two epochs of 16 steps."""
+    made = common.digits_compatible()
+    made.model.name = "flat"
+    made.preprocessing.size = 8
+    made.model.embedding_dim = 8
+    made.batch_size = 60
+    made.epochs = 2
+    made.log_every_steps = 4
+    made.optimizer.schedule.warmup_epochs = 1
+    made.method = "none"
+    return tiny_runs.changed(made, changes)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flat_model():
+    """The model's name, for the tests alone."""
+    models.MODELS["flat"] = (FlatModel, {})
+    yield
+    del models.MODELS["flat"]

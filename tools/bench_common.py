@@ -1,0 +1,41 @@
+"""What the benchmarks share: one form for every figure, time and memory."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+
+def figure(name: str, ours: float, baseline: float | None, peak: float, note: str) -> dict:
+    """One row of the report.
+
+    Args:
+      name: what was measured.
+      ours: seconds.
+      baseline: seconds of the plain way in the same run; None where only growth is shown.
+      peak: megabytes that ours added to the process.
+      note: sizes, rates, and how a baseline was scaled.
+
+    ``ratio`` is baseline / ours: above 1 ours is faster.
+    """
+    return {
+        "name": name,
+        "ours_s": round(ours, 4),
+        "baseline_s": None if baseline is None else round(baseline, 4),
+        "ratio": None if baseline is None else round(baseline / ours, 3),
+        "peak_mb": round(peak),
+        "note": note,
+    }
+
+
+def seconds(function: Callable, *arguments, **keywords) -> float:
+    """Wall-clock time of one call."""
+    start = time.perf_counter()
+    function(*arguments, **keywords)
+    return time.perf_counter() - start
+
+
+def peak_mb() -> float:
+    """The most memory that this process has had, in megabytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
