@@ -45,7 +45,9 @@ def compatible() -> ConfigDict:
     # "none" (a model alone), "bct", "bct_ract", "lce", "hot_refresh", "unibct", "advbct",
     # "contrastive", "triplet", "triplet_ract", "l2", "lwf", "focal_distillation"
     config.method = "advbct"
-    config.old = ""  # run of the old model, or an EmbeddingSet of the training images
+    # Run of the old model, EmbeddingSet of the training images, or a function, "module:function".
+    config.old = ""
+    config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
     # class_statistics_KIND.npz or the directory that holds it; "": made of the old run's data
     config.statistics = ""
     config.data = data()
@@ -85,7 +87,9 @@ def compatibility() -> ConfigDict:
     config.top_k = 10  # hot_refresh, contrastive, triplet(_ract): hardest negatives; 0: all
     config.gather_gradient = False  # hot_refresh, triplet_ract: new negatives get a gradient
     config.triplet_margin = 0.8  # triplet(_ract)
-    config.transformation_blocks = 0  # lce: residual blocks K that move old embeddings
+    # lce: residual blocks K that move old embeddings; K > 0 leaves that transformation of the old
+    # gallery in RUN/gallery, to be used like one of FCT's
+    config.transformation_blocks = 0
     config.radius = "max"  # advbct: "max", or "min" as the published code without elasticity
     config.elastic = True  # advbct: learned radii
     config.threshold = 1.0  # advbct: T, to which elastic radii move
@@ -98,15 +102,63 @@ def compatibility() -> ConfigDict:
     return config
 
 
+def simclr() -> ConfigDict:
+    """An embedding model trained without labels, by contrasting two views of each image.
+
+    Its run is the side information of a transformation. Defaults are those of SimCLR (ICML 2020)
+    on ImageNet, with the embedding of the backbones.
+    """
+    config = ConfigDict()
+    config.task = "simclr"
+    config.data = data()
+    config.preprocessing = preprocessing()  # train_crop: where crops are made, see `augmentation`
+    config.augmentation = augmentation()
+    config.model = backbone().model
+    config.pretrained = ""  # torchvision or timm weights to start from, .pth or .safetensors
+    config.head = ConfigDict()  # of the projection, which is not exported
+    config.head.hidden_dim = 2048
+    config.head.output_dim = 128
+    config.temperature = 0.1
+    config.optimizer = optimizer()
+    config.optimizer.name = "lars"
+    config.optimizer.lr = 4.8  # 0.3 · batch_size / 256
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 1e-6
+    config.optimizer.schedule.warmup_epochs = 10
+    config.epochs = 100
+    _loop(config)
+    config.batch_size = 4096
+    return config
+
+
+def augmentation() -> ConfigDict:
+    """The random views of SimCLR; ``config.preprocessing.flip`` says whether to mirror.
+
+    ``config.preprocessing.train_crop`` "none" makes the crops on the device, from small images;
+    "random_resized" lets the host make them, from images of any size.
+    """
+    config = ConfigDict()
+    config.crop_area = (0.08, 1.0)  # share of the image that a crop keeps
+    config.rotation = 0.0  # largest angle, degrees
+    config.jitter_strength = 1.0  # brightness, contrast, saturation ± 0.8, hue ± 0.2 circles
+    config.jitter_probability = 0.8
+    config.grey_probability = 0.2
+    config.blur_probability = 0.5
+    config.blur_sigma = (0.1, 2.0)  # pixels
+    return config
+
+
 def transformation() -> ConfigDict:
     """FCT or FastFill: old and side embeddings to the new model's space."""
     config = ConfigDict()
     config.task = "transformation"
-    # Each is the directory of a run, whose model then embeds `data`, or of an EmbeddingSet.
+    # Each is the directory of a run, whose model then embeds `data`, or of an EmbeddingSet; or
+    # "module:function": a Python function that takes uint8 images (N, S, S, 3), gives (N, D).
     config.old = ""
     config.new = ""
     config.side = ""  # side information; "" : the old embedding stands in
     config.classifier = ""  # run or .npy (C, D) for the discriminative loss; "": of the new run
+    config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
     config.validation_old = ""  # EmbeddingSets to validate on, where old and new are no runs
     config.validation_new = ""
     config.validation_side = ""
@@ -136,9 +188,10 @@ def evaluate() -> ConfigDict:
     """Retrieval metrics and backfilling curves of an old, a new and transformed models."""
     config = ConfigDict()
     config.task = "evaluate"
-    config.old = ""  # run or EmbeddingSet
+    config.old = ""  # run, EmbeddingSet, or a Python function, "module:function"
     config.new = ""
-    config.side = ""  # run or EmbeddingSet of the side information, where one was used
+    config.side = ""  # likewise of the side information, where one was used
+    config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
     # Transformations: "NAME=RUN,NAME=RUN"; a transformed EmbeddingSet may stand for a run.
     config.transformed = ""
     config.data = data()
@@ -162,7 +215,7 @@ def embed() -> ConfigDict:
     """Images through a frozen model, or an EmbeddingSet through a transformation."""
     config = ConfigDict()
     config.task = "embed"
-    config.model = ""  # a run
+    config.model = ""  # a run, or a Python function, "module:function"
     config.data = data()  # name "": the data that the run was trained on
     config.data.name = ""
     config.split = "validation"
@@ -208,9 +261,9 @@ def preprocessing() -> ConfigDict:
 
 
 def optimizer() -> ConfigDict:
-    """SGD or Adam, both with coupled decay, and a rate that is constant within an epoch."""
+    """SGD, Adam or LARS, with coupled decay and a rate that is constant within an epoch."""
     config = ConfigDict()
-    config.name = "sgd"  # "sgd", "adam"
+    config.name = "sgd"  # "sgd", "adam", "lars" (spares batch norm and biases always)
     config.lr = 1.024
     config.momentum = 0.875
     config.nesterov = False
@@ -238,7 +291,8 @@ def _loop(config: ConfigDict) -> None:
 
 def check(config: ConfigDict) -> None:
     """Every key is known and of the right kind. Raises UserError with the nearest right key."""
-    kinds = {f.__name__: f for f in (backbone, transformation, compatible, evaluate, embed)}
+    known = (backbone, simclr, transformation, compatible, evaluate, embed)
+    kinds = {function.__name__: function for function in known}
     task = config.get("task", "")
     if task not in kinds:
         raise UserError(f"config.task is {task!r}; known: {', '.join(kinds)}")

@@ -68,8 +68,11 @@ class EmbeddingSet:
         return made
 
     @classmethod
-    def read(cls, path) -> "EmbeddingSet":
-        """Opens a directory; vectors stay on disk. Raises UserError where it is not sound."""
+    def read(cls, path, unfinished: bool = False) -> "EmbeddingSet":
+        """Opens a directory; vectors stay on disk. Raises UserError where it is not sound.
+
+        ``unfinished``: also a gallery of which a part is re-embedded and a part still to be.
+        """
         path = Path(path)
         if not (path / "vectors.npy").is_file():
             raise UserError(f"no EmbeddingSet in {path}: vectors.npy is missing")
@@ -84,6 +87,7 @@ class EmbeddingSet:
                 f"{path} has format version {meta['format_version']}; "
                 f"this fct_jax reads versions up to {FORMAT_VERSION}"
             )
+        check_state(str(path), meta, unfinished)
         vectors = _load(path / "vectors.npy", mmap=True)
         ids = _load(path / "ids.npy")
         found = cls(
@@ -147,10 +151,7 @@ class EmbeddingSet:
             raise UserError(f"{self.name}: ids must be integers or text, not {self.ids.dtype}")
         if self.labels is not None and np.asarray(self.labels).dtype.kind not in "iu":
             raise UserError(f"{self.name}: labels must be integers")
-        order = np.sort(self.ids)
-        repeated = order[1:][order[1:] == order[:-1]]
-        if len(repeated):
-            raise UserError(f"{self.name}: id {repeated[0]} occurs more than once")
+        check_ids(self.name, self.ids)
 
     def check_finite(self) -> None:
         """Reads every vector once. Raises UserError that names the first bad row."""
@@ -162,6 +163,36 @@ class EmbeddingSet:
         if self.uncertainty is not None and not np.isfinite(self.uncertainty).all():
             row = int(np.argmin(np.isfinite(self.uncertainty)))
             raise UserError(f"{self.name}: the uncertainty of id {self.ids[row]} is not finite")
+
+
+def check_ids(name: str, ids: np.ndarray) -> None:
+    """No id twice. Raises UserError with the number of repeated ids and the first ten."""
+    order = np.sort(ids)
+    same = order[1:] == order[:-1]
+    if same.any():
+        repeated = np.unique(order[1:][same])
+        others = f"; so do {len(repeated) - 1} others: " if len(repeated) > 1 else ""
+        others += ", ".join(str(i) for i in repeated[1:10])
+        others += ", …" if len(repeated) > 10 else ""
+        raise UserError(f"{name}: id {repeated[0]} occurs more than once{others}")
+
+
+def check_state(name: str, meta: dict, unfinished: bool = False) -> None:
+    """Whether a gallery that is being migrated may be read, by its ``state`` in ``meta.json``.
+
+    "translating": rows are missing, never; "migrating": part of the planned vectors are of the
+    new model, where ``unfinished`` allows it; "translated" and "finished": always.
+    Raises UserError.
+    """
+    state = meta.get("state")
+    if state in (None, "translated", "finished") or (state == "migrating" and unfinished):
+        return
+    done, planned = meta.get("reembedded", 0), meta.get("planned", "?")
+    raise UserError(
+        f"{name} is an unfinished gallery ({state}: {done} of {planned} planned vectors "
+        "re-embedded); run `python -m fct_jax.upgrade apply` again to finish it"
+        + ("" if state != "migrating" else ", or open it with unfinished=True")
+    )
 
 
 def check_paired(first: EmbeddingSet, second: EmbeddingSet) -> None:

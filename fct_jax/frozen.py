@@ -1,7 +1,8 @@
 """Exported models: what a run leaves behind for embedding, transforming and evaluating.
 
-``RUN/model/`` holds ``model.json`` (architecture, preprocessing, fingerprints) and
-``weights.safetensors`` (every parameter and running statistic by its path).
+``RUN/model/`` holds ``model.json`` (architecture, preprocessing, fingerprints),
+``weights.safetensors`` (every parameter and running statistic by its path) and
+``program.stablehlo`` (the model for JAX alone, see ``program.py``).
 """
 
 import functools
@@ -16,9 +17,11 @@ import safetensors.numpy
 from flax import traverse_util
 
 from fct_jax import models
+from fct_jax.callable_model import CallableModel, is_callable_name
 from fct_jax.data.preprocessing import Preprocessing
 from fct_jax.embeddings import new_directory
 from fct_jax.errors import UserError
+from fct_jax.program import embedder_program, transformer_program
 
 FORMAT_VERSION = 1
 
@@ -40,8 +43,11 @@ def write_model(folder: Path, description: dict, variables) -> str:
         digest.update(name.encode())
         digest.update(value.tobytes())
     description["fingerprint"] = digest.hexdigest()[:16]
+    to_program, kind = _KINDS[description["kind"]]
+    program = to_program(kind(description, variables))
     with new_directory(folder) as partial:
         safetensors.numpy.save_file(weights, partial / "weights.safetensors")
+        (partial / "program.stablehlo").write_bytes(program)
         (partial / "model.json").write_text(json.dumps(description, indent=2) + "\n")
     return description["fingerprint"]
 
@@ -49,6 +55,11 @@ def write_model(folder: Path, description: dict, variables) -> str:
 def is_run(path) -> bool:
     """Whether the directory is a run that has exported its model."""
     return (Path(path) / "model" / "model.json").is_file()
+
+
+def is_model(where) -> bool:
+    """Whether ``load_model`` takes it: a finished run, or "module:function"."""
+    return is_run(where) or is_callable_name(where)
 
 
 def read_description(run) -> dict:
@@ -60,8 +71,13 @@ def read_description(run) -> dict:
     return json.loads(path.read_text())
 
 
-def load_model(run) -> "Embedder | Transformer":
-    """The frozen model of a run directory: an Embedder, or a Transformer for FCT and FastFill."""
+def load_model(run) -> "Embedder | Transformer | CallableModel":
+    """The frozen model of a run directory: an Embedder, or a Transformer for FCT and FastFill.
+
+    "module:function" gives the CallableModel of a Python function instead.
+    """
+    if is_callable_name(run):
+        return CallableModel(str(run))
     description = read_description(run)
     path = Path(run) / "model" / "weights.safetensors"
     try:
@@ -69,8 +85,7 @@ def load_model(run) -> "Embedder | Transformer":
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     variables = traverse_util.unflatten_dict(flat, sep="/")
-    kinds = {"backbone": Embedder, "transformation": Transformer}
-    return kinds[description["kind"]](description, variables)
+    return _KINDS[description["kind"]][1](description, variables)
 
 
 class Embedder:
@@ -173,6 +188,12 @@ class Transformer:
         if parts[0][1] is None:
             return embeddings, None
         return embeddings, np.concatenate([part[1] for part in parts])
+
+
+_KINDS = {
+    "backbone": (embedder_program, Embedder),
+    "transformation": (transformer_program, Transformer),
+}
 
 
 def row_blocks(arrays, batch_size: int):

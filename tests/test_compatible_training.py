@@ -1,6 +1,7 @@
 """Every compatible method trains; what does not belong together is refused before."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from fct_jax import data, load_model, losses, sharding
 from fct_jax.embed.command import embed
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
+from fct_jax.models.lce_transformation import LCETransformation
 from fct_jax.statistics import class_statistics, load_statistics, save_statistics
 from fct_jax.train.compatible import Compatible
 from fct_jax.train.compatible_methods import METHODS, Compatibility, Step
@@ -89,9 +91,10 @@ def test_same_seed_same_weights(old, tmp_path):
 @pytest.mark.parametrize("base", ["arcface", "cosface"])
 def test_base_losses(base, old):
     task = task_of(new_config(old, "bct_ract", base_loss=base))
-    variables = task.init(jax.random.key(0))
+    variables = jax.jit(task.init)(jax.random.key(0))
     batch = first_batch(task)
-    loss, (_, metrics) = task.loss(variables, task.frozen, batch, 0, None, False)
+    step = jax.jit(lambda variables, frozen: task.loss(variables, frozen, batch, 0, None, False))
+    loss, (_, metrics) = step(variables, task.frozen)
     embedding = task._module.apply(
         task.export(variables),
         task._preprocessing.on_device(batch["image"], batch["flip"]),
@@ -120,7 +123,7 @@ def test_old_embeddings_are_those_of_the_very_images(flip, old):
     assert task.frozen["embeddings"].shape == (2 if flip else 1, 1000, 8)
     assert bool(batch["flip"].any()) == flip
     outputs = jnp.zeros((60, 10)), jnp.zeros((60, 8))
-    params = task.init(jax.random.key(0))["params"]["model"]
+    params = jax.jit(task.init)(jax.random.key(0))["params"]["model"]
     seen, _ = task._see(params, outputs, task.frozen, batch, 5)
     model = load_model(old)
     expected = model.forward(model.variables, batch["image"], batch["flip"])[1]
@@ -196,16 +199,31 @@ def test_advbct_step_equals_the_published_code(golden_advbct, threshold):
 
 def test_lce_transformation_learns(old):
     task = task_of(new_config(old, "lce", compatibility__transformation_blocks=2))
-    variables = task.init(jax.random.key(0))
+    variables = jax.jit(task.init)(jax.random.key(0))
     batch = first_batch(task)
 
     def loss(params):
         seen = {**variables, "params": params}
         return task.loss(seen, task.frozen, batch, 0, None, False)[0]
 
-    gradients = jax.grad(loss)(variables["params"])["method"]["transformation"]
+    gradients = jax.jit(jax.grad(loss))(variables["params"])["method"]["transformation"]
     assert {name.split("_")[0] for name in gradients} == {"block0", "block1"}
     assert np.abs(gradients["block0_fc0"]["kernel"]).max() > 0
+
+
+def test_lce_transformation_is_exported(old, tmp_path):
+    run = tmp_path / "run"
+    train(new_config(old, "lce", compatibility__transformation_blocks=2), run)
+    gallery = load_model(run / "gallery")
+    assert gallery.old_fingerprint == load_model(old).fingerprint
+    assert gallery.new_fingerprint == load_model(run).fingerprint
+    vectors = np.random.default_rng(0).standard_normal((5, 8), np.float32)
+    moved, uncertainty = gallery.transform(vectors)
+    expected = LCETransformation(2).apply(gallery.variables, vectors)
+    np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-6)
+    assert uncertainty is None and np.abs(moved - vectors).max() > 1e-3
+    train(new_config(old, "lce"), tmp_path / "plain")
+    assert not (tmp_path / "plain" / "gallery").exists()
 
 
 def test_statistics_by_hand_and_by_the_task_agree(old, tmp_path):
@@ -289,7 +307,7 @@ def test_classes_of_an_old_model_that_was_never_renumbered(tmp_path):
 
 
 def test_old_model_is_validated_on_its_own_classes(old):
-    metrics = [json.loads(line) for line in open(f"{old}/metrics.jsonl")][-1]  # noqa: PTH123
+    metrics = json.loads((Path(old) / "metrics.jsonl").read_text().splitlines()[-1])
     assert np.isfinite(metrics["validation/loss"])
     assert metrics["validation/top1"] > 0.8
 

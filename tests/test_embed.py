@@ -216,7 +216,8 @@ def test_online_equals_cached_in_distribution(runs, tmp_path):
         for o in (False, True)
     ]
     for cached, recomputed in zip(*entries, strict=True):
-        for name, value in cached.items():
+        for name in cached.keys() - {"train/steps_per_second", "train/data_wait"}:
+            value = cached[name]
             assert value == pytest.approx(recomputed[name], rel=1e-3), name
 
 

@@ -39,6 +39,7 @@ def test_loss_falls_and_metrics_are_written(finished):
     entries = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     losses = [entry["train/loss"] for entry in entries if "train/loss" in entry]
     assert len(losses) == 2 and losses[1] < losses[0]
+    assert all(0 <= entry["train/data_wait"] <= 1 for entry in entries if "train/loss" in entry)
     validation = [entry for entry in entries if "validation/top1" in entry]
     assert len(validation) == 1
     assert 0 <= validation[0]["validation/top1"] <= validation[0]["validation/top5"] <= 1

@@ -24,7 +24,7 @@ class FlatModel(nn.Module):
     def __call__(self, images, train=False):
         head = ProjectionHead(self.num_classes, self.embedding_dim)
         nn.share_scope(self, head)
-        return head(images.reshape(len(images), -1), train)
+        return head(images.reshape(images.shape[0], -1), train)
 
 
 def config(**changes):

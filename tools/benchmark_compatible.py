@@ -103,11 +103,15 @@ class Scenario:
         """Scores of all rows on all test sets."""
         from fct_jax.evaluate.compatible_report import report_of
         from fct_jax.evaluate.compatible_tests import compare, open_test
+        from fct_jax.frozen import is_run
 
         runs = {ALONE: self.folder / "alone", **{m: self.folder / m for m in methods}}
         transformations = {
             name: (self.folder / "alone", self.folder / name) for name in self._transformations
         }
+        for name, folder in list(runs.items()):
+            if is_run(folder / "gallery"):  # LCE with a transformation of the old gallery
+                transformations[name] = runs.pop(name), folder / "gallery"
         tests = {}
         for name, changes in self._tests.items():
             config = self._new_config("none", {**self._new_changes, **changes})

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fct_jax.data.colour import greyscale, jitter
+from fct_jax.data.preprocessing import CROP_AREA, CROP_RATIO
 from fct_jax.errors import UserError, unknown
 
 _ATTEMPTS = 10
@@ -26,7 +27,6 @@ class Augmentation:
 
     Attributes:
       crop_area: smallest and largest share of the image's area that a crop keeps.
-      crop_ratio: smallest and largest width : height of a crop.
       rotation: largest angle in degrees, to either side; 0: none.
       jitter_strength: 1 changes brightness, contrast and saturation by up to 0.8, hue by up to
         0.2 of the circle; 0: none.
@@ -36,8 +36,7 @@ class Augmentation:
       blur_sigma: smallest and largest deviation, in pixels, of the Gaussian.
     """
 
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_area: tuple[float, float] = CROP_AREA
     rotation: float = 0.0
     jitter_strength: float = 1.0
     jitter_probability: float = 0.8
@@ -47,7 +46,7 @@ class Augmentation:
 
     def __post_init__(self):
         """Check the values; raises UserError."""
-        for name, most in (("crop_area", 1.0), ("crop_ratio", math.inf), ("blur_sigma", math.inf)):
+        for name, most in (("crop_area", 1.0), ("blur_sigma", math.inf)):
             pair = tuple(float(value) for value in getattr(self, name))
             object.__setattr__(self, name, pair)
             if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
@@ -98,36 +97,31 @@ def augment(
       flip: whether to mirror half of the images.
     """
     count, height, width = images.shape[:3]
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 8)
     x = jnp.asarray(images, jnp.float32) / 255
     if options.rotation:
         limit = math.radians(options.rotation)
         x = rotate(x, jax.random.uniform(keys[0], (count,), minval=-limit, maxval=limit))
     boxes = jnp.tile(jnp.array([0, 0, width, height]), (count, 1))
     if crop:
-        boxes = random_boxes(keys[1], count, height, width, options.crop_area, options.crop_ratio)
+        boxes = random_boxes(keys[1], count, height, width, options.crop_area)
     if crop or (height, width) != (size, size):
         x = crop_and_resize(x, boxes, size)
     if flip:
         mirrored = jax.random.bernoulli(keys[2], 0.5, (count, 1, 1, 1))
         x = jnp.where(mirrored, x[:, :, ::-1], x)
     if options.jitter_strength and options.jitter_probability:
-        chosen = _chosen(keys[3], options.jitter_probability, count)
-        x = jnp.where(chosen, jitter(x, keys[3], options.jitter_strength), x)
+        chosen = jax.random.bernoulli(keys[3], options.jitter_probability, (count, 1, 1, 1))
+        x = jnp.where(chosen, jitter(x, keys[4], options.jitter_strength), x)
     if options.grey_probability:
-        x = jnp.where(_chosen(keys[4], options.grey_probability, count), greyscale(x), x)
+        chosen = jax.random.bernoulli(keys[5], options.grey_probability, (count, 1, 1, 1))
+        x = jnp.where(chosen, greyscale(x), x)
     if options.blur_probability:
-        choose, draw = jax.random.split(keys[5])
+        chosen = jax.random.bernoulli(keys[6], options.blur_probability, (count,))
         low, high = options.blur_sigma
-        sigma = jax.random.uniform(draw, (count,), minval=low, maxval=high)
-        chosen = jax.random.bernoulli(choose, options.blur_probability, (count,))
+        sigma = jax.random.uniform(keys[7], (count,), minval=low, maxval=high)
         x = blur(x, jnp.where(chosen, sigma, _NO_BLUR))
     return jnp.clip(x, 0, 1) * 255
-
-
-def _chosen(key, probability: float, count: int) -> jax.Array:
-    """bool (count, 1, 1, 1)."""
-    return jax.random.bernoulli(jax.random.fold_in(key, 1), probability, (count, 1, 1, 1))
 
 
 def random_boxes(
@@ -135,8 +129,7 @@ def random_boxes(
     count: int,
     height: int,
     width: int,
-    area: tuple[float, float],
-    ratio: tuple[float, float],
+    area: tuple[float, float] = CROP_AREA,
 ) -> jax.Array:
     """int (count, 4): left, top, width and height of random crops, in pixels.
 
@@ -144,8 +137,8 @@ def random_boxes(
     its logarithm, the first of ten attempts that fits; else the largest centred crop of an
     admissible ratio.
     """
-    keys = jax.random.split(key, 4)
-    shape = (_ATTEMPTS, count)
+    keys = jax.random.split(key, 3)
+    shape, ratio = (_ATTEMPTS, count), CROP_RATIO
     share = jax.random.uniform(keys[0], shape, minval=area[0], maxval=area[1])
     logarithm = jax.random.uniform(
         keys[1], shape, minval=math.log(ratio[0]), maxval=math.log(ratio[1])
@@ -159,10 +152,10 @@ def random_boxes(
     w = jnp.where(fits.any(0), w[first], max(wide, 1))
     h = jnp.where(fits.any(0), h[first], max(high, 1))
     place = jax.random.uniform(keys[2], (2, count))
-    place = jnp.where(fits.any(0), place, 0.5)
-    left = jnp.floor(place[0] * (width - w + 1)).astype(int)
-    top = jnp.floor(place[1] * (height - h + 1)).astype(int)
-    # Where 0.5 of an odd margin is rounded up, the host rounds down: no matter for a crop.
+    left, top = (
+        jnp.where(fits.any(0), jnp.floor(at * (margin + 1)).astype(int), margin // 2)
+        for at, margin in zip(place, (width - w, height - h), strict=True)
+    )
     return jnp.stack([left, top, w, h], -1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags, logging
 
 from fct_jax.data.images import UnreadableImage
-from fct_jax.data.preprocessing import Preprocessing
+from fct_jax.data.preprocessing import CROP_AREA, Preprocessing
 from fct_jax.data.sources import ON_ERROR, Source
 from fct_jax.errors import UserError, unknown
 
@@ -67,10 +67,13 @@ class Batches(Iterator[Batch]):
 class _Load:
     """(position in the stream, index) -> one preprocessed example; runs in workers."""
 
-    def __init__(self, source, preprocessing, *, train, view, seed, epoch_size, skip):
+    def __init__(
+        self, source, preprocessing, *, train, view, seed, epoch_size, skip, crops, crop_area
+    ):
         self.source, self.preprocessing = source, preprocessing
         self.train, self.view, self.seed = train, view, seed
         self.epoch_size, self.skip = epoch_size, skip
+        self.crops, self.crop_area = crops, crop_area
         random = train or view is not None
         self.crop = random and preprocessing.train_crop == "random_resized"
         # image_size may read the header of every file, so it is asked for only if it matters.
@@ -95,9 +98,17 @@ class _Load:
                 flip = self.view % 2 == 1  # without crops there are two views, each taken exactly
         image = example["image"]
         if self.host:
-            image = self.preprocessing.on_host(image, rng if self.crop else None)
+            image = self._on_host(image, rng)
         flip = flip and self.preprocessing.flip
         return {"image": image, "label": example["label"], "index": index, "flip": flip}
+
+    def _on_host(self, image: np.ndarray, rng) -> np.ndarray:
+        if not self.crop:
+            return self.preprocessing.on_host(image)
+        crops = [
+            self.preprocessing.on_host(image, rng, self.crop_area) for _ in range(self.crops or 1)
+        ]
+        return np.stack(crops) if self.crops else crops[0]
 
 
 def _stack(examples: list[dict]) -> dict:
@@ -141,6 +152,8 @@ def batches(
     shard_count: int = 1,
     view: int | None = None,
     on_error: str | None = None,
+    crops: int | None = None,
+    crop_area: tuple[float, float] = CROP_AREA,
 ) -> Batches:
     """Batches of ``source`` for one process (one shard).
 
@@ -166,6 +179,9 @@ def batches(
         ``np.random.default_rng([seed, view, index])``.
       on_error: "raise", or "skip" unreadable images with a warning each (None: as ``source``
         says). Where images are skipped, later ones move up, so that batches stay full.
+      crops: where crops are random, that many of each image: ``image`` is (B, crops, size, size,
+        3) then; None: one, and no such axis.
+      crop_area: smallest and largest share of an image that a random crop keeps.
 
     Raises:
       UserError: a batch larger than the shard; at iteration, an unreadable image (named) or a
@@ -202,7 +218,15 @@ def batches(
         dataset = dataset[shard_index::shard_count]
     steps = -(-len(dataset) // batch_size)
     load = _Load(
-        source, preprocessing, train=train, view=view, seed=seed, epoch_size=len(dataset), skip=skip
+        source,
+        preprocessing,
+        train=train,
+        view=view,
+        seed=seed,
+        epoch_size=len(dataset),
+        skip=skip,
+        crops=crops,
+        crop_area=crop_area,
     )
     dataset = dataset.map_with_index(load).batch(batch_size, batch_fn=_stack)
     if train:

@@ -12,8 +12,8 @@ from PIL import Image
 from fct_jax.errors import UserError, unknown
 
 TRAIN_CROPS = ("none", "random_resized")
-_SCALE = (0.08, 1.0)  # share of the image's area
-_RATIO = (3 / 4, 4 / 3)  # width : height
+CROP_AREA = (0.08, 1.0)  # share of the image's area
+CROP_RATIO = (3 / 4, 4 / 3)  # width : height
 _ATTEMPTS = 10
 _SMALL = 64  # pixels
 
@@ -89,19 +89,25 @@ class Preprocessing:
         height, width = image_size
         return height * width > max(self.size, _SMALL) ** 2
 
-    def on_host(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+    def on_host(
+        self,
+        image: np.ndarray,
+        rng: np.random.Generator | None = None,
+        area: tuple[float, float] = CROP_AREA,
+    ) -> np.ndarray:
         """Resize and crop by Pillow's antialiased bilinear filter, as torchvision does.
 
         Args:
           image: uint8 (H, W, 3).
           rng: given and ``train_crop="random_resized"``: crop by its draws. Else the fixed crop.
+          area: smallest and largest share of the image that a random crop keeps.
 
         Returns:
           uint8 (size, size, 3).
         """
         picture = Image.fromarray(image)
         if rng is not None and self.train_crop == "random_resized":
-            picture = picture.crop(random_box(picture.width, picture.height, rng))
+            picture = picture.crop(random_box(picture.width, picture.height, rng, area))
             return self._scaled(picture, self.size, self.size)
         if self.resize is None:
             return self._scaled(picture, self.size, self.size)
@@ -160,24 +166,27 @@ def _centre(length: int, size: int) -> int:
     return round((length - size) / 2)
 
 
-def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def random_box(
+    width: int, height: int, rng: np.random.Generator, area: tuple[float, float] = CROP_AREA
+) -> tuple[int, int, int, int]:
     """Crop of random area and shape: (left, top, right, bottom) in pixels.
 
-    Area 8 % to 100 % of the image, ratio 3:4 to 4:3 uniform in its logarithm, ten attempts; then
-    the largest centred crop of an admissible ratio (Szegedy et al., CVPR 2015; as in torchvision).
+    ``area`` is its least and largest share of the image (published: 8 % to 100 %), the ratio 3:4
+    to 4:3, uniform in its logarithm; ten attempts, then the largest centred crop of an admissible
+    ratio (Szegedy et al., CVPR 2015; as in torchvision).
     """
     for _ in range(_ATTEMPTS):
-        area = width * height * rng.uniform(*_SCALE)
-        ratio = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        pixels = width * height * rng.uniform(*area)
+        ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if 0 < w <= width and 0 < h <= height:
             left = int(rng.integers(0, width - w + 1))
             top = int(rng.integers(0, height - h + 1))
             return left, top, left + w, top + h
     w, h = width, height
-    if width / height < _RATIO[0]:
-        h = min(height, round(width / _RATIO[0]))
-    elif width / height > _RATIO[1]:
-        w = min(width, round(height * _RATIO[1]))
+    if width / height < CROP_RATIO[0]:
+        h = min(height, round(width / CROP_RATIO[0]))
+    elif width / height > CROP_RATIO[1]:
+        w = min(width, round(height * CROP_RATIO[1]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h

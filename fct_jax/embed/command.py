@@ -25,7 +25,7 @@ def embed(config: ConfigDict, out) -> EmbeddingSet:
     if Path(out).exists():
         raise UserError(f"{out} exists already; nothing was overwritten")
     if not config.model:
-        raise UserError("config.model is empty; give the directory of a run")
+        raise UserError("config.model is empty; give a run, or module:function")
     model = load_model(config.model)
     if isinstance(model, Transformer):
         if config.class_statistics:
@@ -37,6 +37,8 @@ def embed(config: ConfigDict, out) -> EmbeddingSet:
         side = EmbeddingSet.read(config.side) if config.side else None
         made = transform_set(model, EmbeddingSet.read(config.old), side, out, config.batch_size)
     else:
+        if not (config.data.name or model.description["data"]):
+            raise UserError(f"config.data.name is empty; say which images {config.model} embeds")
         num_classes = num_known_classes(model) if config.class_statistics else None
         where = config.data if config.data.name else ConfigDict(model.description["data"])
         where = source_config(where, config.split)

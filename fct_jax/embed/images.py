@@ -9,15 +9,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fct_jax import data
+from fct_jax.callable_model import CallableModel
 from fct_jax.data.subset import for_validation
 from fct_jax.embeddings import EmbeddingSet, check_paired, new_directory
 from fct_jax.errors import UserError
-from fct_jax.frozen import Embedder, is_run, load_model, pipelined
+from fct_jax.frozen import Embedder, Transformer, is_model, load_model, pipelined
 from fct_jax.progress import track
 
 
 def embed_images(
-    embedder: Embedder,
+    embedder: Embedder | CallableModel,
     source,
     out,
     *,
@@ -98,19 +99,21 @@ def embeddings_of(
 ) -> EmbeddingSet:
     """The EmbeddingSet in a directory, or the embeddings that its run gives of ``config.data``.
 
-    A run's embeddings are made once and kept in ``RUN/embeddings``; another
-    stage that asks for the same ones reads them.
+    A run's embeddings are made once and kept in ``RUN/embeddings``, those of a Python function in
+    a folder of its fingerprint below ``config.callable_embeddings``; another stage that asks for
+    the same ones reads them.
 
     Args:
-      where: directory of an EmbeddingSet or of a run.
+      where: directory of an EmbeddingSet or of a run, or "module:function".
       role: "old", "new" or "side", for messages.
-      config: with ``data``, ``preprocessing`` (where a view is asked for) and ``seed``.
+      config: with ``data``, ``preprocessing`` (where a view is asked for), ``seed`` and
+        ``callable_embeddings``.
       split: "train" or "validation".
       view: number of an augmented view; None: as for evaluation.
     """
     if not where:
         raise UserError(f"config.{role} is empty; give the directory of a run or an EmbeddingSet")
-    if not is_run(where):
+    if not is_model(where):
         if not (Path(where) / "vectors.npy").is_file():
             reason = (
                 "its training has not ended"
@@ -120,7 +123,7 @@ def embeddings_of(
             raise UserError(f"config.{role}={where} is no run and no EmbeddingSet: {reason}")
         return EmbeddingSet.read(where)
     embedder = load_model(where)
-    if not isinstance(embedder, Embedder):
+    if isinstance(embedder, Transformer):
         raise UserError(f"config.{role}={where} is a transformation; give a backbone's run")
     wanted = source_config(config.data, split)
     meta = {"data": wanted.to_dict(), "split": split, "view": view}
@@ -134,7 +137,11 @@ def embeddings_of(
         meta |= {"augmentation": [preprocessing.train_crop, preprocessing.flip, config.seed]}
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{wanted.name.replace(':', '-')}-{split}-{digest}"
-    folder = Path(where) / "embeddings" / (name if view is None else f"{name}-view{view}")
+    kept = Path(where) / "embeddings"
+    if isinstance(embedder, CallableModel):
+        owner = f"{embedder.name.replace(':', '.')}-{embedder.fingerprint}"
+        kept = Path(config.callable_embeddings) / owner
+    folder = kept / (name if view is None else f"{name}-view{view}")
     if not folder.is_dir():
         embed_images(
             embedder,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fct_jax.errors import UserError, unknown
+from fct_jax.models.lce_transformation import GalleryTransformation
 from fct_jax.models.projection import ProjectionResNet
 from fct_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from fct_jax.models.transformation import Transformation
@@ -28,9 +29,10 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], dict]] = {
     **{f"{name}_projection": (ProjectionResNet, fixed) for name, fixed in RESNETS.items()},
     "fct": (Transformation, {"uncertainty": False}),
     "fastfill": (Transformation, {"uncertainty": True}),
+    "lce": (GalleryTransformation, {}),
 }
 
-_SIZES = ("num_classes", "embedding_dim", "inner_dim", "width")
+_SIZES = ("num_classes", "embedding_dim", "inner_dim", "width", "blocks", "inner")
 
 
 def build(name: str, **kwargs) -> nn.Module:

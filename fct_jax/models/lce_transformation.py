@@ -29,3 +29,21 @@ class LCETransformation(nn.Module):
                 y = nn.relu(BatchNorm(name=f"block{block}_bn{layer}")(y, not train))
             x = x + y
         return x
+
+
+class GalleryTransformation(nn.Module):
+    """`LCETransformation` called like every transformation of an old gallery.
+
+    ``apply(variables, old (N, D), side, train=False) -> (embedding (N, D), None)``; the variables
+    are those of `LCETransformation`, and ``side`` is not used.
+    """
+
+    blocks: int
+    inner: int = 16
+
+    @nn.compact
+    def __call__(self, old: jax.Array, side: jax.Array, train: bool = False):
+        del side
+        transform = LCETransformation(self.blocks, self.inner)
+        nn.share_scope(self, transform)
+        return transform(old, train), None

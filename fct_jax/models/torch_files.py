@@ -14,7 +14,7 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Any]:
-    """Name -> array from a ``.safetensors`` file, or from ``.pth``/``.pt``/``.bin`` by PyTorch.
+    """Name -> array of a ``.safetensors``, or by PyTorch a ``.pth``, ``.pt``, ``.bin``, ``.pth.tar``.
 
     PyTorch files are read with ``weights_only=True``, so that a hostile file runs no code. A
     checkpoint that holds the weights under "state_dict", "model" or "model_state_dict" is
@@ -32,8 +32,8 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
             return safetensors.numpy.load_file(path)
         except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"cannot read {path}: {_line(error)}") from error
-    if path.suffix not in (".pth", ".pt", ".bin"):
-        raise UserError(f"{path}: weights end in .safetensors, .pth, .pt or .bin")
+    if path.suffix not in (".pth", ".pt", ".bin", ".tar"):
+        raise UserError(f"{path}: weights end in .safetensors, .pth, .pt, .bin or .pth.tar")
     return _read_torch(path)
 
 

@@ -18,17 +18,24 @@ class Backbone:
 
     def __init__(self, config: ConfigDict, mesh):
         self._config, self._mesh = config, mesh
-        train = self._train = data.open_source(config.data, "train")
+        self._train = data.open_source(config.data, "train")
         self._validation = validation_source(config.data)
         self._preprocessing = preprocessing_of(config.preprocessing)
         self._kwargs = {
             **{key: value for key, value in config.model.items() if key != "name"},
-            "num_classes": train.num_classes,  # all classes, also where a subset is trained on
+            "num_classes": self._num_classes(),
         }
         self._module = models.build(config.model.name, **self._kwargs, dtype=config.compute_dtype)
-        self.feed = image_feed(train, self._preprocessing, config, mesh)
+        self.feed = self._make_feed()
         self.frozen = ()
         self._correct = jax.jit(self._count_correct)
+
+    def _num_classes(self) -> int | None:
+        """All classes, also where a subset is trained on."""
+        return self._train.num_classes
+
+    def _make_feed(self):
+        return image_feed(self._train, self._preprocessing, self._config, self._mesh)
 
     @functools.cached_property
     def dim(self) -> int:
@@ -50,6 +57,9 @@ class Backbone:
     def export(self, variables):
         """All of it is the model."""
         return variables
+
+    def finish(self, workdir, fingerprint: str, variables) -> None:
+        """The model is all that this task leaves."""
 
     def freeze_batch_norm(self, epoch: int) -> bool:
         """Never: batch statistics are used to the end."""

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from fct_jax import losses, sharding
 from fct_jax.errors import UserError, unknown
+from fct_jax.frozen import write_model
 from fct_jax.train.backbone import Backbone
 from fct_jax.train.compatible_methods import Compatibility, Step, find_method
 from fct_jax.train.old_model import OldModel, old_model
@@ -27,7 +28,7 @@ class Compatible(Backbone):
         if config.base_loss not in losses.BASE_LOSSES:
             raise unknown("base loss", config.base_loss, losses.BASE_LOSSES)
         super().__init__(config, mesh)
-        old = OldModel(0, None, None, None)
+        old = OldModel(0)
         if config.method != "none":
             old = old_model(config, method, self._train)
         if config.method != "none" and method.same_size and old.dim != self.dim:
@@ -36,6 +37,7 @@ class Compatible(Backbone):
                 f"dimension {old.dim}, so set config.model.embedding_dim={old.dim}, "
                 f"not {self.dim}"
             )
+        self._old = old
         constants = {
             "embeddings": old.embeddings,
             "classifier": old.classifier,
@@ -67,6 +69,24 @@ class Compatible(Backbone):
     def export(self, variables):
         """The model without what the method learns."""
         return {part: variables[part]["model"] for part in variables}
+
+    def finish(self, workdir, fingerprint: str, variables) -> None:
+        """LCE's transformation of an old gallery, as a run of its own below the new model's."""
+        learned = {part: variables[part]["method"].get("transformation") for part in variables}
+        if learned["params"]:
+            description = {
+                "kind": "transformation",
+                "name": "lce",
+                "kwargs": {"blocks": self._config.compatibility.transformation_blocks},
+                "dim": self.dim,
+                "old_dim": self.dim,
+                "side_dim": self.dim,
+                "needs_side": False,
+                "old_fingerprint": self._old.fingerprint,
+                "new_fingerprint": fingerprint,
+                "side_fingerprint": None,
+            }
+            write_model(workdir / "gallery" / "model", description, learned)
 
     def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
         """Base loss and compatibility losses of a batch of images."""

@@ -15,7 +15,9 @@ def preprocessing_of(config: ConfigDict) -> data.Preprocessing:
     return data.Preprocessing.from_dict({**config.to_dict(), "resize": config.resize or None})
 
 
-def image_feed(source, preprocessing, config: ConfigDict, mesh) -> ResidentFeed | StreamFeed:
+def image_feed(
+    source, preprocessing, config: ConfigDict, mesh, **crops
+) -> ResidentFeed | StreamFeed:
     """The training batches {"image", "label", "flip", "index"} of a source.
 
     "index" (B,) is the position of each image in the source.
@@ -25,6 +27,7 @@ def image_feed(source, preprocessing, config: ConfigDict, mesh) -> ResidentFeed 
       preprocessing: how its images become the model's input.
       config: with ``batch_size``, ``seed`` and ``data``.
       mesh: the devices.
+      crops: ``crops`` and ``crop_area`` of ``data.batches``, for images that the host crops.
     """
     if _in_memory(source, preprocessing, config.data.in_memory):
         arrays = data.load_all(source, preprocessing)
@@ -55,6 +58,7 @@ def image_feed(source, preprocessing, config: ConfigDict, mesh) -> ResidentFeed 
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
         on_error=config.data.on_error,
+        **crops,
     )
     return StreamFeed(iterator, len(source) // config.batch_size, mesh)
 

@@ -12,11 +12,14 @@ A task (``backbone.py``, ``transformation.py``, …) is a class with
     evaluate(variables) -> metrics  on the validation split
     describe() -> dict              what ``model.json`` says of the model
     export(variables) -> variables  of the model alone, without what only its training needs
+    finish(workdir, fingerprint, variables)      writes what the run leaves beside its model
 """
 
 import functools
 import math
 import signal
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -32,6 +35,7 @@ from fct_jax.train.checkpoint import Checkpoints
 from fct_jax.train.compatible import Compatible
 from fct_jax.train.metrics_log import MetricsLog
 from fct_jax.train.optimizer import build_optimizer
+from fct_jax.train.simclr import SimCLR
 from fct_jax.train.state import State
 from fct_jax.train.transformation import TransformationTask
 
@@ -39,6 +43,7 @@ TASKS = {
     "backbone": Backbone,
     "transformation": TransformationTask,
     "compatible": Compatible,
+    "simclr": SimCLR,
 }
 
 
@@ -79,6 +84,7 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
     count = sum(array.size for array in jax.tree.leaves(state.params))
     model = task.export(state.variables)
     fingerprint = write_model(workdir / "model", task.describe(), model)
+    task.finish(workdir, fingerprint, state.variables)
     print(f"{workdir}: {count:,} parameters, model {fingerprint}")
 
 
@@ -115,7 +121,7 @@ def _epochs(config, task, optimizer, state, checkpoints, log) -> State:
         while step < end:
             epoch = step // per_epoch
             freeze = task.freeze_batch_norm(epoch)
-            for steps, call in task.feed.calls(step):
+            for steps, call in running.timed(task.feed.calls(step)):
                 state, sums = run(state, task.feed.data, task.frozen, call, steps, freeze=freeze)
                 before, step = step, step + steps
                 running.add(sums, steps, step)
@@ -123,7 +129,8 @@ def _epochs(config, task, optimizer, state, checkpoints, log) -> State:
                 if terminated or step // save_every > before // save_every or step == end:
                     running.fetch()  # never save after a loss that is not finite
                     checkpoints.save(step, state, task.feed.position())
-                if step // config.log_every_steps > before // config.log_every_steps:
+                due = step // config.log_every_steps > before // config.log_every_steps
+                if due or step == end:
                     log.write(step, running.means("train/"))
                 if terminated:
                     checkpoints.wait()
@@ -185,7 +192,7 @@ def compile_steps(task, optimizer, seed: int):
 
 
 class RunningMeans:
-    """Means of the steps' metrics since the last log entry.
+    """Means of the steps' metrics since the last log entry, rate and time spent waiting for data.
 
     The sums of a call are fetched while the next call runs, so that the device never waits.
     """
@@ -194,7 +201,19 @@ class RunningMeans:
         self._checkpoints = checkpoints
         self._waiting = None
         self._sums, self._steps = {}, 0
+        self._since, self._waited = time.perf_counter(), 0.0
         self.note = ""
+
+    def timed(self, calls: Iterable) -> Iterator:
+        """The feed's calls; the time that each one is waited for is counted."""
+        calls = iter(calls)
+        while True:
+            start = time.perf_counter()
+            call = next(calls, None)
+            self._waited += time.perf_counter() - start
+            if call is None:
+                return
+            yield call
 
     def add(self, sums: dict, steps: int, step: int) -> None:
         """Takes a call's sums over ``steps`` steps; ``step`` is the count after it."""
@@ -221,11 +240,14 @@ class RunningMeans:
         self._steps += steps
 
     def means(self, prefix: str) -> dict[str, float]:
-        """The means since the last time, by prefixed name."""
+        """The means since the last time by prefixed name; "data_wait" is a share of the time."""
         self.fetch()
-        found = {prefix + name: value / self._steps for name, value in self._sums.items()}
+        found = {name: value / self._steps for name, value in self._sums.items()}
+        elapsed = time.perf_counter() - self._since
+        found |= {"steps_per_second": self._steps / elapsed, "data_wait": self._waited / elapsed}
         self._sums, self._steps = {}, 0
-        return found
+        self._since, self._waited = time.perf_counter(), 0.0
+        return {prefix + name: value for name, value in found.items()}
 
 
 def _on_sigterm() -> list:

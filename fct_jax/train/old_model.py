@@ -15,7 +15,7 @@ from fct_jax.embed.statistics import (
 )
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
-from fct_jax.frozen import Embedder, is_run, load_model
+from fct_jax.frozen import Embedder, Transformer, is_model, load_model
 from fct_jax.statistics import ClassStatistics
 from fct_jax.train.compatible_methods import Method
 
@@ -25,15 +25,17 @@ class OldModel(NamedTuple):
 
     Attributes:
       dim: Do, the size of its embeddings.
+      fingerprint: of the space that they live in.
       embeddings: (V, N, Do) of the N training images; views: unflipped and, with V = 2, flipped.
       classifier: (C_old, Do) weights.
       statistics: of its C_old classes.
     """
 
     dim: int
-    embeddings: np.ndarray | None
-    classifier: np.ndarray | None
-    statistics: ClassStatistics | None
+    fingerprint: str | None = None
+    embeddings: np.ndarray | None = None
+    classifier: np.ndarray | None = None
+    statistics: ClassStatistics | None = None
 
 
 def old_model(config: ConfigDict, method: Method, source) -> OldModel:
@@ -56,8 +58,8 @@ def old_model(config: ConfigDict, method: Method, source) -> OldModel:
             "config.preprocessing.train_crop=none, as published"
         )
     views = [None] if not config.preprocessing.flip else [0, 1]
-    model = load_model(config.old) if is_run(config.old) else None
-    if isinstance(model, Embedder):
+    model = load_model(config.old) if is_model(config.old) else None
+    if model is not None and not isinstance(model, Transformer):
         _check_numbering(config, model)
         dim, num_classes, fingerprint = model.dim, None, model.fingerprint
         if model.classifier is not None:
@@ -86,7 +88,7 @@ def old_model(config: ConfigDict, method: Method, source) -> OldModel:
     if method.embeddings:
         sets = [embeddings_of(config.old, "old", config, "train", view=view) for view in views]
         embeddings = np.stack([_rows_of(found, source, config.data.on_error) for found in sets])
-    return OldModel(dim, embeddings, classifier, statistics)
+    return OldModel(dim, fingerprint, embeddings, classifier, statistics)
 
 
 def _check_numbering(config: ConfigDict, model: Embedder) -> None:

@@ -11,7 +11,8 @@ import optax
 from fct_jax.errors import UserError, unknown
 
 SCHEDULES = ("cosine", "constant", "multistep")
-OPTIMIZERS = ("sgd", "adam")
+OPTIMIZERS = ("sgd", "adam", "lars")
+_TRUST = 0.001  # the published trust coefficient of LARS
 
 
 def learning_rate(
@@ -81,17 +82,21 @@ def configured_learning_rate(config: Any, epochs: int) -> Callable[[int], float]
 def build_optimizer(config: Any, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
     """The optimizer of a configuration, for ``epochs`` epochs of ``steps_per_epoch`` steps.
 
-    ``config`` (an ``ml_collections.ConfigDict``) has ``name`` ("sgd" or "adam"), ``lr``,
+    ``config`` (an ``ml_collections.ConfigDict``) has ``name`` (of `OPTIMIZERS`), ``lr``,
     ``weight_decay``, ``decay_batch_norm``, ``schedule`` (``name``; optional ``warmup_epochs``,
-    ``milestones`` or ``step``, ``gamma``) and, for SGD, ``momentum`` and ``nesterov``.
+    ``milestones`` or ``step``, ``gamma``) and, but for Adam, ``momentum`` and ``nesterov``.
 
-    Both optimizers decay *coupled*: ``weight_decay · p`` is added to the gradient before momentum
+    All optimizers decay *coupled*: ``weight_decay · p`` is added to the gradient before momentum
     or moments (not AdamW), on every parameter. ``decay_batch_norm=False`` spares the scale and
     bias of all batch normalisations (the published code spares only those whose name holds
     "bn": not those of shortcuts and transformations).
 
     - SGD: buffer = momentum · buffer + gradient, starting as the first gradient;
       p -= lr · buffer, with Nesterov p -= lr · (gradient + momentum · buffer).
+    - LARS: for every layer the decayed gradient is scaled to 0.001 of the length of its weights,
+      and the rate is applied before the momentum. Biases, and scales and biases of batch
+      normalisations, are neither decayed nor scaled, whatever ``decay_batch_norm`` says.
+      Source: "Large Batch Training of Convolutional Networks", 2017, and SimCLR, ICML 2020.
     - Adam: moments 0.9 and 0.999, 1e-8 added outside the bias-corrected root.
 
     The state counts the steps, so that a restored checkpoint goes on with the right rate; past
@@ -99,18 +104,28 @@ def build_optimizer(config: Any, epochs: int, steps_per_epoch: int) -> optax.Gra
     """
     if config.name not in OPTIMIZERS:
         raise unknown("optimizer", config.name, OPTIMIZERS)
-    mask = None if config.decay_batch_norm else decayed
-    steps = [optax.add_decayed_weights(config.weight_decay, mask)] if config.weight_decay else []
-    if config.name == "adam":
-        steps.append(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8))
-    elif config.momentum:
-        steps.append(optax.trace(config.momentum, nesterov=config.nesterov))
     rate = configured_learning_rate(config, epochs)
     rates = jnp.asarray([rate(epoch) for epoch in range(epochs)], jnp.float32)
 
     def rate_of_step(count):
         return rates[jnp.minimum(count // steps_per_epoch, epochs - 1)]
 
+    if config.name == "lars":
+        return optax.lars(
+            rate_of_step,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=adapted,
+            trust_coefficient=_TRUST,
+            trust_ratio_mask=adapted,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+        )
+    mask = None if config.decay_batch_norm else decayed
+    steps = [optax.add_decayed_weights(config.weight_decay, mask)] if config.weight_decay else []
+    if config.name == "adam":
+        steps.append(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8))
+    elif config.momentum:
+        steps.append(optax.trace(config.momentum, nesterov=config.nesterov))
     return optax.chain(*steps, optax.scale_by_learning_rate(rate_of_step))
 
 
@@ -130,6 +145,13 @@ def decayed(params: Any) -> Any:
         return not (path[:-1] in normalisations and _name(path) in ("scale", "bias"))
 
     return jax.tree_util.tree_map_with_path(keeps_decay, params)
+
+
+def adapted(params: Any) -> Any:
+    """Tree of booleans: False for every bias and every scale of a normalisation, else True."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: _name(path) not in ("scale", "bias"), params
+    )
 
 
 def _name(path) -> str:

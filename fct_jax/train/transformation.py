@@ -51,6 +51,9 @@ class TransformationTask:
         """All of it is the model."""
         return variables
 
+    def finish(self, workdir, fingerprint: str, variables) -> None:
+        """The model is all that this task leaves."""
+
     def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
         """The objective of a batch of embeddings (or, online, of images)."""
         del step, key

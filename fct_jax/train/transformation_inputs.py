@@ -8,7 +8,7 @@ from fct_jax import data
 from fct_jax.embed.images import check_all_paired, embeddings_of, source_config
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
-from fct_jax.frozen import Embedder, is_run, load_model
+from fct_jax.frozen import Embedder, is_model, is_run, load_model
 from fct_jax.train.feeds import ResidentFeed
 from fct_jax.train.images import image_feed, preprocessing_of
 
@@ -78,7 +78,8 @@ class OnlineInputs:
     def __init__(self, config: ConfigDict, mesh):
         if not all(is_run(config[role]) for role in roles(config)):
             raise UserError(
-                "config.online=True needs runs, not EmbeddingSets, as old, new and side"
+                "config.online=True needs runs, not EmbeddingSets or Python functions, "
+                "as old, new and side"
             )
         self._embedders: dict[str, Embedder] = {
             role: load_model(config[role]) for role in roles(config)
@@ -103,7 +104,7 @@ class OnlineInputs:
 def validation_batch(config: ConfigDict) -> dict[str, np.ndarray] | None:
     """Embeddings of the validation split, {"old" (N, do), …, "label" (N,)}; None: none given."""
     names = roles(config)
-    if all(is_run(config[role]) for role in names):
+    if all(is_model(config[role]) for role in names):
         sets = _embeddings(config, "validation", None)
     elif all(config[f"validation_{role}"] for role in names):
         sets = {role: EmbeddingSet.read(config[f"validation_{role}"]) for role in names}
@@ -122,13 +123,13 @@ def _embeddings(config: ConfigDict, split: str, view: int | None) -> dict[str, E
 
 
 def _view_count(config: ConfigDict) -> int:
-    """One for EmbeddingSets, which hold what they hold; for runs as many as the config says."""
-    runs = [is_run(config[role]) for role in roles(config)]
-    if any(runs) and not all(runs):
+    """One for EmbeddingSets, which hold what they hold; for models as many as the config says."""
+    models = [is_model(config[role]) for role in roles(config)]
+    if any(models) and not all(models):
         raise UserError("config.old, new and side must be all runs or all EmbeddingSets")
     if config.views < 1:
         raise UserError(f"config.views must be at least 1, not {config.views}")
-    return config.views if all(runs) else 1
+    return config.views if all(models) else 1
 
 
 def _labels(sets: dict[str, EmbeddingSet]) -> np.ndarray | None:

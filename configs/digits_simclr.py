@@ -1,0 +1,35 @@
+"""Side information of the digits: a model trained by SimCLR on the digits 0 to 4 only.
+
+  python -m fct_jax.train --config configs/digits_simclr.py --workdir runs/digits/simclr
+
+Then, with side information:
+
+  python -m fct_jax.train --config configs/digits_fct.py --workdir runs/digits/fct_side \\
+      --config.side=runs/digits/simclr
+"""
+
+from configs import common
+from fct_jax import config as defaults
+
+
+def get_config():
+    config = common.digits(defaults.simclr())
+    config.data.classes = "first 5"
+    config.model = common.digits_backbone().model
+    config.head.hidden_dim = 128
+    config.head.output_dim = 32
+    # What leaves a digit the digit that it is: it may move, lean, and be fainter.
+    config.augmentation.crop_area = (0.5, 1.0)
+    config.augmentation.rotation = 15.0
+    config.augmentation.jitter_strength = 0.5
+    config.augmentation.grey_probability = 0.0
+    config.augmentation.blur_probability = 0.0
+    config.temperature = 0.2
+    config.batch_size = 100
+    config.optimizer.name = "sgd"  # LARS is for large batches
+    config.optimizer.lr = 0.1
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.schedule.warmup_epochs = 2
+    config.epochs = 30
+    config.evaluate_every_epochs = 10
+    return config

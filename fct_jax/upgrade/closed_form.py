@@ -1,0 +1,185 @@
+"""Linear maps in closed form, from sums over the pairs: any number of them, in float64."""
+
+import dataclasses
+
+import numpy as np
+import scipy.linalg
+
+ROWS = 8192  # pairs read together
+# Candidates for λ, in units of the mean variance of an input dimension, summed over the pairs.
+PENALTIES = 10.0 ** np.arange(-7, 3.01, 0.5)
+
+
+@dataclasses.dataclass
+class Sums:
+    """What a linear least-squares fit needs of n pairs (x, y), relative to a fixed centre.
+
+    xx (do, do) = Σ x xᵀ, xy (do, dn) = Σ x yᵀ, yy = Σ |y|², x (do,), y (dn,): all float64.
+    """
+
+    n: int
+    x: np.ndarray
+    y: np.ndarray
+    xx: np.ndarray
+    xy: np.ndarray
+    yy: float
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(*(getattr(self, f) + getattr(other, f) for f in _FIELDS))
+
+    def __sub__(self, other: "Sums") -> "Sums":
+        return Sums(*(getattr(self, f) - getattr(other, f) for f in _FIELDS))
+
+    def centred(self, mean_x: np.ndarray, mean_y: np.ndarray) -> "Sums":
+        """The same sums of x − mean_x and y − mean_y."""
+        n = self.n
+        return Sums(
+            n,
+            self.x - n * mean_x,
+            self.y - n * mean_y,
+            self.xx
+            - np.outer(self.x, mean_x)
+            - np.outer(mean_x, self.x)
+            + n * np.outer(mean_x, mean_x),
+            self.xy
+            - np.outer(self.x, mean_y)
+            - np.outer(mean_x, self.y)
+            + n * np.outer(mean_x, mean_y),
+            self.yy - 2 * float(self.y @ mean_y) + n * float(mean_y @ mean_y),
+        )
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Sums))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """``y ≈ scale · x @ weight + bias``: weight (do, dn), scale (), bias (dn,), float64.
+
+    penalty: the λ that cross-validation chose; 0 where there is none.
+    error: mean over the left-out pairs of |y − prediction|², as a share of y's variance;
+      NaN where there was no cross-validation.
+    """
+
+    weight: np.ndarray
+    scale: float
+    bias: np.ndarray
+    penalty: float = 0.0
+    error: float = float("nan")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """(N, do) → (N, dn)."""
+        return self.scale * (x @ self.weight) + self.bias
+
+
+@dataclasses.dataclass(frozen=True)
+class Centre:
+    """Points near the means of x and y, which the sums are relative to, so that no digit is lost.
+
+    A vector's common part (embeddings behind a ReLU, say) would otherwise drown its variation.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+def fold_sums(x, y, fold: np.ndarray, folds: int) -> tuple[list[Sums], Centre]:
+    """The sums of each fold of the pairs x (N, do), y (N, dn); ``fold`` (N,) names each pair's."""
+    first = slice(0, ROWS)
+    centre = Centre(*(np.asarray(a[first], np.float64).mean(axis=0) for a in (x, y)))
+    do, dn = x.shape[1], y.shape[1]
+    sums = [
+        Sums(0, np.zeros(do), np.zeros(dn), np.zeros((do, do)), np.zeros((do, dn)), 0.0)
+        for _ in range(folds)
+    ]
+    for start in range(0, len(x), ROWS):
+        rows = slice(start, start + ROWS)
+        a = np.asarray(x[rows], np.float64) - centre.x
+        b = np.asarray(y[rows], np.float64) - centre.y
+        for f in range(folds):
+            chosen = fold[rows] == f
+            p, q = a[chosen], b[chosen]
+            part = (len(p), p.sum(0), q.sum(0), p.T @ p, p.T @ q, float(np.vdot(q, q)))
+            sums[f] += Sums(*part)
+    return sums, centre
+
+
+def procrustes(sums: Sums, centre: Centre) -> Linear:
+    """The rotation (with reflection), scale and shift that bring x nearest to y.
+
+    Weight has orthonormal rows or columns: as if the smaller vectors were padded with zeros, a
+    square orthogonal matrix found for the padded ones, and the padding cut off again.
+
+    Source: Schönemann, "A generalized solution of the orthogonal Procrustes problem",
+    Psychometrika 1966; the scale is that of least squares.
+    """
+    mean_x, mean_y = sums.x / sums.n, sums.y / sums.n
+    inner = sums.centred(mean_x, mean_y)
+    u, singular, vt = scipy.linalg.svd(inner.xy, full_matrices=False)
+    weight = u @ vt
+    # |x W|² is not |x|² where columns were cut off.
+    mapped = np.einsum("ij,ij->", inner.xx @ weight, weight)
+    scale = float(singular.sum() / mapped) if mapped > 0 else 1.0
+    bias = centre.y + mean_y - scale * (centre.x + mean_x) @ weight
+    return Linear(weight, scale, bias)
+
+
+def ridge(sums: list[Sums], centre: Centre, penalties=PENALTIES) -> tuple[Linear, list[Linear]]:
+    """Ridge regression with an intercept, λ chosen by cross-validation over the folds.
+
+    Returns the map of all pairs, and for each fold the map of the others with the same λ.
+    λ is the candidate times the mean diagonal of the centred Σ x xᵀ that it is added to.
+    """
+    total = _sum(sums)
+    solvers = [_Solver(total - left_out, centre) for left_out in sums]
+    errors = np.zeros(len(penalties))
+    for solver, left_out in zip(solvers, sums, strict=True):
+        errors += solver.squared_errors(left_out, penalties)
+    penalty = float(penalties[int(np.argmin(errors))])
+    spread = total.centred(total.x / total.n, total.y / total.n).yy
+    error = float(errors.min() / spread) if spread > 0 else 0.0
+    folds = [solver.map(penalty) for solver in solvers]
+    chosen = _Solver(total, centre).map(penalty)
+    return dataclasses.replace(chosen, error=error), folds
+
+
+def procrustes_folds(sums: list[Sums], centre: Centre) -> tuple[Linear, list[Linear]]:
+    """`procrustes` of all pairs, and for each fold that of the others."""
+    total = _sum(sums)
+    return procrustes(total, centre), [procrustes(total - left, centre) for left in sums]
+
+
+class _Solver:
+    """All ridge solutions of some sums at the price of one eigendecomposition."""
+
+    def __init__(self, sums: Sums, centre: Centre):
+        self._centre, self._mean_x, self._mean_y = centre, sums.x / sums.n, sums.y / sums.n
+        inner = sums.centred(self._mean_x, self._mean_y)
+        values, self._basis = scipy.linalg.eigh(inner.xx, overwrite_a=True, check_finite=False)
+        self._values = np.maximum(values, 0.0)
+        self._unit = max(float(self._values.mean()), np.finfo(np.float64).tiny)
+        self._rotated = self._basis.T @ inner.xy
+
+    def _shrunk(self, penalty: float) -> np.ndarray:
+        return 1.0 / (self._values + penalty * self._unit)
+
+    def squared_errors(self, left_out: Sums, penalties) -> np.ndarray:
+        """Σ |y − prediction|² over the pairs of other sums, for each candidate."""
+        other = left_out.centred(self._mean_x, self._mean_y)
+        gram = self._basis.T @ other.xx @ self._basis
+        gram *= self._rotated @ self._rotated.T
+        cross = np.einsum("ij,ij->i", self._basis.T @ other.xy, self._rotated)
+        shrunk = np.stack([self._shrunk(penalty) for penalty in penalties])
+        return other.yy - 2 * shrunk @ cross + np.einsum("pi,ij,pj->p", shrunk, gram, shrunk)
+
+    def map(self, penalty: float) -> Linear:
+        weight = self._basis @ (self._shrunk(penalty)[:, None] * self._rotated)
+        bias = self._centre.y + self._mean_y - (self._centre.x + self._mean_x) @ weight
+        return Linear(weight, 1.0, bias, penalty)
+
+
+def _sum(sums: list[Sums]) -> Sums:
+    total = sums[0]
+    for other in sums[1:]:
+        total = total + other
+    return total

@@ -1,0 +1,89 @@
+"""Where re-embedded vectors come from: an EmbeddingSet, or a function of ids."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.embeddings import EmbeddingSet
+from fct_jax.errors import UserError
+from fct_jax.upgrade.galleries import find_rows, first_ten
+
+
+class NewVectors:
+    """The new model's vectors by id.
+
+    Attributes:
+      name: for messages.
+      meta: what is known about them, as in ``meta.json``; {} for a function.
+      paid: whether vectors are computed when they are asked for.
+    """
+
+    def __init__(self, name: str, function, meta: dict, known_ids: np.ndarray | None = None):
+        self.name, self.meta, self._function, self._known_ids = name, meta, function, known_ids
+        self.paid = known_ids is None
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """Vectors (n, D) of the ids. Raises UserError where the function fails."""
+        try:
+            return self._function(ids)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            raise UserError(
+                f"{self.name} failed on {first_ten(ids)}: {type(error).__name__}: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+
+    def has(self, ids: np.ndarray) -> np.ndarray:
+        """For which ids there can be a vector, (n,) bool."""
+        if self._known_ids is None:
+            return np.ones(len(ids), bool)
+        return find_rows(self._known_ids, ids) >= 0
+
+    def check_covers(self, ids: np.ndarray) -> None:
+        """There are vectors for all ids. Raises UserError with the first that have none."""
+        missing = ids[~self.has(ids)]
+        if len(missing):
+            raise UserError(f"{self.name} has no vectors for {first_ten(missing)} of the plan")
+
+
+def open_reembed(where) -> NewVectors:
+    """An EmbeddingSet's directory, ``module:function``, or the function itself.
+
+    The function takes ids (n,) and returns their vectors (n, D). A module is looked for in the
+    current directory, too.
+    """
+    if callable(where):
+        return NewVectors(getattr(where, "__name__", "the function"), where, {})
+    if (Path(where) / "vectors.npy").is_file():
+        return _of_set(EmbeddingSet.read(where))
+    module, colon, name = str(where).rpartition(":")
+    if not colon:
+        raise UserError(
+            f"config.reembed={where} is no EmbeddingSet (vectors.npy is missing) "
+            "and no module:function"
+        )
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"config.reembed={where} cannot be imported: {error}") from None
+    if not callable(function):
+        raise UserError(f"config.reembed={where} is not a function")
+    return NewVectors(str(where), function, {})
+
+
+def _of_set(found: EmbeddingSet) -> NewVectors:
+    order = np.argsort(found.ids, kind="stable")
+
+    def vectors(ids: np.ndarray) -> np.ndarray:
+        place = np.minimum(np.searchsorted(found.ids, ids, sorter=order), len(order) - 1)
+        rows = order[place]
+        if (found.ids[rows] != ids).any():
+            raise UserError(f"{found.name} has no {first_ten(ids[found.ids[rows] != ids])}")
+        return np.asarray(found.vectors[rows], np.float32)
+
+    return NewVectors(found.name, vectors, found.meta, found.ids)

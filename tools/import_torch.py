@@ -1,0 +1,260 @@
+"""Turns a PyTorch model into a run, which everything else here takes.
+
+  python tools/import_torch.py FILE --out RUN
+  python tools/import_torch.py FILE --arch resnet50 --embedding_dim 128 --out RUN
+
+FILE is one of
+  *.pt                 TorchScript archives of FCT and FastFill: backbones, SimCLR side models,
+                       transformations, and transformed old models (these make three runs: RUN,
+                       RUN/old and, where it has side information, RUN/side)
+  *.pth.tar            AdvBCT's checkpoints
+  *.pth, *.safetensors weights by torchvision's, timm's, FCT's or AdvBCT's names
+
+The architecture is read off the weights; --arch, --embedding_dim, --num_classes and --width only
+make sure that it is the one you expect. The tool embeds a few random images (or vectors) with the
+PyTorch model and with the run, and writes nothing if they differ by more than 1e-4 of the largest
+value. PyTorch is needed for all but .safetensors files, which are not compared without it.
+"""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
+
+from fct_jax import models
+from fct_jax.data.preprocessing import Preprocessing
+from fct_jax.embeddings import new_directory
+from fct_jax.errors import UserError, unknown
+from fct_jax.frozen import read_description, write_model
+from tools.torch_archives import Weights, read_weights, torch_or_none
+from tools.torch_check import compare
+from tools.torch_parts import Part, read_parts
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str):
+        """Raise instead of printing the usage."""
+        raise UserError(f"{message} (see --help)")
+
+
+class Checked(NamedTuple):
+    """Descriptions by role, and how far embeddings are from PyTorch's (None: not compared)."""
+
+    descriptions: dict[str, dict]
+    difference: float | None
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="import_torch.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("file", metavar="FILE", type=Path, help="the PyTorch model")
+    add("--out", type=Path, required=True, metavar="RUN", help="the run to make; must not exist")
+    add("--arch", help=f"expected architecture: {', '.join(models.MODELS)}")
+    add("--embedding_dim", type=int, metavar="D", help="expected size of an embedding")
+    add("--num_classes", type=int, metavar="C", help="expected rows of the classifier")
+    add("--width", type=int, metavar="W", help="expected channels of the first stage")
+    add(
+        "--last_nonlin",
+        choices=("true", "false"),
+        help="whether FCT's backbone ends in a ReLU; weights do not tell (default: what agrees "
+        "with a TorchScript archive, else true)",
+    )
+    add(
+        "--normalize_embedding",
+        action="store_true",
+        help="FCT's backbone divides embeddings by their length; weights do not tell",
+    )
+    images = parser.add_argument_group("preprocessing of images, kept in the run")
+    images.add_argument("--size", type=int, default=224, help="pixels of the input (default 224)")
+    images.add_argument(
+        "--resize",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="shorter side before the centre crop, 256 for ImageNet (default 0: squash to --size)",
+    )
+    for name, default in (("mean", Preprocessing.mean), ("std", Preprocessing.std)):
+        images.add_argument(
+            f"--{name}",
+            type=float,
+            nargs=3,
+            metavar=("R", "G", "B"),
+            default=default,
+            help=f"of values in 0…1 (default {' '.join(map(str, default))})",
+        )
+    runs = parser.add_argument_group("the runs that a transformation belongs to")
+    runs.add_argument("--old", metavar="RUN", help="whose embeddings it takes")
+    runs.add_argument("--side", metavar="RUN", help="its side information")
+    runs.add_argument("--new", metavar="RUN", help="whose embeddings it approximates")
+    return parser
+
+
+def run(arguments: list[str]) -> None:
+    options = parser().parse_args(arguments)
+    if options.arch is not None and options.arch not in models.MODELS:
+        raise unknown("architecture", options.arch, models.MODELS)
+    if options.out.exists():
+        raise UserError(f"{options.out} exists already; nothing was overwritten")
+    preprocessing = Preprocessing(
+        size=options.size,
+        resize=options.resize or None,
+        mean=tuple(options.mean),
+        std=tuple(options.std),
+    )
+    weights = read_weights(options.file)
+    try:
+        parts = read_parts(weights.state, extra=weights.archive is not None)
+        _check_expected(options, parts)
+        checked = _checked(options, parts, weights, preprocessing)
+    except UserError as error:
+        raise UserError(f"{options.file}: {error}; nothing was written") from error
+    _write(options, parts, checked)
+
+
+def _check_expected(options, parts: dict[str, Part]) -> None:
+    """What the command line says must be what the weights say."""
+    found = [part.description for part in parts.values()]
+    names = [description["name"] for description in found]
+    # "resnet18" may also name the trunk of a backbone with a projection.
+    if options.arch and options.arch not in (
+        *names,
+        *(n.removesuffix("_projection") for n in names),
+    ):
+        raise UserError(f"the weights are of {' and '.join(names)}, not --arch {options.arch}")
+    final = (parts.get("transformation") or parts["model"]).description
+    useless = [] if final["kind"] == "transformation" else ["old", "side", "new"]
+    useless = ["old", "side"] if "old" in parts else useless  # they are in the file itself
+    for key in useless:
+        if getattr(options, key):
+            raise UserError(f"--{key} is for a transformation alone; the weights are of {names[0]}")
+    values = {"embedding_dim": {final["dim"]}}
+    for key in ("num_classes", "width"):
+        values[key] = {d["kwargs"][key] for d in found if d["kwargs"].get(key) is not None}
+    for key, known in values.items():
+        wanted = getattr(options, key)
+        if wanted is not None and wanted not in known:
+            there = " and ".join(map(str, sorted(known))) or "none"
+            raise UserError(f"the weights have {key} {there}, not --{key} {wanted}")
+
+
+def _checked(
+    options, parts: dict[str, Part], weights: Weights, preprocessing: Preprocessing
+) -> Checked:
+    """The descriptions whose embeddings agree with PyTorch's. Raises UserError where none do."""
+    known = _linked(options, parts, preprocessing)
+    # What weights do not tell is seen from an archive's output: try, and keep what agrees.
+    open_roles = [
+        role
+        for role, description in known.items()
+        if options.last_nonlin is None and weights.archive is not None and _has_nonlin(description)
+    ]
+    if torch_or_none() is None:
+        return Checked(known, None)
+    failure = None
+    for choice in itertools.product((True, False), repeat=len(open_roles)):
+        tried = {role: dict(description) for role, description in known.items()}
+        for role, last_nonlin in zip(open_roles, choice, strict=True):
+            tried[role]["kwargs"] = {**tried[role]["kwargs"], "last_nonlin": last_nonlin}
+        try:
+            return Checked(tried, compare(tried, parts, weights.archive))
+        except UserError as error:
+            failure = failure or error
+    left_out = [name for part in parts.values() for name in part.left_out]
+    hint = f"; weights without a place in the run: {', '.join(left_out)}" if left_out else ""
+    raise UserError(f"{failure}{hint}") from failure
+
+
+def _linked(options, parts: dict[str, Part], preprocessing) -> dict[str, dict]:
+    """The descriptions as ``model.json`` takes them, but for the fingerprints of our own runs."""
+    found = {}
+    for role, part in parts.items():
+        description = {**part.description, "source": options.file.name}
+        if description["kind"] == "backbone":
+            # No data set is known: commands ask for one.
+            description |= {"preprocessing": preprocessing.to_dict(), "data": {}}
+            if _has_nonlin(description):
+                description["kwargs"] = {
+                    **description["kwargs"],
+                    "last_nonlin": options.last_nonlin != "false",
+                    "normalize_embedding": options.normalize_embedding,
+                }
+        else:
+            alone = options.side or description["old_dim"] != description["side_dim"]
+            description["needs_side"] = bool("side" in parts or (role == "model" and alone))
+            for of, dim in (("old", "old_dim"), ("side", "side_dim"), ("new", "dim")):
+                where = getattr(options, of)
+                description[f"{of}_fingerprint"] = where and _fingerprint(
+                    where, of, description[dim]
+                )
+        found[role] = description
+    return found
+
+
+def _has_nonlin(description: dict) -> bool:
+    """Whether ``last_nonlin`` is an option: of a ResNet without a projection."""
+    return description["kind"] == "backbone" and not description["name"].endswith("_projection")
+
+
+def _fingerprint(where: str, role: str, dim: int) -> str:
+    description = read_description(where)
+    if description["dim"] != dim:
+        raise UserError(
+            f"--{role} {where} gives embeddings of {description['dim']}, but {dim} are needed"
+        )
+    return description["fingerprint"]
+
+
+def _write(options, parts: dict[str, Part], checked: Checked) -> None:
+    """All runs or none, and a line about each."""
+    lines = []
+    with new_directory(options.out) as folder:
+        fingerprints = {}
+        for role in ("old", "side", "transformation", "model"):
+            if role not in parts:
+                continue
+            description, below = checked.descriptions[role], role in ("old", "side")
+            if role == "transformation":
+                for of in ("old", "side"):
+                    description[f"{of}_fingerprint"] = fingerprints.get(of)
+            target = (folder / role if below else folder) / "model"
+            target.parent.mkdir(exist_ok=True)
+            fingerprints[role] = write_model(target, description, parts[role].variables)
+            where = options.out / role if below else options.out
+            lines.append(
+                f"{where}: {description['name']}, embeddings of dimension {description['dim']}, "
+                f"model {fingerprints[role]}"
+            )
+            if description.get("needs_side") is False:
+                lines.append("  without side information (if it was trained with some: --side RUN)")
+            if parts[role].left_out:
+                lines.append(f"  left out: {', '.join(parts[role].left_out)}")
+    if checked.difference is None:
+        lines.append("not compared with PyTorch, which is not installed")
+    else:
+        lines.append(
+            f"embeddings agree with PyTorch's to {checked.difference:.0e} of their largest value"
+        )
+    print("\n".join(lines))
+
+
+def main() -> int:
+    """The command; returns the exit status."""
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

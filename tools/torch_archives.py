@@ -1,0 +1,110 @@
+"""Reading PyTorch files of every kind: TorchScript archives, checkpoints, plain weights.
+
+No file's Python code is run. A TorchScript archive does bring a program of its own, in a language
+without Python's reach, which is run to compare embeddings: take archives from where you trust.
+"""
+
+import contextlib
+import importlib
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fct_jax.errors import UserError
+from fct_jax.models import torch_import
+
+# What training scripts keep beside the weights; AdvBCT's has a CfgNode and a NumPy number.
+_IGNORED = (
+    "yacs.config.CfgNode",
+    "argparse.Namespace",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.dtypes.Float32DType",
+    "numpy.dtypes.Float64DType",
+    "numpy.dtypes.Int64DType",
+)
+
+
+class Weights(NamedTuple):
+    """Names and arrays of a file, and the program of a TorchScript archive (else None)."""
+
+    state: dict[str, Any]
+    archive: Any
+
+
+class Ignored(dict):
+    """Stands for an object of a checkpoint that is not needed: takes anything, does nothing."""
+
+    def __init__(self, *_):
+        """Forget the arguments."""
+        super().__init__()
+
+    def __setstate__(self, _):
+        """Forget the content."""
+
+
+def read_weights(path: Path) -> Weights:
+    """The weights of a file.
+
+    Raises:
+        UserError: no such file, a file that is damaged or of no known kind, one that would run
+            code, or PyTorch missing where it is needed.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights file {path}")
+    if _is_archive(path):
+        return _read_archive(path)
+    with _ignored_objects():
+        return Weights(torch_import.read_state_dict(path), None)
+
+
+def torch_or_none():
+    """PyTorch, or None where it is not installed."""
+    try:
+        return importlib.import_module("torch")
+    except ImportError:
+        return None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what PyTorch has to say, without the traceback of an archive's program."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _is_archive(path: Path) -> bool:
+    """Only TorchScript writes its constants beside its weights."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any(name.endswith("/constants.pkl") for name in file.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _read_archive(path: Path) -> Weights:
+    torch = torch_or_none()
+    if torch is None:
+        raise UserError(f"{path} is a TorchScript archive, which needs PyTorch (pip install torch)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript as a whole
+            archive = torch.jit.load(str(path), map_location="cpu").float().eval()
+        state = dict(archive.state_dict())
+    except Exception as error:  # a damaged archive makes PyTorch raise almost anything
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+    if not state:
+        raise UserError(f"{path} holds no weights; an archive made by torch.jit.freeze has none")
+    return Weights(state, archive)
+
+
+@contextlib.contextmanager
+def _ignored_objects():
+    """Within it PyTorch reads checkpoints that hold objects of the classes above."""
+    torch = torch_or_none()
+    if torch is None:
+        yield
+        return
+    with torch.serialization.safe_globals([(Ignored, name) for name in _IGNORED]):
+        yield
