@@ -2,7 +2,7 @@
 
   python -m fct_jax.train --config configs/cifar100_fastfill.py --workdir runs/cifar100/fastfill
 
-With side information add --config.side=RUN: a model trained by SimCLR on the old classes.
+With side information add --config.side=runs/cifar100/simclr (configs/cifar100_simclr.py).
 Published, area under the curve in the order of uncertainty, CMC@1 / CMC@5 / mAP in percent:
 53.6 / 75.3 / 32.5.
 """

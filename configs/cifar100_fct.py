@@ -2,7 +2,7 @@
 
   python -m fct_jax.train --config configs/cifar100_fct.py --workdir runs/cifar100/fct
 
-With side information add --config.side=RUN: a model trained by SimCLR on the old classes.
+With side information add --config.side=runs/cifar100/simclr (configs/cifar100_simclr.py).
 Published, new/old, CMC@1 / CMC@5 / mAP in percent:
 47.2 / 72.6 / 25.8 (with side information 50.2 / 73.7 / 32.2).
 """

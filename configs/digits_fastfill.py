@@ -2,7 +2,8 @@
 
   python -m fct_jax.train --config configs/digits_fastfill.py --workdir runs/digits/fastfill
 
-With side information add --config.side=RUN. Takes seconds.
+With side information add --config.side=runs/digits/simclr (configs/digits_simclr.py).
+Takes seconds.
 """
 
 from configs import common

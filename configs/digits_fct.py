@@ -2,7 +2,8 @@
 
   python -m fct_jax.train --config configs/digits_fct.py --workdir runs/digits/fct
 
-With side information add --config.side=RUN. Takes seconds.
+With side information add --config.side=runs/digits/simclr (configs/digits_simclr.py).
+Takes seconds.
 """
 
 from configs import common

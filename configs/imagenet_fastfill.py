@@ -2,7 +2,7 @@
 
   python -m fct_jax.train --config configs/imagenet_fastfill.py --workdir runs/imagenet/fastfill
 
-With side information add --config.side=RUN: a model trained by SimCLR on the old classes.
+With side information add --config.side=runs/imagenet/simclr (configs/imagenet_simclr.py).
 Published, area under the curve in the order of uncertainty, CMC@1 / CMC@5 / mAP in percent:
 66.5 / 83.6 / 44.8 (67.8 / 84.2 / 46.2).
 """

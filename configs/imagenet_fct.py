@@ -2,7 +2,7 @@
 
   python -m fct_jax.train --config configs/imagenet_fct.py --workdir runs/imagenet/fct
 
-With side information add --config.side=RUN: a model trained by SimCLR on the old classes.
+With side information add --config.side=runs/imagenet/simclr (configs/imagenet_simclr.py).
 Published, new/old, CMC@1 / CMC@5 / mAP in percent:
 61.8 / 80.5 / 39.9 (with side information 65.1 / 82.7 / 44.0).
 """

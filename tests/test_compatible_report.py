@@ -140,7 +140,9 @@ def test_tables_json_and_figure(tmp_path):
     write_reports([report], tmp_path)
     text = (tmp_path / "table.md").read_text()
     assert "| old | 75.5 |  | 49.1 |  | 10.0 |  |  |  |  |  |" in text
-    assert "| UniBCT | 80.9 | 78.3 | 57.2 | 51.0 | 16.1 | 13.2 | 3 of 3 | 48.9 | 59.2 | 53.5 |" in text
+    assert (
+        "| UniBCT | 80.9 | 78.3 | 57.2 | 51.0 | 16.1 | 13.2 | 3 of 3 | 48.9 | 59.2 | 53.5 |" in text
+    )
     assert "| new alone | 81.2 | 4.9 |" in text and "0 of 3" in text
     written = json.loads((tmp_path / "results.json").read_text())["extended-data"]
     assert written["tests"]["GLDv2"]["BCT"]["cross"] == pytest.approx(0.113)

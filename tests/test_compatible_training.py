@@ -58,7 +58,8 @@ def test_every_method_trains(method, old, tmp_path):
     assert last["train/base"] < first["train/base"]
     assert 0 <= last["train/share"] <= 1
     assert (last["train/share"] > 0) == (method != "none")
-    parts = set(last) - {"step", "train/loss", "train/base", "train/share", "train/accuracy"}
+    parts = {f"train/{name}" for name in (*METHODS, "boundary", "alignment", "adversarial")}
+    parts &= set(last)
     assert last["train/loss"] == pytest.approx(
         last["train/base"] + sum(last[name] for name in parts), rel=1e-4
     )

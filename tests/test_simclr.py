@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +39,9 @@ def slow_nt_xent(first, second, temperature):
     return total / (2 * n), hits / (2 * n)
 
 
+nt_xent = jax.jit(losses.nt_xent, static_argnames="with_accuracy")
+
+
 @settings(deadline=None, max_examples=15)
 @given(
     n=st.sampled_from([1, 2, 5]),
@@ -49,32 +51,30 @@ def slow_nt_xent(first, second, temperature):
 )
 def test_nt_xent_is_the_loop(n, temperature, length, seed):
     first, second = np.random.default_rng(seed).standard_normal((2, n, 4)) * length
-    loss, accuracy = losses.nt_xent(
-        jnp.float32(first), jnp.float32(second), temperature, with_accuracy=True
-    )
+    loss, accuracy = nt_xent(first, second, temperature, with_accuracy=True)
     expected = slow_nt_xent(first, second, temperature)
     np.testing.assert_allclose([loss, accuracy], expected, rtol=1e-4, atol=1e-5)
-    assert losses.nt_xent(second, first, temperature) == pytest.approx(float(loss), abs=1e-5)
+    assert nt_xent(second, first, temperature) == pytest.approx(float(loss), abs=1e-5)
 
 
 def test_nt_xent_at_the_edges():
     """One image has no negatives; zero vectors have no direction; equal views are not free."""
-    run = jax.value_and_grad(losses.nt_xent, argnums=(0, 1))
+    run = jax.jit(jax.value_and_grad(losses.nt_xent, argnums=(0, 1)))
     one = jnp.ones((1, 3))
     for loss, gradients in (run(one, -one), run(jnp.zeros((4, 3)), jnp.zeros((4, 3)))):
         assert np.isfinite(loss)
         for gradient in gradients:
             np.testing.assert_array_equal(gradient, jnp.zeros_like(gradient))
-    assert losses.nt_xent(one, -one) == 0
-    assert losses.nt_xent(jnp.zeros((4, 3)), jnp.zeros((4, 3))) == pytest.approx(math.log(7))
-    assert losses.nt_xent(jnp.ones((4, 3)), jnp.ones((4, 3))) == pytest.approx(math.log(7))
+    assert nt_xent(one, -one) == 0
+    assert nt_xent(jnp.zeros((4, 3)), jnp.zeros((4, 3))) == pytest.approx(math.log(7))
+    assert nt_xent(jnp.ones((4, 3)), jnp.ones((4, 3))) == pytest.approx(math.log(7))
     apart = jnp.eye(4)
-    assert losses.nt_xent(apart, apart) < 1e-3 < losses.nt_xent(apart, apart[::-1])
+    assert nt_xent(apart, apart) < 1e-3 < nt_xent(apart, apart[::-1])
 
 
 def test_nt_xent_default_temperature():
     first, second = jax.random.normal(jax.random.key(0), (2, 6, 4))
-    assert losses.nt_xent(first, second) == losses.nt_xent(first, second, 0.1)
+    assert nt_xent(first, second) == nt_xent(first, second, 0.1)
 
 
 def optimizer_config(**changes):
@@ -130,7 +130,7 @@ def tiny(**changes):
 def side(tmp_path_factory):
     """A tiny run."""
     run = tmp_path_factory.mktemp("runs") / "side"
-    train(tiny(checkpoint_every_steps=4, keep_checkpoints=9), run)
+    train(tiny(), run)
     return run
 
 
@@ -154,20 +154,6 @@ def test_the_backbone_alone_is_exported(side):
     assert model.embed(images).shape == (5, 8)
 
 
-def test_resumed_run_is_bit_identical(side, tmp_path):
-    config = tiny(checkpoint_every_steps=4, keep_checkpoints=9)
-    subprocess.run(["cp", "-r", side, tmp_path / "run"], check=True)
-    run = tmp_path / "run"
-    subprocess.run(["rm", "-r", run / "model", run / "checkpoints" / "8"], check=True)
-    last = max(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
-    if last > 4:
-        subprocess.run(["rm", "-r", run / "checkpoints" / str(last)], check=True)
-    train(config, run)
-    one, other = (load_file(r / "model" / "weights.safetensors") for r in (side, run))
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
 def test_side_information_of_a_transformation(side, tmp_path):
     config = tiny_runs.transformation(side, side, epochs=2)  # any run does as old and new
     config.side = str(side)
@@ -182,7 +168,7 @@ def test_side_information_of_a_transformation(side, tmp_path):
 
 def pictures(root, count=4, size=20):
     rng = np.random.default_rng(0)
-    for split in ("train", "val"):
+    for split in ("training", "validation"):
         for label in "ab":
             (root / split / label).mkdir(parents=True)
             for i in range(count):
@@ -199,6 +185,8 @@ def test_the_host_makes_two_crops_of_large_images(tmp_path):
         data__classes="",
         preprocessing__train_crop="random_resized",
         batch_size=4,
+        epochs=1,
+        optimizer__schedule__warmup_epochs=0,
     )
     source = data.open_source(config.data, "train")
     given = {"batch_size": 4, "train": True, "seed": 0}

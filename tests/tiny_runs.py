@@ -34,6 +34,16 @@ def transformation(old, new, kind="fct", **changes):
     return changed(config, changes)
 
 
+def compatible(method, old, **changes):
+    """A backward-compatible new model of 4 channels."""
+    config = common.digits_compatible()
+    config.method, config.old = method, str(old)
+    config.preprocessing.size = 8
+    config.model.width = 4
+    config.model.embedding_dim = 8
+    return changed(config, changes)
+
+
 def evaluation(old, new, transformed="", **changes):
     """Evaluation of two runs or EmbeddingSets."""
     config = common.digits(common.evaluate())

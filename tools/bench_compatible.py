@@ -62,12 +62,11 @@ class _Step:
         optimizer = build_optimizer(config.optimizer, config.epochs, 1)
         variables = jax.jit(self._task.init)(jax.random.key(0))
         params = variables["params"]
-        start = optimizer.init(params)
-        self._state = State(jax.numpy.int32(0), params, variables["batch_stats"], start)
+        fresh = State(jax.numpy.int32(0), params, variables["batch_stats"], optimizer.init(params))
+        self._state = jax.device_put(fresh, sharding.replicated(mesh))
         self._run = compile_steps(self._task, optimizer, 0)
         _, self._call = next(iter(self._task.feed.calls(0)))
-        for _ in range(2):  # compiles, for fresh arrays and for those that a step returns
-            self()
+        self()  # compiles
 
     def __call__(self) -> float:
         task = self._task

@@ -74,7 +74,7 @@ class Scenario:
         self._tests, self._transformations = plan["tests"], plan["transformations"]
         self.folder = folder
         # Scenarios with the same old model share its run.
-        self.old = folder.parent / ("old-" + _slug(self._old_changes)) / f"seed{seed}"
+        self.old = folder.parent.parent / f"old-{_slug(self._old_changes)}" / f"seed{seed}"
 
     def train(self, methods: list[str]) -> None:
         """Trains everything that is not trained yet."""

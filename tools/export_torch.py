@@ -14,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+import safetensors
 import safetensors.numpy
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
@@ -81,12 +82,15 @@ def write(state: dict, out: Path, torch) -> None:
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error}") from error
+    try:
         if out.suffix == ".pth":
             torch.save({name: torch.from_numpy(value) for name, value in state.items()}, partial)
         else:
             safetensors.numpy.save_file(state, partial)
         partial.rename(out)
-    except OSError as error:
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot write {out}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -24,14 +24,13 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
 
-from fct_jax import models
 from fct_jax.data.preprocessing import Preprocessing
 from fct_jax.embeddings import new_directory
 from fct_jax.errors import UserError, unknown
 from fct_jax.frozen import read_description, write_model
 from tools.torch_archives import Weights, read_weights, torch_or_none
 from tools.torch_check import compare
-from tools.torch_parts import Part, read_parts
+from tools.torch_parts import ARCHITECTURES, Part, read_parts
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,7 +57,7 @@ def parser() -> Parser:
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="the PyTorch model")
     add("--out", type=Path, required=True, metavar="RUN", help="the run to make; must not exist")
-    add("--arch", help=f"expected architecture: {', '.join(models.MODELS)}")
+    add("--arch", help=f"expected architecture: {', '.join(ARCHITECTURES)}")
     add("--embedding_dim", type=int, metavar="D", help="expected size of an embedding")
     add("--num_classes", type=int, metavar="C", help="expected rows of the classifier")
     add("--width", type=int, metavar="W", help="expected channels of the first stage")
@@ -100,8 +99,8 @@ def parser() -> Parser:
 
 def run(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
-    if options.arch is not None and options.arch not in models.MODELS:
-        raise unknown("architecture", options.arch, models.MODELS)
+    if options.arch is not None and options.arch not in ARCHITECTURES:
+        raise unknown("architecture", options.arch, ARCHITECTURES)
     if options.out.exists():
         raise UserError(f"{options.out} exists already; nothing was overwritten")
     preprocessing = Preprocessing(
@@ -117,7 +116,10 @@ def run(arguments: list[str]) -> None:
         checked = _checked(options, parts, weights, preprocessing)
     except UserError as error:
         raise UserError(f"{options.file}: {error}; nothing was written") from error
-    _write(options, parts, checked)
+    try:
+        _write(options, parts, checked)
+    except OSError as error:
+        raise UserError(f"cannot write {options.out}: {error}") from error
 
 
 def _check_expected(options, parts: dict[str, Part]) -> None:
@@ -136,6 +138,10 @@ def _check_expected(options, parts: dict[str, Part]) -> None:
     for key in useless:
         if getattr(options, key):
             raise UserError(f"--{key} is for a transformation alone; the weights are of {names[0]}")
+    if not any(map(_has_nonlin, found)):
+        for key in ("last_nonlin", "normalize_embedding"):
+            if getattr(options, key):
+                raise UserError(f"--{key} is for FCT's backbones; the weights are of {names[0]}")
     values = {"embedding_dim": {final["dim"]}}
     for key in ("num_classes", "width"):
         values[key] = {d["kwargs"][key] for d in found if d["kwargs"].get(key) is not None}

@@ -6,8 +6,10 @@ without Python's reach, which is run to compare embeddings: take archives from w
 
 import contextlib
 import importlib
+import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +17,8 @@ from fct_jax.errors import UserError
 from fct_jax.models import torch_import
 
 # What training scripts keep beside the weights; AdvBCT's has a CfgNode and a NumPy number.
-_IGNORED = (
-    "yacs.config.CfgNode",
+_DICTIONARIES = ("yacs.config.CfgNode",)
+_OBJECTS = (
     "argparse.Namespace",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
@@ -34,12 +36,12 @@ class Weights(NamedTuple):
     archive: Any
 
 
-class Ignored(dict):
+class Ignored:
     """Stands for an object of a checkpoint that is not needed: takes anything, does nothing."""
 
-    def __init__(self, *_):
+    def __new__(cls, *_):
         """Forget the arguments."""
-        super().__init__()
+        return super().__new__(cls)
 
     def __setstate__(self, _):
         """Forget the content."""
@@ -56,8 +58,16 @@ def read_weights(path: Path) -> Weights:
         raise UserError(f"no weights file {path}")
     if _is_archive(path):
         return _read_archive(path)
-    with _ignored_objects():
-        return Weights(torch_import.read_state_dict(path), None)
+    try:
+        with _ignored_objects():
+            return Weights(torch_import.read_state_dict(path), None)
+    except UserError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error.__cause__))
+        if found is None:
+            raise
+        raise UserError(
+            f"cannot read {path}: it holds {found[1]}, which could run code; save its weights alone"
+        ) from error
 
 
 def torch_or_none():
@@ -106,5 +116,8 @@ def _ignored_objects():
     if torch is None:
         yield
         return
-    with torch.serialization.safe_globals([(Ignored, name) for name in _IGNORED]):
+    # PyTorch fills nothing but its own kinds of dictionaries.
+    stand_ins = [(OrderedDict, name) for name in _DICTIONARIES]
+    stand_ins += [(Ignored, name) for name in _OBJECTS]
+    with torch.serialization.safe_globals(stand_ins):
         yield

@@ -12,6 +12,13 @@ from fct_jax import models
 from fct_jax.errors import UserError
 from fct_jax.models import torch_import
 
+ARCHITECTURES = (
+    *models.RESNETS,
+    *(f"{name}_projection" for name in models.RESNETS),
+    "fct",
+    "fastfill",
+)
+
 _BLOCK = re.compile(r"(|.*?\.)layer([1-4])\.(\d+)\.")
 _TRANSFORMATION = re.compile(r"(|.*?\.)(?:p1|p2|mixer)\.\d+\.conv\.")
 _IN_TRUNK = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.((conv|bn)\d|downsample\.[01]))\.\w+")
@@ -71,7 +78,12 @@ def read_parts(state: Mapping[str, Any], extra: bool) -> dict[str, Part]:
 
 
 def to_torch(description: dict, variables) -> dict[str, np.ndarray]:
-    """The weights of a run by the names of the published code."""
+    """The weights of a run by the names of the published code. Raises UserError for others."""
+    if description["name"] not in ARCHITECTURES:
+        raise UserError(
+            f"a model {description['name']!r} has no form in PyTorch; "
+            f"known: {', '.join(ARCHITECTURES)}"
+        )
     if description["kind"] == "transformation":
         return torch_import.transformation_to_torch(variables)
     if description["name"].endswith("_projection"):
@@ -94,7 +106,7 @@ def _read_part(state: Mapping[str, Any], extra: bool) -> Part:
             return part
     begin = ", ".join(sorted(state)[:3])
     raise UserError(
-        f"unknown architecture (names begin with {begin}, …); known: {', '.join(models.MODELS)}"
+        f"unknown architecture (names begin with {begin}, …); known: {', '.join(ARCHITECTURES)}"
     )
 
 

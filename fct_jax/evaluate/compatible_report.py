@@ -93,7 +93,8 @@ class CompatibleReport:
         return f"{self.title}: mAP (%)", head, lines
 
     def _details(self):
-        head = ["model", "test set", "update gain", "negative flips", "relative", "gap", "refresh"]
+        """Update gain, negative flips, gap between classes, mean of the hot-refresh curve."""
+        head = ["model", "test set", "gain", "NFR", "relative NFR", "gap", "refresh"]
         lines = []
         for name, found in self.tests.items():
             for row in self.rows:
@@ -109,7 +110,7 @@ class CompatibleReport:
         console = Console(width=None)
         for title, head, lines in self.sections():
             table = Table(title=title, title_justify="left")
-            table.add_column(head[0])
+            table.add_column(head[0], no_wrap=True)
             for heading in head[1:]:
                 table.add_column(heading, justify="right")
             for line in lines:

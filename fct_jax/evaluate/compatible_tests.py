@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from fct_jax import data
 from fct_jax.data.readers import gldv2_truth, revisited_truth, splits_of
-from fct_jax.embed.images import embeddings_of
+from fct_jax.embed.images import embeddings_of, source_config
 from fct_jax.embed.transform import transform_set
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
@@ -48,9 +49,6 @@ def open_test(config: ConfigDict) -> TestSet:
         raise UserError(
             f"data set {where.name!r} cannot be compared on: it has no validation split"
         )
-    from fct_jax import data
-    from fct_jax.embed.images import source_config
-
     labels = data.open_source(source_config(where, "validation"), "validation").labels
     return TestSet(config, labelled(labels), "validation", "validation")
 

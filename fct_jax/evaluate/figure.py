@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from fct_jax.evaluate.backfill import BackfillCurve
 
 # Colours that the colour-blind can tell apart; an order keeps its line style in every figure.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
 _STYLES = {"random": "--", "uncertainty": "-", "distance": ":"}
 
 

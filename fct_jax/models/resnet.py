@@ -157,7 +157,7 @@ class ResNet(nn.Module):
         if self.normalize_embedding:
             embedding = l2_normalize(embedding)
         if self.num_classes is None:
-            return jnp.zeros((len(embedding), 0)), embedding
+            return embedding[:, :0], embedding
         logits = Linear(self.num_classes, use_bias=False, name="classifier")(embedding)
         return logits, embedding
 

@@ -14,7 +14,7 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Any]:
-    """Name -> array of a ``.safetensors``, or by PyTorch a ``.pth``, ``.pt``, ``.bin``, ``.pth.tar``.
+    """Name -> array of a .safetensors file, or, by PyTorch, a .pth, .pt, .bin or .pth.tar file.
 
     PyTorch files are read with ``weights_only=True``, so that a hostile file runs no code. A
     checkpoint that holds the weights under "state_dict", "model" or "model_state_dict" is

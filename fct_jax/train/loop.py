@@ -62,7 +62,7 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
     configs.check(config)
     if config.task not in TASKS:
         raise unknown("task to train", config.task, TASKS)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch_size(config.batch_size, mesh)
     if (workdir / "model").is_dir():
         configs.claim_workdir(config, workdir, allow_config_change)
@@ -96,8 +96,9 @@ def _start(task, optimizer, seed: int, checkpoints: Checkpoints, mesh) -> State:
         params = variables["params"]
         return State(jnp.int32(0), params, variables.get("batch_stats", {}), optimizer.init(params))
 
-    make = jax.jit(fresh, out_shardings=sharding.replicated(mesh))
-    state = make(jax.random.key(seed))
+    key = jax.random.key(seed)
+    shardings = sharding.of_state(jax.eval_shape(fresh, key), mesh)
+    state = jax.jit(fresh, out_shardings=shardings)(key)
     found = checkpoints.restore(state)
     if found is None:
         variables = task.warm_start(state.variables)

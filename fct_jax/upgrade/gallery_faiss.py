@@ -40,20 +40,23 @@ class FaissGallery(Gallery):
             raise UserError(f"{path}: its metric is neither L2 nor the inner product")
         if self._index.ntotal == 0:
             raise UserError(f"{path} is empty")
-        self.metric_type = self._index.metric_type
         self._inner, self._flat = inner, None
         if isinstance(inner, faiss.IndexFlat):
             values = faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d)
             self._flat = values.reshape(-1, inner.d)
         else:
             try:
+                if isinstance(inner, faiss.IndexIVF):
+                    inner.make_direct_map()  # else every look-up goes through all lists
                 inner.reconstruct_n(0, 1)
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
-                raise UserError(f"{path}: {type(inner).__name__} gives no vectors: {reason}") from None
+                raise UserError(
+                    f"{path}: {type(inner).__name__} gives no vectors: {reason}"
+                ) from None
         ids = faiss.vector_to_array(self._index.id_map)
         check_ids(str(path), ids)
-        super().__init__(path, ids, inner.d, {"metric": _METRICS[self.metric_type], **meta})
+        super().__init__(path, ids, inner.d, {"metric": _METRICS[self._index.metric_type], **meta})
         if path.with_suffix(".version.npy").is_file():
             self.versions = np.load(path.with_suffix(".version.npy"), allow_pickle=False)
 
@@ -77,13 +80,14 @@ def _opened(path: Path):
     return index
 
 
-def write_empty(path: Path, ids: np.ndarray, dim: int, metric_type: int) -> int:
-    """Writes an IndexIDMap2 of an IndexFlat whose vectors are all zero; returns their offset.
+def write_empty(path: Path, ids: np.ndarray, dim: int, metric: str) -> None:
+    """Writes an IndexIDMap2 of an IndexFlat whose vectors are all zero.
 
     The file is as ``faiss.write_index`` writes it, but its vectors are a hole to be filled in
     place, so that memory does not grow with their number.
     """
     count = len(ids)
+    metric_type = {name: number for number, name in _METRICS.items()}[metric]
     inner = b"IxF2" if metric_type == faiss.METRIC_L2 else b"IxFI"
     header = _head(b"IxM2", dim, count, metric_type) + _head(inner, dim, count, metric_type)
     header += struct.pack("<Q", count * dim)
@@ -92,7 +96,6 @@ def write_empty(path: Path, ids: np.ndarray, dim: int, metric_type: int) -> int:
         file.seek(count * dim * 4, 1)
         file.write(struct.pack("<Q", count))
         np.ascontiguousarray(ids, "<i8").tofile(file)
-    return len(header)
 
 
 def vectors_offset() -> int:

@@ -107,30 +107,46 @@ def check_gallery_fits(gallery: Gallery, map) -> None:
             f"wrong direction: {gallery.name} is in the new model's space already "
             f"({gallery.fingerprint}); the map goes from the old to the new one"
         )
-    check_space(gallery.name, gallery.meta, old_space(map), "old")
     if gallery.dim != map.dim_in:
-        swapped = " (it has the new model's: wrong direction?)" if gallery.dim == map.dim_out else ""
+        swapped = " (it is that of the new model: wrong direction?)"
         raise UserError(
-            f"{gallery.name} has dimension {gallery.dim}, but the map takes {map.dim_in}{swapped}"
+            f"{gallery.name} has dimension {gallery.dim}, but the map takes {map.dim_in}"
+            + swapped * (gallery.dim == map.dim_out)
         )
+    some = gallery.rows(np.unique(np.linspace(0, len(gallery) - 1, 32).astype(np.int64)))
+    check_space(gallery.name, as_found(gallery.meta, some), old_space(map), "old")
 
 
 def old_space(map) -> dict:
     """What the map knows about the old model's vectors, by the keys of ``meta.json``."""
-    return {**_described(map, "old"), "fingerprint": map.old_fingerprint}
+    known = getattr(map, "known", None)
+    meta = {**(getattr(map, "description", {}).get("old_meta") or {})}
+    meta["fingerprint"] = map.old_fingerprint
+    return as_found(meta, None if known is None else known.old)
 
 
 def new_space(map) -> dict:
     """What the map knows about the new model's vectors, by the keys of ``meta.json``."""
-    return {
-        **_described(map, "new"),
-        "fingerprint": map.new_fingerprint,
-        "metric": getattr(map, "metric", None),
-    }
+    known = getattr(map, "known", None)
+    meta = {**(getattr(map, "description", {}).get("new_meta") or {})}
+    meta |= {"fingerprint": map.new_fingerprint, "metric": map.metric}
+    return as_found(meta, None if known is None else known.new)
 
 
-def _described(map, side: str) -> dict:
-    return getattr(map, "description", {}).get(f"{side}_meta") or {}
+def as_found(meta: dict, vectors) -> dict:
+    """``meta`` with what the vectors show themselves, where there are some (None: unknown).
+
+    That they are not normalized is what ``meta.json`` says by default, so it is measured; and
+    by which metric unit vectors are compared makes no difference.
+    """
+    if vectors is None or not len(vectors):
+        return {k: v for k, v in meta.items() if k != "normalized" or v}
+    lengths = np.linalg.norm(np.asarray(vectors, np.float32), axis=1)
+    unit = bool(np.abs(lengths - 1).max() <= _UNIT)
+    if meta.get("normalized") and not unit:
+        return dict(meta)  # a contradiction in itself, which is reported with its lengths
+    kept = {k: v for k, v in meta.items() if not (unit and k == "metric")}
+    return {**kept, "normalized": unit}
 
 
 def known_answer_score(translated, new, metric: str = "l2") -> float:

@@ -5,6 +5,7 @@ A map is a directory:
     map.json              method, sizes, fingerprints, what its fitting found
     weights.safetensors   the linear map (procrustes, ridge) and the uncertainty's regressor
     run/                  the exported transformation (fct, fastfill)
+    numpy.safetensors     the same map as plain layers, for services without JAX
     known.npz             pairs that took no part in the fitting: ids, old, new
     fitted.npy            uint64 hashes of the old vectors that did (``inputs.row_hashes``)
 """
@@ -24,6 +25,7 @@ import safetensors.numpy
 from fct_jax.embeddings import new_directory
 from fct_jax.errors import UserError
 from fct_jax.frozen import Transformer, is_run, load_model, pipelined, row_blocks, write_model
+from fct_jax.upgrade.export import write_numpy
 
 FORMAT_VERSION = 1
 METHODS = ("procrustes", "ridge", "fct", "fastfill")
@@ -114,6 +116,9 @@ class Map:
         """Writes the directory, whole or not at all; never over an existing one."""
         with new_directory(folder) as partial:
             safetensors.numpy.save_file(self.weights, partial / "weights.safetensors")
+            write_numpy(
+                partial / "numpy.safetensors", self.weights, self.transformer, self.unit_output
+            )
             if self.transformer is not None:
                 _write_run(partial / "run", self.transformer)
             if self.known is not None:

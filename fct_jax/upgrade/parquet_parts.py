@@ -15,9 +15,7 @@ from fct_jax.upgrade.stores import Rows
 _ROWS = 1 << 16  # of a row group
 
 
-def publish(
-    source: ParquetGallery, folder: Path, vectors: Rows, versions: Rows, rows=None
-) -> int:
+def publish(source: ParquetGallery, folder: Path, vectors: Rows, versions: Rows, rows=None) -> int:
     """Writes the files that hold any of ``rows`` (None: all), each whole or not at all.
 
     Every other column of the source is kept. Returns the number of files written.
@@ -75,4 +73,3 @@ def _lists(values: np.ndarray, kind: pa.DataType) -> pa.Array:
     if pa.types.is_large_list(kind):
         return pa.LargeListArray.from_arrays(offsets.astype(np.int64), flat, type=kind)
     return pa.ListArray.from_arrays(offsets.astype(np.int32), flat, type=kind)
-

@@ -87,14 +87,14 @@ class Target:
     def folder(self) -> Path:
         return self.final if self.final.is_dir() else self.partial
 
-    def create(self, source: Gallery, dim: int) -> None:
+    def create(self, source: Gallery, dim: int, metric: str) -> None:
         """Lays out the files at their full size, with nothing in them yet."""
         self.partial.mkdir(exist_ok=True)
         count = len(source)
         if self.form == "faiss":
             from fct_jax.upgrade.gallery_faiss import write_empty
 
-            write_empty(self.partial / "index.faiss", source.ids, dim, source.metric_type)
+            write_empty(self.partial / "index.faiss", source.ids, dim, metric)
         else:
             where = self._store()
             where.mkdir(exist_ok=True)

@@ -1,0 +1,106 @@
+"""How quality grows with the re-embedded share, and how much a budget reaches."""
+
+import dataclasses
+
+import numpy as np
+
+from fct_jax.errors import UserError
+
+_STEPS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What re-embedding the first items of an order brings, at some numbers of items.
+
+    items, share: how many, and of the whole gallery, from none to all.
+    error_left: expected squared error of the vectors still translated, weighted by traffic,
+      relative to that at the start; None where the map gives no uncertainty.
+    measure, quality: of the probe set, None without one.
+    """
+
+    items: list[int]
+    share: list[float]
+    error_left: list[float | None]
+    measure: str | None = None
+    quality: list[float] | None = None
+
+    def at(self, items: int) -> float | None:
+        """Forecast quality once so many items are re-embedded."""
+        return None if self.quality is None else float(np.interp(items, self.items, self.quality))
+
+
+def forecast(
+    order, uncertainty, has_uncertainty: bool, weights, probe, gallery, translated
+) -> Forecast:
+    """The forecast of an order (N,) of rows.
+
+    uncertainty (N,) log-variances; weights (N,) traffic or None; probe or None, with the
+    ``translated`` vectors (m, D) of its items.
+    """
+    count = len(order)
+    items = np.unique(np.linspace(0, count, _STEPS + 1).astype(np.int64))
+    left = [None] * len(items)
+    if has_uncertainty:
+        # Relative to the largest, so that the exponential cannot overflow.
+        error = np.exp(uncertainty[order].astype(np.float64) - float(uncertainty.max()))
+        if weights is not None:
+            error *= weights[order]
+        done = np.concatenate([[0.0], np.cumsum(error)])
+        left = [float(1 - d / done[-1]) for d in done[items]]
+    share = [float(i / count) for i in items]
+    if probe is None:
+        return Forecast(items.tolist(), share, left)
+    place = np.empty(count, np.int64)
+    place[order] = np.arange(count)
+    own = place[probe.rows(gallery)][:, None]  # when each item of the probe has its turn
+    quality = [probe.quality(np.where(own < i, probe.new, translated)) for i in items]
+    return Forecast(items.tolist(), share, left, probe.measure, quality)
+
+
+def check_budget(config) -> None:
+    """Of a config's section ``plan``. Raises UserError for what cannot be."""
+    for key in ("budget_items", "budget_money", "target_quality", "cost_per_1000"):
+        if config[key] < 0 or not np.isfinite(config[key]):
+            raise UserError(f"config.plan.{key} must be 0 (none) or more, not {config[key]}")
+    if config.budget_money and not config.cost_per_1000:
+        raise UserError("config.plan.budget_money needs config.plan.cost_per_1000")
+
+
+def cut(found: Forecast, count: int, config) -> tuple[int, str]:
+    """(how many items to re-embed, why so many): the smallest of the budgets that are given.
+
+    Raises UserError for a budget that cannot be, or a target that is never reached.
+    """
+    check_budget(config)
+    limits = [(count, "no budget: all items")]
+    if config.budget_items:
+        limits.append((int(config.budget_items), f"budget of {config.budget_items:,} items"))
+    if config.budget_money:
+        # A cent's worth of rounding must not cost an item.
+        affordable = int(config.budget_money / config.cost_per_1000 * 1000 + 1e-6)
+        limits.append((affordable, f"budget of {config.budget_money:g}"))
+    if config.target_quality:
+        limits.append(_reaching(found, config.target_quality))
+    return min(limits, key=lambda limit: limit[0])
+
+
+def _reaching(found: Forecast, target: float) -> tuple[int, str]:
+    if found.quality is None:
+        raise UserError(
+            "config.plan.target_quality needs config.probe, which quality is measured on"
+        )
+    quality = np.asarray(found.quality)
+    if quality.max() < target:
+        raise UserError(
+            f"config.plan.target_quality={target} is never reached: the forecast "
+            f"{found.measure} goes from {quality[0]:.3f} to {quality[-1]:.3f}, "
+            f"at most {quality.max():.3f}"
+        )
+    first = int(np.argmax(quality >= target))
+    items = found.items[first]
+    if first:
+        low, high = quality[first - 1], quality[first]
+        gap = items - found.items[first - 1]
+        items = found.items[first - 1] + int(np.ceil(gap * (target - low) / (high - low)))
+    return items, f"forecast {found.measure} of {target:g}"

@@ -1,0 +1,69 @@
+"""One, two and eight devices train every task alike; a classifier can be split over devices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_runs
+from safetensors.numpy import load_file
+
+from fct_jax import sharding
+from fct_jax.errors import UserError
+from fct_jax.train.loop import train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    train(tiny_runs.backbone(), folder / "old")
+    train(tiny_runs.backbone(data__classes=""), folder / "new")
+    return folder
+
+
+def train_on(devices, folder, runs, model=1):
+    """{task: losses along 20 steps}, {task: weights after them}."""
+    folder.mkdir()
+    script = tiny_runs.REPOSITORY / "tests" / "train_on_devices.py"
+    done = subprocess.run(
+        [sys.executable, script, folder, runs, str(model)],
+        cwd=tiny_runs.REPOSITORY,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    losses = json.loads((folder / "losses.json").read_text())
+    weights = {
+        name: load_file(folder / name / "model" / "weights.safetensors") for name in losses
+    }
+    return losses, weights
+
+
+@pytest.fixture(scope="module")
+def alone(runs, tmp_path_factory):
+    return train_on(1, tmp_path_factory.mktemp("devices") / "1", runs)
+
+
+@pytest.mark.parametrize("devices, model", [(2, 1), (8, 2)])
+def test_devices_agree(alone, runs, tmp_path, devices, model):
+    losses, weights = train_on(devices, tmp_path / "several", runs, model)
+    assert losses.keys() == alone[0].keys()
+    for name, values in losses.items():
+        np.testing.assert_allclose(values, alone[0][name], rtol=1e-4, err_msg=name)
+        for key, value in weights[name].items():
+            scale = max(np.abs(value).max(), 1e-3)
+            np.testing.assert_allclose(
+                value, alone[1][name][key], atol=1e-3 * scale, err_msg=f"{name} {key}"
+            )
+
+
+def test_batch_and_mesh_must_fit():
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size(3, mesh)
+    with pytest.raises(UserError, match="nearest: 1"):
+        sharding.check_batch_size(0, mesh)
+    with pytest.raises(UserError, match="data=-1, model=7 does not fit 1 devices"):
+        sharding.make_mesh(model=7)
