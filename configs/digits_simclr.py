@@ -6,6 +6,10 @@ Then, with side information:
 
   python -m fct_jax.train --config configs/digits_fct.py --workdir runs/digits/fct_side \\
       --config.side=runs/digits/simclr
+
+Takes 1 to 3 minutes on 2 busy CPU cores. Measured, mAP of new/old in percent, mean of seeds 0 to
+2: FCT 93.3 without and 96.7 with side information, FastFill 93.0 and 96.6; old/old 66.5, new/new
+98.4.
 """
 
 from configs import common

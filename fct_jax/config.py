@@ -29,6 +29,7 @@ def backbone() -> ConfigDict:
     config.model.width = 64  # channels of the first stage
     config.pretrained = ""  # torchvision or timm weights to start from, .pth or .safetensors
     config.label_smoothing = 0.1
+    config.sampler = sampler()
     config.optimizer = optimizer()
     config.epochs = 100
     _loop(config)
@@ -59,12 +60,17 @@ def compatible() -> ConfigDict:
     config.model.small_stem = False  # True: 3×3 stem without pooling, for small images
     config.model.width = 64  # channels of the first stage
     config.pretrained = ""  # torchvision or timm weights to start from, .pth or .safetensors
-    config.base_loss = "softmax"  # "softmax", "arcface", "cosface"
-    config.scale = 30.0  # of arcface and cosface
+    # "softmax", "arcface", "arcface_monotonic" (with the threshold), "cosface", "amsoftmax",
+    # "circle" (published with scale 256, margin 0.25)
+    config.base_loss = "softmax"
+    config.scale = 30.0  # of all but softmax
     config.margin = 0.3
     config.label_smoothing = 0.0
+    config.reid = reid()
     config.compatibility = compatibility()
+    config.sampler = sampler()
     config.optimizer = optimizer()
+    config.optimizer.center_lr = 0.5  # of the centre loss's centres: plain SGD
     config.optimizer.lr = 0.1
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4
@@ -74,6 +80,28 @@ def compatible() -> ConfigDict:
     config.epochs = 30
     _loop(config)
     config.batch_size = 256
+    return config
+
+
+def reid() -> ConfigDict:
+    """Losses of re-identification on the embedding, beside base loss and compatibility."""
+    config = ConfigDict()
+    config.triplet_weight = 0.0  # batch-hard triplet; wants config.sampler.name=identities
+    config.triplet_margin = 0.3
+    config.triplet_soft = False  # True: softplus instead of the margin
+    config.triplet_normalize = False  # True: of directions, not of raw embeddings
+    config.center_weight = 0.0  # centre loss, published 0.0005
+    return config
+
+
+def sampler() -> ConfigDict:
+    """Which images form a batch."""
+    config = ConfigDict()
+    # "": every image once an epoch; "identities": `images` of each of batch_size / `images`
+    # identities, for triplets; "balanced": every class equally often
+    config.name = ""
+    config.images = 4  # identities: K, images of an identity
+    config.rounds = 1  # identities: times that one comes in an epoch; 0: until its images are used
     return config
 
 
@@ -332,9 +360,13 @@ def optimizer() -> ConfigDict:
     config.nesterov = False
     config.weight_decay = 2.0**-15
     config.decay_batch_norm = True  # False: no decay on any BatchNorm scale or bias
+    config.bias_lr_factor = 1.0  # biases, those of BatchNorm too, learn at this times the rate
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # "cosine", "constant", "multistep"
     config.schedule.warmup_epochs = 5
+    # Share of lr that the warm-up starts from; 0: lr / warmup_epochs, as FCT published.
+    config.schedule.warmup_start = 0.0
+    config.schedule.floor = 0.0  # cosine: share of lr that it falls to
     config.schedule.milestones = ()  # multistep: epochs; () : every `step` epochs
     config.schedule.step = 30
     config.schedule.gamma = 0.1

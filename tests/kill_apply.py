@@ -76,7 +76,8 @@ def main() -> None:
     rng = np.random.default_rng(int(sys.argv[4]))
     killed = 0
     while True:
-        moment = int(rng.integers(1, 60))
+        # Far enough that a rollback, which is one step, can come to its end.
+        moment = int(rng.integers(1, 400))
         child = os.fork()
         if child == 0:
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 – until the process ends

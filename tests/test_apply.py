@@ -85,12 +85,13 @@ def test_killed_at_any_moment(made, tmp_path, form):
     environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
     for seed in (1, 2):
         workdir = tmp_path / f"killed {seed}"
+        arguments = [made[0][form], made[1], workdir, str(seed)]
         ran = subprocess.run(
-            [sys.executable, "-W", "ignore", HERE / "kill_apply.py", made[0][form], made[1]]
-            + [workdir, str(seed)],
+            [sys.executable, "-W", "ignore", HERE / "kill_apply.py", *arguments],
             env=environment,
             capture_output=True,
             text=True,
+            timeout=60,
         )
         assert ran.returncode == 0, ran.stdout + ran.stderr
         assert int(ran.stdout.split()[-2]) > 3
@@ -363,7 +364,7 @@ def test_reembed_that_is_nothing(made, tmp_path, wrong):
 
 def test_bad_batches_change_nothing(made, tmp_path):
     """Each batch is checked; after a good answer the same command goes on."""
-    paths, _, ids, _, new = made
+    ids, new = made[2], made[4]
     row = {i: r for r, i in enumerate(ids)}
     answers = []
 

@@ -7,31 +7,33 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_runs
-import torch_tools
-from torch_tools import SIZE, backbone, randomize, run_tool, save_script
+from torch_tools import (
+    SIZE,
+    TOOLS,
+    backbone,
+    compatible,
+    run_tool,
+    save_script,
+    torch,
+    transformation,
+)
 
-torch = pytest.importorskip("torch", reason="PyTorch is optional")
-
-from fct_jax.errors import UserError  # noqa: E402
-from fct_jax.frozen import load_model  # noqa: E402
-from fct_jax.train.loop import train  # noqa: E402
-from tools import export_torch, import_torch, torch_models  # noqa: E402
-from tools.torch_parts import to_torch  # noqa: E402
+from fct_jax.errors import UserError
+from fct_jax.frozen import load_model
+from fct_jax.train.loop import train
+from tools import export_torch, import_torch, torch_models
+from tools.torch_parts import to_torch
 
 
 def modules():
     """A module of every kind, and what its import needs to be told."""
-    projection = torch_models.ProjectionResNet("resnet18", 7, 12, width=4)
-    transformations = {
-        name: torch_models.Transformation(16, 12, 8, 24, uncertainty=name == "fastfill")
-        for name in ("fct", "fastfill")
-    }
     return {
         "backbone": (backbone(), ()),
         "linear last": (backbone(last_nonlin=False), ("--last_nonlin", "false")),
-        "no classifier": (backbone(num_classes=None), ()),
-        "projection": (randomize(projection), ()),
-        **{name: (randomize(module), ()) for name, module in transformations.items()},
+        "no classifier": (backbone(classifier="none"), ()),
+        "projection": (compatible(), ()),
+        "fct": (transformation(), ()),
+        "fastfill": (transformation(True), ()),
     }
 
 
@@ -149,7 +151,7 @@ def test_without_torch(imported, tmp_path, capsys, monkeypatch):
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, torch_tools.TOOLS / "export_torch.py"]
+    command = [sys.executable, TOOLS / "export_torch.py"]
     done = subprocess.run(
         [*command, "nothing", "--out", "w.pth"],
         cwd=tmp_path,

@@ -148,7 +148,7 @@ def test_no_gallery(tmp_path):
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 @pytest.mark.parametrize("form", tiny.FORMS)
 def test_target_is_filled_in_place(galleries, tmp_path, form, metric):
-    opened, ids, old = galleries
+    opened, ids, _ = galleries
     values = np.random.default_rng(1).standard_normal((300, 4)).astype(np.float32)
     target = Target(form, tmp_path)
     target.create(opened[form], 4, metric)

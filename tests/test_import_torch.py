@@ -2,29 +2,35 @@
 
 import argparse
 import json
-import pickle
-import subprocess
 import sys
 import types
-import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch_tools
-from torch_tools import SIZE, backbone, randomize, run_tool, save_script
+from torch_tools import (
+    SIZE,
+    WithHead,
+    assert_close,
+    assert_same_images,
+    backbone,
+    by_torch,
+    compatible,
+    images,
+    run_tool,
+    save_script,
+    saved,
+    torch,
+    transformation,
+)
 
-torch = pytest.importorskip("torch", reason="PyTorch is optional")
-
-from fct_jax.errors import UserError  # noqa: E402
-from fct_jax.frozen import Embedder, load_model  # noqa: E402
-from fct_jax.models import RESNETS  # noqa: E402
-from tools import import_torch, torch_models  # noqa: E402
-from tools.torch_archives import read_weights  # noqa: E402
-from tools.torch_parts import read_parts  # noqa: E402
-
-MEAN, STD = np.float32((0.485, 0.456, 0.406)), np.float32((0.229, 0.224, 0.225))
+from fct_jax.errors import UserError
+from fct_jax.frozen import Embedder, load_model
+from fct_jax.models import RESNETS
+from tools import import_torch, torch_models
+from tools.torch_archives import read_weights
+from tools.torch_parts import read_parts
 
 
 @pytest.fixture
@@ -36,40 +42,6 @@ def convert(tmp_path, capsys):
         return out, run_tool(import_torch, capsys, file, "--out", out, *SIZE, *options)
 
     return run
-
-
-@pytest.fixture
-def refused(tmp_path):
-    """The error of an import, after which nothing is there."""
-
-    def run(file, *options) -> str:
-        with pytest.raises(UserError) as error:
-            import_torch.run([str(file), "--out", str(tmp_path / "run"), *SIZE, *options])
-        assert [path.name for path in tmp_path.iterdir() if "run" in path.name] == []
-        assert "\n" not in str(error.value)
-        return str(error.value)
-
-    return run
-
-
-def images(count=3, size=32):
-    return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), np.uint8)
-
-
-def by_torch(module, pixels):
-    x = ((pixels / np.float32(255) - MEAN) / STD).transpose(0, 3, 1, 2)
-    with torch.no_grad():
-        out = module(torch.from_numpy(np.ascontiguousarray(x, np.float32)))
-    out = out[-1] if isinstance(out, tuple) else out
-    return out.numpy().reshape(len(pixels), -1)
-
-
-def assert_close(ours, theirs):
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
-
-
-def assert_same_images(run, module):
-    assert_close(load_model(run).run(images()), by_torch(module, images()))
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
@@ -111,12 +83,6 @@ def test_linear_last_block_is_seen_in_an_archive(tmp_path, convert):
     assert load_model(run).embed(images()).min() < 0
 
 
-def test_wrong_last_nonlin_is_refused(tmp_path, refused):
-    save_script(torch_models.FeatureExtractor(backbone(last_nonlin=False)), tmp_path / "m.pt")
-    message = refused(tmp_path / "m.pt", "--last_nonlin", "true")
-    assert "differ from those of the PyTorch model by" in message and "nothing was" in message
-
-
 def test_traced_and_wrapped_archive(tmp_path, convert):
     """An archive around an archive, with options that weights do not tell."""
     module = backbone(small_stem=True, normalize_embedding=True)
@@ -127,41 +93,13 @@ def test_traced_and_wrapped_archive(tmp_path, convert):
     assert_same_images(run, module)
 
 
-class WithHead(torch.nn.Module):
-    """A SimCLR model: what is contrasted goes through a head, the embedding comes before it."""
-
-    def __init__(self, encoder, head_is_output: bool = False):
-        super().__init__()
-        self.encoder = encoder
-        self.projection_head = torch.nn.Sequential(
-            torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16)
-        )
-        self.head_is_output = head_is_output
-
-    def forward(self, x):
-        embedding = self.encoder(x)[1].flatten(1)
-        projected = self.projection_head(embedding)
-        return projected if self.head_is_output else embedding
-
-
 def test_side_model_with_projection_head(tmp_path, convert):
-    module = WithHead(backbone(num_classes=None)).eval()
+    module = WithHead(backbone(classifier="none")).eval()
     save_script(module, tmp_path / "simclr.pt")
     run, text = convert(tmp_path / "simclr.pt")
     assert_same_images(run, module)
     assert load_model(run).classifier is None
     assert "left out: projection_head.0.weight" in text
-
-
-def test_head_that_makes_the_embedding_is_refused(tmp_path, refused):
-    save_script(WithHead(backbone(), head_is_output=True).eval(), tmp_path / "simclr.pt")
-    message = refused(tmp_path / "simclr.pt")
-    assert "differ" in message and "projection_head.2.bias" in message
-
-
-def transformation(uncertainty=False, dims=(16, 12, 8)):
-    made = torch_models.Transformation(*dims, inner_dim=24, uncertainty=uncertainty)
-    return randomize(made, 5)
 
 
 @pytest.mark.parametrize("uncertainty", [False, True])
@@ -218,7 +156,7 @@ def test_transformation_knows_its_runs(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("with_side", "traced"), [(False, False), (True, True)])
-def test_transformed_old_model(with_side, traced, tmp_path, convert):
+def test_transformed_old_model(with_side, traced, tmp_path, convert, capsys):
     """Old model, side model and transformation in one archive make three runs."""
     old = torch_models.FeatureExtractor(backbone(last_nonlin=False))
     side = torch_models.FeatureExtractor(backbone(1, embedding_dim=8)) if with_side else old
@@ -227,6 +165,11 @@ def test_transformed_old_model(with_side, traced, tmp_path, convert):
     example = torch.zeros(2, 3, 32, 32) if traced else None
     save_script(module, tmp_path / "transformed.pt", example)
     run, _ = convert(tmp_path / "transformed.pt", "--embedding_dim", "12")
+    # The old model by itself, from another kind of file, is the same model.
+    alone = saved(tmp_path, old.model.state_dict())
+    options = ("--out", tmp_path / "alone", *SIZE, "--last_nonlin", "false")
+    run_tool(import_torch, capsys, alone, *options)
+    assert load_model(tmp_path / "alone").fingerprint == load_model(run / "old").fingerprint
     model = load_model(run)
     assert model.old_fingerprint == load_model(run / "old").fingerprint
     assert model.needs_side == with_side == (run / "side").is_dir()
@@ -256,11 +199,6 @@ def yacs(monkeypatch):
     monkeypatch.setattr(CfgNode, "__module__", "yacs.config")
     monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
     monkeypatch.setitem(sys.modules, "yacs.config", module)
-
-
-def compatible(**kwargs):
-    kwargs = {"num_classes": 7, "embedding_dim": 12, "width": 4, **kwargs}
-    return randomize(torch_models.ProjectionResNet("resnet18", **kwargs))
 
 
 def test_checkpoint_of_advbct(tmp_path, convert, yacs):
@@ -295,8 +233,8 @@ def test_checkpoint_of_advbct(tmp_path, convert, yacs):
 @pytest.mark.parametrize(("ending", "classes"), [("pth", 6), ("safetensors", None)])
 def test_torchvision_and_timm(ending, classes, tmp_path, convert):
     """A classifier with bias, or none; no counters, as some files have it."""
-    form = {"classifier": "linear with bias", "embedding_dim": None}
-    module = backbone(num_classes=classes, **form)
+    form = "linear with bias" if classes else "none"
+    module = backbone(num_classes=classes or 1, classifier=form, embedding_dim=None)
     state = {k: v for k, v in module.state_dict().items() if not k.endswith("batches_tracked")}
     if ending == "pth":
         torch.save(state, tmp_path / "m.pth")
@@ -308,6 +246,7 @@ def test_torchvision_and_timm(ending, classes, tmp_path, convert):
     run, text = convert(tmp_path / f"m.{ending}", *options)
     assert_same_images(run, module)
     classifier = load_model(run).classifier
+    assert "assumed to end in a ReLU" in text
     assert (classifier is None) == (classes is None) == ("left out: fc.bias" not in text)
     if classes:
         np.testing.assert_array_equal(classifier, state["fc.weight"])
@@ -322,166 +261,6 @@ def test_preprocessing_options(tmp_path, capsys):
     assert stored["size"] == 24 and stored["resize"] == 28
     assert stored["mean"] == stored["std"] == [0.5, 0.4, 0.3]
     assert isinstance(load_model(tmp_path / "run"), Embedder)
-
-
-def saved(tmp_path, state):
-    torch.save(state, tmp_path / "m.pth")
-    return tmp_path / "m.pth"
-
-
-def test_all_wrong_names_are_listed(tmp_path, refused):
-    state = backbone().state_dict()
-    del state["layer2.0.bn1.weight"], state["conv1.weight"]
-    state["attention.weight"] = state["fc.extra"] = torch.zeros(1)
-    message = refused(saved(tmp_path, state))
-    assert "missing conv1.weight, layer2.0.bn1.weight" in message
-    assert "unknown attention.weight, fc.extra" in message
-    state = transformation().state_dict()
-    state["p3.0.conv.weight"] = torch.zeros(1)
-    assert "unknown p3.0.conv.weight" in refused(saved(tmp_path, state))
-    state = compatible().state_dict()
-    del state["bn.running_mean"]
-    assert "missing bn.running_mean" in refused(saved(tmp_path, state))
-
-
-def test_all_wrong_shapes_are_listed(tmp_path, refused):
-    state = backbone().state_dict()
-    state["layer1.0.bn1.bias"] = torch.zeros(3)
-    state["layer2.1.conv1.weight"] = torch.zeros(8, 8, 5, 5)
-    message = refused(saved(tmp_path, state))
-    assert "layer1.0.bn1.bias (3,), expected (4,)" in message
-    assert "layer2.1.conv1.weight (8, 8, 5, 5), expected (8, 8, 3, 3)" in message
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--arch", "resnet50"), "the weights are of resnet18, not --arch resnet50"),
-        (("--arch", "resnt50"), "did you mean 'resnet50'"),
-        (("--embedding_dim", "128"), "the weights have embedding_dim 16, not --embedding_dim 128"),
-        (("--num_classes", "6"), "the weights have num_classes 5, not --num_classes 6"),
-        (("--width", "64"), "the weights have width 4, not --width 64"),
-        (("--resize", "8"), "smaller than the crop"),
-        (("--sise", "8"), "unrecognized arguments"),
-    ],
-)
-def test_other_than_expected(options, message, tmp_path, refused):
-    assert message in refused(saved(tmp_path, backbone().state_dict()), *options)
-
-
-def test_unknown_architectures(tmp_path, refused):
-    message = refused(saved(tmp_path, {"patch_embed.weight": torch.zeros(2)}))
-    assert "unknown architecture (names begin with patch_embed.weight" in message
-    state = backbone().state_dict()  # as deep as a ResNet-34
-    state["layer3.5.conv1.weight"] = torch.zeros(1)
-    message = refused(saved(tmp_path, state))
-    assert "a ResNet of basic blocks (2, 2, 6, 2); known: resnet18" in message
-    two = {f"{k}.{n}": v for k in "ab" for n, v in backbone().state_dict().items()}
-    assert "more than one network: names begin with a., b." in refused(saved(tmp_path, two))
-
-
-def test_not_finite_weights_are_refused(tmp_path, refused):
-    state = backbone().state_dict()
-    state["bn1.bias"][0] = torch.nan
-    assert "differ" in refused(saved(tmp_path, state))
-
-
-class Hostile:
-    def __reduce__(self):
-        return pytest.fail, ("code of the file was run",)
-
-
-def test_hostile_files_run_no_code(tmp_path, refused):
-    state = dict(backbone().state_dict())
-    for name in ("m.pth", "m.pt", "m.pth.tar"):
-        torch.save({"model": state, "config": Hostile()}, tmp_path / name)
-        assert "cannot read" in refused(tmp_path / name)
-        (tmp_path / name).write_bytes(pickle.dumps({"a": Hostile()}, 2))
-        assert "cannot read" in refused(tmp_path / name)
-
-
-def test_hostile_archive_runs_no_code(tmp_path, refused):
-    """Python's pickle in the place of TorchScript's."""
-    save_script(torch_models.FeatureExtractor(backbone()), tmp_path / "good.pt")
-    with (
-        zipfile.ZipFile(tmp_path / "good.pt") as good,
-        zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad,
-    ):
-        for name in good.namelist():
-            hostile = name.endswith("/data.pkl")
-            bad.writestr(name, pickle.dumps(Hostile(), 2) if hostile else good.read(name))
-    assert "cannot read" in refused(tmp_path / "bad.pt")
-
-
-def test_damaged_files(tmp_path, refused):
-    save_script(torch_models.FeatureExtractor(backbone()), tmp_path / "whole.pt")
-    torch.save(backbone().state_dict(), tmp_path / "whole.pth")
-    tensors = {k: v.numpy() for k, v in backbone().state_dict().items()}
-    safetensors.numpy.save_file(tensors, tmp_path / "whole.safetensors")
-    for ending in ("pt", "pth", "safetensors"):
-        content = (tmp_path / f"whole.{ending}").read_bytes()
-        for kept in (len(content) // 2, 100, 0):
-            (tmp_path / f"cut.{ending}").write_bytes(content[:kept])
-            message = refused(tmp_path / f"cut.{ending}")
-            assert "cannot read" in message and f"cut.{ending}" in message
-    assert "no weights file" in refused(tmp_path / "nothing.pt")
-
-
-def test_archive_that_does_something_else(tmp_path, refused):
-    save_script(torch.nn.ReLU(), tmp_path / "m.pt")
-    assert "holds no weights" in refused(tmp_path / "m.pt")
-    save_script(backbone().layer1, tmp_path / "m.pt")
-    assert "unknown architecture" in refused(tmp_path / "m.pt")
-    doubled = torch.nn.Sequential(torch_models.FeatureExtractor(backbone()), Double())
-    save_script(doubled, tmp_path / "m.pt")
-    assert "differ from those of the PyTorch model by 5.0e-01" in refused(tmp_path / "m.pt")
-
-
-class Double(torch.nn.Module):
-    def forward(self, x):
-        return 2 * x
-
-
-def test_options_of_other_models(tmp_path, refused):
-    file = saved(tmp_path, compatible().state_dict())
-    for option in (("--last_nonlin", "false"), ("--normalize_embedding",)):
-        message = refused(file, *option)
-        assert f"{option[0]} is for FCT's backbones; the weights are of resnet18_proj" in message
-
-
-def test_nothing_is_overwritten(tmp_path):
-    (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match="exists already"):
-        import_torch.run([str(tmp_path / "m.pth"), "--out", str(tmp_path / "run")])
-    file = saved(tmp_path, backbone().state_dict())
-    with pytest.raises(UserError, match="cannot write"):
-        import_torch.run([str(file), "--out", str(file / "run"), *SIZE])
-
-
-def test_without_torch(tmp_path, convert, refused, monkeypatch):
-    """Archives and pickled files say what they need; .safetensors are imported unchecked."""
-    module = backbone()
-    save_script(torch_models.FeatureExtractor(module), tmp_path / "m.pt")
-    file = saved(tmp_path, module.state_dict())
-    tensors = {k: v.numpy() for k, v in module.state_dict().items()}
-    safetensors.numpy.save_file(tensors, tmp_path / "m.safetensors")
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "torch", None)
-        for path in (tmp_path / "m.pt", file):
-            assert "needs PyTorch (pip install torch)" in refused(path)
-        run, text = convert(tmp_path / "m.safetensors")
-    assert "not compared with PyTorch" in text
-    assert_same_images(run, module)
-
-
-def test_command_line(tmp_path):
-    """As a file, from any directory: one line for a mistake."""
-    command = [sys.executable, torch_tools.TOOLS / "import_torch.py"]
-    arguments = ["nothing.pt", "--out", "run"]
-    done = subprocess.run(
-        [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1 and done.stderr == "error: no weights file nothing.pt\n"
 
 
 def test_help(capsys):

@@ -1,5 +1,7 @@
 """Small galleries in every form, and a map that needs no fitting, for the upgrade's tests."""
 
+import itertools
+
 import faiss
 import numpy as np
 import pyarrow as pa
@@ -73,7 +75,7 @@ def write_parquet(folder, ids, values, sizes=(70, 0, 130), group=50, kind=None):
     """Files of the sizes, the rest in a last one; ``kind``: Arrow type of the vectors."""
     kind = kind or pa.list_(pa.float32())
     bounds = np.minimum(np.cumsum([0, *sizes, len(ids)]), len(ids))
-    for number, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
         rows = list(values[first:last].astype(kind.value_type.to_pandas_dtype()))
         table = pa.table(
             {

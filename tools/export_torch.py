@@ -63,8 +63,7 @@ def run(arguments: list[str]) -> None:
     state = to_torch(model.description, model.variables)
     found = None
     if torch is not None:
-        classifier = "conv" if "fc.weight" in state else "none"
-        part = Part(model.description, model.variables, state, classifier)
+        part = Part(model.description, model.variables, state)
         try:
             found = compare({"model": model.description}, {"model": part})
         except UserError as error:

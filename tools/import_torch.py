@@ -117,7 +117,7 @@ def run(arguments: list[str]) -> None:
     except UserError as error:
         raise UserError(f"{options.file}: {error}; nothing was written") from error
     try:
-        _write(options, parts, checked)
+        _write(options, parts, checked, archive=weights.archive is not None)
     except OSError as error:
         raise UserError(f"cannot write {options.out}: {error}") from error
 
@@ -142,13 +142,16 @@ def _check_expected(options, parts: dict[str, Part]) -> None:
         for key in ("last_nonlin", "normalize_embedding"):
             if getattr(options, key):
                 raise UserError(f"--{key} is for FCT's backbones; the weights are of {names[0]}")
-    values = {"embedding_dim": {final["dim"]}}
-    for key in ("num_classes", "width"):
-        values[key] = {d["kwargs"][key] for d in found if d["kwargs"].get(key) is not None}
+    kwargs = [description["kwargs"] for description in found]
+    values = {
+        "embedding_dim": {final["dim"]},
+        "num_classes": {k.get("num_classes") for k in kwargs if k.get("has_classifier", True)},
+        "width": {k.get("width") for k in kwargs},
+    }
     for key, known in values.items():
         wanted = getattr(options, key)
         if wanted is not None and wanted not in known:
-            there = " and ".join(map(str, sorted(known))) or "none"
+            there = " and ".join(str(value) for value in sorted(known - {None})) or "none"
             raise UserError(f"the weights have {key} {there}, not --{key} {wanted}")
 
 
@@ -183,7 +186,8 @@ def _linked(options, parts: dict[str, Part], preprocessing) -> dict[str, dict]:
     """The descriptions as ``model.json`` takes them, but for the fingerprints of our own runs."""
     found = {}
     for role, part in parts.items():
-        description = {**part.description, "source": options.file.name}
+        # Without the file's name: the same model has the same fingerprint wherever it comes from.
+        description = dict(part.description)
         if description["kind"] == "backbone":
             # No data set is known: commands ask for one.
             description |= {"preprocessing": preprocessing.to_dict(), "data": {}}
@@ -219,7 +223,7 @@ def _fingerprint(where: str, role: str, dim: int) -> str:
     return description["fingerprint"]
 
 
-def _write(options, parts: dict[str, Part], checked: Checked) -> None:
+def _write(options, parts: dict[str, Part], checked: Checked, archive: bool) -> None:
     """All runs or none, and a line about each."""
     lines = []
     with new_directory(options.out) as folder:
@@ -239,6 +243,8 @@ def _write(options, parts: dict[str, Part], checked: Checked) -> None:
                 f"{where}: {description['name']}, embeddings of dimension {description['dim']}, "
                 f"model {fingerprints[role]}"
             )
+            if _has_nonlin(description) and not (archive or options.last_nonlin):
+                lines.append("  assumed to end in a ReLU (if it does not: --last_nonlin false)")
             if description.get("needs_side") is False:
                 lines.append("  without side information (if it was trained with some: --side RUN)")
             if parts[role].left_out:

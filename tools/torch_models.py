@@ -116,7 +116,7 @@ class ResNet(Trunk):
     def __init__(
         self,
         arch: str,
-        num_classes: int | None,
+        num_classes: int,
         embedding_dim: int | None = 128,
         last_nonlin: bool = True,
         normalize_embedding: bool = False,
@@ -127,7 +127,7 @@ class ResNet(Trunk):
         super().__init__(arch, embedding_dim, last_nonlin, small_stem, width)
         self.normalize_embedding = normalize_embedding
         self.flat = classifier != "conv"
-        if num_classes is None or classifier == "none":
+        if classifier == "none":
             self.fc = nn.Sequential()
         elif classifier == "conv":
             self.fc = _conv(self.dim, num_classes, 1)
@@ -246,5 +246,6 @@ def build(description: dict, classifier: str = "conv") -> nn.Module:
     elif name.endswith("_projection"):
         module = ProjectionResNet(name.removesuffix("_projection"), **kwargs)
     else:
+        classifier = classifier if kwargs.pop("has_classifier", True) else "none"
         module = ResNet(name, **kwargs, classifier=classifier)
     return module.eval()

@@ -149,11 +149,13 @@ def _backbone(state: Mapping[str, Any], prefix: str, extra: bool) -> Part:
     else:
         variables = torch_import.torchvision_resnet(state)
     name, options, dim = _resnet_details(state)
-    num_classes = None if classifier == "none" else np.shape(state["fc.weight"])[0]
+    head = {"num_classes": 1, "has_classifier": False}
+    if classifier != "none":
+        head = {"num_classes": np.shape(state["fc.weight"])[0]}
     description = {
         "kind": "backbone",
         "name": name,
-        "kwargs": {"num_classes": num_classes, "embedding_dim": dim, **options},
+        "kwargs": {**head, "embedding_dim": dim, **options},
         "dim": dim,
     }
     return Part(description, variables, {**state, **bias}, classifier, (*left_out, *bias))

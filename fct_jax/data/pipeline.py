@@ -10,6 +10,7 @@ from absl import flags, logging
 
 from fct_jax.data.images import UnreadableImage
 from fct_jax.data.preprocessing import CROP_AREA, Preprocessing
+from fct_jax.data.sampling import IdentitySampler, Sampler, Stream
 from fct_jax.data.sources import ON_ERROR, Source
 from fct_jax.errors import UserError, unknown
 
@@ -111,6 +112,17 @@ class _Load:
         return np.stack(crops) if self.crops else crops[0]
 
 
+class _Sampled:
+    """(position in the endless stream, its place in the epoch) -> index of the image."""
+
+    def __init__(self, stream: Stream):
+        self.stream = stream
+
+    def __call__(self, position: int, place: int) -> int:
+        del place
+        return self.stream(position)
+
+
 def _stack(examples: list[dict]) -> dict:
     """Examples -> batch; unreadable ones become a list of messages, and leave no hole."""
     good = [example for example in examples if "error" not in example]
@@ -154,6 +166,7 @@ def batches(
     on_error: str | None = None,
     crops: int | None = None,
     crop_area: tuple[float, float] = CROP_AREA,
+    sampler: Sampler | None = None,
 ) -> Batches:
     """Batches of ``source`` for one process (one shard).
 
@@ -182,9 +195,10 @@ def batches(
       crops: where crops are random, that many of each image: ``image`` is (B, crops, size, size,
         3) then; None: one, and no such axis.
       crop_area: smallest and largest share of an image that a random crop keeps.
+      sampler: in training, instead of shuffling: which images form each batch of all shards.
 
     Raises:
-      UserError: a batch larger than the shard; at iteration, an unreadable image (named) or a
+      UserError: a batch larger than the shard, or not the sampler's; at iteration, an unreadable image (named) or a
         worker process that died.
     """
     on_error = on_error or source.on_error
@@ -199,7 +213,12 @@ def batches(
         raise UserError(f"shard_index={shard_index}: must be in 0..{shard_count - 1}")
     if train and view is not None:
         raise UserError("view is for passes outside training; training draws its own")
-    if train and batch_size * shard_count > len(source):
+    if sampler is not None and sampler.batch_size != batch_size * shard_count:
+        raise UserError(
+            f"the sampler's batches have {sampler.batch_size} images; "
+            f"{shard_count} times {batch_size} were asked for"
+        )
+    if train and sampler is None and batch_size * shard_count > len(source):
         largest = len(source) // shard_count
         where = f" on each of {shard_count} processes" if shard_count > 1 else ""
         raise UserError(
@@ -208,7 +227,11 @@ def batches(
         )
     skip = on_error == "skip"
     dataset = grain.MapDataset.range(len(source))
-    if train:
+    if train and sampler is not None:
+        group = sampler.images if isinstance(sampler, IdentitySampler) else 1
+        stream = Stream(sampler, shard_index, shard_count, group=group)
+        dataset = grain.MapDataset.range(len(stream)).map_with_index(_Sampled(stream))
+    elif train:
         # Grain's order of epoch e is that of seed + e: spread seeds, lest seed 1 repeats seed 0.
         dataset = dataset.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         # Equally many full batches for every shard.

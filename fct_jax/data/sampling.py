@@ -33,7 +33,7 @@ class IdentitySampler:
     each round, and rounds end for it when fewer than K new ones are left.
 
     Attributes:
-      batch_size: P·K.  steps_per_epoch: batches of an epoch, the same for all.
+      batch_size: P·K.  images: K.  steps_per_epoch: batches of an epoch, the same for all.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class IdentitySampler:
                 f"a batch of {identities} identities needs as many, but the training set has "
                 f"{known}; largest possible: {known}"
             )
-        self._identities, self._images, self._seed = identities, images, seed
+        self._identities, self.images, self._seed = identities, images, seed
         self._visits = np.maximum(self._counts // images, 1)  # of an identity in an epoch
         if rounds is not None:
             self._visits = np.minimum(self._visits, rounds)
@@ -80,7 +80,7 @@ class IdentitySampler:
             wanted = steps * self._identities
             identities = rng.permutation(np.flatnonzero(self._visits > visit))
             identities = np.resize(identities, wanted)  # cut, or filled up from the start
-            within = np.arange(visit * self._images, (visit + 1) * self._images)
+            within = np.arange(visit * self.images, (visit + 1) * self.images)
             within = within % self._counts[identities, None]
             parts.append(order[self._starts[identities, None] + within])
         return np.concatenate(parts).reshape(self.steps_per_epoch, self.batch_size)

@@ -9,9 +9,7 @@ from fct_jax.losses.adversarial import (
 from fct_jax.losses.alignment import alignment, uncertainty_weighted
 from fct_jax.losses.boundary import advbct_boundary, advbct_point, elastic_radius, lce
 from fct_jax.losses.classification import (
-    BASE_LOSSES,
     arcface,
-    base_logits,
     cosface,
     cosine_logits,
     cross_entropy,
@@ -20,11 +18,14 @@ from fct_jax.losses.classification import (
     lwf,
 )
 from fct_jax.losses.compatibility import bct, bct_ract, unibct
+from fct_jax.losses.heads import BASE_LOSSES, HEADS, base_logits
 from fct_jax.losses.pairs import contrastive, hot_refresh, l2, triplet, triplet_ract
+from fct_jax.losses.reid import batch_hard_triplet, center_loss
 from fct_jax.losses.self_supervised import nt_xent
 
 __all__ = [
     "BASE_LOSSES",
+    "HEADS",
     "advbct_boundary",
     "advbct_point",
     "adversarial",
@@ -33,8 +34,10 @@ __all__ = [
     "alignment",
     "arcface",
     "base_logits",
+    "batch_hard_triplet",
     "bct",
     "bct_ract",
+    "center_loss",
     "contrastive",
     "cosface",
     "cosine_logits",

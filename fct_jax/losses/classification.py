@@ -71,33 +71,6 @@ def cosface(cosine: jax.Array, labels: jax.Array, scale: float, margin: float) -
     return scale * (cosine - margin * own.astype(cosine.dtype))
 
 
-BASE_LOSSES = ("softmax", "arcface", "cosface")
-
-
-def base_logits(
-    kind: str,
-    embedding: jax.Array,
-    classifier: jax.Array,
-    labels: jax.Array,
-    scale: float = 30.0,
-    margin: float = 0.3,
-) -> jax.Array:
-    """Logits (N, C) of the base loss that compatible training adds to.
-
-    kind "softmax": the plain linear classifier on raw embeddings (scale and margin unused);
-    "arcface" or "cosface": margin logits of normalised embeddings and classifier rows.
-    The loss is the mean :func:`cross_entropy` of them.
-    Raises UserError for another kind.
-    """
-    if kind == "softmax":
-        return jnp.asarray(embedding, jnp.float32) @ jnp.asarray(classifier, jnp.float32).T
-    if kind == "arcface":
-        return arcface(cosine_logits(embedding, classifier), labels, scale, margin)
-    if kind == "cosface":
-        return cosface(cosine_logits(embedding, classifier), labels, scale, margin)
-    raise unknown("base loss", kind, BASE_LOSSES)
-
-
 def lwf(logits: jax.Array, old_logits: jax.Array, temperature: float = 2.0) -> jax.Array:
     """Learning without forgetting: keep the old model's softened answers. Scalar.
 

@@ -114,7 +114,7 @@ class ResNet(nn.Module):
     average of the last feature maps, with ``embedding_dim`` channels (None: as wide as the last
     stage); the classifier is linear without bias on it, ``params["classifier"]["kernel"]``
     (D, C). Both outputs are float32; ``dtype`` is that of the computation between.
-    ``num_classes=None`` leaves the classifier out, and the logits are (N, 0).
+    ``has_classifier=False`` leaves the classifier out, and the logits are (N, 0).
 
     With ``train=True`` BatchNorm uses the batch's statistics, and renews the running ones if
     "batch_stats" is mutable.
@@ -129,11 +129,12 @@ class ResNet(nn.Module):
     block: Callable[..., nn.Module]
     depths: tuple[int, ...]
     expansion: int
-    num_classes: int | None
+    num_classes: int
     base_width: int = 64
     embedding_dim: int | None = 128
     last_nonlin: bool = True
     normalize_embedding: bool = False
+    has_classifier: bool = True
     small_stem: bool = False
     width: int = 64
     dtype: Any = jnp.float32
@@ -156,7 +157,7 @@ class ResNet(nn.Module):
         embedding = jnp.mean(maps.astype(jnp.float32), (1, 2))
         if self.normalize_embedding:
             embedding = l2_normalize(embedding)
-        if self.num_classes is None:
+        if not self.has_classifier:
             return embedding[:, :0], embedding
         logits = Linear(self.num_classes, use_bias=False, name="classifier")(embedding)
         return logits, embedding

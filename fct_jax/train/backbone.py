@@ -23,16 +23,16 @@ class Backbone:
         self._preprocessing = preprocessing_of(config.preprocessing)
         self._kwargs = {
             **{key: value for key, value in config.model.items() if key != "name"},
-            "num_classes": self._num_classes(),
+            **self._model_options(),
         }
         self._module = models.build(config.model.name, **self._kwargs, dtype=config.compute_dtype)
         self.feed = self._make_feed()
         self.frozen = ()
         self._correct = jax.jit(self._count_correct)
 
-    def _num_classes(self) -> int | None:
-        """All classes, also where a subset is trained on."""
-        return self._train.num_classes
+    def _model_options(self) -> dict:
+        """What the data and the task say of the model."""
+        return {"num_classes": self._train.num_classes}  # all, also where a subset is trained on
 
     def _make_feed(self):
         return image_feed(self._train, self._preprocessing, self._config, self._mesh)

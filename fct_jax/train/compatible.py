@@ -14,19 +14,21 @@ from fct_jax.errors import UserError, unknown
 from fct_jax.frozen import write_model
 from fct_jax.train.backbone import Backbone
 from fct_jax.train.compatible_methods import Compatibility, Step, find_method
+from fct_jax.train.metric_losses import MetricLosses
 from fct_jax.train.old_model import OldModel, old_model
 
 
 class Compatible(Backbone):
     """A backbone and a compatibility method; see ``loop.py`` for what a task offers.
 
-    Trained parameters are {"model": …, "method": …}; the model alone is exported.
+    Trained parameters are {"model": …, "method": …, "metric": …}, the latter two what the
+    losses learn themselves; the model alone is exported.
     """
 
     def __init__(self, config: ConfigDict, mesh):
         method = find_method(config.method)
-        if config.base_loss not in losses.BASE_LOSSES:
-            raise unknown("base loss", config.base_loss, losses.BASE_LOSSES)
+        if config.base_loss not in losses.HEADS:
+            raise unknown("base loss", config.base_loss, losses.HEADS)
         super().__init__(config, mesh)
         old = OldModel(0)
         if config.method != "none":
@@ -45,20 +47,23 @@ class Compatible(Backbone):
         }
         self.frozen = jax.device_put(constants, sharding.replicated(mesh))
         self._method = Compatibility(method.losses, FrozenConfigDict(config.compatibility))
+        self._metric = MetricLosses(FrozenConfigDict(config.reid), self._train.num_classes)
 
     def init(self, key):
-        """Fresh variables of the model and of what the method learns itself."""
+        """Fresh variables of the model and of what the losses learn themselves."""
         model_key, method_key = jax.random.split(key)
         model = super().init(model_key)
         # Shapes alone matter: the model need not run.
         outputs = jnp.zeros((2, self._train.num_classes)), jnp.zeros((2, self.dim))
         numbers = jnp.zeros(2, jnp.int32)
         batch = {"label": numbers, "index": numbers, "flip": numbers}
-        step, _ = self._see(model["params"], outputs, self.frozen, batch, 0)
-        method = self._method.init(method_key, step)
+        seen, _ = self._see(model["params"], outputs, self.frozen, batch, 0)
+        method = self._method.init(method_key, seen)
+        metric = self._metric.init(jax.random.fold_in(key, 2), seen.embedding, numbers)
+        parts = {"model": model, "method": method, "metric": metric}
         return {
-            part: {"model": model.get(part, {}), "method": method.get(part, {})}
-            for part in ("params", "batch_stats")
+            kind: {name: part.get(kind, {}) for name, part in parts.items()}
+            for kind in ("params", "batch_stats")
         }
 
     def warm_start(self, variables):
@@ -98,10 +103,18 @@ class Compatible(Backbone):
         seen, base = self._see(variables["params"]["model"], outputs, frozen, batch, step)
         method = {part: variables[part]["method"] for part in variables}
         (parts, share), learned = self._method.apply(method, seen, mutable=["batch_stats"])
-        loss = base + self._config.compatibility.weight * sum(parts.values())
-        batch_stats = {"model": new["batch_stats"], "method": learned.get("batch_stats", {})}
+        metric = {"params": variables["params"]["metric"]}
+        added = self._metric.apply(metric, seen.embedding, seen.labels)
+        loss = base + sum(added.values())
+        loss += self._config.compatibility.weight * sum(parts.values())
+        batch_stats = {
+            "model": new["batch_stats"],
+            "method": learned.get("batch_stats", {}),
+            "metric": {},
+        }
         accuracy = jnp.mean(jnp.argmax(seen.logits, -1) == batch["label"])
-        metrics = {"base": base, **parts, "share": jnp.float32(share), "accuracy": accuracy}
+        metrics = {"base": base, **added, **parts}
+        metrics |= {"share": jnp.float32(share), "accuracy": accuracy}
         return loss, (batch_stats, metrics)
 
     def _see(self, params, outputs, frozen, batch, step) -> tuple[Step, jax.Array]:

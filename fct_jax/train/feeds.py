@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from fct_jax import sharding
+from fct_jax.data.sampling import Sampler
 from fct_jax.errors import UserError
 
 
@@ -27,6 +28,7 @@ class ResidentFeed:
       mesh: the devices.
       steps_per_call: how many steps run inside one compiled call: enough to hide the cost of a
         call, few enough for a live progress bar.
+      sampler: instead of shuffling: which samples form each batch (``fct_jax.data.sampling``).
     """
 
     def __init__(
@@ -39,24 +41,24 @@ class ResidentFeed:
         seed: int,
         mesh,
         steps_per_call: int = 16,
+        sampler: Sampler | None = None,
     ):
-        if batch_size > count:
+        if batch_size > count and sampler is None:
             raise UserError(
                 f"batch_size {batch_size} is larger than the training set of {count}; "
                 f"largest possible: {count}"
             )
         self.data = jax.device_put(data, sharding.replicated(mesh))
         self.pick = pick
-        self.steps_per_epoch = count // batch_size
+        self.steps_per_epoch = sampler.steps_per_epoch if sampler else count // batch_size
+        self._sampler = sampler
         self._steps_per_call = min(steps_per_call, self.steps_per_epoch)
         self._count, self._batch_size, self._seed, self._mesh = count, batch_size, seed, mesh
 
     def calls(self, step: int) -> Iterator[tuple[int, jax.Array]]:
         """Yields (steps, indices (S, B)) from ``step`` to the end of its epoch."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self._seed, epoch]).permutation(self._count)
-        order = order[: self.steps_per_epoch * self._batch_size].astype(np.int32)
-        order = order.reshape(self.steps_per_epoch, self._batch_size)
+        order = self._order(epoch)
         room = self._steps_per_call
         while position < self.steps_per_epoch:
             indices = order[position : position + room]
@@ -65,6 +67,14 @@ class ResidentFeed:
             indices = np.resize(indices, (room, self._batch_size))
             yield steps, sharding.put_global(indices, self._mesh, axis=1)
             position += steps
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """int32 (steps, B): the samples of each batch of an epoch."""
+        if self._sampler:
+            return self._sampler(epoch)
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._count)
+        order = order[: self.steps_per_epoch * self._batch_size].astype(np.int32)
+        return order.reshape(self.steps_per_epoch, self._batch_size)
 
     def position(self) -> dict:
         """What a checkpoint must hold to go on: nothing beyond the step."""

@@ -4,9 +4,11 @@ import jax
 from ml_collections import ConfigDict
 
 from fct_jax import data
-from fct_jax.errors import UserError
+from fct_jax.data.sampling import ClassBalancedSampler, IdentitySampler, Sampler
+from fct_jax.errors import UserError, unknown
 from fct_jax.train.feeds import ResidentFeed, StreamFeed
 
+SAMPLERS = ("identities", "balanced")
 _FITS = 2 * 2**30  # bytes of uint8 images that "auto" keeps on the device
 
 
@@ -25,7 +27,7 @@ def image_feed(
     Args:
       source: of ``data.open_source``.
       preprocessing: how its images become the model's input.
-      config: with ``batch_size``, ``seed`` and ``data``.
+      config: with ``batch_size``, ``seed``, ``data`` and, for tasks that offer it, ``sampler``.
       mesh: the devices.
       crops: ``crops`` and ``crop_area`` of ``data.batches``, for images that the host crops.
     """
@@ -47,7 +49,9 @@ def image_feed(
             # XLA runs convolutions inside a device loop on one CPU core, several times slower;
             # and a backbone's step is long enough to hide the cost of a call.
             steps_per_call=1,
+            sampler=sampler_of(config, arrays["label"]),
         )
+    sampler = sampler_of(config, source.labels)
     iterator = data.batches(
         source,
         preprocessing,
@@ -58,9 +62,38 @@ def image_feed(
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
         on_error=config.data.on_error,
+        sampler=sampler,
         **crops,
     )
-    return StreamFeed(iterator, len(source) // config.batch_size, mesh)
+    steps = sampler.steps_per_epoch if sampler else len(source) // config.batch_size
+    return StreamFeed(iterator, steps, mesh)
+
+
+def sampler_of(config: ConfigDict, labels) -> Sampler | None:
+    """The sampler of ``config.sampler``; None: every image once an epoch, in a new order.
+
+    Args:
+      config: with ``batch_size``, ``seed`` and perhaps ``sampler``.
+      labels: (N,) of the training images.
+
+    Raises:
+      UserError: an unknown name, a batch that is not whole identities, too few identities.
+    """
+    options = config.get("sampler")
+    if options is None or not options.name:
+        return None
+    if options.name not in SAMPLERS:
+        raise unknown("sampler", options.name, SAMPLERS)
+    if options.name == "balanced":
+        return ClassBalancedSampler(labels, config.batch_size, seed=config.seed)
+    identities, left = divmod(config.batch_size, max(options.images, 1))
+    if left:
+        raise UserError(
+            f"config.batch_size={config.batch_size} is not a multiple of "
+            f"config.sampler.images={options.images}; nearest: {identities * options.images}"
+        )
+    rounds = options.rounds or None
+    return IdentitySampler(labels, identities, options.images, seed=config.seed, rounds=rounds)
 
 
 def _in_memory(source, preprocessing, wish: str) -> bool:

@@ -24,13 +24,19 @@ def learning_rate(
     milestones: Sequence[int] | None = None,
     step: int | None = None,
     gamma: float = 0.1,
+    warmup_start: float = 0.0,
+    floor: float = 0.0,
 ) -> Callable[[int], float]:
     """The function from epoch (0-based) to learning rate; it is constant within an epoch.
 
     Epochs before ``warmup`` use ``base · (epoch + 1) / warmup``, which reaches the full rate in
-    the last of them, and the next epoch uses it again. After them:
+    the last of them, and the next epoch uses it again. With a ``warmup_start`` s above 0 they use
+    ``base · (s + (1 - s) · epoch / warmup)`` instead: from the share s to full rate right after.
+    After them:
 
     - "cosine": ``½ (1 + cos(π (e - warmup) / (epochs - warmup))) · base``, above zero to the end;
+      a ``floor`` f squeezes it into the range from f · base to base (re-identification code that
+      counts the warm-up among the cosine's epochs jumps there; this does not);
     - "constant": ``base``;
     - "multistep": ``base · gamma^k``, k the number of ``milestones`` reached, or ``e // step``.
       (The published code ignores the warm-up here; ask for none with ``warmup=0``.)
@@ -44,6 +50,9 @@ def learning_rate(
         raise unknown("schedule", kind, SCHEDULES)
     if kind == "cosine" and not 0 <= warmup < epochs:
         raise UserError(f"schedule cosine: {warmup} warm-up epochs do not fit into {epochs} epochs")
+    for name, share in (("warmup_start", warmup_start), ("floor", floor)):
+        if not 0 <= share <= 1:
+            raise UserError(f"schedule: {name} is a share of the rate in [0, 1], not {share}")
     if kind == "multistep":
         if (milestones is None) == (step is None):
             raise UserError("schedule multistep: give either milestones or step")
@@ -51,10 +60,13 @@ def learning_rate(
             raise UserError(f"schedule multistep: step must be at least 1 epoch, not {step}")
 
     def rate(epoch: int) -> float:
+        if epoch < warmup and warmup_start:
+            return base * (warmup_start + (1 - warmup_start) * epoch / warmup)
         if epoch < warmup:
             return base * (epoch + 1) / warmup
         if kind == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) * base
+            share = 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
+            return (floor + (1 - floor) * share) * base
         if kind == "constant":
             return base
         if milestones is not None:
@@ -76,6 +88,8 @@ def configured_learning_rate(config: Any, epochs: int) -> Callable[[int], float]
         milestones=milestones,
         step=None if milestones else schedule.get("step"),
         gamma=schedule.get("gamma", 0.1),
+        warmup_start=schedule.get("warmup_start", 0.0),
+        floor=schedule.get("floor", 0.0),
     )
 
 
@@ -84,7 +98,10 @@ def build_optimizer(config: Any, epochs: int, steps_per_epoch: int) -> optax.Gra
 
     ``config`` (an ``ml_collections.ConfigDict``) has ``name`` (of `OPTIMIZERS`), ``lr``,
     ``weight_decay``, ``decay_batch_norm``, ``schedule`` (``name``; optional ``warmup_epochs``,
-    ``milestones`` or ``step``, ``gamma``) and, but for Adam, ``momentum`` and ``nesterov``.
+    ``milestones`` or ``step``, ``gamma``, ``warmup_start``, ``floor``) and, but for Adam,
+    ``momentum`` and ``nesterov``. Optional: ``bias_lr_factor``, which multiplies the rate of all
+    parameters named ``bias``; ``center_lr``, at which those named ``centers`` (of the centre loss)
+    follow their gradient alone, without schedule, momentum or decay, as published with that loss.
 
     All optimizers decay *coupled*: ``weight_decay · p`` is added to the gradient before momentum
     or moments (not AdamW), on every parameter. ``decay_batch_norm=False`` spares the scale and
@@ -110,6 +127,17 @@ def build_optimizer(config: Any, epochs: int, steps_per_epoch: int) -> optax.Gra
     def rate_of_step(count):
         return rates[jnp.minimum(count // steps_per_epoch, epochs - 1)]
 
+    factor = config.get("bias_lr_factor", 1.0)
+    chain = optax.chain(
+        _rule(config, rate_of_step), *([_scaled_biases(factor)] if factor != 1 else [])
+    )
+    if not config.get("center_lr"):
+        return chain
+    return optax.multi_transform({"centers": optax.sgd(config.center_lr), "rest": chain}, _centers)
+
+
+def _rule(config, rate_of_step) -> optax.GradientTransformation:
+    """The named optimizer at the scheduled rate."""
     if config.name == "lars":
         return optax.lars(
             rate_of_step,
@@ -127,6 +155,22 @@ def build_optimizer(config: Any, epochs: int, steps_per_epoch: int) -> optax.Gra
     elif config.momentum:
         steps.append(optax.trace(config.momentum, nesterov=config.nesterov))
     return optax.chain(*steps, optax.scale_by_learning_rate(rate_of_step))
+
+
+def _scaled_biases(factor: float) -> optax.GradientTransformation:
+    def scale(updates, params):
+        del params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u: u * factor if _name(path) == "bias" else u, updates
+        )
+
+    return optax.stateless(scale)
+
+
+def _centers(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "centers" if _name(path) == "centers" else "rest", params
+    )
 
 
 def decayed(params: Any) -> Any:

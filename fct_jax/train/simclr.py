@@ -50,8 +50,9 @@ class SimCLR(Backbone):
         self._head = Head(config.head.hidden_dim, config.head.output_dim)
         self._validation_sums = jax.jit(self._evaluate_batch)
 
-    def _num_classes(self) -> None:
-        """No classifier: labels are not used."""
+    def _model_options(self) -> dict:
+        """Labels are not used."""
+        return {**super()._model_options(), "has_classifier": False}
 
     def _make_feed(self):
         return image_feed(
