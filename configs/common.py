@@ -101,6 +101,54 @@ def gldv2_compatible() -> ConfigDict:
     return config
 
 
+def market1501_compatible() -> ConfigDict:
+    """Market-1501 with the settings of "Bag of Tricks and A Strong Baseline" (CVPRW 2019)."""
+    config = compatible()
+    config.data.name = "market1501"
+    config.data.dir = "data/market1501"
+    config.data.workers = 8
+    config.preprocessing.size = 256
+    config.preprocessing.width = 128  # persons stand upright
+    config.preprocessing.flip = True
+    config.model.name = "resnet50_projection"
+    config.pretrained = "weights/resnet50.pth"
+    config.batch_size = 64
+    config.sampler.name = "identities"
+    config.sampler.images = 4
+    config.sampler.rounds = 0  # until the images of an identity are used up
+    config.label_smoothing = 0.1
+    config.reid.triplet_weight = 1.0
+    config.reid.center_weight = 5e-4
+    config.optimizer.name = "adam"
+    config.optimizer.lr = 3.5e-4
+    config.optimizer.schedule.milestones = (40, 70)
+    config.optimizer.schedule.warmup_epochs = 10
+    config.optimizer.schedule.warmup_start = 0.01
+    config.epochs = 120
+    return config
+
+
+def ms1m_compatible() -> ConfigDict:
+    """MS1M: ArcFace on 112-px faces; its 180,000 published steps at batch 512 are 16 epochs."""
+    config = compatible()
+    config.data.name = "ms1m"
+    config.data.dir = "data/ms1m"
+    config.data.workers = 16
+    config.preprocessing.size = 112
+    config.preprocessing.flip = True
+    config.preprocessing.mean = config.preprocessing.std = (0.5, 0.5, 0.5)
+    config.model.name = "resnet50_projection"
+    config.model.embedding_dim = 512
+    config.model.small_stem = True  # the first stage at full size, as for 112-px faces
+    config.base_loss = "arcface_monotonic"
+    config.scale = 64.0
+    config.margin = 0.5
+    config.batch_size = 512
+    config.optimizer.schedule.milestones = (9, 14)
+    config.epochs = 16
+    return config
+
+
 def compatible_transformation(config: ConfigDict) -> ConfigDict:
     """FCT or FastFill between models that were trained without augmentation: one view."""
     config.views = 1

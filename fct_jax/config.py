@@ -84,13 +84,14 @@ def compatible() -> ConfigDict:
 
 
 def reid() -> ConfigDict:
-    """Losses of re-identification on the embedding, beside base loss and compatibility."""
+    """Re-identification: losses on the embedding beside the base loss, and how to compare."""
     config = ConfigDict()
     config.triplet_weight = 0.0  # batch-hard triplet; wants config.sampler.name=identities
     config.triplet_margin = 0.3
     config.triplet_soft = False  # True: softplus instead of the margin
     config.triplet_normalize = False  # True: of directions, not of raw embeddings
     config.center_weight = 0.0  # centre loss, published 0.0005
+    config.rerank = False  # comparisons on "market1501": True re-ranks by k-reciprocal neighbours
     return config
 
 
@@ -312,7 +313,8 @@ def upgrade() -> ConfigDict:
     config.apply.reembed = ""
     config.apply.batch_items = 4096  # items re-embedded and recorded together
     config.apply.max_batches = 0  # stop after so many, to go on later; 0: all of the plan
-    config.apply.unchecked = False  # True: also where no known answers can be found
+    # True: also where there are no known answers, or a batch finds its own only by chance
+    config.apply.unchecked = False
     config.rollback_to = -1  # number of the batch that `rollback` returns to; 0: none re-embedded
     return config
 
@@ -343,6 +345,7 @@ def preprocessing() -> ConfigDict:
     """From a stored image to the model's input."""
     config = ConfigDict()
     config.size = 224  # side of the model's input, pixels
+    config.width = 0  # of the input where it is not square; 0: as its height, `size`
     config.resize = 0  # R: shorter side to R, then centre crop; 0: the whole image squashed
     config.train_crop = "none"  # "none", "random_resized"
     config.flip = True

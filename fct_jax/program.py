@@ -24,8 +24,7 @@ def embedder_program(embedder) -> bytes:
     flat = traverse_util.flatten_dict(embedder.variables, sep="/")
     shapes = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in flat.items()}
     (batch,) = export.symbolic_shape("batch")
-    size = embedder.preprocessing.size
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *embedder.preprocessing.shape, 3), jnp.uint8)
 
     def embed(weights, images):
         return embedder.forward(traverse_util.unflatten_dict(weights, sep="/"), images)[1]

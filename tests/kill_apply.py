@@ -1,10 +1,11 @@
 """Runs an upgrade in child processes that kill themselves (signal 9) at a given moment.
 
-    python tests/kill_apply.py GALLERY NEW WORKDIR SEED
+    python tests/kill_apply.py GALLERY NEW WORKDIR SEED...
 
 A moment is the n-th time that something is written, synced or renamed; a write is cut in its
-middle. After every death the next child goes on, dies later, and so on; each also
-rolls back once on the way. Prints how many children were killed.
+middle. After every death the next child goes on, dies later, and so on; they also
+roll back once on the way. Every seed has a directory of its own, WORKDIR/SEED, and its line of
+output: how many children were killed.
 """
 
 import os
@@ -16,8 +17,7 @@ import numpy as np
 import tiny_galleries as tiny
 
 from fct_jax.upgrade.apply import apply, rollback
-from fct_jax.upgrade.journal import Journal
-from fct_jax.upgrade.migration import Progress
+from fct_jax.upgrade.journal import Journal, Progress
 
 BATCH = 16  # rows translated together
 ITEMS = 23  # re-embedded together
@@ -70,29 +70,34 @@ def die_at(moment: int) -> None:
         setattr(os, name, dying(getattr(os, name)))
 
 
-def main() -> None:
-    """The command."""
-    gallery, new, workdir = map(Path, sys.argv[1:4])
-    rng = np.random.default_rng(int(sys.argv[4]))
+def kill_until_done(gallery: Path, new: Path, workdir: Path, seed: int) -> int:
+    """How many children were killed before one of them came to the end; −1 if one failed."""
+    rng = np.random.default_rng(seed)
     killed = 0
     while True:
         # Far enough that a rollback, which is one step, can come to its end.
         moment = int(rng.integers(1, 400))
         child = os.fork()
         if child == 0:
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 – until the process ends
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 – until the process ends
             die_at(moment)
             try:
                 work(gallery, new, workdir)
             except BaseException as error:
-                os.write(1, f"failed: {type(error).__name__}: {error}\n".encode())
+                os.write(2, f"{type(error).__name__}: {error}\n".encode())
                 os._exit(1)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):
-            print(f"killed {killed} times")
-            sys.exit(os.WEXITSTATUS(status))
+            return -1 if os.WEXITSTATUS(status) else killed
         killed += 1
+
+
+def main() -> None:
+    """The command."""
+    gallery, new, workdir = map(Path, sys.argv[1:4])
+    for seed in sys.argv[4:]:
+        print(kill_until_done(gallery, new, workdir / seed, int(seed)), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ STEPS = {
     "batch_size": 48,
     "epochs": 1,
     "optimizer__schedule__warmup_epochs": 0,
-    "optimizer__lr": 0.01,
+    "optimizer__lr": 1e-3,
     "log_every_steps": 1,
     "data__classes": "",
 }

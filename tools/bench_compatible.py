@@ -1,6 +1,6 @@
 """What a compatibility method adds to the time of a training step.
 
-    python tools/bench_compatible.py [--full]
+    python tools/benchmark.py --only compatible [--full]
 
 The same step with each of the five methods and without any; ResNet-18, batch 128, 64 px
 (--full), or narrower and smaller. The rounds alternate, so that all see the same machine.
@@ -92,12 +92,3 @@ def _old_run(folder: Path) -> str:
     variables = task.export(jax.jit(task.init)(jax.random.key(1)))
     write_model(folder / "old" / "model", task.describe(), variables)
     return str(folder / "old")
-
-
-if __name__ == "__main__":
-    import argparse
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="ResNet-18, batch 128, 64 px")
-    for found in run(quick=not parser.parse_args().full):
-        print(f"{found['name']}: {found['note']}")

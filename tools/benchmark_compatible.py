@@ -76,10 +76,38 @@ class Scenario:
         # Scenarios with the same old model share its run.
         self.old = folder.parent.parent / f"old-{_slug(self._old_changes)}" / f"seed{seed}"
 
+    def check(self, methods: list[str]) -> None:
+        """Looks for all files, lest days of training end at a missing image.
+
+        Raises UserError; nothing is looked for where all is trained already.
+        """
+        from fct_jax import data
+        from fct_jax.evaluate.compatible_tests import open_test
+        from fct_jax.frozen import is_run
+
+        if all(is_run(workdir) for _, workdir, _ in self._runs(methods)):
+            return
+        # The new model's data first: mostly the old one's is a part, and all missing are counted.
+        for changes in (self._new_changes, self._old_changes):
+            config = self._new_config("none", changes)
+            data.open_source(config.data, "train")
+            if config.pretrained and not Path(config.pretrained).is_file():
+                raise UserError(f"no file {config.pretrained} (config.pretrained)")
+        for changes in self._tests.values():
+            config = self._new_config("none", {**self._new_changes, **changes})
+            open_test(config).check_images()
+
     def train(self, methods: list[str]) -> None:
         """Trains everything that is not trained yet."""
         from fct_jax.train.loop import train
 
+        runs = self._runs(methods)
+        for number, (name, workdir, config) in enumerate(runs, 1):
+            print(f"\n{self.name}, seed {self._seed}, {number}/{len(runs)}: {name}", flush=True)
+            train(config, workdir)
+
+    def _runs(self, methods: list[str]) -> list[tuple]:
+        """(row, directory, config) of every training, in an order that finds its old model."""
         old = self._new_config("none", self._old_changes)
         # Another seed: models that start from the same weights are compatible by themselves.
         old.seed += 1000
@@ -95,9 +123,7 @@ class Scenario:
             config.data.update(self._new_config("none", self._new_changes).data)
             config.seed = self._seed
             runs.append((name, self.folder / name, config))
-        for number, (name, workdir, config) in enumerate(runs, 1):
-            print(f"\n{self.name}, seed {self._seed}, {number}/{len(runs)}: {name}", flush=True)
-            train(config, workdir)
+        return runs
 
     def report(self, methods: list[str]):
         """Scores of all rows on all test sets."""
@@ -141,9 +167,11 @@ def run(arguments: list[str]) -> list:
 
     methods = chosen("compatible training method", flags.methods, known)
     workdir = flags.workdir or Path("runs") / flags.config.stem
-    _keep_compiled(workdir / "compiled")
     if (workdir / "report").exists():
         raise UserError(f"{workdir / 'report'} exists already; nothing was overwritten")
+    for name in scenarios:
+        Scenario(name, config, 0, workdir / name / "seed0").check(methods)
+    _keep_compiled(workdir / "compiled")
     reports = []
     for name in scenarios:
         seeds = []
@@ -166,7 +194,8 @@ def _keep_compiled(folder: Path) -> None:
     """Trainings of one architecture share what XLA compiles: for the digits half of the time."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    if jax.config.jax_compilation_cache_dir is None:  # the user's own goes first
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

@@ -112,6 +112,28 @@ def read_subjects(path: str | Path) -> Subjects:
     return Subjects(np.fromiter(person_of, np.int64), np.fromiter(person_of.values(), np.int64))
 
 
+def protocol_beside(media_file: str | Path) -> tuple[Pairs, Subjects, Subjects]:
+    """Pairs, gallery and probe from the files beside ``NAME_face_tid_mid.txt``.
+
+    They are ``NAME_template_pair_label.txt``, ``NAME_1N_gallery_*.csv``, whose persons differ and
+    form one gallery, and ``NAME_1N_probe_mixed.csv``.
+
+    Raises:
+      UserError: another name, no gallery; as the readers of the files.
+    """
+    path, ending = Path(media_file), "_face_tid_mid.txt"
+    if not path.name.endswith(ending):
+        raise UserError(f"{path} must be called NAME{ending}, which gives NAME for its protocol")
+    name = path.name.removesuffix(ending)
+    galleries = sorted(path.parent.glob(f"{name}_1N_gallery_*.csv"))
+    if not galleries:
+        raise UserError(f"no file {path.parent / name}_1N_gallery_*.csv")
+    pairs = read_pairs(path.with_name(f"{name}_template_pair_label.txt"))
+    parts = [read_subjects(gallery) for gallery in galleries]
+    gallery = Subjects(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return pairs, gallery, read_subjects(path.with_name(f"{name}_1N_probe_mixed.csv"))
+
+
 def ijb_reader(root: str | Path, media_file: str | Path) -> LabelledFiles:
     """The aligned face images below ``root`` that ``media_file`` names, each once, without class.
 

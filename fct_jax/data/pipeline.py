@@ -198,8 +198,8 @@ def batches(
       sampler: in training, instead of shuffling: which images form each batch of all shards.
 
     Raises:
-      UserError: a batch larger than the shard, or not the sampler's; at iteration, an unreadable image (named) or a
-        worker process that died.
+      UserError: a batch larger than the shard, or not the sampler's; at iteration, an unreadable
+        image (named) or a worker process that died.
     """
     on_error = on_error or source.on_error
     if on_error not in ON_ERROR:

@@ -28,8 +28,10 @@ class Preprocessing:
 
     Attributes:
       size: height and width of the input, in pixels.
-      resize: None squashes to (size, size); a number scales the shorter side to it, then crops the
-        centre.
+      width: of the input, where it is not square (upright persons, say); 0: as ``size``, which is
+        the height.
+      resize: None squashes to the input's shape; a number scales the shorter side to it, then crops
+        the centre.
       train_crop: "none", or "random_resized" (Inception-style crop in training).
       flip: random horizontal flip in training.
       mean, std: per channel, of values in [0, 1]. The defaults are ImageNet's.
@@ -41,6 +43,7 @@ class Preprocessing:
     flip: bool = True
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    width: int = 0
 
     def __post_init__(self):
         """Check the values; raises UserError."""
@@ -48,10 +51,13 @@ class Preprocessing:
             raise unknown("train_crop", self.train_crop, TRAIN_CROPS)
         if self.size < 1:
             raise UserError(f"image size must be at least 1, not {self.size}")
-        if self.resize is not None and self.resize < self.size:
+        if self.width < 0:
+            raise UserError(f"image width must be at least 1, or 0 for a square; not {self.width}")
+        largest = max(self.shape)
+        if self.resize is not None and self.resize < largest:
             raise UserError(
-                f"resize={self.resize} is smaller than the crop, size={self.size}; "
-                f"the nearest right value is {self.size}, or None to squash"
+                f"resize={self.resize} is smaller than the crop, size={largest}; "
+                f"the nearest right value is {largest}, or None to squash"
             )
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
@@ -60,6 +66,11 @@ class Preprocessing:
             object.__setattr__(self, name, values)
         if min(self.std) <= 0:
             raise UserError(f"std must be above 0, not {self.std}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the input, in pixels."""
+        return self.size, self.width or self.size
 
     def to_dict(self) -> dict:
         """As JSON takes it."""
@@ -87,7 +98,7 @@ class Preprocessing:
         if random_crop or self.resize is not None or image_size is None:
             return True
         height, width = image_size
-        return height * width > max(self.size, _SMALL) ** 2
+        return height * width > max(self.shape[0] * self.shape[1], _SMALL**2)
 
     def on_host(
         self,
@@ -103,44 +114,46 @@ class Preprocessing:
           area: smallest and largest share of the image that a random crop keeps.
 
         Returns:
-          uint8 (size, size, 3).
+          uint8 (*shape, 3).
         """
         picture = Image.fromarray(image)
         if rng is not None and self.train_crop == "random_resized":
             picture = picture.crop(random_box(picture.width, picture.height, rng, area))
-            return self._scaled(picture, self.size, self.size)
+            return self._scaled(picture, *self.shape)
         if self.resize is None:
-            return self._scaled(picture, self.size, self.size)
+            return self._scaled(picture, *self.shape)
         height, width = _shorter_side(picture.height, picture.width, self.resize)
-        top, left = _centre(height, self.size), _centre(width, self.size)
-        scaled = self._scaled(picture, height, width)
-        return np.ascontiguousarray(scaled[top : top + self.size, left : left + self.size])
+        return np.ascontiguousarray(self._scaled(picture, height, width)[self._crop(height, width)])
 
     @staticmethod
     def _scaled(picture: Image.Image, height: int, width: int) -> np.ndarray:
         return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
 
+    def _crop(self, height: int, width: int) -> tuple[slice, slice]:
+        """The centre of a scaled image."""
+        top, left = _centre(height, self.shape[0]), _centre(width, self.shape[1])
+        return slice(top, top + self.shape[0]), slice(left, left + self.shape[1])
+
     def on_device(self, images: jax.Array, flip: jax.Array | None = None) -> jax.Array:
         """Resize (unless the size is right already), flip and normalise; for use under jit.
 
         Args:
-          images: uint8 or float (B, H, W, 3), grey levels 0..255. Images of exactly (size, size)
-            are taken as ready; others get the fixed resize and crop.
+          images: uint8 or float (B, H, W, 3), grey levels 0..255. Images of exactly the input's
+            shape are taken as ready; others get the fixed resize and crop.
           flip: bool (B,), which images to mirror; None: none.
 
         Returns:
-          float32 (B, size, size, 3).
+          float32 (B, *shape, 3).
         """
         x = jnp.asarray(images, jnp.float32)
         height, width = x.shape[1:3]
-        if (height, width) != (self.size, self.size):
+        if (height, width) != self.shape:
             if self.resize is not None:
                 height, width = _shorter_side(height, width, self.resize)
             else:
-                height = width = self.size
+                height, width = self.shape
             x = _bilinear(x, height, width)
-            top, left = _centre(height, self.size), _centre(width, self.size)
-            x = x[:, top : top + self.size, left : left + self.size]
+            x = x[:, *self._crop(height, width)]
         if flip is not None:
             x = jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)

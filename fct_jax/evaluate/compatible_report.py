@@ -69,7 +69,8 @@ class CompatibleReport:
 
     def sections(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """(title, headings, rows of text) of each table."""
-        return [self._main(), self._details()]
+        more = [self._more(name) for name in self.tests]
+        return [self._main(), self._details(), *(table for table in more if table[2])]
 
     def _main(self):
         names = list(self.tests)
@@ -104,6 +105,17 @@ class CompatibleReport:
                 mean = _percent(float(np.mean(values["curve"])))
                 lines.append([row, name, _percent(float(gain[0])), *rates, mean])
         return f"{self.title}: details (%)", head, lines
+
+    def _more(self, test: str):
+        """What a test set is known for besides the mAP: CMC of persons, TAR at FAR of faces."""
+        found = self.tests[test]
+        names = [key.removeprefix("self ") for key in found[OLD] if key.startswith("self ")]
+        lines = []
+        for row in [OLD, *self.rows] if names else []:
+            for kind in ("self",) if row == OLD else ("self", "cross"):
+                values = [_percent(found[row][f"{kind} {name}"]) for name in names]
+                lines.append([row, kind, *values])
+        return f"{self.title}: {test} (%)", ["model", "search", *names], lines
 
     def show(self) -> None:
         """Prints the tables."""

@@ -17,11 +17,13 @@ from fct_jax.evaluate.search import knn
 
 
 class Scored(NamedTuple):
-    """``map`` as a fraction; ``hit`` (Q,): is the nearest item right; ``groups``: mAP of each."""
+    """``map`` as a fraction; ``hit`` (Q,): is the nearest item right; ``groups``: mAP of each;
+    ``more``: other metrics that the test set is known for."""
 
     map: float
     hit: np.ndarray | None = None
     groups: Mapping[object, float] | None = None
+    more: Mapping[str, float] | None = None
 
 
 Score = Callable[[np.ndarray, np.ndarray], Scored]
@@ -106,13 +108,13 @@ def measure(
       ``{"old": {"self"}, row: {"self", "cross", "curve" (S,), "nfr", "relative_nfr", "gap"}}``:
       mAPs as fractions; ``curve`` at each share of a re-embedded gallery; negative flips of
       cross against old search, and the difference of the best and the worst group in cross
-      search, where the score gives them.
+      search, where the score gives them; likewise its other metrics, "self NAME", "cross NAME".
 
     Raises:
       UserError: vectors that do not fit together, or are not finite.
     """
     before = score(old.query, old.gallery)
-    found = {"old": _with_gap({"self": before.map}, before)}
+    found = {"old": _with_gap({"self": before.map, **_more("self", before)}, before)}
     for name, row in rows.items():
         if np.shape(row.query)[1] != np.shape(row.old_gallery)[1]:
             raise UserError(
@@ -121,26 +123,34 @@ def measure(
             )
         cross = score(row.query, row.old_gallery)
 
+        own = score(row.query, row.gallery)
+
         def mean_ap(gallery, row=row):
             return {"map": score(row.query, gallery).map}
 
         # What is already scored is not searched again.
         inner = [share for share in shares if 0 < share < 1]
-        curve = hot_refresh_curve(
-            row.gallery, row.old_gallery, mean_ap, shares=[*inner, 1.0], seed=seed
-        )
-        points = dict(zip([*inner, 1.0], curve.values["map"].tolist(), strict=True)) | {
-            0.0: cross.map
-        }
+        points = {0.0: cross.map, 1.0: own.map}
+        if inner:
+            curve = hot_refresh_curve(
+                row.gallery, row.old_gallery, mean_ap, shares=inner, seed=seed
+            )
+            points |= zip(inner, curve.values["map"].tolist(), strict=True)
         values = {
-            "self": points[1.0],
+            "self": own.map,
             "cross": cross.map,
             "curve": [points[float(share)] for share in shares],
+            **_more("self", own),
+            **_more("cross", cross),
         }
         if before.hit is not None and cross.hit is not None:
             values |= negative_flip_rate(before.hit, cross.hit)
         found[name] = _with_gap(values, cross)
     return found
+
+
+def _more(kind: str, scored: Scored) -> dict[str, float]:
+    return {f"{kind} {name}": value for name, value in (scored.more or {}).items()}
 
 
 def _with_gap(values: dict, scored: Scored) -> dict:

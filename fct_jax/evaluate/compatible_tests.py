@@ -1,17 +1,21 @@
 """The test sets of a comparison: which vectors they need of a model, and how they are scored."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from fct_jax import data
+from fct_jax.data.ijb import protocol_beside, read_media, rows_of
+from fct_jax.data.market1501 import parse_names
 from fct_jax.data.readers import gldv2_truth, revisited_truth, splits_of
 from fct_jax.embed.images import embeddings_of, source_config
 from fct_jax.embed.transform import transform_set
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
 from fct_jax.evaluate.compatible_scoring import Row, Score, labelled, landmarks, measure, revisited
+from fct_jax.evaluate.identity_scoring import faces, persons
 from fct_jax.frozen import load_model
 
 
@@ -23,6 +27,17 @@ class TestSet(NamedTuple):
     query: str
     gallery: str
 
+    @property
+    def name(self) -> str:
+        """Of the gallery: that of the data set, "ijbc" for IJB-C's files and "ijbb" for IJB-B's."""
+        where = self.config.data
+        return where.name if where.name != "ijb" else Path(where.list).name.split("_")[0]
+
+    def check_images(self) -> None:
+        """Raises UserError where images of the splits are missing."""
+        for split in dict.fromkeys((self.query, self.gallery)):
+            data.open_source(source_config(self.config.data, split), split)
+
     def vectors(self, run, split: str) -> EmbeddingSet:
         """The run's embeddings of a split, computed once."""
         found = embeddings_of(str(run), "new", self.config, split)
@@ -33,8 +48,9 @@ class TestSet(NamedTuple):
 def open_test(config: ConfigDict) -> TestSet:
     """The test set of a config with a ``data`` section.
 
-    "roxford5k" and "rparis6k" are scored by mAP medium, "gldv2" by mAP@100, every data set with a
-    validation split by its labels, leave-one-out.
+    "roxford5k" and "rparis6k" are scored by mAP medium, "gldv2" by mAP@100, "market1501" by the
+    mAP of its protocol, "ijb" by that of 1:N identification, every data set with a validation split
+    by its labels, leave-one-out.
 
     Raises:
       UserError: a data set that is none of these, or whose ground truth cannot be read.
@@ -45,12 +61,31 @@ def open_test(config: ConfigDict) -> TestSet:
         return TestSet(config, score, "query", "gallery")
     if where.name == "gldv2":
         return TestSet(config, landmarks(gldv2_truth(where.dir).positives), "query", "gallery")
+    if where.name == "market1501":
+        return TestSet(config, _persons(config), "query", "gallery")
+    if where.name == "ijb":
+        return TestSet(config, _faces(where), "gallery", "gallery")
     if "validation" not in splits_of(where.name):
         raise UserError(
             f"data set {where.name!r} cannot be compared on: it has no validation split"
         )
     labels = data.open_source(source_config(where, "validation"), "validation").labels
     return TestSet(config, labelled(labels), "validation", "validation")
+
+
+def _persons(config: ConfigDict) -> Score:
+    sides = [
+        parse_names(data.open_source(source_config(config.data, split), split).ids)
+        for split in ("query", "gallery")
+    ]
+    (query, query_cameras), (gallery, gallery_cameras) = sides
+    return persons(query, gallery, query_cameras, gallery_cameras, rerank=config.reid.rerank)
+
+
+def _faces(where: ConfigDict) -> Score:
+    images = data.open_source(source_config(where, "gallery"), "gallery").ids
+    media = read_media(where.list)
+    return faces(media, rows_of(media, images), *protocol_beside(where.list))
 
 
 def compare(test: TestSet, old_run, runs: dict, transformations: dict, folder) -> dict[str, dict]:
@@ -75,7 +110,7 @@ def compare(test: TestSet, old_run, runs: dict, transformations: dict, folder) -
         for name, run in runs.items()
     }
     for name, (run, transformation) in transformations.items():
-        kept = folder / f"{name}-{test.config.data.name}"
+        kept = folder / f"{name}-{test.name}"
         if not kept.is_dir():
             transform_set(load_model(transformation), old_gallery, None, kept)
         rows[name] = Row(

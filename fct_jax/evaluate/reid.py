@@ -29,6 +29,25 @@ def market1501(
     Raises:
       UserError: shapes that do not fit, distances that are not finite, no query with a match.
     """
+    aps, ranks = market1501_per_query(
+        distances, query_ids, gallery_ids, query_cameras, gallery_cameras
+    )
+    valid = ranks > 0
+    # A gallery shorter than max_rank gives a shorter CMC (the published code fails there).
+    length = min(max_rank, len(gallery_ids))
+    cmc = (ranks[valid, None] <= np.arange(1, length + 1)).mean(axis=0)
+    return {"cmc": cmc, "map": float(aps[valid].mean())}
+
+
+def market1501_per_query(
+    distances, query_ids, gallery_ids, query_cameras, gallery_cameras
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `market1501`, with its arguments and errors, averages.
+
+    Returns:
+      average precision (Q,) float and rank of the first match (Q,), 1 for the nearest. A query
+      without any match has NaN and 0: it does not count.
+    """
     distances = np.asarray(distances)
     query_ids, query_cameras = np.asarray(query_ids), np.asarray(query_cameras)
     gallery_ids, gallery_cameras = np.asarray(gallery_ids), np.asarray(gallery_cameras)
@@ -40,8 +59,7 @@ def market1501(
     if not np.isfinite(distances).all():
         raise UserError("distances hold NaN or infinite values")
 
-    length = min(max_rank, len(gallery_ids))
-    first_hits, aps = [], []
+    aps, ranks = np.full(len(query_ids), np.nan), np.zeros(len(query_ids), np.int64)
     for start in range(0, len(query_ids), BLOCK):
         rows = slice(start, start + BLOCK)
         order = np.argsort(distances[rows], axis=1, kind="stable")
@@ -52,17 +70,16 @@ def market1501(
         matches = hit.sum(axis=1)
         valid = matches > 0
         precision = np.cumsum(hit, axis=1) / np.maximum(rank, 1)
-        aps.append(((precision * hit).sum(axis=1) / np.maximum(matches, 1))[valid])
+        total = (precision * hit).sum(axis=1)
+        aps[rows] = np.where(valid, total / np.maximum(matches, 1), np.nan)
         beyond = len(gallery_ids) + 1
-        first_hits.append(np.where(hit, rank, beyond).min(axis=1, initial=beyond)[valid])
-    first_hits = np.concatenate([np.zeros(0, np.int64), *first_hits])
-    if first_hits.size == 0:
+        first = np.where(hit, rank, beyond).min(axis=1, initial=beyond)
+        ranks[rows] = np.where(valid, first, 0)
+    if not ranks.any():
         raise UserError(
             "no query has a match: its identity must be in the gallery, seen by another camera"
         )
-    # A gallery shorter than max_rank gives a shorter CMC (the published code fails there).
-    cmc = (first_hits[:, None] <= np.arange(1, length + 1)).mean(axis=0)
-    return {"cmc": cmc, "map": float(np.concatenate(aps).mean())}
+    return aps, ranks
 
 
 def k_reciprocal_rerank(

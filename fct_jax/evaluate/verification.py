@@ -119,6 +119,21 @@ def identification(
     Raises:
       UserError: shapes that do not fit, values that are not finite, no probe with a mate.
     """
+    ranks, aps = identification_per_probe(probe, probe_ids, gallery, gallery_ids)
+    mated = ranks > 0
+    report = {f"top@{k}": float((ranks[mated] <= k).mean()) for k in ks}
+    return report | {"map": float(aps[mated].mean()), "mated": float(mated.mean())}
+
+
+def identification_per_probe(
+    probe, probe_ids, gallery, gallery_ids
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `identification`, with its arguments and errors, averages.
+
+    Returns:
+      rank of the first mate (P,), 1 for the nearest, and average precision (P,) float. A probe
+      without mate has 0 and NaN: it does not count.
+    """
     probe, gallery = np.asarray(probe, np.float32), np.asarray(gallery, np.float32)
     probe_ids, gallery_ids = np.asarray(probe_ids), np.asarray(gallery_ids)
     if probe.ndim != 2 or gallery.ndim != 2 or probe.shape[1] != gallery.shape[1]:
@@ -131,18 +146,16 @@ def identification(
     if not mated.any():
         raise UserError("no probe has its person in the gallery")
 
-    ranks, aps = [], []
+    ranks, aps = np.zeros(len(probe), np.int64), np.full(len(probe), np.nan)
     rows = np.flatnonzero(mated)
     for start in range(0, len(rows), BLOCK):
         part = rows[start : start + BLOCK]
-        for score, person in zip(probe[part] @ gallery.T, probe_ids[part], strict=True):
-            mate = np.flatnonzero(gallery_ids == person)
+        for row, score in zip(part, probe[part] @ gallery.T, strict=True):
+            mate = np.flatnonzero(gallery_ids == probe_ids[row])
             best = mate[np.argmax(score[mate])]
-            ranks.append((score > score[best]).sum() + (score[:best] == score[best]).sum())
-            aps.append(_average_precision(score, score[mate]))
-    ranks = np.array(ranks)
-    report = {f"top@{k}": float((ranks < k).mean()) for k in ks}
-    return report | {"map": float(np.mean(aps)), "mated": float(mated.mean())}
+            ranks[row] = 1 + (score > score[best]).sum() + (score[:best] == score[best]).sum()
+            aps[row] = _average_precision(score, score[mate])
+    return ranks, aps
 
 
 def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -40,15 +40,13 @@ class Backbone:
     @functools.cached_property
     def dim(self) -> int:
         """D, the size of an embedding."""
-        size = self._preprocessing.size
-        image = jnp.zeros((1, size, size, 3))
+        image = jnp.zeros((1, *self._preprocessing.shape, 3))
         shapes = jax.eval_shape(lambda: self._module.init_with_output(jax.random.key(0), image))
         return shapes[0][1].shape[-1]
 
     def init(self, key):
         """Fresh variables."""
-        size = self._preprocessing.size
-        return self._module.init(key, jnp.zeros((1, size, size, 3)))
+        return self._module.init(key, jnp.zeros((1, *self._preprocessing.shape, 3)))
 
     def warm_start(self, variables):
         """With the weights of ``config.pretrained``, where that is given."""
@@ -123,9 +121,14 @@ class Backbone:
         }
 
 
+def has_validation(config: ConfigDict) -> bool:
+    """Whether the ``data`` section gives a validation split: lists must be named for that."""
+    given = config.validation_list or config.name not in ("list", "gldv2")
+    return bool(given) and "validation" in splits_of(config.name)
+
+
 def validation_source(config: ConfigDict) -> data.Source | None:
     """The validation split of a data set; None where it has none, or its list is not given."""
-    given = config.validation_list or config.name not in ("list", "gldv2")
-    if not given or "validation" not in splits_of(config.name):
+    if not has_validation(config):
         return None
     return data.open_source(source_config(config, "validation"), "validation")

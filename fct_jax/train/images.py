@@ -104,5 +104,5 @@ def _in_memory(source, preprocessing, wish: str) -> bool:
         raise UserError("config.data.in_memory=yes needs config.preprocessing.train_crop=none")
     if wish != "auto":
         return wish == "yes"
-    height, width = source.image_size or (preprocessing.size, preprocessing.size)
+    height, width = source.image_size or preprocessing.shape
     return possible and len(source) * height * width * 3 <= _FITS

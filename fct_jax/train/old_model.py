@@ -1,10 +1,12 @@
 """What compatible training knows of the old model: embeddings, classifier, class statistics."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from fct_jax.data.lists import read_list
 from fct_jax.data.subset import parse_subset
 from fct_jax.embed.images import embeddings_of
 from fct_jax.embed.statistics import (
@@ -47,9 +49,9 @@ def old_model(config: ConfigDict, method: Method, source) -> OldModel:
       source: the new model's training images.
 
     Raises:
-      UserError: no old model; no classifier where one is needed; statistics of another model or
-        other classes; training images without an old embedding; random crops, whose old
-        embeddings cannot be kept.
+      UserError: no old model; no classifier where one is needed; statistics of another model,
+        other classes or other labels; an old list with other labels; training images without an
+        old embedding; random crops, whose old embeddings cannot be kept.
     """
     if config.preprocessing.train_crop != "none":
         raise UserError(
@@ -61,6 +63,7 @@ def old_model(config: ConfigDict, method: Method, source) -> OldModel:
     model = load_model(config.old) if is_model(config.old) else None
     if model is not None and not isinstance(model, Transformer):
         _check_numbering(config, model)
+        _check_list(config, model, source)
         dim, num_classes, fingerprint = model.dim, None, model.fingerprint
         if model.classifier is not None:
             num_classes = num_known_classes(model)
@@ -78,6 +81,7 @@ def old_model(config: ConfigDict, method: Method, source) -> OldModel:
             )
         classifier = np.asarray(model.classifier[:num_classes], np.float32)
     if method.statistics:
+        _check_labels_beside(config, source)
         statistics = _statistics(config, method.statistics, model, num_classes, fingerprint)
     for what, of in ((classifier, "classifier"), (statistics and statistics.center, "statistics")):
         if what is not None and (len(what) > source.num_classes or what.shape[1] != dim):
@@ -107,6 +111,46 @@ def _check_numbering(config: ConfigDict, model: Embedder) -> None:
             f"those of the new data by {config.data.subset!r}; "
             f"set config.data.subset={str(numbering[0] or '')!r}"
         )
+
+
+def _check_list(config: ConfigDict, model: Embedder, source) -> None:
+    """The list that the old model was trained on has the new list's labels. Raises UserError."""
+    old = model.description.get("data", {})
+    known = old.get("list", "")
+    if known in ("", config.data.list) or old.get("subset") or config.data.subset:
+        return
+    if config.data.name not in ("list", "gldv2") or not _same_images(old, config):
+        return
+    if not Path(known).is_file():
+        return
+    lines = read_list(known)
+    _check_labels(known, [line.path for line in lines], [line.label for line in lines], source)
+
+
+def _same_images(old: dict, config: ConfigDict) -> bool:
+    """Whether ids of another ``data`` section mean the same images."""
+    return all(old.get(key) == config.data[key] for key in ("name", "dir"))
+
+
+def _check_labels_beside(config: ConfigDict, source) -> None:
+    """The training embeddings beside ``config.statistics`` have the new data's labels."""
+    folder = Path(config.statistics)
+    folder = folder if folder.is_dir() else folder.parent
+    if config.statistics and (folder / "vectors.npy").is_file():
+        found = EmbeddingSet.read(folder)
+        same = _same_images(found.meta.get("data", {}), config)
+        if same and found.meta.get("split") == "train" and found.labels is not None:
+            _check_labels(folder, found.ids.tolist(), found.labels.tolist(), source)
+
+
+def _check_labels(where, ids, labels, source) -> None:
+    """What both know by one id has one label. Raises UserError."""
+    label_of = dict(zip(source.ids.tolist(), source.labels.tolist(), strict=True))
+    for id_, label in zip(ids, labels, strict=True):
+        if label_of.get(id_, label) != label:
+            raise UserError(
+                f"id {id_} has label {label} in {where} and {label_of[id_]} in {source.name}"
+            )
 
 
 def _statistics(config, kind, model, num_classes, fingerprint) -> ClassStatistics:
@@ -144,13 +188,7 @@ def _rows_of(found: EmbeddingSet, source, on_error: str) -> np.ndarray:
             f"first {first}"
         )
     if found.labels is not None:
-        differ = ~missing & (np.asarray(found.labels)[rows] != source.labels)
-        if differ.any():
-            row = int(np.argmax(differ))
-            raise UserError(
-                f"id {source.ids[row]} has label {found.labels[rows[row]]} in {found.name} "
-                f"and {source.labels[row]} in {source.name}"
-            )
+        _check_labels(found.name, found.ids.tolist(), found.labels.tolist(), source)
     vectors = np.asarray(found.vectors, np.float32)[rows]
     vectors[missing] = 0
     return vectors

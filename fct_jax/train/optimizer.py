@@ -128,9 +128,9 @@ def build_optimizer(config: Any, epochs: int, steps_per_epoch: int) -> optax.Gra
         return rates[jnp.minimum(count // steps_per_epoch, epochs - 1)]
 
     factor = config.get("bias_lr_factor", 1.0)
-    chain = optax.chain(
-        _rule(config, rate_of_step), *([_scaled_biases(factor)] if factor != 1 else [])
-    )
+    chain = _rule(config, rate_of_step)
+    if factor != 1:
+        chain = optax.chain(chain, _scaled_biases(factor))
     if not config.get("center_lr"):
         return chain
     return optax.multi_transform({"centers": optax.sgd(config.center_lr), "rest": chain}, _centers)

@@ -9,6 +9,7 @@ from fct_jax.embed.images import check_all_paired, embeddings_of, source_config
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
 from fct_jax.frozen import Embedder, is_model, is_run, load_model
+from fct_jax.train.backbone import has_validation
 from fct_jax.train.feeds import ResidentFeed
 from fct_jax.train.images import image_feed, preprocessing_of
 
@@ -105,6 +106,8 @@ def validation_batch(config: ConfigDict) -> dict[str, np.ndarray] | None:
     """Embeddings of the validation split, {"old" (N, do), …, "label" (N,)}; None: none given."""
     names = roles(config)
     if all(is_model(config[role]) for role in names):
+        if not has_validation(config.data):
+            return None
         sets = _embeddings(config, "validation", None)
     elif all(config[f"validation_{role}"] for role in names):
         sets = {role: EmbeddingSet.read(config[f"validation_{role}"]) for role in names}

@@ -20,7 +20,7 @@ from fct_jax.upgrade.plan import (
     opened,
     read_plan,
 )
-from fct_jax.upgrade.preflight import check_before
+from fct_jax.upgrade.preflight import check_before, check_new_vectors
 from fct_jax.upgrade.reembed import NewVectors, open_reembed
 from fct_jax.upgrade.status import status, status_command
 
@@ -70,9 +70,10 @@ def apply(map, gallery, workdir, *, reembed=None, **settings) -> Gallery:
 
 def _apply(config, workdir: Path, gallery: Gallery, map, reembed) -> Gallery:
     check_settings(config)
-    size = config.apply.batch_items
-    if size < 1:
-        raise UserError(f"config.apply.batch_items must be 1 or more, not {size}")
+    if config.apply.batch_items < 1:
+        raise UserError(
+            f"config.apply.batch_items must be 1 or more, not {config.apply.batch_items}"
+        )
     new = open_reembed(reembed) if reembed else None
     with locked(workdir):
         work = Migration(workdir, gallery, map, config.batch_size)
@@ -84,6 +85,8 @@ def _apply(config, workdir: Path, gallery: Gallery, map, reembed) -> Gallery:
         probe = open_probe(config, map)
         if work.progress.begin is None:
             check_before(gallery, map, new, probe, unchecked=config.apply.unchecked)
+        elif new is not None and not work.progress.stops:
+            check_new_vectors(gallery, map, new)  # until now it was only translated
         plan = None
         if new is not None:
             if not (workdir / "plan").is_dir():
@@ -94,7 +97,7 @@ def _apply(config, workdir: Path, gallery: Gallery, map, reembed) -> Gallery:
             work.begin(new.meta if new else {})
         work.translate()
         if plan is not None:
-            _reembed(work, plan, new, size, config.apply.max_batches)
+            _reembed(work, plan, new, config.apply)
     return open_gallery(
         workdir / "gallery",
         id_column=config.id_column,
@@ -103,22 +106,23 @@ def _apply(config, workdir: Path, gallery: Gallery, map, reembed) -> Gallery:
     )
 
 
-def _reembed(work: Migration, plan: Plan, new: NewVectors, size: int, max_batches: int) -> None:
+def _reembed(work: Migration, plan: Plan, new: NewVectors, config) -> None:
     work.target.open(work.map.dim_out)
     if work.progress.rolling_back is not None:
         # Killed on the way back; by ids this leads to where it was to end.
         work.roll_back(plan, work.progress.rolling_back["to"])
     work.follow(plan)
-    last = len(work.progress.stops) + max_batches if max_batches else np.inf
+    last = len(work.progress.stops) + (config.max_batches or np.inf)
+    if work.progress.items < len(plan):
+        work.describe("migrating", work.progress.items, len(plan))  # before the first new vector
     with Bar("re-embedding", len(plan), "items", work.progress.items) as bar:
         while work.progress.items < len(plan) and len(work.progress.stops) < last:
             begun, start = time.monotonic(), work.progress.items
-            work.describe("migrating", start, len(plan))
             if work.has_pending():
                 stop, vectors = work.progress.pending["stop"], None
             else:
-                stop = min(start + size, len(plan))
-                vectors = _new_vectors(work, plan, new, start, stop)
+                stop = min(start + config.batch_items, len(plan))
+                vectors = _new_vectors(work, plan, new, start, stop, config.unchecked)
             work.put_batch(plan, vectors, start, stop, begun)
             bar.advance(stop - start)
     done = work.progress.items
@@ -129,11 +133,13 @@ def _reembed(work: Migration, plan: Plan, new: NewVectors, size: int, max_batche
     work.target.close()
 
 
-def _new_vectors(work: Migration, plan: Plan, new: NewVectors, start: int, stop: int):
+def _new_vectors(
+    work: Migration, plan: Plan, new: NewVectors, start: int, stop: int, unchecked: bool
+) -> np.ndarray:
     """The new model's vectors of a batch, which are sound and those of these ids."""
     ids, rows = plan.ids[start:stop], plan.rows[start:stop]
     vectors = check_batch(ids, new(ids), work.map.dim_out, new.meta, new.name)
-    if len(ids) >= _FEW:
+    if len(ids) >= _FEW and not unchecked:
         some = np.unique(np.linspace(0, len(ids) - 1, min(len(ids), _LOOKED_AT)).astype(np.int64))
         translated = work.target.vectors.get(rows[some])
         what = f"batch {len(work.progress.stops) + 1} of {new.name}"

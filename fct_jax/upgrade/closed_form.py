@@ -170,7 +170,7 @@ class _Solver:
         gram *= self._rotated @ self._rotated.T
         cross = np.einsum("ij,ij->i", self._basis.T @ other.xy, self._rotated)
         shrunk = np.stack([self._shrunk(penalty) for penalty in penalties])
-        return other.yy - 2 * shrunk @ cross + np.einsum("pi,ij,pj->p", shrunk, gram, shrunk)
+        return other.yy - 2 * shrunk @ cross + np.sum((shrunk @ gram) * shrunk, axis=1)
 
     def map(self, penalty: float) -> Linear:
         weight = self._basis @ (self._shrunk(penalty)[:, None] * self._rotated)

@@ -12,6 +12,7 @@ SPACE = ("fingerprint", "model", "prefix", "normalized", "metric")
 CHANCE_SIGMAS = 4.0  # this far above guessing, or it is guessing
 EXPECTED_SHARE = 0.75  # of the score on the pairs that the map was tested on
 UNCERTAIN_SHARE = 0.5  # where only the items that the map is least sure of can be asked for
+_ALIKE = 0.2  # by how much the best possible score must be above chance
 SAMPLE = 256  # items of a known-answer check
 _BLOCK = 1 << 15
 _AGREE = 0.9  # share of test pairs that a gallery must hold as they were
@@ -169,14 +170,18 @@ def known_answer_score(translated, new, metric: str = "l2") -> float:
     return 1 - 2 * float(place.mean()) / max(len(new) - 1, 1)
 
 
-def check_known_answers(translated, new, at_least: float, metric: str, what: str) -> float:
+def check_known_answers(translated, new, at_least: float, metric: str, what: str) -> int:
     """Items find themselves, better than by chance and with ``at_least`` that score.
 
-    Returns the score. Raises UserError.
+    Returns the number of answers: 0 where the items are so much alike that not even their new
+    vectors find themselves. Raises UserError.
     """
-    score = known_answer_score(translated, new, metric)
     chance = CHANCE_SIGMAS / np.sqrt(3 * len(new))  # deviation of a mean of uniform places
-    needed = max(chance, at_least)
+    attainable = known_answer_score(new, new, metric)  # below 1 where items are alike
+    needed = max(chance, at_least * attainable)
+    if attainable < chance + _ALIKE:
+        return 0
+    score = known_answer_score(translated, new, metric)
     if score < needed:
         raise UserError(
             f"known-answer queries fail on {what}: the new vectors of {len(new)} items find their "
@@ -184,7 +189,7 @@ def check_known_answers(translated, new, at_least: float, metric: str, what: str
             f"needed {needed:.2f}): the pairing of ids and vectors is shuffled, the direction "
             "is wrong, or another model made one of them"
         )
-    return score
+    return len(new)
 
 
 def expected_score(map, metric: str) -> float:

@@ -72,6 +72,71 @@ class Journal:
         return next((r for r in reversed(self.records) if r["kind"] == kind), None)
 
 
+class Progress:
+    """What a journal says.
+
+    Attributes:
+      begin: the record that names source and map, or None.
+      rows: how many rows are translated.
+      ready: whether all are, and the gallery has its name.
+      stops: for every finished batch, how many items of the plan were done by its end.
+      pending: the record of a batch whose vectors are stored but not all in the gallery, or None.
+      rolling_back: the record of a rollback that was not finished, or None.
+      plan: the record of the plan that is followed, or None.
+      published: how many items of the plan Parquet files hold.
+    """
+
+    def __init__(self, records: list[dict]):
+        self.begin = self.pending = self.rolling_back = self.plan = None
+        self.laid_out = self.ready = False
+        self.rows = self.published = 0
+        self.stops: list[int] = []
+        for record in records:
+            self.add(record)
+
+    def add(self, record: dict) -> None:
+        """One more step."""
+        getattr(self, f"_{record['kind']}")(record)
+
+    @property
+    def items(self) -> int:
+        """How many items of the plan are re-embedded."""
+        return self.stops[-1] if self.stops else 0
+
+    def _begin(self, record):
+        self.begin = record
+
+    def _layout(self, record):
+        self.laid_out = True
+
+    def _chunk(self, record):
+        self.rows = record["stop"]
+
+    def _translated(self, record):
+        self.ready = True
+
+    def _plan(self, record):
+        self.plan = record
+
+    def _pending(self, record):
+        self.pending = record
+
+    def _batch(self, record):
+        self.stops.append(record["stop"])
+        self.pending = None
+
+    def _published(self, record):
+        self.published = record["items"]
+
+    def _rollback(self, record):
+        self.rolling_back = record
+
+    def _rolled_back(self, record):
+        del self.stops[record["to"] :]
+        self.pending = self.rolling_back = None
+        self.published = min(self.published, self.items)
+
+
 def sync_directory(path: Path) -> None:
     """Makes the names in a directory (new files, renames) survive a crash."""
     handle = os.open(path, os.O_RDONLY)

@@ -151,19 +151,17 @@ class Map:
         return self._compiled(self._on_device, old, learned)
 
 
+@jax.default_matmul_precision("highest")
 def _apply(weights, old, learned, unit_output: bool):
     """What a map computes of a block: (n, do) → (n, dn), (n,)."""
-    highest = jax.lax.Precision.HIGHEST
     if learned is None:
-        mapped, log_variance = jnp.matmul(old, weights["weight"], precision=highest), None
-        mapped = mapped * weights["scale"] + weights["bias"]
+        mapped, log_variance = old @ weights["weight"] * weights["scale"] + weights["bias"], None
     else:
         mapped, log_variance = learned[0] * weights["scale"], learned[1]
     norm = jnp.linalg.norm(mapped, axis=1, keepdims=True)
     if "uncertainty_weight" in weights:
-        features = regressor_features(weights, old, norm, precision=highest)
-        log_variance = jnp.matmul(features, weights["uncertainty_weight"], precision=highest)
-        log_variance = log_variance + weights["uncertainty_bias"]
+        features = regressor_features(weights, old, norm, jnp)
+        log_variance = features @ weights["uncertainty_weight"] + weights["uncertainty_bias"]
         low, high = weights["uncertainty_range"]
         log_variance = jnp.clip(log_variance, low, high)
     if log_variance is None:
@@ -173,17 +171,17 @@ def _apply(weights, old, learned, unit_output: bool):
     return mapped.astype(jnp.float32), log_variance.astype(jnp.float32)
 
 
-def regressor_features(weights, old, norm, precision=None):
+def regressor_features(weights, old, norm, xp=np):
     """What the uncertainty is regressed on, (n, do + H + 1).
 
     The standardised old vector, H rectified random projections of it, and the logarithm of the
-    length ``norm`` (n, 1) of the mapped vector before it is scaled to unit length.
+    length ``norm`` (n, 1) of the mapped vector before it is scaled to unit length. ``xp``: NumPy,
+    or JAX's where it is compiled.
     """
     standard = (old - weights["uncertainty_mean"]) * weights["uncertainty_scale"]
-    hidden = jnp.matmul(standard, weights["uncertainty_hidden"], precision=precision)
-    hidden = jax.nn.relu(hidden + weights["uncertainty_hidden_bias"])
-    length = jnp.log(jnp.maximum(norm, _NORM_FLOOR))
-    return jnp.concatenate([standard, hidden, length], axis=1)
+    hidden = standard @ weights["uncertainty_hidden"] + weights["uncertainty_hidden_bias"]
+    length = xp.log(xp.maximum(norm, _NORM_FLOOR))
+    return xp.concatenate([standard, xp.maximum(hidden, 0), length], axis=1)
 
 
 def load_map(folder) -> Map:

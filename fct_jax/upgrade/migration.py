@@ -17,6 +17,7 @@ import io
 import shutil
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,76 +26,11 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.progress import Bar
 from fct_jax.upgrade.galleries import NEW, TRANSLATED, Gallery
-from fct_jax.upgrade.journal import Journal, write_synced
+from fct_jax.upgrade.journal import Journal, Progress, write_synced
 from fct_jax.upgrade.plan import Plan, digest_of
 from fct_jax.upgrade.stores import Target
 
 _BLOCKS = 16  # blocks of the map in a chunk that is recorded
-
-
-class Progress:
-    """What a journal says.
-
-    Attributes:
-      begin: the record that names source and map, or None.
-      rows: how many rows are translated.
-      ready: whether all are, and the gallery has its name.
-      stops: for every finished batch, how many items of the plan were done by its end.
-      pending: the record of a batch whose vectors are stored but not all in the gallery, or None.
-      rolling_back: the record of a rollback that was not finished, or None.
-      plan: the record of the plan that is followed, or None.
-      published: how many items of the plan Parquet files hold.
-    """
-
-    def __init__(self, records: list[dict]):
-        self.begin = self.pending = self.rolling_back = self.plan = None
-        self.laid_out = self.ready = False
-        self.rows = self.published = 0
-        self.stops: list[int] = []
-        for record in records:
-            self.add(record)
-
-    def add(self, record: dict) -> None:
-        """One more step."""
-        getattr(self, f"_{record['kind']}")(record)
-
-    @property
-    def items(self) -> int:
-        """How many items of the plan are re-embedded."""
-        return self.stops[-1] if self.stops else 0
-
-    def _begin(self, record):
-        self.begin = record
-
-    def _layout(self, record):
-        self.laid_out = True
-
-    def _chunk(self, record):
-        self.rows = record["stop"]
-
-    def _translated(self, record):
-        self.ready = True
-
-    def _plan(self, record):
-        self.plan = record
-
-    def _pending(self, record):
-        self.pending = record
-
-    def _batch(self, record):
-        self.stops.append(record["stop"])
-        self.pending = None
-
-    def _published(self, record):
-        self.published = record["items"]
-
-    def _rollback(self, record):
-        self.rolling_back = record
-
-    def _rolled_back(self, record):
-        del self.stops[record["to"] :]
-        self.pending = self.rolling_back = None
-        self.published = min(self.published, self.items)
 
 
 class Migration:
@@ -106,7 +42,7 @@ class Migration:
         self.journal = Journal(self.workdir / "journal.jsonl")
         self.progress = Progress(self.journal.records)
         self.target = Target(source.form, self.workdir)
-        self.meta = {}
+        self.meta, self._begun = {}, 0.0
         begin = self.progress.begin
         if begin is not None:
             self._check_same(begin)
@@ -147,20 +83,31 @@ class Migration:
             self.record("layout")
         self.target.open(self.map.dim_out)
         count = len(self.source)
-        with Bar("translating", count, "vectors", done.rows) as bar:
+        self._begun = time.monotonic()
+        # A chunk goes to the disk while the next one is computed; in order, one at a time.
+        with Bar("translating", count, "vectors", done.rows) as bar, ThreadPoolExecutor(1) as disk:
+            writing = None
             for start in range(done.rows, count, self.chunk):
-                begun = time.monotonic()
-                stop = min(start + self.chunk, count)
-                checksum = self.target.vectors.write(start, self.translated(start, stop))
-                self.target.vectors.sync()
-                seconds = round(time.monotonic() - begun, 3)
-                self.record("chunk", start=start, stop=stop, checksum=checksum, seconds=seconds)
-                bar.advance(stop - start)
+                vectors = self.translated(start, min(start + self.chunk, count))
+                if writing is not None:
+                    bar.advance(writing.result())
+                writing = disk.submit(self._write_chunk, start, vectors)
+            if writing is not None:
+                bar.advance(writing.result())
         self.publish(None)
         self.describe("translated")
         self.target.complete()
         self.record("translated")
         self.target.close()
+
+    def _write_chunk(self, start: int, vectors: np.ndarray) -> int:
+        checksum = self.target.vectors.write(start, vectors)
+        self.target.vectors.sync()
+        now = time.monotonic()
+        seconds, self._begun = round(now - self._begun, 3), now
+        stop = start + len(vectors)
+        self.record("chunk", start=start, stop=stop, checksum=checksum, seconds=seconds)
+        return len(vectors)
 
     def translated(self, start: int, stop: int) -> np.ndarray:
         """h(old) of a run of rows; the same rows in the same blocks give the same bytes."""

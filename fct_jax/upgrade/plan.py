@@ -273,21 +273,24 @@ def _traffic(path, gallery: Gallery) -> np.ndarray:
 
 
 def _show(made: Plan, found: Forecast) -> None:
-    table = Table(
-        title=f"{len(made):,} of {made.description['count']:,} items: {made.description['cut']}"
-    )
-    for heading in ("items", "share", "error left", found.measure or "", "cost", "hours"):
+    """The forecast as a table, of the columns that are known."""
+    described = made.description
+    price, rate = described["cost_per_1000"], described["items_per_second"]
+    columns = {
+        "items": [f"{items:,}" for items in found.items],
+        "share": [f"{share:.0%}" for share in found.share],
+    }
+    if found.error_left[0] is not None:
+        columns["error left"] = [f"{error:.3f}" for error in found.error_left]
+    if found.quality is not None:
+        columns[found.measure] = [f"{quality:.3f}" for quality in found.quality]
+    if price:
+        columns["cost"] = [f"{items * price / 1000:,.2f}" for items in found.items]
+    if rate:
+        columns["hours"] = [f"{items / rate / 3600:,.1f}" for items in found.items]
+    table = Table(title=f"{len(made):,} of {described['count']:,} items: {described['cut']}")
+    for heading in columns:
         table.add_column(heading, justify="right")
-    price, rate = made.description["cost_per_1000"], made.description["items_per_second"]
-    for items, share, error, quality in zip(
-        found.items, found.share, found.error_left, found.quality or [None] * 99, strict=False
-    ):
-        table.add_row(
-            f"{items:,}",
-            f"{share:.0%}",
-            "" if error is None else f"{error:.3f}",
-            "" if quality is None else f"{quality:.3f}",
-            f"{items * price / 1000:,.2f}" if price else "",
-            f"{items / rate / 3600:,.1f}" if rate else "",
-        )
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     console.print(table)

@@ -25,13 +25,13 @@ def check_before(
     with Bar("checking vectors", len(gallery), "vectors") as bar:
         guards.check_vectors(gallery, bar.advance)
     answers = guards.check_known_pairs(gallery, map)
-    expected = guards.expected_score(map, map.metric)
     if new is not None:
-        answers += _check_new_vectors(gallery, map, new, expected)
+        answers += check_new_vectors(gallery, map, new)
     if probe is not None:
         rows = probe.rows(gallery)
         some = _some(np.arange(len(rows)))
-        old, at_least = gallery.rows(rows[some]), guards.EXPECTED_SHARE * expected
+        old = gallery.rows(rows[some])
+        at_least = guards.EXPECTED_SHARE * guards.expected_score(map, map.metric)
         answers += _ask(old, probe.new[some], map, at_least, f"{probe.name}/new")
     if answers < _ENOUGH and not unchecked:
         raise UserError(
@@ -40,7 +40,11 @@ def check_before(
         )
 
 
-def _check_new_vectors(gallery: Gallery, map, new: NewVectors, expected: float) -> int:
+def check_new_vectors(gallery: Gallery, map, new: NewVectors) -> int:
+    """Space and known answers of the re-embedded vectors, by those of a sample of ids.
+
+    Returns how many answers there were. Raises UserError.
+    """
     has = new.has(gallery.ids)
     if not has.any():
         raise UserError(f"{new.name} has no vector for any id of {gallery.name}")
@@ -50,7 +54,8 @@ def _check_new_vectors(gallery: Gallery, map, new: NewVectors, expected: float) 
     guards.check_space(new.name, guards.as_found(new.meta, vectors), guards.new_space(map), "new")
     # A set that has only the planned items has those that the map is least sure of.
     share = guards.EXPECTED_SHARE if has.mean() > 0.5 else guards.UNCERTAIN_SHARE
-    return _ask(gallery.rows(rows), vectors, map, share * expected, new.name)
+    at_least = share * guards.expected_score(map, map.metric)
+    return _ask(gallery.rows(rows), vectors, map, at_least, new.name)
 
 
 def _ask(old, new, map, at_least: float, what: str) -> int:
@@ -63,8 +68,7 @@ def _ask(old, new, map, at_least: float, what: str) -> int:
             "so it is in the new model's space"
         )
     translated, _ = map.transform(old)
-    guards.check_known_answers(translated, new, at_least, map.metric, what)
-    return len(old)
+    return guards.check_known_answers(translated, new, at_least, map.metric, what)
 
 
 def _some(rows: np.ndarray) -> np.ndarray:

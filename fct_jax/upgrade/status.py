@@ -9,8 +9,7 @@ from fct_jax import config as configs
 from fct_jax.errors import UserError
 from fct_jax.upgrade.budget import Forecast
 from fct_jax.upgrade.galleries import open_gallery
-from fct_jax.upgrade.journal import Journal
-from fct_jax.upgrade.migration import Progress
+from fct_jax.upgrade.journal import Journal, Progress
 from fct_jax.upgrade.probe import Probe
 
 _RECENT = 20  # steps that the rate is taken from

@@ -8,12 +8,14 @@ is translated.
 
 import json
 import os
+import shutil
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from fct_jax.embeddings import FORMAT_VERSION
+from fct_jax.errors import UserError
 from fct_jax.upgrade.galleries import TRANSLATED, VERSIONS, Gallery
 from fct_jax.upgrade.journal import sync_directory, write_synced
 
@@ -89,8 +91,16 @@ class Target:
 
     def create(self, source: Gallery, dim: int, metric: str) -> None:
         """Lays out the files at their full size, with nothing in them yet."""
-        self.partial.mkdir(exist_ok=True)
         count = len(source)
+        copies = 2 if self.form == "parquet" else 1
+        needed = copies * count * dim * source.dtype.itemsize
+        free = shutil.disk_usage(self.workdir).free
+        if free < needed:
+            raise UserError(
+                f"{self.workdir} has {free / 1e9:.1f} GB free, "
+                f"but the new gallery takes {needed / 1e9:.1f} GB"
+            )
+        self.partial.mkdir(exist_ok=True)
         if self.form == "faiss":
             from fct_jax.upgrade.gallery_faiss import write_empty
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fct_jax.upgrade.closed_form import ROWS, fold_sums, ridge
+from fct_jax.upgrade.closed_form import fold_sums, ridge
 from fct_jax.upgrade.maps import regressor_features
 
 HIDDEN = 256  # rectified random projections
@@ -38,14 +38,7 @@ def fit_regressor(old, norm, target, seed: int) -> dict[str, np.ndarray]:
         "uncertainty_hidden": rng.normal(size=(dim, HIDDEN)).astype(np.float32) / dim**0.5,
         "uncertainty_hidden_bias": rng.uniform(-1, 1, HIDDEN).astype(np.float32),
     }
-    features = np.concatenate(
-        [
-            np.asarray(
-                regressor_features(weights, old[i : i + ROWS], norm[i : i + ROWS, None]), np.float32
-            )
-            for i in range(0, len(old), ROWS)
-        ]
-    )
+    features = regressor_features(weights, old, norm[:, None])
     fold = rng.permutation(len(old)) % min(FOLDS, len(old))
     fitted, _ = ridge(*fold_sums(features, target[:, None], fold, int(fold.max()) + 1))
     return {

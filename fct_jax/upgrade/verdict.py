@@ -56,26 +56,23 @@ def recommend(paths: dict, shares, keep: np.ndarray, whole: np.ndarray, bootstra
       keep: (Q,) of the old model alone; whole: (Q,) of the new model alone.
       bootstrap: a `Bootstrap` over the queries.
 
-    A path on which some point is below keep, by more than its confidence interval, is out.
+    A path on which some point is below keep, by more than its confidence interval, is out; so is
+    one that nowhere is above keep by as much.
     """
 
     def compared(values):
         return float(np.mean(values - keep)), *bootstrap.interval(values - keep)
 
-    safe = {
-        name: values
-        for name, values in paths.items()
-        if all(compared(point)[2] >= 0 for point in values)
-    }
+    gains = {name: [compared(point) for point in values] for name, values in paths.items()}
+    safe = {name for name, found in gains.items() if all(gain[2] >= 0 for gain in found)}
+    useful = {name: paths[name] for name in paths if name in safe and max(gains[name])[1] > 0}
     whole_gain = compared(whole)
-    if safe:
-        way, order = name = _best(safe, bootstrap)
-        gains = [compared(point) for point in safe[name]]
-        most = max(gains)
-        if most[1] > 0:
-            point = next(i for i, gain in enumerate(gains) if gain[0] >= _ENOUGH * most[0])
-            share, gain = float(shares[point]), gains[point]
-            return Verdict("upgrade", _advice(way, order, share, gain), way, order, share, gain)
+    if useful:
+        way, order = name = _best(useful, bootstrap)
+        enough = _ENOUGH * max(gains[name])[0]
+        point = next(i for i, gain in enumerate(gains[name]) if gain[0] >= enough)
+        share, gain = float(shares[point]), gains[name][point]
+        return Verdict("upgrade", _advice(way, order, share, gain), way, order, share, gain)
     if whole_gain[1] > 0:
         return Verdict(
             "re-embed, then switch",
@@ -98,7 +95,7 @@ def _best(paths: dict, bootstrap: Bootstrap) -> tuple[str, str]:
     alike = [n for n in means if bootstrap.interval(means[n] - means[highest])[1] >= 0]
     simplest = min(SIMPLEST.index(way) for way, _ in alike)
     same_way = [n for n in alike if SIMPLEST.index(n[0]) == simplest]
-    return min(same_way, key=lambda name: ORDERS.index(name[1]))
+    return max(same_way, key=lambda name: means[name].mean())
 
 
 def _advice(way: str, order: str, share: float, gain) -> str:

@@ -1,0 +1,44 @@
+"""Compatible training for person re-identification: Market-1501, ResNet-50, 256×128 pixels.
+
+Batches of 16 persons × 4 images, smoothed ID loss, batch-hard triplet and centre loss, Adam with
+warm-up from 1 % of the rate: the settings of "Bag of Tricks and A Strong Baseline for Deep Person
+Re-identification" (CVPRW 2019). All methods, with and without k-reciprocal re-ranking:
+
+  python tools/benchmark_compatible.py --config configs/market1501_compatible.py \\
+      --workdir runs/market1501
+
+It needs data/market1501 with bounding_box_train, query and bounding_box_test of the released
+archive, and weights/resnet50.pth from torchvision. About 2 hours a model on one GPU.
+
+Published for that baseline on all of the training set: CMC-1 94.5, mAP 85.9, after re-ranking
+95.4 / 94.2. Expect less here: images are neither padded, cropped nor erased at random (the old
+model's embeddings of random crops could not be kept), the last stage keeps its stride, and one
+embedding serves all losses.
+
+One training, and the cosine that falls to a floor instead of steps:
+
+  python -m fct_jax.train --config configs/market1501_compatible.py --workdir runs/market1501/new \\
+      --config.method=none --config.optimizer.schedule.name=cosine \\
+      --config.optimizer.schedule.floor=0.002 --config.optimizer.bias_lr_factor=2.0
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.market1501_compatible()
+
+
+def benchmark():
+    """What tools/benchmark_compatible.py trains and tests on."""
+    share, half = "images 0.3", "classes 0.5"
+    return {
+        # scenario: (changes of the old model's config, changes of the new models')
+        "scenarios": {
+            "extended-data": ({"data.subset": f"old {share}"}, {"data.subset": f"new {share}"}),
+            "extended-class": ({"data.subset": f"old {half}"}, {"data.subset": f"new {half}"}),
+        },
+        # test set: changes of the config
+        "tests": {"Market-1501": {}, "Market-1501 re-ranked": {"reid.rerank": True}},
+        "transformations": {},
+    }

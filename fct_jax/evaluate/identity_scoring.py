@@ -1,0 +1,103 @@
+"""Scores of person and face test sets, beside those of ``compatible_scoring``."""
+
+import numpy as np
+
+from fct_jax.data.ijb import Media, Pairs, Subjects
+from fct_jax.errors import UserError
+from fct_jax.evaluate.compatible_scoring import Score, Scored
+from fct_jax.evaluate.reid import k_reciprocal_rerank, market1501_per_query
+from fct_jax.evaluate.verification import (
+    identification_per_probe,
+    pair_scores,
+    pool_templates,
+    tar_at_far,
+)
+
+KS = (1, 5, 10)
+
+
+def persons(
+    query_ids, gallery_ids, query_cameras, gallery_cameras, *, rerank: bool = False
+) -> Score:
+    """Market-1501: mAP and CMC-1/5/10, what the query's camera saw of its person removed.
+
+    Both sides are normalised (the published code leaves an old gallery raw). Groups are the
+    queries' cameras.
+
+    Args:
+      query_ids, query_cameras: (Q,);  gallery_ids, gallery_cameras: (G,).
+      rerank: distances by k-reciprocal re-ranking instead of plain ones.
+    """
+    query_cameras = np.asarray(query_cameras)
+
+    def score(query, gallery) -> Scored:
+        if rerank:
+            distances = k_reciprocal_rerank(query, gallery)
+        else:
+            distances = 1 - _normalized(query) @ _normalized(gallery).T
+        aps, ranks = market1501_per_query(
+            distances, query_ids, gallery_ids, query_cameras, gallery_cameras
+        )
+        valid = ranks > 0
+        groups = {
+            int(camera): float(aps[valid & (query_cameras == camera)].mean())
+            for camera in np.unique(query_cameras[valid])
+        }
+        more = {f"cmc@{k}": float((ranks[valid] <= k).mean()) for k in KS}
+        return Scored(float(aps[valid].mean()), ranks[valid] == 1, groups, more)
+
+    return score
+
+
+def faces(media: Media, rows, pairs: Pairs, gallery: Subjects, probe: Subjects) -> Score:
+    """IJB-B or IJB-C: mAP and top-1/5/10 of 1:N identification, TAR at FAR of 1:1 verification.
+
+    The score's query and gallery both hold a vector of every image. First templates of pairs and
+    probes are pooled from the query's, second templates and the gallery of persons from the
+    gallery's.
+
+    Args:
+      media: images by template and medium.
+      rows: (N,) the row of each of its images among the vectors.
+      pairs: of 1:1 verification.
+      gallery, probe: of 1:N identification.
+    """
+    rows = np.asarray(rows)
+
+    def pooled(vectors):
+        if len(vectors) <= rows.max():
+            raise UserError(f"{rows.max() + 1} face images need as many vectors: {len(vectors)}")
+        return pool_templates(np.asarray(vectors)[rows], media.templates, media.media)
+
+    def score(query, search) -> Scored:
+        ids, asked = pooled(query)
+        searched = asked if search is query else pooled(search)[1]
+        # Verification by one list of vectors: the second templates lie behind the first.
+        offset = int(ids.max()) + 1
+        both = np.concatenate([ids, ids + offset]), np.concatenate([asked, searched])
+        scores = pair_scores(*both, pairs.first, pairs.second + offset)
+        ranks, aps = identification_per_probe(
+            _of(ids, asked, probe), probe.subjects, _of(ids, searched, gallery), gallery.subjects
+        )
+        mated = ranks > 0
+        more = {f"top@{k}": float((ranks[mated] <= k).mean()) for k in KS}
+        more |= tar_at_far(scores, pairs.same)
+        return Scored(float(aps[mated].mean()), ranks[mated] == 1, None, more)
+
+    return score
+
+
+def _of(ids, vectors, wanted: Subjects) -> np.ndarray:
+    """The vectors of some templates."""
+    missing = np.setdiff1d(wanted.templates, ids)
+    if missing.size:
+        raise UserError(
+            f"{missing.size} templates of the persons' lists have no image, "
+            f"first {missing[:10].tolist()}"
+        )
+    return vectors[np.searchsorted(ids, wanted.templates)]
+
+
+def _normalized(vectors) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
