@@ -8,7 +8,7 @@ All scenarios and methods of the published benchmark, beside FCT and FastFill:
 It needs data/gldv2 (train/, index/, test/, retrieval_solution_v2.1.csv and train.txt, "path
 label" lines of the 1.6 million images of 81,313 landmarks of the cleaned training set),
 data/roxford5k and data/rparis6k (gnd_*.pkl and jpg/), and weights/resnet18.pth and
-weights/resnet50.pth from torchvision. About a day on 8 GPUs for one scenario.
+weights/resnet50.pth from torchvision.
 
 Published, mAP self/cross in percent on RParis / ROxford / GLDv2, extended-data, ResNet-18:
 old 75.45 / 49.15 / 10.03; new alone 81.15 / 63.85 / 16.48 (self);

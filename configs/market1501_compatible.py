@@ -8,10 +8,9 @@ Re-identification" (CVPRW 2019). All methods, with and without k-reciprocal re-r
       --workdir runs/market1501
 
 It needs data/market1501 with bounding_box_train, query and bounding_box_test of the released
-archive, and weights/resnet50.pth from torchvision. About 2 hours a model on one GPU.
+archive, and weights/resnet50.pth from torchvision.
 
-Published for that baseline on all of the training set: CMC-1 94.5, mAP 85.9, after re-ranking
-95.4 / 94.2. Expect less here: images are neither padded, cropped nor erased at random (the old
+Expect less than that baseline publishes: images are neither padded, cropped nor erased at random (the old
 model's embeddings of random crops could not be kept), the last stage keeps its stride, and one
 embedding serves all losses.
 

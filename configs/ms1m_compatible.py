@@ -8,9 +8,7 @@ ArcFace (scale 64, margin 0.5, SGD 0.1 at batch 512, as published in CVPR 2019) 
 It needs data/ms1m with train.rec and train.idx of InsightFace's release (5.8 million aligned faces
 of 85,742 persons in MS1M-ArcFace, 5.2 million of 93,431 in MS1M-v3), and data/ijbc with the aligned
 faces, ijbc_face_tid_mid.txt, ijbc_template_pair_label.txt, ijbc_1N_gallery_G1.csv,
-ijbc_1N_gallery_G2.csv and ijbc_1N_probe_mixed.csv. About two days a model on 8 GPUs.
-
-Published with ArcFace, ResNet-100, on MS1M-ArcFace: IJB-C TAR 95.6 % at FAR 1e-4 (1:1).
+ijbc_1N_gallery_G2.csv and ijbc_1N_probe_mixed.csv.
 
 The classifier of 512 × 85,742 weights, its momentum and its logits are split over devices:
 

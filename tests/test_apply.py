@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny_galleries as tiny
 
@@ -435,7 +436,9 @@ def test_another_upgrade_in_the_same_place(made, tmp_path):
     paths, where, ids, old, _ = made
     upgraded(made, "set", tmp_path, max_batches=1)
     other = as_set(tmp_path / "other", old[::-1].copy(), ids, fingerprint="old-model")
-    with pytest.raises(UserError, match="upgrade of another gallery or map .gallery_sample"):
+    with pytest.raises(
+        UserError, match="upgrade of another gallery, map or batch size .gallery_sample"
+    ):
         apply(tiny.plain_map(), other, tmp_path, reembed=str(where), batch_size=16)
     with pytest.raises(UserError, match="batch_size: 16 there, 32 now"):
         upgraded(made, "set", tmp_path, batch_size=32)
@@ -447,6 +450,9 @@ def test_another_upgrade_in_the_same_place(made, tmp_path):
     plan(tiny.plain_map(), paths["set"], tmp_path, order="random")
     with pytest.raises(UserError, match="follows another plan, of which 23 items are done"):
         upgraded(made, "set", tmp_path)
+    assert rollback(tiny.plain_map(), paths["set"], tmp_path, 0, batch_size=16) == 0
+    assert not open_gallery(tmp_path / "gallery").versions.any()
+    assert upgraded(made, "set", tmp_path).versions.all()
 
 
 def test_journal(tmp_path):
@@ -481,6 +487,25 @@ def test_faiss_of_cosine_holds_unit_vectors(tmp_path):
     assert gallery.meta["normalized"] and gallery.meta["metric"] == "cosine"
     reopened = open_gallery(tmp_path / "work" / "gallery")
     assert reopened.versions.all()
+
+
+@pytest.mark.parametrize("form", ["set", "parquet"])
+def test_text_ids_and_half_precision(tmp_path, form):
+    ids, old, new = tiny.vectors(100)
+    names = np.array([f"item-{i}" for i in ids])
+    if form == "set":
+        path = as_set(tmp_path / "old", old.astype(np.float16), names)
+    else:
+        path = tmp_path / "old"
+        path.mkdir()
+        tiny.write_parquet(path, names, old, kind=pa.list_(pa.float16()))
+    # Another width of text, and another order.
+    others = np.append(names[::-1], "one that is in no gallery")
+    where = as_set(tmp_path / "new", np.append(new[::-1], new[:1], axis=0), others)
+    made = apply(tiny.plain_map(), path, tmp_path / "work", reembed=str(where), batch_items=30)
+    assert made.dtype == np.float16 and made.versions.all()
+    np.testing.assert_array_equal(made.ids, names)
+    np.testing.assert_array_equal(made.read(0, 100), new.astype(np.float16))
 
 
 def test_command_checks_its_config(made, tmp_path):

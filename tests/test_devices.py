@@ -36,9 +36,7 @@ def train_on(devices, folder, runs, model=1):
     )
     assert done.returncode == 0, done.stderr
     losses = json.loads((folder / "losses.json").read_text())
-    weights = {
-        name: load_file(folder / name / "model" / "weights.safetensors") for name in losses
-    }
+    weights = {name: load_file(folder / name / "model" / "weights.safetensors") for name in losses}
     return losses, weights
 
 

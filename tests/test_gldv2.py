@@ -8,13 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny_gldv2
 import tiny_runs
+from absl.flags import FLAGS
 from PIL import Image
 
-from fct_jax import data
+from fct_jax import cli, data, models
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.evaluate.landmarks import map_at_k, revisited_map
 from fct_jax.frozen import load_model, write_model
@@ -272,17 +274,30 @@ def test_unknown_names_and_missing_weights(world, capsys, monkeypatch):
     stops(capsys, monkeypatch, "no file weights/resnet18.pth (config.pretrained)")
 
 
-def refused(root, message, **changes):
-    """`python -m fct_jax.train` of the new model: status 1, one line, no run."""
-    flags = {"method": "advbct", "data.list": NEW_LIST, **changes}
-    status, errors, _ = command(
-        *("-m", "fct_jax.train", "--config", "tiny.py", "--workdir", "refused"),
-        *(f"--config.{key}={value}" for key, value in flags.items()),
-        cwd=root,
-    )
-    assert status == 1 and len(errors) == 1, errors
-    assert message in errors[0]
-    assert not (root / "refused").exists()
+@pytest.fixture
+def refused(finished, monkeypatch, capsys):
+    """The train command ends with status 1 and one line, and leaves no run.
+
+    In this process, as starting another takes longer than the mistake; test_commands.py starts one.
+    """
+    from fct_jax.train import __main__ as train_command
+
+    monkeypatch.chdir(finished)
+
+    def call(message, **changes):
+        changes = {"method": "advbct", "data.list": NEW_LIST, **changes}
+        given = [f"--config.{key}={value}" for key, value in changes.items()]
+        command = ["train", "--config", "tiny.py", "--workdir", "refused", *given]
+        monkeypatch.setattr(sys, "argv", command)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(train_command.main, train_command.__doc__)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 1 and message in line, line
+        assert not Path("refused").exists()
+
+    yield call
+    FLAGS.unparse_flags()
 
 
 OLD_LIST, NEW_LIST = (
@@ -290,18 +305,18 @@ OLD_LIST, NEW_LIST = (
 )
 
 
-def test_old_runs_that_do_not_fit(finished, runs, tmp_path):
+def test_old_runs_that_do_not_fit(refused, finished, runs, tmp_path):
     """Of a method, of other statistics, of other labels, of a list that was not renumbered."""
     old = str(old_run(runs))
-    refused(finished, "unknown compatible training method 'advbt'", method="advbt", old=old)
+    refused("unknown compatible training method 'advbt'", method="advbt", old=old)
 
     model = load_model(old)
-    kwargs = {**model.description["kwargs"], "has_classifier": False}
-    bare = {**model.variables, "params": dict(model.variables["params"])}
-    del bare["params"]["classifier"]
-    write_model(tmp_path / "bare" / "model", {**model.description, "kwargs": kwargs}, bare)
+    kwargs = {"num_classes": 3, "embedding_dim": 8, "width": 4, "has_classifier": False}
+    bare = {**model.description, "name": "resnet18", "kwargs": kwargs}  # as SimCLR leaves it
+    variables = models.build("resnet18", **kwargs).init(jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    write_model(tmp_path / "bare" / "model", bare, variables)
     message = "config.method=bct needs the old model's classifier"
-    refused(finished, message, method="bct", old=tmp_path / "bare")
+    refused(message, method="bct", old=tmp_path / "bare")
 
     status, errors, _ = command(
         *("-m", "fct_jax.embed", "--config", tiny_runs.REPOSITORY / "configs" / "embed.py"),
@@ -313,11 +328,11 @@ def test_old_runs_that_do_not_fit(finished, runs, tmp_path):
     own = tmp_path / "train" / "class_statistics_euclidean.npz"
     alone = str(runs / "lists" / "seed0" / "alone")
     message = f"class statistics of fingerprint '{model.fingerprint}'"
-    refused(finished, message, old=alone, statistics=own)
+    refused(message, old=alone, statistics=own)
 
     # As many classes, but not the same.
     found = EmbeddingSet.read(own.parent)
     np.save(own.parent / "labels.npy", (np.asarray(found.labels) + 1) % 3)
-    refused(finished, f"id {found.ids[0]} has label 1 in", old=old, statistics=own)
-    message = f"has label 0 in {OLD_LIST} and"
-    refused(finished, message, method="bct", old=old, **{"data.list": "data/gldv2/train.txt"})
+    refused(f"id {found.ids[0]} has label 1 in", old=old, statistics=own)
+    message = f"in {OLD_LIST} and"
+    refused(message, method="bct", old=old, **{"data.list": "data/gldv2/train.txt"})

@@ -13,7 +13,7 @@ from fct_jax import upgrade
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
 from fct_jax.upgrade import closed_form
-from fct_jax.upgrade.fit import fit_closed_form
+from fct_jax.upgrade.candidates import fit_closed_form
 from fct_jax.upgrade.inputs import open_sample, paired, row_hashes
 from fct_jax.upgrade.learned import fit_classifier, fit_learned
 from fct_jax.upgrade.maps import load_map

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade import relevance, serving, spaces
+from fct_jax.upgrade.calibration import Calibration, Weights, calibrate
 from fct_jax.upgrade.judged_weights import fit_weights
-from fct_jax.upgrade.serving import Calibration, Weights, calibrate, search
+from fct_jax.upgrade.serving import search
 
 SAMPLE = Path(__file__).parent / "text_sample.npz"
 

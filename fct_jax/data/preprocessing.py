@@ -24,7 +24,7 @@ class Preprocessing:
 
     Geometry is either *on the host* (`on_host`, by Pillow, any size in) or, for images of one small
     size, *on the device* (`on_device`); flip and normalisation are always on the device. Both give
-    the same image to within a grey level.
+    the same image to within two grey levels.
 
     Attributes:
       size: height and width of the input, in pixels.

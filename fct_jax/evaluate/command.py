@@ -23,6 +23,7 @@ from fct_jax.evaluate.report import Report, write_report
 from fct_jax.evaluate.search import knn, ranked_results
 from fct_jax.frozen import Transformer, is_run, load_model
 from fct_jax.progress import Bar
+from fct_jax.workdir import to_json
 
 
 def evaluate(config: ConfigDict, workdir) -> Report:
@@ -56,7 +57,7 @@ def evaluate(config: ConfigDict, workdir) -> Report:
         _measure(report, config, row, queries["new"], found.vectors, labels, queries["labels"])
         report.curves[name] = _curves(config, name, new, found, labels, queries, orders)
     with new_directory(workdir) as folder:
-        write_report(report, configs.to_json(config), folder)
+        write_report(report, to_json(config), folder)
     report.show()
     print(f"\nresults.json, table.md and curve.png are in {workdir}")
     return report

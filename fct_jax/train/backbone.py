@@ -25,6 +25,12 @@ class Backbone:
             **{key: value for key, value in config.model.items() if key != "name"},
             **self._model_options(),
         }
+        classes, parts = self._train.num_classes, mesh.shape["model"]
+        if classes % parts:
+            print(
+                f"config.mesh.model={parts} does not divide {classes} classes: "
+                "every device keeps the whole classifier"
+            )
         self._module = models.build(config.model.name, **self._kwargs, dtype=config.compute_dtype)
         self.feed = self._make_feed()
         self.frozen = ()

@@ -38,6 +38,7 @@ from fct_jax.train.optimizer import build_optimizer
 from fct_jax.train.simclr import SimCLR
 from fct_jax.train.state import State
 from fct_jax.train.transformation import TransformationTask
+from fct_jax.workdir import claim_workdir
 
 TASKS = {
     "backbone": Backbone,
@@ -65,11 +66,11 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch_size(config.batch_size, mesh)
     if (workdir / "model").is_dir():
-        configs.claim_workdir(config, workdir, allow_config_change)
+        claim_workdir(config, workdir, allow_config_change)
         print(f"{workdir} is finished: model {read_description(workdir)['fingerprint']}")
         return
     task = TASKS[config.task](config, mesh)
-    configs.claim_workdir(config, workdir, allow_config_change)
+    claim_workdir(config, workdir, allow_config_change)
 
     steps_per_epoch = task.feed.steps_per_epoch
     optimizer = build_optimizer(config.optimizer, config.epochs, steps_per_epoch)

@@ -23,7 +23,9 @@ _PUBLIC = {
     "rollback": "apply",
     "Map": "maps",
     "load_map": "maps",
-    "Calibration": "serving",
+    "Calibration": "calibration",
+    "calibrate": "calibration",
+    "search": "serving",
 }
 
 

@@ -1,5 +1,6 @@
 """Carrying an upgrade out: ``upgrade apply``, ``upgrade status``, ``upgrade rollback``."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -95,9 +96,10 @@ def _apply(config, workdir: Path, gallery: Gallery, map, reembed) -> Gallery:
             new.check_covers(plan.ids)
         if work.progress.begin is None:
             work.begin(new.meta if new else {})
-        work.translate()
-        if plan is not None:
-            _reembed(work, plan, new, config.apply)
+        with contextlib.closing(work.target):
+            work.translate()
+            if plan is not None:
+                _reembed(work, plan, new, config.apply)
     return open_gallery(
         workdir / "gallery",
         id_column=config.id_column,
@@ -109,8 +111,8 @@ def _apply(config, workdir: Path, gallery: Gallery, map, reembed) -> Gallery:
 def _reembed(work: Migration, plan: Plan, new: NewVectors, config) -> None:
     work.target.open(work.map.dim_out)
     if work.progress.rolling_back is not None:
-        # Killed on the way back; by ids this leads to where it was to end.
-        work.roll_back(plan, work.progress.rolling_back["to"])
+        # Killed on the way back, which is gone to its end first.
+        work.roll_back(work.followed(), work.progress.rolling_back["to"])
     work.follow(plan)
     last = len(work.progress.stops) + (config.max_batches or np.inf)
     if work.progress.items < len(plan):
@@ -130,7 +132,6 @@ def _reembed(work: Migration, plan: Plan, new: NewVectors, config) -> None:
         work.publish(plan.rows[work.progress.published : done])
         work.record("published", items=done)
     work.describe("finished" if done == len(plan) else "migrating", done, len(plan))
-    work.target.close()
 
 
 def _new_vectors(
@@ -177,19 +178,17 @@ def _rollback(config, workdir: Path, gallery: Gallery, map, to: int) -> int:
             raise UserError(f"nothing to roll back in {workdir}: the gallery is not translated yet")
         if work.progress.plan is None:
             raise UserError(f"nothing to roll back in {workdir}: no item is re-embedded")
-        plan = read_plan(workdir, gallery, map)
-        if work.progress.plan["digest"] != plan.digest:
-            raise UserError(f"{workdir}/plan is not the plan that was followed")
-        work.target.open(map.dim_out)
-        if work.progress.rolling_back is not None:
-            work.roll_back(plan, work.progress.rolling_back["to"])
-        if not 0 <= to <= len(work.progress.stops):
-            raise UserError(
-                f"rollback_to must be the number of a batch, "
-                f"0 … {len(work.progress.stops)}, not {to}"
-            )
-        work.roll_back(plan, to)
-        work.target.close()
+        plan = work.followed()
+        with contextlib.closing(work.target):
+            work.target.open(map.dim_out)
+            if work.progress.rolling_back is not None:
+                work.roll_back(plan, work.progress.rolling_back["to"])
+            if not 0 <= to <= len(work.progress.stops):
+                raise UserError(
+                    f"rollback_to must be the number of a batch, "
+                    f"0 … {len(work.progress.stops)}, not {to}"
+                )
+            work.roll_back(plan, to)
         left = work.progress.items
     print(f"{workdir}: back at batch {to}; {left:,} of {len(plan):,} items are re-embedded")
     return left

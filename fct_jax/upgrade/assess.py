@@ -19,12 +19,13 @@ from fct_jax.upgrade.assess_inputs import (
     split_judged,
 )
 from fct_jax.upgrade.assess_report import Assessment, Budget, Point
+from fct_jax.upgrade.calibration import calibrate
 from fct_jax.upgrade.guards import check_known_answers
 from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, paired, take
 from fct_jax.upgrade.judged_weights import fit_weights
 from fct_jax.upgrade.maps import Map, load_map
 from fct_jax.upgrade.relevance import METRICS
-from fct_jax.upgrade.serving import WAYS, calibrate
+from fct_jax.upgrade.serving import WAYS
 from fct_jax.upgrade.verdict import Bootstrap, recommend
 
 _ANSWERS = 1000  # items that must find their own translation

@@ -4,8 +4,9 @@ import numpy as np
 
 from fct_jax.evaluate.backfill import backfill_order
 from fct_jax.progress import Bar
+from fct_jax.upgrade.calibration import Calibration
 from fct_jax.upgrade.relevance import per_query
-from fct_jax.upgrade.serving import Calibration, search
+from fct_jax.upgrade.serving import search
 from fct_jax.upgrade.verdict import ORDERS
 
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from fct_jax.embeddings import new_directory
 from fct_jax.evaluate.backfill import BackfillCurve
 from fct_jax.evaluate.figure import draw_curves
+from fct_jax.upgrade.calibration import Calibration
 from fct_jax.upgrade.relevance import METRICS
-from fct_jax.upgrade.serving import Calibration
 from fct_jax.upgrade.verdict import Bootstrap, Verdict
 
 TITLES = {"map": "mAP", "mrr": "MRR", "ndcg@10": "nDCG@10"}

@@ -5,8 +5,9 @@ import itertools
 
 import numpy as np
 
+from fct_jax.upgrade.calibration import Calibration, Weights, with_spread
 from fct_jax.upgrade.relevance import Relevance
-from fct_jax.upgrade.serving import Calibration, Weights, search, with_spread
+from fct_jax.upgrade.serving import search
 
 _CANDIDATES = 100  # best items of each space and of both
 _SHARES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # re-embedded, at random, in what is learnt from

@@ -3,6 +3,7 @@
     WORKDIR/plan/          what to re-embed, in order
     WORKDIR/gallery/       the new-space gallery (``gallery.partial`` until it is translated)
     WORKDIR/journal.jsonl  every step that is done
+    WORKDIR/followed.npy   rows of the plan that batches were taken from
     WORKDIR/pending.npy    new vectors of the batch that is being written
 
 Every step can be repeated: killed at any moment, the same command finds the last recorded step
@@ -136,7 +137,13 @@ class Migration:
                 f"{self.workdir} follows another plan, of which {done.items} items are done; "
                 "`rollback` with --config.rollback_to=0 first"
             )
+        _write_array(self.workdir / "followed.npy", plan.rows)
         self.record("plan", digest=plan.digest, items=len(plan))
+
+    def followed(self) -> Plan:
+        """The plan whose batches were taken, whatever plan was made since."""
+        rows = np.load(self.workdir / "followed.npy", allow_pickle=False)
+        return Plan(self.source.ids[rows], rows, {})
 
     def put_batch(self, plan: Plan, vectors, start: int, stop: int, begun: float) -> None:
         """New vectors of the items from start to stop of the plan go to the gallery.
@@ -147,7 +154,7 @@ class Migration:
         number = len(self.progress.stops) + 1
         path = self.workdir / "pending.npy"
         if vectors is not None:
-            _write_pending(path, self.scaled(vectors))
+            _write_array(path, self.scaled(vectors))
             self.record("pending", batch=number, start=start, stop=stop, checksum=_checksum(path))
         vectors = np.load(path, allow_pickle=False)
         self.target.put(plan.rows[start:stop], vectors, NEW)
@@ -217,7 +224,7 @@ class Migration:
         differ = [f"{k}: {begin[k]!r} there, {v!r} now" for k, v in ours.items() if begin[k] != v]
         if differ:
             raise UserError(
-                f"{self.workdir} holds the upgrade of another gallery or map "
+                f"{self.workdir} holds an upgrade of another gallery, map or batch size "
                 f"({'; '.join(differ)}); choose another --workdir"
             )
 
@@ -236,7 +243,7 @@ def locked(workdir):
         yield
 
 
-def _write_pending(path: Path, vectors: np.ndarray) -> None:
+def _write_array(path: Path, vectors: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, vectors)
     write_synced(path, buffer.getbuffer())

@@ -1,0 +1,51 @@
+"""A work directory belongs to one config, which it keeps in ``config.json``."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from fct_jax.errors import UserError
+
+
+def to_json(config: ConfigDict) -> dict:
+    """The config as JSON holds it (tuples become lists)."""
+    return json.loads(config.to_json())
+
+
+def claim_workdir(config: ConfigDict, workdir: Path, allow_change: bool = False) -> None:
+    """Writes ``config.json``, or finds that the directory belongs to the same config.
+
+    Raises UserError, with the differing keys, where it holds another one.
+    """
+    path = workdir / "config.json"
+    new = to_json(config)
+    if path.is_file():
+        try:
+            old = json.loads(path.read_text())
+        except ValueError:
+            raise UserError(
+                f"{path} cannot be read; remove it or choose another --workdir"
+            ) from None
+        changes = _differences(old, new)
+        if changes and not allow_change:
+            raise UserError(
+                f"{workdir} holds a run with another config ({'; '.join(changes)}); "
+                "choose another --workdir, or pass --allow_config_change to go on with the new one"
+            )
+        if not changes:
+            return
+    elif workdir.is_dir() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(new, indent=2) + "\n")
+    partial.rename(path)
+
+
+def _differences(old, new, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        inner = [_differences(old.get(k), new.get(k), f"{where}.{k}" if where else k) for k in keys]
+        return [line for lines in inner for line in lines]
+    return [] if old == new else [f"{where}: {old!r} there, {new!r} now"]
