@@ -10,9 +10,9 @@ Re-identification" (CVPRW 2019). All methods, with and without k-reciprocal re-r
 It needs data/market1501 with bounding_box_train, query and bounding_box_test of the released
 archive, and weights/resnet50.pth from torchvision.
 
-Expect less than that baseline publishes: images are neither padded, cropped nor erased at random (the old
-model's embeddings of random crops could not be kept), the last stage keeps its stride, and one
-embedding serves all losses.
+Expect less than that baseline publishes: images are neither padded, cropped nor erased at random
+(the old model's embeddings of random crops could not be kept), the last stage keeps its stride, and
+one embedding serves all losses.
 
 One training, and the cosine that falls to a floor instead of steps:
 
