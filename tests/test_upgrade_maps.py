@@ -301,6 +301,24 @@ def test_labels_follow_their_pairs():
     assert scores[0] == pytest.approx(scores[1])
 
 
+def test_zero_vectors_are_left_out_and_counted():
+    old, new = sets(labels=np.arange(160) % 2)
+    vectors = new.vectors.copy()
+    vectors[[3, 50]] = 0
+    broken = EmbeddingSet.of(vectors, labels=new.labels, meta=new.meta)
+    found = upgrade.fit(old, broken, method="ridge")
+    assert found.description["zero_pairs_left_out"] == 2
+    kept = np.delete(np.arange(160), [3, 50])
+    same = upgrade.fit(
+        EmbeddingSet.of(old.vectors[kept], labels=old.labels[kept], meta=old.meta),
+        EmbeddingSet.of(new.vectors[kept], labels=new.labels[kept], meta=new.meta),
+        method="ridge",
+    )
+    np.testing.assert_array_equal(found.weights["weight"], same.weights["weight"])
+    with pytest.raises(UserError, match="149 of 160 pairs have a zero vector"):
+        upgrade.fit(old, EmbeddingSet.of(vectors * (np.arange(160)[:, None] < 12)), method="ridge")
+
+
 def test_parquet_folders_are_read(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq

@@ -64,7 +64,6 @@ def ran(tmp_path_factory):
     """The directory in which everything of the tutorial has run."""
     folder = tmp_path_factory.mktemp("tutorial")
     (folder / "tests").symlink_to(REPOSITORY / "tests")
-    (folder / "text").mkdir()
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -72,7 +71,7 @@ def ran(tmp_path_factory):
             if kind == "python":
                 exec(block, {})
             else:
-                for line in block.strip().splitlines():
+                for line in block.replace("\\\n", " ").strip().splitlines():
                     run_command(line)
     finally:
         os.chdir(before)

@@ -1,6 +1,7 @@
 """Small galleries in every form, and a map that needs no fitting, for the upgrade's tests."""
 
 import itertools
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fct_jax.embeddings import EmbeddingSet
+from fct_jax.upgrade.apply import apply
 from fct_jax.upgrade.maps import KnownPairs, Map
 
 OLD_DIM, NEW_DIM = 6, 5
@@ -85,3 +87,35 @@ def write_parquet(folder, ids, values, sizes=(70, 0, 130), group=50, kind=None):
             }
         )
         pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=group)
+
+
+def contents(folder) -> dict[str, bytes]:
+    """Every file of a directory by its name."""
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())}
+
+
+def made_galleries(folder, count):
+    """(paths of a gallery in each form, path of all new vectors, ids, old, new)."""
+    ids, old, new = vectors(count)
+    paths = {form: write_gallery(form, folder / form, ids, old) for form in FORMS}
+    as_set(folder / "new", new, ids, fingerprint="new-model")
+    return paths, folder / "new", ids, old, new
+
+
+def upgraded(made, form, workdir, **settings):
+    """The upgrade of one of `made_galleries` with the plain map, in small blocks and batches."""
+    settings = {"reembed": str(made[1]), "batch_size": 16, "batch_items": 23, **settings}
+    return apply(plain_map(), made[0][form], workdir, **settings)
+
+
+def as_set(folder, values, ids, **meta):
+    """An EmbeddingSet's directory."""
+    return EmbeddingSet.of(values, ids, meta=meta).write(folder)
+
+
+def write_probe(folder, ids, new, count=80):
+    """A probe of all items, and queries near the first of them."""
+    rng = np.random.default_rng(3)
+    queries = new[:count] + 0.05 * rng.standard_normal((count, NEW_DIM)).astype(np.float32)
+    EmbeddingSet.of(new, ids, meta={"fingerprint": "new-model"}).write(folder / "new")
+    EmbeddingSet.of(queries, meta={"fingerprint": "new-model"}).write(folder / "query")

@@ -21,13 +21,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fct_jax.progress import track
-from tools import bench_backbone, bench_compatible, bench_evaluation, bench_transformation
+from tools import (
+    bench_backbone,
+    bench_compatible,
+    bench_evaluation,
+    bench_transformation,
+    bench_upgrade,
+)
 
 PARTS = {
     "evaluation": bench_evaluation,
     "transformation": bench_transformation,
     "backbone": bench_backbone,
     "compatible": bench_compatible,
+    "upgrade": bench_upgrade,
 }
 
 

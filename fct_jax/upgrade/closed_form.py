@@ -7,7 +7,7 @@ import scipy.linalg
 
 ROWS = 8192  # pairs read together
 # Candidates for λ, in units of the mean variance of an input dimension, summed over the pairs.
-PENALTIES = 10.0 ** np.arange(-7, 3.01, 0.5)
+PENALTIES = 10.0 ** np.arange(-9, 3.01, 0.5)
 
 
 @dataclasses.dataclass

@@ -16,7 +16,9 @@ from fct_jax.evaluate.distances import METRICS
 from fct_jax.upgrade.candidates import fit_closed_form, fit_network, held_out_quality
 from fct_jax.upgrade.guards import SPACE, check_known_answers
 from fct_jax.upgrade.inputs import (
+    FEWEST,
     load_array,
+    nonzero_rows,
     open_sample,
     paired,
     row_hashes,
@@ -79,6 +81,14 @@ def fit(
     old.check_finite()
     new.check_finite()
     labels = _labels(load_array(labels, "labels"), given_new, old, new)
+    usable = np.flatnonzero(nonzero_rows(old.vectors) & nonzero_rows(new.vectors))
+    zeros = len(new) - len(usable)
+    if zeros:
+        # A zero vector is what some services return for what they could not embed.
+        if len(usable) < FEWEST:
+            raise UserError(f"{zeros} of {len(new)} pairs have a zero vector")
+        old, new = take(old, usable), take(new, usable)
+        labels = None if labels is None else labels[usable]
     metric = metric or new.meta.get("metric", "l2")
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
@@ -132,6 +142,7 @@ def fit(
         "metric": metric,
         "pairs": len(inside),
         "pairs_held_out": len(outside),
+        "zero_pairs_left_out": zeros,
         "judged_by": by,
         "held_out": scores,
     }
@@ -201,5 +212,7 @@ def fit_command(config: ConfigDict, workdir) -> Map:
         cells = [f"{quality[n]:.1f}" if n == "seconds" else f"{quality[n]:.3f}" for n in names]
         table.add_row(method, *cells, style="bold" if method == found.method else None)
     Console().print(table)
+    if found.description["zero_pairs_left_out"]:
+        print(f"{found.description['zero_pairs_left_out']} pairs with a zero vector were left out")
     print(f"{workdir}: {found.method} map {found.dim_in} → {found.dim_out}, {found.fingerprint}")
     return found

@@ -105,6 +105,15 @@ def row_hashes(vectors, block: int = 1 << 16) -> np.ndarray:
     return hashes
 
 
+def nonzero_rows(vectors, block: int = 1 << 16) -> np.ndarray:
+    """(N,) bool: which rows are not all zeros."""
+    parts = [
+        np.any(np.asarray(vectors[start : start + block]) != 0, axis=1)
+        for start in range(0, len(vectors), block)
+    ]
+    return np.concatenate(parts)
+
+
 def are_unit(vectors, rows: int = 1000) -> bool:
     """Whether vectors have unit length, within what float16 leaves of it, judged by the first."""
     norms = np.linalg.norm(np.asarray(vectors[:rows], np.float64), axis=1)

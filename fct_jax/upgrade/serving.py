@@ -10,7 +10,7 @@ alone. Here each query's scores are brought to one scale by their *tail*, the sc
 items of a reference sample embedded by both models; the sample's items are the same in both
 spaces, so that no label is needed. The correction is one factor and one shift a query, known
 before the search: it multiplies the query, and ordinary inner-product indexes do the rest
-(`Calibration.queries`).
+(`Calibration.affine`).
 """
 
 import numpy as np
