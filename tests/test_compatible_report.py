@@ -204,3 +204,12 @@ def test_runs_and_transformations_on_one_test_set(tmp_path):
     expected = retrieval_metrics(alone.vectors, moved.vectors, labels, metric="cosine")["map"]
     assert found["FCT"]["cross"] == pytest.approx(expected)
     assert report_of("extended-data", {"digits": found}).rows == ["new alone", "bct", "FCT"]
+
+
+def test_no_gain_to_compare_with_leaves_cells_empty():
+    """A new model alone that equals the old one on a test set must not lose the report."""
+    row = {"self": 0.5, "cross": 0.4, "curve": [0.4, 0.45, 0.5, 0.5, 0.5], "gap": 0.1}
+    report = report_of("x", {"test": {"old": {"self": 0.5}, "new alone": row, "bct": row}})
+    assert report.scores()["bct"] == dict.fromkeys(("p_up", "p_comp", "p_1", "update_gain"))
+    assert "| bct | 50.0 | 40.0 | no |  |  |  |" in report.markdown()
+    assert json.loads(json.dumps(report.to_json()))["scores"]["bct"]["p_1"] is None

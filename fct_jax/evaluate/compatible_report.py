@@ -15,6 +15,7 @@ from fct_jax.evaluate.compatibility import SHARES, compatibility_scores, update_
 from fct_jax.evaluate.figure import draw_curves
 
 OLD, ALONE = "old", "new alone"
+SCORES = ("p_up", "p_comp", "p_1", "update_gain")
 
 
 @dataclasses.dataclass
@@ -53,8 +54,14 @@ class CompatibleReport:
         return np.array([found[row][name] for found in self.tests.values()])
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """{row: {"p_up", "p_comp", "p_1", "update_gain"}} over all test sets."""
+        """{row: {"p_up", "p_comp", "p_1", "update_gain"}} over all test sets.
+
+        All are None where the new model alone is no better or worse than the old one on some test
+        set: there is no gain to compare with.
+        """
         old, star = self.column(OLD, "self"), self.column(ALONE, "self")
+        if (star == old).any() or (star == 0).any():
+            return {row: dict.fromkeys(SCORES) for row in self.rows}
         found = {}
         for row in self.rows:
             own, cross = self.column(row, "self"), self.column(row, "cross")
@@ -100,10 +107,11 @@ class CompatibleReport:
         for name, found in self.tests.items():
             for row in self.rows:
                 values = found[row]
-                gain = update_gain(values["cross"], found[OLD]["self"], found[ALONE]["self"])
+                old, star = found[OLD]["self"], found[ALONE]["self"]
+                gain = None if star == old else float(update_gain(values["cross"], old, star)[0])
                 rates = [_percent(values.get(key)) for key in ("nfr", "relative_nfr", "gap")]
                 mean = _percent(float(np.mean(values["curve"])))
-                lines.append([row, name, _percent(float(gain[0])), *rates, mean])
+                lines.append([row, name, _percent(gain), *rates, mean])
         return f"{self.title}: details (%)", head, lines
 
     def _more(self, test: str):
