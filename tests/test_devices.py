@@ -1,4 +1,4 @@
-"""One device and a grid of eight train alike; a classifier can be split over devices."""
+"""One device and a grid of four train alike; a classifier can be split over devices."""
 
 import json
 import os
@@ -40,19 +40,18 @@ def train_on(devices, folder, runs, model=1):
     return losses, weights
 
 
-def test_eight_devices_agree_with_one(runs, tmp_path):
-    """Four ways over the batch, two over the classifier: losses that look across the batch too."""
+def test_four_devices_agree_with_one(runs, tmp_path):
+    """Two ways over the batch, two over the classifier; AdvBCT looks across the whole batch."""
     alone, alone_weights = train_on(1, tmp_path / "1", runs)
-    losses, weights = train_on(8, tmp_path / "8", runs, model=2)
-    assert losses.keys() == alone.keys() == {"fastfill", "hot_refresh", "advbct"}
+    losses, weights = train_on(4, tmp_path / "4", runs, model=2)
+    assert losses.keys() == alone.keys() == {"fastfill", "advbct"}
     np.testing.assert_allclose(losses["fastfill"], alone["fastfill"], rtol=1e-4)
     for key, value in weights["fastfill"].items():
         scale = max(np.abs(value).max(), 1e-3)
         expected = alone_weights["fastfill"][key]
         np.testing.assert_allclose(value, expected, atol=1e-3 * scale, err_msg=key)
-    # Backbones this small amplify rounding tenfold a step: their first steps are compared.
-    for name in ("hot_refresh", "advbct"):
-        np.testing.assert_allclose(losses[name][:3], alone[name][:3], rtol=1e-4, err_msg=name)
+    # A backbone this small amplifies rounding tenfold a step: its first steps are compared.
+    np.testing.assert_allclose(losses["advbct"][:3], alone["advbct"][:3], rtol=1e-4)
 
 
 def test_batch_and_mesh_must_fit():

@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,12 @@ import tiny_runs
 from absl.flags import FLAGS
 from PIL import Image
 
-from fct_jax import cli, data, models
+from fct_jax import data, models
 from fct_jax.embeddings import EmbeddingSet
+from fct_jax.errors import UserError
 from fct_jax.evaluate.landmarks import map_at_k, revisited_map
 from fct_jax.frozen import load_model, write_model
+from fct_jax.train.loop import train
 from tools import benchmark_compatible
 
 ROWS = {"new alone": "alone", "bct": "bct", "advbct": "advbct", "FCT": "FCT"}
@@ -275,25 +278,17 @@ def test_unknown_names_and_missing_weights(world, capsys, monkeypatch):
 
 
 @pytest.fixture
-def refused(finished, monkeypatch, capsys):
-    """The train command ends with status 1 and one line, and leaves no run.
-
-    In this process, as starting another takes longer than the mistake; test_commands.py starts one.
-    """
-    from fct_jax.train import __main__ as train_command
-
+def refused(finished, monkeypatch):
+    """Training ends with one line and leaves no run; test_commands.py shows the exit status."""
     monkeypatch.chdir(finished)
 
     def call(message, **changes):
         changes = {"method": "advbct", "data.list": NEW_LIST, **changes}
-        given = [f"--config.{key}={value}" for key, value in changes.items()]
-        command = ["train", "--config", "tiny.py", "--workdir", "refused", *given]
-        monkeypatch.setattr(sys, "argv", command)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(train_command.main, train_command.__doc__)
-        (line,) = capsys.readouterr().err.splitlines()
-        assert stopped.value.code == 1 and message in line, line
+        config = runpy.run_path("tiny.py")["get_config"]()
+        config.update_from_flattened_dict({key: str(value) for key, value in changes.items()})
+        with pytest.raises(UserError) as stopped:
+            train(config, "refused")
+        assert message in str(stopped.value) and "\n" not in str(stopped.value)
         assert not Path("refused").exists()
         FLAGS.unparse_flags()
         for name in [name for name in FLAGS if name.startswith("config.")]:

@@ -41,7 +41,7 @@ def config(**changes):
     return tiny_runs.changed(made, changes)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def flat_model():
     """The model's name, for the tests alone."""
     models.MODELS["flat"] = (FlatModel, {})

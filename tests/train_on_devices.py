@@ -28,7 +28,6 @@ def main(folder: Path, runs: Path, model: int) -> None:
     changes = {**STEPS, "mesh__model": model}
     tasks = {
         "fastfill": tiny_runs.transformation(runs / "old", runs / "new", "fastfill", **changes),
-        "hot_refresh": tiny_runs.compatible("hot_refresh", runs / "old", **changes),
         "advbct": tiny_runs.compatible("advbct", runs / "old", **changes),
     }
     losses = {}
