@@ -23,7 +23,7 @@ def story(folder, seed):
     for name, config in configs.items():
         config.seed = seed
         if name in ("old", "new"):
-            config.epochs = 8  # of the quickstart's 12, to save time
+            config.epochs = 5  # of the quickstart's 12, to save time
         if name in ("fct", "fastfill"):
             config.old, config.new = str(runs["old"]), str(runs["new"])
         train(config, runs[name])
