@@ -18,9 +18,9 @@ from fct_jax import config as configs
 from fct_jax import sharding
 from fct_jax.frozen import write_model
 from fct_jax.train.compatible import Compatible
-from fct_jax.train.loop import compile_steps
 from fct_jax.train.optimizer import build_optimizer
 from fct_jax.train.state import State
+from fct_jax.train.steps import compile_steps
 from tools.bench_common import figure, peak_mb
 
 METHODS = ("bct", "lce", "hot_refresh", "unibct", "advbct")

@@ -19,8 +19,10 @@ from fct_jax.embed.transform import transform_set
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.frozen import Transformer
 from fct_jax.train.checkpoint import Checkpoints
-from fct_jax.train.loop import RunningMeans, _start, compile_steps
+from fct_jax.train.loop import _start
 from fct_jax.train.optimizer import build_optimizer
+from fct_jax.train.running_means import RunningMeans
+from fct_jax.train.steps import compile_steps
 from fct_jax.train.transformation import TransformationTask
 from tools.bench_common import figure, peak_mb, seconds
 

@@ -15,11 +15,7 @@ A task (``backbone.py``, ``transformation.py``, …) is a class with
     finish(workdir, fingerprint, variables)      writes what the run leaves beside its model
 """
 
-import functools
-import math
 import signal
-import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -27,7 +23,7 @@ import jax.numpy as jnp
 
 from fct_jax import config as configs
 from fct_jax import sharding
-from fct_jax.errors import UserError, unknown
+from fct_jax.errors import unknown
 from fct_jax.frozen import read_description, write_model
 from fct_jax.progress import Bar
 from fct_jax.train.backbone import Backbone
@@ -35,8 +31,10 @@ from fct_jax.train.checkpoint import Checkpoints
 from fct_jax.train.compatible import Compatible
 from fct_jax.train.metrics_log import MetricsLog
 from fct_jax.train.optimizer import build_optimizer
+from fct_jax.train.running_means import RunningMeans
 from fct_jax.train.simclr import SimCLR
 from fct_jax.train.state import State
+from fct_jax.train.steps import compile_steps
 from fct_jax.train.transformation import TransformationTask
 from fct_jax.workdir import claim_workdir
 
@@ -145,111 +143,6 @@ def _epochs(config, task, optimizer, state, checkpoints, log) -> State:
                 said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
                 print(f"epoch {epoch}/{config.epochs}: {said}", flush=True)
     return state
-
-
-def compile_steps(task, optimizer, seed: int):
-    """The compiled call ``(state, data, frozen, call, steps, freeze=) -> (state, metric sums)``.
-
-    A call of several steps runs them inside one loop on the device; ``steps``, which may be
-    fewer than the call has room for, varies without compiling again.
-    """
-    key = jax.random.key(seed + 1)  # not the key of the initial parameters
-
-    def update(state: State, data, frozen, element, key, freeze):
-        pick_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-        batch = task.feed.pick(data, element, pick_key)
-
-        def objective(params):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            return task.loss(variables, frozen, batch, state.step, loss_key, freeze)
-
-        (loss, (batch_stats, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.params
-        )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p + u, state.params, updates)
-        return State(state.step + 1, params, batch_stats, opt_state), {"loss": loss, **metrics}
-
-    @functools.partial(jax.jit, donate_argnums=0, static_argnames="freeze")
-    def run(state, data, frozen, call, steps, *, key, freeze):
-        def element(i):
-            return jax.tree.map(lambda array: array[i], call)
-
-        if jax.tree.leaves(call)[0].shape[0] == 1:
-            return update(state, data, frozen, element(0), key, freeze)
-
-        def body(i, carry):
-            state, sums = carry
-            state, metrics = update(state, data, frozen, element(i), key, freeze)
-            return state, jax.tree.map(jnp.add, sums, metrics)
-
-        shapes = jax.eval_shape(
-            lambda s: update(s, data, frozen, element(0), key, freeze)[1], state
-        )
-        zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        return jax.lax.fori_loop(0, steps, body, (state, zeros))
-
-    # The key is an argument, so that a compilation cache serves every seed.
-    return functools.partial(run, key=key)
-
-
-class RunningMeans:
-    """Means of the steps' metrics since the last log entry, rate and time spent waiting for data.
-
-    The sums of a call are fetched while the next call runs, so that the device never waits.
-    """
-
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
-        self._waiting = None
-        self._sums, self._steps = {}, 0
-        self._since, self._waited = time.perf_counter(), 0.0
-        self.note = ""
-
-    def timed(self, calls: Iterable) -> Iterator:
-        """The feed's calls; the time that each one is waited for is counted."""
-        calls = iter(calls)
-        while True:
-            start = time.perf_counter()
-            call = next(calls, None)
-            self._waited += time.perf_counter() - start
-            if call is None:
-                return
-            yield call
-
-    def add(self, sums: dict, steps: int, step: int) -> None:
-        """Takes a call's sums over ``steps`` steps; ``step`` is the count after it."""
-        self.fetch()
-        self._waiting = sums, steps, step
-
-    def fetch(self) -> None:
-        """Waits for the last call. Raises UserError on a loss that is not finite."""
-        if self._waiting is None:
-            return
-        sums, steps, step = self._waiting
-        self._waiting = None
-        sums = {name: float(value) for name, value in sums.items()}
-        if not math.isfinite(sums["loss"]):
-            self._checkpoints.wait()
-            saved = self._checkpoints.latest_step
-            kept = "no checkpoint was made yet" if saved is None else f"checkpoint {saved} is kept"
-            raise UserError(
-                f"the loss is no longer finite by step {step}; {kept}; "
-                "a smaller config.optimizer.lr often helps"
-            )
-        self.note = f"loss {sums['loss'] / steps:.4f}"
-        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in sums.items()}
-        self._steps += steps
-
-    def means(self, prefix: str) -> dict[str, float]:
-        """The means since the last time by prefixed name; "data_wait" is a share of the time."""
-        self.fetch()
-        found = {name: value / self._steps for name, value in self._sums.items()}
-        elapsed = time.perf_counter() - self._since
-        found |= {"steps_per_second": self._steps / elapsed, "data_wait": self._waited / elapsed}
-        self._sums, self._steps = {}, 0
-        self._since, self._waited = time.perf_counter(), 0.0
-        return {prefix + name: value for name, value in found.items()}
 
 
 def _on_sigterm() -> list:
