@@ -13,11 +13,34 @@ GOLDEN = Path(__file__).parent / "golden"
 # Golden arrays are float32: no device may shorten products to bfloat16 or TF32.
 jax.config.update("jax_default_matmul_precision", "highest")
 
-# Many tests train the same tiny model: each program is compiled once, for subprocesses too.
+# Tiny models take longer to compile than to run: compile fast, and each program only once, for
+# subprocesses too.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# Files that take minutes start first, so that no worker is left alone with one at the end.
+SLOW_FILES = (
+    "test_end_to_end.py",
+    "test_devices.py",
+    "test_multiprocess.py",
+    "test_faults.py",
+    "test_gldv2.py",
+    "test_training.py",
+    "test_embed.py",
+    "test_simclr.py",
+    "test_upgrade_tutorial.py",
+    "test_reid_training.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, in the order of ``SLOW_FILES``."""
+    rank = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 class Golden:

@@ -8,13 +8,14 @@ and a histogram per stage and bucket gives every rank at every point: O(n + P·p
 for n items and P points, besides the sort of 2p numbers.
 """
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
 from numba import njit
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from fct_jax.evaluate.distances import Keys
 
@@ -183,6 +184,12 @@ def _rank_block(keys, own, query_class, class_start, class_items, stage, positio
                 ap[q, o, i] = _average_precision(count, relevant, seen, found)
 
 
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """The BLAS libraries of this process. Looking for them takes milliseconds: done once."""
+    return ThreadpoolController().select(user_api="blas")
+
+
 def rank_positives(
     keys: Keys,
     query_labels: np.ndarray,
@@ -245,7 +252,7 @@ def rank_positives(
         return stop - start
 
     # One thread a block, matrix product included: BLAS's own threads would wait for each other.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+    with _blas().limit(limits=1), ThreadPoolExecutor(threads) as pool:
         for done in pool.map(work, range(0, queries, rows)):
             if progress is not None:
                 progress(done)
