@@ -117,6 +117,8 @@ def market1501_compatible() -> ConfigDict:
     config.sampler.images = 4
     config.sampler.rounds = 0  # until the images of an identity are used up
     config.label_smoothing = 0.1
+    config.model.last_stride = 1
+    config.reid.pad, config.reid.erase, config.reid.neck = 10, 0.5, True
     config.reid.triplet_weight = 1.0
     config.reid.center_weight = 5e-4
     config.optimizer.name = "adam"

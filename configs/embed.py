@@ -2,6 +2,9 @@
 
   python -m fct_jax.embed --config configs/embed.py --workdir embeddings/old \
       --config.model=runs/digits/old --config.split=validation
+
+Large sets are made in shards of config.shard_size rows: a run that was killed goes on, by the same
+command, at the next shard, and several processes (--distributed) share the shards.
 """
 
 from fct_jax import config as defaults

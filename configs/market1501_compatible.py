@@ -1,8 +1,10 @@
 """Compatible training for person re-identification: Market-1501, ResNet-50, 256×128 pixels.
 
-Batches of 16 persons × 4 images, smoothed ID loss, batch-hard triplet and centre loss, Adam with
-warm-up from 1 % of the rate: the settings of "Bag of Tricks and A Strong Baseline for Deep Person
-Re-identification" (CVPRW 2019). All methods, with and without k-reciprocal re-ranking:
+Batches of 16 persons × 4 images, mirrored, padded and cropped, and erased at random; smoothed ID
+loss after, batch-hard triplet and centre loss before the embedding's BatchNorm; last stage of
+stride 1; Adam with warm-up from 1 % of the rate: the settings of "Bag of Tricks and A Strong
+Baseline for Deep Person Re-identification" (CVPRW 2019), with an embedding of 256 instead of 2048.
+All methods, with and without k-reciprocal re-ranking:
 
   python tools/benchmark_compatible.py --config configs/market1501_compatible.py \\
       --workdir runs/market1501
@@ -10,9 +12,8 @@ Re-identification" (CVPRW 2019). All methods, with and without k-reciprocal re-r
 It needs data/market1501 with bounding_box_train, query and bounding_box_test of the released
 archive, and weights/resnet50.pth from torchvision.
 
-Expect less than that baseline publishes: images are neither padded, cropped nor erased at random
-(the old model's embeddings of random crops could not be kept), the last stage keeps its stride, and
-one embedding serves all losses.
+The old model's embeddings, which methods compare with, are those of the whole image: of one that is
+in its gallery. AdvBCT's public code trains persons without pad, erase, neck and last_stride=1.
 
 One training, and the cosine that falls to a floor instead of steps:
 

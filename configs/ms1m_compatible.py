@@ -10,14 +10,18 @@ of 85,742 persons in MS1M-ArcFace, 5.2 million of 93,431 in MS1M-v3), and data/i
 faces, ijbc_face_tid_mid.txt, ijbc_template_pair_label.txt, ijbc_1N_gallery_G1.csv,
 ijbc_1N_gallery_G2.csv and ijbc_1N_probe_mixed.csv.
 
+Templates are pooled from images and their mirror images; InsightFace also weighs images by their
+detector's scores: "faces.scores": "data/ijbc/ijbc_name_5pts_score.txt" among the changes of the
+test below.
+
 The classifier of 512 × 85,742 weights, its momentum and its logits are split over devices:
 
   python -m fct_jax.train --config configs/ms1m_compatible.py --workdir runs/ms1m/new \\
       --config.method=none --config.mesh.data=4 --config.mesh.model=2
 
-``mesh.model`` must divide the number of persons; otherwise every device keeps the whole
-classifier. Methods that compare with the old embeddings of all training images (hot_refresh,
-advbct, …) hold them on every device: 24 GB here, for both mirror images.
+The number of persons is padded for it to a multiple of 384, which ``mesh.model`` must divide
+(2, 3, 4, 6, 8, …). Methods that compare with the old embeddings of all training images
+(hot_refresh, advbct, …) hold them on every device: 24 GB here, for both mirror images.
 """
 
 from configs import common
@@ -41,6 +45,7 @@ def benchmark():
                 "data.name": "ijb",
                 "data.dir": "data/ijbc/images",
                 "data.list": "data/ijbc/ijbc_face_tid_mid.txt",
+                "faces.flip": True,
             }
         },
         "transformations": {},

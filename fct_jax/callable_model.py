@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import math
 import re
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,8 @@ class CallableModel:
     def run(self, images, flip=None) -> np.ndarray:
         """(N, D) float32 of uint8 images (N, H, W, 3), mirrored first where ``flip`` (N,) says.
 
-        Raises UserError for a result of another shape, or that is not finite.
+        Raises UserError where the function fails, for a result of another shape, or that is not
+        finite.
         """
         images = np.asarray(images)
         size = self.preprocessing.size
@@ -72,7 +74,12 @@ class CallableModel:
             images = np.stack([self.preprocessing.on_host(image) for image in images])
         if flip is not None:
             images = np.where(np.asarray(flip)[:, None, None, None], images[:, :, ::-1], images)
-        found = np.asarray(self._function(np.ascontiguousarray(images)))
+        try:
+            found = np.asarray(self._function(np.ascontiguousarray(images)))
+        except Exception as error:  # it may be anything: the code is not ours
+            raise UserError(
+                f"{self.name} failed for {len(images)} images: {_told(error)}"
+            ) from error
         if found.ndim != 2 or len(found) != len(images) or not found.shape[1]:
             raise UserError(
                 f"{self.name} returned shape {found.shape} for {len(images)} images; "
@@ -84,7 +91,8 @@ class CallableModel:
             raise UserError(
                 f"{self.name} returned dimension {found.shape[1]}, and {self.dim} before"
             )
-        found = found.astype(np.float32)
+        with np.errstate(over="ignore"):  # too large for float32 is infinite, and refused below
+            found = found.astype(np.float32)
         finite = np.isfinite(found).all(1)
         if not finite.all():
             raise UserError(
@@ -114,6 +122,8 @@ def _find(name: str):
         else:
             reason = f"its module needs {error.name}, which is not installed"
         raise UserError(f"{name}: {reason}") from None
+    except Exception as error:
+        raise UserError(f"{name}: its module cannot be imported: {_told(error)}") from error
     if not hasattr(module, function_name):
         functions = [key for key, value in vars(module).items() if callable(value)]
         raise unknown(f"function of {module_name}:", function_name, functions or ["(none)"])
@@ -121,6 +131,18 @@ def _find(name: str):
     if not callable(function):
         raise UserError(f"{name} is no function but {type(function).__name__}")
     return function
+
+
+def _told(error: Exception) -> str:
+    """One line of an error of their code: its kind, what it says, and where it happened."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and not frame.filename.startswith("<")
+    ]
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    said = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {said}{where}"
 
 
 def _fingerprint(name: str, embeddings: np.ndarray) -> str:

@@ -4,6 +4,8 @@ import difflib
 import re
 import runpy
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +14,29 @@ from ml_collections import ConfigDict
 
 from fct_jax.errors import UserError
 
+flags.disclaim_key_flags()  # flags defined here are shown as the command's own
+
 # What ml_collections and absl raise for flags that they cannot accept.
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
 
 
+def define_process_flags() -> None:
+    """Flags of a command that can run as several processes; ``run`` acts on them."""
+    flags.DEFINE_boolean(
+        "distributed",
+        False,
+        "several processes work as one: the same command on every host. Cloud TPU, SLURM, GKE and "
+        "Open MPI say by themselves which process is which; elsewhere the three flags below do",
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for instance 10.0.0.1:1234")
+    flags.DEFINE_integer("process_id", None, "number of this process, from 0")
+    flags.DEFINE_integer("num_processes", None, "how many processes there are")
+
+
 def run(main: Callable[[], None], help_text: str) -> None:
     """Parses the command line, runs ``main`` and exits: 0, 1 (a UserError) or 130 (Ctrl-C).
+
+    An error in one of several processes ends them all.
 
     Args:
       main: the command, which finds its values in ``flags.FLAGS``.
@@ -30,13 +49,44 @@ def run(main: Callable[[], None], help_text: str) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         _parse(sys.argv)
-        main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    from fct_jax import processes  # late, so that mistakes in flags are answered at once
+
+    try:
+        _start(processes)
+        main()
+        processes.barrier("end of the command")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        processes.end_all(str(error))
+        sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        processes.end_all("stopped from the keyboard", status=130)
         sys.exit(130)
+    except Exception as error:
+        if processes.count() == 1:
+            raise
+        # Where another process failed first, its reason is worth more than what follows from it.
+        time.sleep(processes.NOTICE_SECONDS)
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        print(
+            f"error: {reason}; where a process was killed, give all of them the command again",
+            file=sys.stderr,
+        )
+        processes.end_all(reason)
+
+
+def _start(processes) -> None:
+    if "distributed" not in flags.FLAGS:
+        return
+    given = flags.FLAGS.coordinator, flags.FLAGS.process_id, flags.FLAGS.num_processes
+    if flags.FLAGS.distributed or given != (None, None, None):
+        processes.start(*given)
+        processes.say(processes.summary())
 
 
 def _parse(argv: list[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from fct_jax.errors import UserError
+from fct_jax.upgrade_config import upgrade
 
 
 def backbone() -> ConfigDict:
@@ -56,6 +57,7 @@ def compatible() -> ConfigDict:
     config.model.name = "resnet18_projection"
     config.model.embedding_dim = 256
     config.model.small_stem = False  # True: 3×3 stem without pooling, for small images
+    config.model.last_stride = 2  # of the last stage; 1 for larger maps in re-identification
     config.model.width = 64  # channels of the first stage
     config.pretrained = ""  # torchvision or timm weights to start from, .pth or .safetensors
     # "softmax", "arcface", "arcface_monotonic" (with the threshold), "cosface", "amsoftmax",
@@ -65,6 +67,10 @@ def compatible() -> ConfigDict:
     config.margin = 0.3
     config.label_smoothing = 0.0
     config.reid = reid()
+    config.faces = faces()
+    # Of a comparison: .npy of an integer for each query, groups whose gap is shown; "": classes,
+    # cameras or landmarks
+    config.groups = ""
     config.compatibility = compatibility()
     config.sampler = sampler()
     config.optimizer = optimizer()
@@ -82,14 +88,29 @@ def compatible() -> ConfigDict:
 
 
 def reid() -> ConfigDict:
-    """Re-identification: losses on the embedding beside the base loss, and how to compare."""
+    """Re-identification: augmentation, losses beside the base loss, and how to compare."""
     config = ConfigDict()
+    # Old embeddings stay those of the whole image.
+    config.pad = 0  # pixels of black on every side, from which the image's size is cropped
+    config.erase = 0.0  # probability that a rectangle is erased, published 0.5
+    # True: triplet and centre loss see the projection before its BatchNorm (BNNeck)
+    config.neck = False
     config.triplet_weight = 0.0  # batch-hard triplet; wants config.sampler.name=identities
     config.triplet_margin = 0.3
     config.triplet_soft = False  # True: softplus instead of the margin
     config.triplet_normalize = False  # True: of directions, not of raw embeddings
     config.center_weight = 0.0  # centre loss, published 0.0005
     config.rerank = False  # comparisons on "market1501": True re-ranks by k-reciprocal neighbours
+    return config
+
+
+def faces() -> ConfigDict:
+    """Comparisons on "ijb": how the embeddings of a template's images become one vector."""
+    config = ConfigDict()
+    config.flip = False  # True: mean of an image's and its mirror image's embedding
+    config.normalize = False  # True: of unit length first; False: longer embeddings weigh more
+    # File of "image … score" lines, such as ijbc_name_5pts_score.txt: weights; "": all alike
+    config.scores = ""
     return config
 
 
@@ -148,7 +169,7 @@ def simclr() -> ConfigDict:
     config.temperature = 0.1
     config.optimizer = optimizer()
     config.optimizer.name = "lars"
-    config.optimizer.lr = 4.8  # 0.3 · batch_size / 256
+    config.optimizer.lr = 4.8  # 0.3 at a batch of 256
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 1e-6
     config.optimizer.schedule.warmup_epochs = 10
@@ -249,71 +270,9 @@ def embed() -> ConfigDict:
     config.class_statistics = False  # True: also class_statistics_euclidean.npz and _angle.npz
     config.old = ""  # EmbeddingSets, where `model` is a transformation
     config.side = ""
-    config.batch_size = 256
-    return config
-
-
-def upgrade() -> ConfigDict:
-    """Upgrading a gallery of vectors: keys that several subcommands share, and one section each."""
-    config = ConfigDict()
-    config.task = "upgrade"
-    # A sample (fit) or test gallery (assess) embedded by both models: EmbeddingSets, .npy files
-    # (ids in NAME_ids.npy beside, else row numbers), Parquet folders or Faiss files.
-    config.old = ""
-    config.new = ""
-    config.labels = ""  # .npy of integers, a label for each new vector; "": those of the sets
-    config.metric = ""  # "l2", "cosine"; "": as the new vectors' meta.json says
-    config.map = ""  # directory of a map that `fit` made, or the run of an FCT or FastFill training
-    config.seed = 0
-    config.fit = ConfigDict()
-    config.fit.method = "auto"  # "procrustes", "ridge", "fct", "fastfill"; "auto": the best
-    config.fit.candidates = "procrustes,ridge,fct,fastfill"  # what "auto" tries
-    config.fit.classifier = ""  # run or .npy (C, D) of the new model, for fastfill
-    config.fit.held_out = 0.2  # share of the pairs for choosing between methods
-    config.fit.inner_dim = 2048  # fct, fastfill: width of the hidden layers
-    config.fit.epochs = 80  # fct, fastfill
-    config.fit.batch_size = 0  # fct, fastfill; 0: 1,024, or an eighth of a smaller sample
-    config.assess = ConfigDict()
-    config.assess.query_old = ""  # queries, embedded by both models; "": items query the others
-    config.assess.query_new = ""
-    config.assess.query_labels = ""  # .npy, where the gallery has labels
-    # .npy: (Q,) the one relevant id of each query, or (P, 2 or 3) rows of query id, relevant id
-    # and gain. Without judged pairs and labels: agreement with the new model's own neighbours.
-    config.assess.judged = ""
-    config.assess.groups = ""  # .npy of Q integers: the gap between groups of queries
-    config.assess.target = ""  # what decides: "map", "mrr", "ndcg@10", "recall@10", "cmc@1"
-    config.assess.shares = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # re-embedded, on the curves
-    config.assess.ways = "translated,dual,fused"  # of serving a half-migrated gallery
-    config.assess.depth = 0  # results of a query that are judged; 0: 1,000 by labels, else 100
-    config.assess.max_queries = 2000
-    config.assess.judged_calibration = 0.0  # share of judged queries to learn the calibration from
-    config.assess.gallery_size = 0  # items of the whole gallery; 0: as many as are given
-    config.assess.items_per_second = 0.0  # of the new model, for times; 0: none are given
-    config.assess.cost_per_1000 = 0.0  # of embedding 1,000 items, for costs; 0: none are given
-    config.assess.currency = "USD"
-    config.assess.resamples = 1000  # of the bootstrap
-    # The gallery of plan and apply: an EmbeddingSet, a Parquet folder or a Faiss IndexIDMap2 file.
-    config.gallery = ""
-    config.id_column = "id"  # of Parquet files
-    config.vector_column = "vector"
-    config.probe = ""  # folder with `new` and `query` sets, which quality is measured on
-    config.batch_size = 4096  # vectors translated together
-    config.plan = ConfigDict()
-    config.plan.order = "uncertainty"  # or "random"
-    config.plan.traffic = ""  # .npy with the fields "id" and "weight": queries that ask for an item
-    config.plan.budget_items = 0  # 0: no such budget; of several, the smallest counts
-    config.plan.budget_money = 0.0
-    config.plan.target_quality = 0.0  # of the probe, by the forecast
-    config.plan.items_per_second = 0.0  # of the new model, for times; 0: none are given
-    config.plan.cost_per_1000 = 0.0  # of embedding 1,000 items, for costs; 0: none are given
-    config.apply = ConfigDict()
-    # New vectors: an EmbeddingSet, or "module:function" from ids to vectors; "": translate only.
-    config.apply.reembed = ""
-    config.apply.batch_items = 4096  # items re-embedded and recorded together
-    config.apply.max_batches = 0  # stop after so many, to go on later; 0: all of the plan
-    # True: also where there are no known answers, or a batch finds its own only by chance
-    config.apply.unchecked = False
-    config.rollback_to = -1  # number of the batch that `rollback` returns to; 0: none re-embedded
+    config.batch_size = 256  # on each device
+    # Rows after which work is recorded: a run that was killed goes on at the next shard.
+    config.shard_size = 65_536
     return config
 
 
@@ -333,7 +292,7 @@ def data() -> ConfigDict:
     # A seeded share for an old model, or everything for a new one, old classes numbered first:
     # "old classes 0.3", "new classes 0.3", "old images 0.3", each "… seed 666"
     config.subset = ""
-    config.on_error = "raise"  # an unreadable image: "raise" or "skip"
+    config.on_error = "raise"  # an unreadable image, a dead worker: "raise", or "skip" to go on
     config.workers = 0  # processes that decode images
     config.in_memory = "auto"  # whole data set on the device: "auto", "yes", "no"
     return config
@@ -357,6 +316,8 @@ def optimizer() -> ConfigDict:
     config = ConfigDict()
     config.name = "sgd"  # "sgd", "adam", "lars" (spares batch norm and biases always)
     config.lr = 1.024
+    # The batch that lr is meant for: lr · batch_size / lr_reference_batch is used; 0: lr as it is
+    config.lr_reference_batch = 0
     config.momentum = 0.875
     config.nesterov = False
     config.weight_decay = 2.0**-15
@@ -376,7 +337,15 @@ def optimizer() -> ConfigDict:
 
 def _loop(config: ConfigDict) -> None:
     """The keys of the training loop, which every task has."""
-    config.batch_size = 1024  # over all devices
+    # The global batch, over all devices and micro-batches; 0: as per_device_batch_size says
+    config.batch_size = 1024
+    config.per_device_batch_size = 0  # of one micro-batch; 0: what batch_size leaves for a device
+    # An update from so many micro-batches, one after the other, to save memory. The gradient is
+    # that of the whole batch where the loss is a mean over samples; BatchNorm, and losses between
+    # samples (hot_refresh, contrastive, triplet, NT-Xent, advbct's discriminator), see one
+    # micro-batch at a time.
+    config.accumulate_steps = 1
+    config.remat = False  # True: compute a block's activations again in the backward pass
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that share a batch; -1: all that "model" leaves
     config.mesh.model = 1  # devices that share a large classifier
@@ -386,6 +355,8 @@ def _loop(config: ConfigDict) -> None:
     config.evaluate_every_epochs = 5
     config.checkpoint_every_steps = 0  # 0: at the end of every epoch
     config.keep_checkpoints = 2
+    config.keep_best = ""  # "max top1", "min loss": also the best checkpoint by validation
+    config.export = "last"  # which state becomes the model: "last" or, of keep_best, "best"
 
 
 def check(config: ConfigDict) -> None:

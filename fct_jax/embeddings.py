@@ -6,7 +6,8 @@ A directory of plain NumPy files, so that any tool can write or read one:
     ids.npy          (N,)   integers or text, unique
     labels.npy       (N,)   integers, optional
     uncertainty.npy  (N,)   float32 log-variances, optional
-    meta.json        fingerprint, dimension, count, metric, normalized, format_version, …
+    meta.json        fingerprint, dimension, count, metric, normalized, format_version, …,
+                     and the CRC-32 of every file: of vectors.npy shard by shard
 
 Only ``vectors.npy`` is required: ids default to the row numbers, and a set
 without ``meta.json`` has an unknown fingerprint, which matches any other.
@@ -14,15 +15,17 @@ without ``meta.json`` has an unknown fingerprint, which matches any other.
 
 import dataclasses
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
+from fct_jax import checksums
 from fct_jax.errors import UserError
+from fct_jax.files import new_directory
+from fct_jax.ids import repeated
 
 FORMAT_VERSION = 1
+_COMPANIONS = ("ids.npy", "labels.npy", "uncertainty.npy")
 _BLOCK = 1 << 16  # rows looked at together when a whole file is checked
 
 
@@ -68,26 +71,23 @@ class EmbeddingSet:
         return made
 
     @classmethod
-    def read(cls, path, unfinished: bool = False) -> "EmbeddingSet":
+    def read(cls, path, unfinished: bool = False, verify: bool = True) -> "EmbeddingSet":
         """Opens a directory; vectors stay on disk. Raises UserError where it is not sound.
 
-        ``unfinished``: also a gallery of which a part is re-embedded and a part still to be.
+        Args:
+          path: the directory.
+          unfinished: also a gallery of which a part is re-embedded and a part still to be.
+          verify: read every file once and compare it with its checksum, at about the speed of
+            the disk; False: only look whether every row is there.
         """
         path = Path(path)
         if not (path / "vectors.npy").is_file():
             raise UserError(f"no EmbeddingSet in {path}: vectors.npy is missing")
-        meta = {}
-        if (path / "meta.json").is_file():
-            try:
-                meta = json.loads((path / "meta.json").read_text())
-            except ValueError as error:
-                raise UserError(f"{path}/meta.json cannot be read: {error}") from None
-        if meta.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format version {meta['format_version']}; "
-                f"this fct_jax reads versions up to {FORMAT_VERSION}"
-            )
+        meta = _read_meta(path)
         check_state(str(path), meta, unfinished)
+        checksums.check_whole(path, meta)
+        if verify:
+            checksums.check_content(path, meta)
         vectors = _load(path / "vectors.npy", mmap=True)
         ids = _load(path / "ids.npy")
         found = cls(
@@ -103,18 +103,25 @@ class EmbeddingSet:
             raise UserError(f"{path} is incomplete: {len(found)} rows of {meta['count']}")
         if meta.get("dimension", found.dim) != found.dim:
             raise UserError(f"{path} holds dimension {found.dim}; meta.json: {meta['dimension']}")
+        if meta.get("dtype", str(vectors.dtype)) != str(vectors.dtype):
+            raise UserError(f"{path} holds {vectors.dtype} vectors; meta.json: {meta['dtype']}")
         return found
 
     def write(self, path) -> Path:
         """Writes the directory, whole or not at all; never over an existing one."""
         self.check()
         with new_directory(path) as folder:
-            np.save(folder / "vectors.npy", self.vectors)
+            np.save(folder / "vectors.npy", np.ascontiguousarray(self.vectors))
             self.write_companions(folder)
         return Path(path)
 
-    def write_companions(self, folder: Path) -> None:
-        """Writes all but the vectors (which a stream may have written in place before)."""
+    def write_companions(self, folder: Path, shards: list[dict] | None = None) -> None:
+        """Writes all but the vectors, and the uncertainty if that is None (streams write these).
+
+        Args:
+          folder: where ``vectors.npy`` is.
+          shards: for ``meta.json``; None: read from ``vectors.npy``.
+        """
         np.save(folder / "ids.npy", self.ids)
         if self.labels is not None:
             np.save(folder / "labels.npy", np.asarray(self.labels))
@@ -128,6 +135,13 @@ class EmbeddingSet:
             "format_version": FORMAT_VERSION,
             "count": len(self),
             "dimension": self.dim,
+            "dtype": str(self.vectors.dtype),
+            "shards": checksums.shards_of(folder / "vectors.npy") if shards is None else shards,
+            "checksums": {
+                name: checksums.of_file(folder / name)
+                for name in _COMPANIONS
+                if (folder / name).is_file()
+            },
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 
@@ -167,14 +181,12 @@ class EmbeddingSet:
 
 def check_ids(name: str, ids: np.ndarray) -> None:
     """No id twice. Raises UserError with the number of repeated ids and the first ten."""
-    order = np.sort(ids)
-    same = order[1:] == order[:-1]
-    if same.any():
-        repeated = np.unique(order[1:][same])
-        others = f"; so do {len(repeated) - 1} others: " if len(repeated) > 1 else ""
-        others += ", ".join(str(i) for i in repeated[1:10])
-        others += ", …" if len(repeated) > 10 else ""
-        raise UserError(f"{name}: id {repeated[0]} occurs more than once{others}")
+    found = repeated(ids)
+    if len(found):
+        others = f"; so do {len(found) - 1} others: " if len(found) > 1 else ""
+        others += ", ".join(str(i) for i in found[1:10])
+        others += ", …" if len(found) > 10 else ""
+        raise UserError(f"{name}: id {found[0]} occurs more than once{others}")
 
 
 def check_state(name: str, meta: dict, unfinished: bool = False) -> None:
@@ -227,25 +239,23 @@ def check_fingerprint(found: EmbeddingSet, expected: str | None, role: str) -> N
         )
 
 
-class new_directory:
-    """Context: a temporary folder that takes its final name only if all went well."""
-
-    def __init__(self, path):
-        self.path = Path(path)
-
-    def __enter__(self) -> Path:
-        if self.path.exists():
-            raise UserError(f"{self.path} exists already; nothing was overwritten")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
-        self.partial.mkdir()
-        return self.partial
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            self.partial.rename(self.path)
-        else:
-            shutil.rmtree(self.partial)
+def _read_meta(path: Path) -> dict:
+    """The ``meta.json`` of a directory, {} where there is none."""
+    file = path / "meta.json"
+    if not file.is_file():
+        return {}
+    try:
+        meta = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if not isinstance(meta, dict):
+        raise UserError(f"{file} cannot be read: it holds no object")
+    if meta.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {meta['format_version']}; "
+            f"this fct_jax reads versions up to {FORMAT_VERSION}"
+        )
+    return meta
 
 
 def _load(path: Path, mmap: bool = False) -> np.ndarray | None:
@@ -253,5 +263,5 @@ def _load(path: Path, mmap: bool = False) -> np.ndarray | None:
         return None
     try:
         return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except checksums.UNREADABLE as error:
         raise UserError(f"{path} cannot be read: {error}") from None

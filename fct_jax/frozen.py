@@ -26,7 +26,7 @@ from fct_jax.program import embedder_program, transformer_program
 FORMAT_VERSION = 1
 
 
-def write_model(folder: Path, description: dict, variables) -> str:
+def write_model(folder: Path, description: dict, variables, finish=None) -> str:
     """Writes an exported model and returns its fingerprint.
 
     Args:
@@ -34,6 +34,8 @@ def write_model(folder: Path, description: dict, variables) -> str:
       description: what ``model.json`` holds: ``kind`` ("backbone" or "transformation"),
         ``name`` and ``kwargs`` of ``fct_jax.models.build``, and what the kind needs.
       variables: {"params": …, "batch_stats": …}.
+      finish: called with the fingerprint before ``folder`` is there: for files that must not be
+        missing where a model is.
     """
     flat = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
     weights = {name: np.ascontiguousarray(value) for name, value in sorted(flat.items())}
@@ -49,6 +51,8 @@ def write_model(folder: Path, description: dict, variables) -> str:
         safetensors.numpy.save_file(weights, partial / "weights.safetensors")
         (partial / "program.stablehlo").write_bytes(program)
         (partial / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+        if finish is not None:
+            finish(description["fingerprint"])
     return description["fingerprint"]
 
 

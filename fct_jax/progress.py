@@ -13,12 +13,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fct_jax import processes
+
 console = Console(stderr=True)
 _PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
 
 
 class Bar:
     """One progress bar; in a log file or CI, a line every ten seconds instead.
+
+    Of several processes the writer alone shows it.
 
     Args:
       description: what is being done.
@@ -32,7 +36,8 @@ class Bar:
         self._first = self._done = done
         self._start = self._said = time.monotonic()
         self._rich = None
-        if sys.stderr.isatty():
+        self._shown = processes.is_writer()
+        if self._shown and sys.stderr.isatty():
             self._rich = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -66,7 +71,7 @@ class Bar:
         rate = f"{self.rate:,.1f} {self.unit}/s"
         if self._rich:
             self._rich.update(self._task, completed=self._done, rate=rate, note=note)
-        elif time.monotonic() - self._said >= _PLAIN_EVERY:
+        elif self._shown and time.monotonic() - self._said >= _PLAIN_EVERY:
             self._said = time.monotonic()
             left = (self.total - self._done) / max(self.rate, 1e-9)
             print(

@@ -19,6 +19,7 @@ def claim_workdir(config: ConfigDict, workdir: Path, allow_change: bool = False)
     Raises UserError, with the differing keys, where it holds another one.
     """
     path = workdir / "config.json"
+    partial = path.with_suffix(".partial")  # perhaps left by a kill
     new = to_json(config)
     if path.is_file():
         try:
@@ -35,10 +36,9 @@ def claim_workdir(config: ConfigDict, workdir: Path, allow_change: bool = False)
             )
         if not changes:
             return
-    elif workdir.is_dir() and any(workdir.iterdir()):
+    elif workdir.is_dir() and any(file != partial for file in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(new, indent=2) + "\n")
     partial.rename(path)
 

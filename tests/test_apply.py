@@ -77,7 +77,7 @@ def test_killed_at_any_moment(made, tmp_path, form):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert ran.returncode == 0, ran.stderr
     for seed, killed in zip(seeds, ran.stdout.split(), strict=True):
@@ -123,7 +123,7 @@ def test_killed_from_outside(tmp_path):
 
     def run(*arguments):
         process = start(*arguments)
-        assert process.wait() == 0, process.stderr.read().decode()
+        assert process.wait(timeout=300) == 0, process.stderr.read().decode()
         process.stderr.close()
 
     whole = tmp_path / "whole"
@@ -133,14 +133,15 @@ def test_killed_from_outside(tmp_path):
     for target in (0.2, 0.7):
         process = start("killed", "slow:vectors")
         journal = tmp_path / "killed" / "journal.jsonl"
-        while process.poll() is None:
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
             done = journal.read_bytes().count(b'"kind": "batch"') if journal.is_file() else 0
             if done > 75 * target:
                 time.sleep(chance.random() * 0.1)
                 break
             time.sleep(0.01)
         process.kill()
-        process.wait()
+        process.wait(timeout=60)
         process.stderr.close()
     killed = Progress(Journal(journal).records)
     assert 0 < killed.items < 1500
@@ -197,13 +198,28 @@ def test_status(made, tmp_path, capsys):
     assert found["rate"] > 0 and found["seconds_left"] == 108 / found["rate"]
     said = capsys.readouterr().out
     assert "re-embedded 92 of 200 planned items in 4 batches (30.7% of the gallery)" in said
-    assert f"agreement@10: measured {found['measured']:.4f}, forecast" in said
+    assert f"agreement@10 (translated): measured {found['measured']:.4f}, forecast" in said
 
     upgraded(made, "set", work)
     found = status(work, probe=tmp_path / "probe")
     assert (found["state"], found["seconds_left"]) == ("finished", 0)
     rollback(tiny.plain_map(), paths["set"], work, 0, batch_size=16)
     assert status(work)["state"] == "translated"
+
+
+@pytest.mark.parametrize("way", ["dual", "fused"])
+def test_status_measures_the_way_of_serving(made, tmp_path, way):
+    paths, _, ids, old, new = made
+    write_probe(tmp_path / "probe", ids, new)
+    noise = 0.05 * np.random.default_rng(4).standard_normal((80, tiny.OLD_DIM))
+    EmbeddingSet.of((old[:80] + noise).astype(np.float32)).write(tmp_path / "probe" / "query_old")
+    plan(tiny.plain_map(), paths["set"], tmp_path, probe=tmp_path / "probe", serve=way)
+    for batches in (4, 0):
+        upgraded(made, "set", tmp_path, max_batches=batches)
+        found = status(tmp_path, probe=tmp_path / "probe")
+        assert (found["way"], found["measure"]) == (way, "agreement@10")
+        # The forecast is interpolated between steps of 5 %, the measurement is exact.
+        assert abs(found["measured"] - found["forecast"]) < (0.02 if batches else 1e-9)
 
 
 def test_journal(tmp_path):

@@ -16,6 +16,8 @@ from fct_jax.data.augment import (
     augment,
     blur,
     crop_and_resize,
+    erase,
+    pad_and_crop,
     random_boxes,
     rotate,
 )
@@ -188,3 +190,42 @@ def test_views(size, shape):
 def test_mistakes(values, message):
     with pytest.raises(UserError, match=message):
         Augmentation.from_dict(values)
+
+
+def test_pad_and_crop_against_a_loop():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(40, 6, 5, 3)), jnp.float32)
+    fill = jnp.array([-1.0, 0.5, 2.0])
+    moved = jax.jit(pad_and_crop, static_argnums=2)(x, jax.random.key(0), 2, fill)
+    seen = set()
+    for image, found in zip(np.asarray(x), np.asarray(moved), strict=True):
+        padded = np.tile(np.asarray(fill), (10, 9, 1))
+        padded[2:8, 2:7] = image
+        matches = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if np.allclose(padded[top : top + 6, left : left + 5], found, atol=1e-6)
+        ]
+        assert len(matches) == 1
+        seen |= set(matches)
+    assert {top for top, _ in seen} == {left for _, left in seen} == set(range(5))
+
+
+def test_erased_rectangles():
+    """One rectangle of zeros in the chosen images: its area, its shape and how often."""
+    x = jnp.ones((400, 40, 20, 3))
+    for probability, least, most in ((0.0, 0, 0), (0.5, 160, 240), (1.0, 400, 400)):
+        found = np.asarray(jax.jit(erase)(x, jax.random.key(1), probability))
+        gone = found == 0
+        assert (gone.all(-1) == gone.any(-1)).all() and set(np.unique(found)) <= {0, 1}
+        chosen = gone.any((1, 2, 3))
+        assert least <= chosen.sum() <= most
+    shares = []
+    for mask in gone[..., 0]:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert mask.sum() == height * width  # a rectangle
+        shares.append(mask.mean())
+    assert min(shares) > 0.01 and max(shares) <= 0.42 and np.std(shares) > 0.05
+    assert gone[..., 0].any(0).all()  # everywhere

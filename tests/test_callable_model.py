@@ -58,6 +58,15 @@ def half(images):
     return images.mean((1, 2))
 half.image_size = 0.5
 
+def failing(images):
+    raise RuntimeError("no memory" + chr(10) + "more")
+
+def ragged(images):
+    return [[1, 2], [3]]
+
+def large_values(images):
+    return np.full((len(images), 2), 1e300)
+
 number = 3
 """
 
@@ -67,6 +76,8 @@ def module(tmp_path, monkeypatch):
     """A fresh module "their_models" on the path."""
     (tmp_path / "their_models.py").write_text(MODULE)
     (tmp_path / "their_broken.py").write_text("import no_such_package\n")
+    (tmp_path / "their_mistyped.py").write_text("def f(images)\n")
+    (tmp_path / "their_stopping.py").write_text("raise ValueError('no weights')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     yield
@@ -132,6 +143,14 @@ def test_fingerprint_is_of_what_it_computes(module, monkeypatch):
         ("no_such_module:f", "no_such_module:f: there is no such module"),
         ("their_models.sub:f", "there is no such module"),
         ("their_broken:f", "its module needs no_such_package, which is not installed"),
+        ("their_mistyped:f", "its module cannot be imported: SyntaxError: "),
+        ("their_stopping:f", r"imported: ValueError: no weights \(.*their_stopping.py, line 1\)"),
+        (
+            "their_models:failing",
+            r"failed for 4 images: RuntimeError: no memory \(.*their_models.py, line [0-9]+\)",
+        ),
+        ("their_models:ragged", "failed for 4 images: ValueError: setting an array element"),
+        ("their_models:large_values", "not finite, for image 0 of a batch of 4"),
         ("their_models:odl", "did you mean 'old'"),
         ("their_models:number", "no function but int"),
         ("their_models:flat", r"returned shape \(4,\) for 4 images; it must be \(4, D\)"),
@@ -142,8 +161,9 @@ def test_fingerprint_is_of_what_it_computes(module, monkeypatch):
     ],
 )
 def test_mistakes(module, name, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         fct_jax.load_model(name)
+    assert "\n" not in str(caught.value)
 
 
 def test_dimension_may_not_change(module):

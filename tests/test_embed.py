@@ -5,6 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import tiny_models
 import tiny_runs
 from ml_collections import ConfigDict
 from PIL import Image
@@ -24,13 +25,13 @@ from fct_jax.train.loop import train
 def runs(tmp_path_factory):
     """Runs old, new, fct, fastfill and fastfill_side (whose side model is new)."""
     folder = tmp_path_factory.mktemp("runs")
-    train(tiny_runs.backbone(), folder / "old")
-    train(tiny_runs.backbone(data__classes="", model__embedding_dim=12), folder / "new")
+    old = tiny_models.backbone_run(folder / "old")
+    new = tiny_models.backbone_run(folder / "new", dim=12)
     for kind in ("fct", "fastfill"):
-        train(tiny_runs.transformation(folder / "old", folder / "new", kind), folder / kind)
-    side = tiny_runs.transformation(folder / "old", folder / "new", "fastfill")
-    side.side = str(folder / "new")
-    train(side, folder / "fastfill_side")
+        tiny_models.transformation_run(folder / kind, kind, old, new)
+    tiny_models.transformation_run(folder / "fastfill_side", "fastfill", old, new, side=new)
+    for name in ("old", "new"):
+        (folder / name / "config.json").write_text("{}")
     return folder
 
 

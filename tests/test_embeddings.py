@@ -1,10 +1,13 @@
 """EmbeddingSets: what is written is read, and what is unsound is refused."""
 
 import json
+import re
+import zlib
 
 import numpy as np
 import pytest
 
+from fct_jax import checksums
 from fct_jax.embeddings import EmbeddingSet, check_fingerprint, check_paired, new_directory
 from fct_jax.errors import UserError
 
@@ -109,11 +112,139 @@ def test_damaged_sets_are_refused(tmp_path):
         EmbeddingSet.read(folder)
 
 
+def damage(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A set of 7 rows in shards of 3."""
+    folder = make().write(tmp_path / "set")
+    damage_meta(folder, shards=checksums.shards_of(folder / "vectors.npy", 3))
+    return folder
+
+
+def test_checksums_are_crc_32(shards):
+    made = EmbeddingSet.read(shards)
+    for shard, rows in zip(
+        made.meta["shards"], (slice(0, 3), slice(3, 6), slice(6, 7)), strict=True
+    ):
+        assert (shard["start"], shard["count"]) == (rows.start, rows.stop - rows.start)
+        assert shard["checksum"] == f"{zlib.crc32(made.vectors[rows].tobytes()):08x}"
+    assert made.meta["checksums"] == {
+        f"{name}.npy": f"{zlib.crc32((shards / f'{name}.npy').read_bytes()):08x}"
+        for name in ("ids", "labels", "uncertainty")
+    }
+
+
+@pytest.mark.parametrize("row, shard", [(0, "shard 0 (rows 0–2)"), (5, "shard 1 (rows 3–5)")])
+def test_damaged_row_is_named(shards, row, shard):
+    damage(shards / "vectors.npy", 128 + 12 * row + 7)
+    with pytest.raises(UserError, match=rf"vectors.npy is damaged in {re.escape(shard)}"):
+        EmbeddingSet.read(shards)
+    assert len(EmbeddingSet.read(shards, verify=False)) == 7
+
+
+@pytest.mark.parametrize("name", ["ids", "labels", "uncertainty"])
+def test_damaged_companion_is_named(shards, name):
+    damage(shards / f"{name}.npy", -3)
+    with pytest.raises(UserError, match=rf"{name}.npy is damaged: its checksum"):
+        EmbeddingSet.read(shards)
+    (shards / f"{name}.npy").unlink()
+    for verify in (True, False):
+        with pytest.raises(UserError, match=rf"{name}.npy is missing, but meta.json lists it"):
+            EmbeddingSet.read(shards, verify=verify)
+
+
+def test_missing_rows_are_named(shards):
+    content = (shards / "vectors.npy").read_bytes()
+    for length, message in ((-1, r"shard 2 \(rows 6–6\)"), (-30, r"shard 1 \(rows 3–5\)")):
+        (shards / "vectors.npy").write_bytes(content[:length])
+        for verify in (True, False):
+            with pytest.raises(UserError, match=f"vectors.npy is cut off: {message} is not whole"):
+                EmbeddingSet.read(shards, verify=verify)
+    (shards / "vectors.npy").write_bytes(content)
+    whole = json.loads((shards / "meta.json").read_text())["shards"]
+    for left, rows in ((whole[:2], "6–6"), (whole[::2], "3–5"), ([whole[0], *whole], "0–2")):
+        damage_meta(shards, shards=left)
+        with pytest.raises(UserError, match=f"meta.json has no shard, or two, of rows {rows}"):
+            EmbeddingSet.read(shards, verify=False)
+    for broken in ([{"start": 0}], 5, [[]]):
+        damage_meta(shards, shards=broken)
+        with pytest.raises(UserError, match="meta.json is damaged: 'shards' or"):
+            EmbeddingSet.read(shards)
+
+
+def test_no_damage_goes_unnoticed(shards):
+    """Any changed byte of any array is refused, or is one of the header that means nothing."""
+    whole = EmbeddingSet.read(shards)
+    for name in ("vectors", "ids", "labels", "uncertainty"):
+        path = shards / f"{name}.npy"
+        content = path.read_bytes()
+        expected = np.array(getattr(whole, name))
+        for at in range(0, len(content), 1 if name == "vectors" else 9):
+            damage(path, at)
+            try:
+                found = getattr(EmbeddingSet.read(shards), name)
+            except UserError:
+                pass
+            else:
+                assert name == "vectors" and at < 128
+                assert found.dtype == expected.dtype
+                np.testing.assert_array_equal(found, expected)
+            path.write_bytes(content)
+    EmbeddingSet.read(shards)
+
+
+def test_any_damage_of_meta_is_one_clear_line(shards):
+    path = shards / "meta.json"
+    content = path.read_bytes()
+    refused = 0
+    for at in range(0, len(content), 3):
+        damage(path, at)
+        try:
+            EmbeddingSet.read(shards)
+        except UserError:
+            refused += 1
+        path.write_bytes(content)
+    assert refused > len(content) / 9
+
+
+def test_columns_are_written_as_rows(tmp_path):
+    made = make(vectors=np.asfortranarray(np.arange(21, dtype=np.float32).reshape(7, 3)))
+    made.write(tmp_path / "set")
+    np.testing.assert_array_equal(EmbeddingSet.read(tmp_path / "set").vectors, made.vectors)
+    np.save(tmp_path / "set" / "vectors.npy", made.vectors)
+    with pytest.raises(UserError, match="does not hold rows"):
+        EmbeddingSet.read(tmp_path / "set")
+
+
+def test_another_type_is_refused(shards):
+    damage_meta(shards, dtype="float16")
+    with pytest.raises(UserError, match="holds float32 vectors; meta.json: float16"):
+        EmbeddingSet.read(shards)
+
+
+def test_new_directory_takes_over_from_a_killed_run(tmp_path):
+    """What is left of it goes; a run that lives is not disturbed."""
+    (tmp_path / ".set.new").mkdir()
+    (tmp_path / ".set.new" / "half").write_text("")
+    (tmp_path / ".set.lock").write_text("")
+    with new_directory(tmp_path / "set") as folder:
+        assert list(folder.iterdir()) == []
+        with pytest.raises(UserError, match="another run is making"):
+            make().write(tmp_path / "set")
+        (folder / "whole").write_text("")
+    assert [path.name for path in tmp_path.rglob("*")] == ["set", "whole"]
+
+
 def test_pickled_arrays_are_refused(tmp_path):
     folder = make().write(tmp_path / "set")
     np.save(folder / "ids.npy", np.array([{}] * 7), allow_pickle=True)
     with pytest.raises(UserError, match="ids.npy cannot be read"):
-        EmbeddingSet.read(folder)
+        EmbeddingSet.read(folder, verify=False)
 
 
 def test_pairs_must_hold_the_same_items():

@@ -12,6 +12,7 @@ from torch_tools import (
     TOOLS,
     backbone,
     compatible,
+    randomize,
     run_tool,
     save_script,
     torch,
@@ -32,6 +33,7 @@ def modules():
         "linear last": (backbone(last_nonlin=False), ("--last_nonlin", "false")),
         "no classifier": (backbone(classifier="none"), ()),
         "projection": (compatible(), ()),
+        "lce": (randomize(torch_models.LCETransformation(12, 2)), ()),
         "fct": (transformation(), ()),
         "fastfill": (transformation(True), ()),
     }

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
-from fct_jax.upgrade.galleries import find_rows, first_ten, open_gallery, rows_of
+from fct_jax.ids import find_rows
+from fct_jax.upgrade.galleries import first_ten, open_gallery, rows_of
 from fct_jax.upgrade.stores import Rows, Target
 
 
@@ -38,6 +39,16 @@ def test_whole(galleries, form):
     np.testing.assert_array_equal(np.concatenate([b[1] for b in blocks]), old)
     assert {len(b[1]) for b in blocks[:-1]} == {47}
     np.testing.assert_array_equal(next(gallery.blocks(10, 290))[1], old[290:])
+
+
+@pytest.mark.parametrize("form", tiny.FORMS)
+@pytest.mark.parametrize("count", [1, 20, 64, 1000])
+def test_spread_rows(galleries, form, count):
+    gallery = galleries[0][form]
+    rows = gallery.spread_rows(count)
+    assert len(np.unique(rows)) == len(rows) <= count and (np.diff(rows) > 0).all()
+    assert rows.min() == 0 and rows.max() < 300
+    assert len(rows) >= min(count, 20) and (count == 1 or rows.max() >= 240)
 
 
 @pytest.mark.parametrize("form", tiny.FORMS)
@@ -121,6 +132,40 @@ def test_faiss_inner_indexes(tmp_path):
     faiss.write_index(index, path)
     with pytest.raises(UserError, match="IndexPreTransform gives no vectors"):
         open_gallery(path)
+
+
+def test_quantised_faiss_vectors_are_said_to_be_inexact(tmp_path, capsys):
+    ids, old, _ = tiny.vectors(100)
+    index = faiss.IndexIDMap2(faiss.IndexScalarQuantizer(6, faiss.ScalarQuantizer.QT_8bit))
+    index.train(old)
+    index.add_with_ids(old, ids)
+    faiss.write_index(index, str(tmp_path / "x.faiss"))
+    gallery = open_gallery(tmp_path / "x.faiss")
+    assert not gallery.exact and "holds likenesses of the vectors" in capsys.readouterr().err
+    np.testing.assert_allclose(gallery.read(0, 100), old, atol=0.05)
+
+
+def test_parquet_ids_of_no_use(tmp_path):
+    rows = pa.array([[1.0], [2.0]], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"id": [1, 2], "vector": rows}), tmp_path / "a.parquet")
+    for number, ids in enumerate(([b"a", b"b"], [1.5, 2.0], ["a", "b"])):
+        pq.write_table(pa.table({"id": ids, "vector": rows}), tmp_path / "b.parquet")
+        kind = ("binary", "double", "string")[number]
+        with pytest.raises(
+            UserError, match=f"ids in 'id' must be integers or text, not int64, {kind}"
+        ):
+            open_gallery(tmp_path)
+
+
+def test_parquet_ids_of_several_widths(tmp_path):
+    names = [["a", "bb"], [], ["a longer one", "é"]]
+    for number, part in enumerate(names):
+        table = pa.table({"id": pa.array(part, pa.string()), "vector": [[1.0]] * len(part)})
+        kind = pa.schema([("id", pa.string()), ("vector", pa.list_(pa.float32()))])
+        pq.write_table(table.cast(kind), tmp_path / f"{number}.parquet")
+    gallery = open_gallery(tmp_path)
+    assert gallery.ids.tolist() == ["a", "bb", "a longer one", "é"]
+    assert gallery.ids.dtype == "<U12"
 
 
 def test_faiss_inverted_lists(tmp_path):

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fct_jax.data.ijb import ijb_reader, read_media, read_pairs, read_subjects, rows_of
+from fct_jax.data.ijb import (
+    ijb_reader,
+    read_media,
+    read_pairs,
+    read_scores,
+    read_subjects,
+    rows_of,
+)
 from fct_jax.errors import UserError
 from fct_jax.evaluate.verification import identification, pair_scores, pool_templates, tar_at_far
 
@@ -82,6 +89,19 @@ def test_pairs(tmp_path):
 )
 def test_bad_pairs(tmp_path, text, message):
     fails(read_pairs, tmp_path / "pairs.txt", text, message)
+
+
+def test_scores(tmp_path):
+    """Of a name, five points and a score, or of a name and a score."""
+    text = "2.jpg 30.1 51 65 51 48 71 33 92 62 92 0.5\n1.jpg 0.25\n9.jpg 1\n"
+    path = put(tmp_path / "ijbc_name_5pts_score.txt", text)
+    assert read_scores(path, np.array(["1.jpg", "2.jpg", "1.jpg"])).tolist() == [0.25, 0.5, 0.25]
+    with pytest.raises(UserError, match="has no score for 2 images, first 3.jpg"):
+        read_scores(path, ["3.jpg", "4.jpg", "1.jpg"])
+    for line in ("1.jpg", "1.jpg x", "1.jpg -0.5", "1.jpg inf", "1.jpg nan"):
+        message = f"line 2: '{line}' is not 'image … score'"
+        fails(lambda path: read_scores(path, []), path, f"2.jpg 1\n{line}\n", message)
+    fails(lambda path: read_scores(path, []), path, "", "is empty")
 
 
 def test_subjects(tmp_path):

@@ -18,6 +18,7 @@ from torch_tools import (
     by_torch,
     compatible,
     images,
+    randomize,
     run_tool,
     save_script,
     saved,
@@ -89,8 +90,9 @@ def test_traced_and_wrapped_archive(tmp_path, convert):
     wrapped = torch_models.FeatureExtractor(module)
     outer = torch.nn.Sequential(OrderedDict(module=wrapped)).eval()
     save_script(outer, tmp_path / "m.pt", torch.zeros(2, 3, 32, 32))
-    run, _ = convert(tmp_path / "m.pt", "--normalize_embedding")
+    run, _ = convert(tmp_path / "m.pt")
     assert_same_images(run, module)
+    assert load_model(run).description["kwargs"]["normalize_embedding"] is True
 
 
 def test_side_model_with_projection_head(tmp_path, convert):
@@ -133,6 +135,43 @@ def test_golden_transformation(golden_fct, tmp_path, convert):
     ours = np.concatenate([embedding, log_variance[:, None]], 1)
     expected = arrays["sigma1/out_eval"]
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def lce(blocks=2, dim=12):
+    return randomize(torch_models.LCETransformation(dim, blocks, inner=6), 3)
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_golden_lce_transformation(blocks, golden_advbct, tmp_path, convert):
+    arrays = golden_advbct.arrays("lce_transformation")
+    prefix = f"K{blocks}/state/"
+    state = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    torch.save({k: torch.from_numpy(np.asarray(v)) for k, v in state.items()}, tmp_path / "t.pth")
+    run, text = convert(tmp_path / "t.pth", "--arch", "lce")
+    model = load_model(run)
+    moved, uncertainty = model.transform(arrays["x"])
+    expected = arrays[f"K{blocks}/out_eval"]
+    np.testing.assert_allclose(moved, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert uncertainty is None and not model.needs_side and "side" not in text
+
+
+@pytest.mark.parametrize("form", ["script", "checkpoint"])
+def test_lce_with_its_old_model(form, tmp_path, convert):
+    """An old model and the transformation of its embeddings make two runs."""
+    old = compatible()
+    module = torch_models.ModelWithTransformation(old, lce()).eval()
+    file = tmp_path / ("m.pt" if form == "script" else "checkpoint.pth.tar")
+    if form == "script":
+        save_script(module, file)
+    else:
+        state = {f"module.{name}": value for name, value in module.state_dict().items()}
+        torch.save({"model": state, "epoch": 3}, file)
+    run, _ = convert(file, "--embedding_dim", "12")
+    assert_same_images(run / "old", old)
+    model = load_model(run)
+    assert model.old_fingerprint == load_model(run / "old").fingerprint
+    moved, _ = model.transform(load_model(run / "old").embed(images()))
+    assert_close(moved, by_torch(module, images()))
 
 
 def test_transformation_knows_its_runs(tmp_path, capsys):

@@ -171,6 +171,18 @@ def test_options_of_other_models(tmp_path, refused):
         assert f"{option[0]} is for FCT's backbones; the weights are of resnet18_proj" in message
 
 
+def test_lce_transformations_that_do_not_fit(tmp_path, refused):
+    state = torch_models.LCETransformation(12, 2).state_dict()
+    state["rbt.0.3.bias"] = torch.zeros(5)
+    assert "rbt.0.3.bias (5,), expected (16,)" in refused(saved(tmp_path, state))
+    del state["rbt.0.3.bias"], state["rbt.1.0.weight"]
+    assert "missing rbt.0.3.bias, rbt.1.0.weight" in refused(saved(tmp_path, state))
+    del state["rbt.0.0.weight"]
+    assert "missing rbt.0.0.weight" in refused(saved(tmp_path, state))
+    file = saved(tmp_path, torch_models.LCETransformation(12, 2).state_dict())
+    assert "takes old embeddings alone" in refused(file, "--side", "nothing")
+
+
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="exists already"):

@@ -1,11 +1,15 @@
 """The pipeline: every image where it belongs, the same every time, from any saved state."""
 
 import itertools
-import json
 import logging as standard_logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import ml_collections
 import numpy as np
@@ -14,6 +18,7 @@ from absl import logging
 from tiny_data import write_folder
 
 from fct_jax.data import Preprocessing, batches, load_all, open_source
+from fct_jax.data.order import Shuffled
 from fct_jax.errors import UserError
 
 SMALL = Preprocessing(size=8)
@@ -53,6 +58,14 @@ def check_content(source, batch):
     for image, label, index in zip(batch["image"], batch["label"], batch["index"], strict=True):
         np.testing.assert_array_equal(image, source[int(index)]["image"])
         assert label == source.labels[index]
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    write_folder(tmp_path, train=10)
+    for name in ("0/3", "1/0", "1/1"):
+        (tmp_path / "training" / f"{name}.png").write_bytes(b"damaged")
+    return tmp_path
 
 
 def test_plain_pass_is_in_order_with_a_last_batch_of_one():
@@ -105,7 +118,7 @@ def test_same_seed_same_batches():
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 6, 13])
-def test_state_is_restored_in_the_middle_of_an_epoch(stop):
+def test_any_batch_can_be_gone_to(stop):
     source = digits("0-2")
 
     def new():
@@ -113,82 +126,44 @@ def test_state_is_restored_in_the_middle_of_an_epoch(stop):
 
     iterator = new()
     take(iterator, stop)
-    state = json.loads(json.dumps(iterator.get_state()))
+    assert iterator.position == stop
     rest = take(iterator)
     other = new()
     take(other, 2)
-    other.set_state(state)
+    other.seek(stop)
     same(take(other), rest)
     assert len(rest) == 4 * new().steps_per_epoch - stop
 
 
-def test_state_of_other_data_is_refused():
-    state = batches(digits("0-2"), SMALL, batch_size=50, train=True, seed=3).get_state()
-    for changed in ({"batch_size": 49}, {"seed": 4}):
-        settings = {"batch_size": 50, "train": True, "seed": 3} | changed
-        with pytest.raises(UserError, match=next(iter(changed))):
-            batches(digits("0-2"), SMALL, **settings).set_state(state)
-    with pytest.raises(UserError, match="images"):
-        batches(digits("0-3"), SMALL, batch_size=50, train=True, seed=3).set_state(state)
+def test_a_pass_over_chosen_images(damaged):
+    source = folder(damaged, on_error="skip")
+    chosen = np.array([39, 2, 3, 4, 10, 11, 0])
+    common = {"batch_size": 2, "train": False, "seed": 0}
+    got = take(batches(source, SMALL, indices=chosen, **common))
+    assert [batch["index"].tolist() for batch in got] == [[39, 2], [4], [], [0]]
+    with pytest.raises(UserError, match=r"0/3\.png"):
+        take(batches(folder(damaged), SMALL, indices=chosen, **common))
+    assert take(batches(source, SMALL, indices=chosen[:0], **common)) == []
 
 
-@pytest.mark.parametrize("shards", [2, 3, 7])
-def test_shards_of_a_pass_cover_everything_once(shards):
-    source = digits("8-9")
-    parts = [
-        indices(
-            take(
-                batches(
-                    source,
-                    SMALL,
-                    batch_size=16,
-                    train=False,
-                    seed=0,
-                    shard_index=shard,
-                    shard_count=shards,
-                )
-            )
-        )
-        for shard in range(shards)
-    ]
-    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(source)))
-    assert np.ptp([len(part) for part in parts]) <= 1
-
-
-def test_more_shards_than_images():
-    source = digits("0")
-    shards = len(source) + 2
-    common = {"batch_size": 4, "train": False, "seed": 0, "shard_count": shards}
-    assert len(take(batches(source, SMALL, shard_index=len(source) - 1, **common))) == 1
-    assert take(batches(source, SMALL, shard_index=len(source), **common)) == []
-
-
-def test_training_shards_together_are_the_batch_of_one_process():
+@pytest.mark.parametrize("processes", [2, 3])
+def test_every_process_takes_its_rows_of_one_global_batch(processes):
+    """Also where they are no neighbours, and where one process goes on after three."""
     source = digits("0-2")
-    whole = take(batches(source, SMALL, batch_size=60, train=True, seed=9, epochs=2))
-    shards = [
-        take(
-            batches(
-                source,
-                SMALL,
-                batch_size=20,
-                train=True,
-                seed=9,
-                epochs=2,
-                shard_index=shard,
-                shard_count=3,
-            )
-        )
-        for shard in range(3)
-    ]
-    assert {len(shard) for shard in shards} == {len(whole)}
-    for step, batch in enumerate(whole):
-        parts = [shard[step] for shard in shards]
-        np.testing.assert_array_equal(np.sort(indices(parts)), np.sort(batch["index"]))
-        # … with the same flips.
-        flip = dict(zip(batch["index"], batch["flip"], strict=True))
-        for part in parts:
-            assert [flip[i] for i in part["index"]] == part["flip"].tolist()
+
+    def new(rows=None):
+        return batches(source, SMALL, batch_size=60, train=True, seed=9, epochs=2, rows=rows)
+
+    whole = take(new())
+    for shares in (np.split(np.arange(60), processes), np.arange(60).reshape(-1, processes).T):
+        parts = [new(rows) for rows in shares]
+        for part in parts[1:]:
+            part.seek(3)
+        taken = [take(parts[0])[3:], *map(take, parts[1:])]
+        assert {len(part) for part in taken} == {len(whole) - 3}
+        for step, batch in enumerate(whole[3:]):
+            for rows, part in zip(shares, taken, strict=True):
+                same([part[step]], [{key: value[rows] for key, value in batch.items()}])
 
 
 def test_views_without_crops():
@@ -238,14 +213,6 @@ def test_fixed_crop_outside_training(tmp_path):
     assert batch["image"].shape == (20, 12, 12, 3)
 
 
-@pytest.fixture
-def damaged(tmp_path):
-    write_folder(tmp_path, train=10)
-    for name in ("0/3", "1/0", "1/1"):
-        (tmp_path / "training" / f"{name}.png").write_bytes(b"damaged")
-    return tmp_path
-
-
 def test_unreadable_image_stops_or_is_skipped(damaged, caplog, monkeypatch):
     monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
     caplog.set_level(standard_logging.WARNING)
@@ -274,22 +241,46 @@ def test_whole_batch_unreadable(damaged):
         load_all(source, SMALL, on_error="skip")
 
 
-def test_skipping_in_training_is_resumable(damaged):
+def test_an_unreadable_image_is_replaced_by_one_of_its_class(damaged):
+    """Its place depends on nothing else: the batches around it are those of sound data."""
     source = folder(damaged, on_error="skip")
 
-    def new():
-        return batches(source, SMALL, batch_size=6, train=True, seed=1, epochs=5)
+    def new(rows=None):
+        return batches(source, SMALL, batch_size=6, train=True, seed=1, epochs=5, rows=rows)
 
     everything = take(new())
     assert {len(batch["label"]) for batch in everything} == {6}
     assert not set(indices(everything)) & {3, 10, 11}
+    order = Shuffled(40, 6, seed=1)
+    wanted = np.concatenate([order(epoch) for epoch in range(5)])
+    replaced = 0
+    for batch, planned in zip(everything, wanted, strict=True):
+        check_content(source, batch)
+        np.testing.assert_array_equal(batch["label"], source.labels[planned])
+        sound = ~np.isin(planned, [3, 10, 11])
+        np.testing.assert_array_equal(batch["index"][sound], planned[sound])
+        replaced += (~sound).sum()
+    assert replaced >= 10
     for stop in (1, 4, 9, 17):
-        iterator = new()
-        take(iterator, stop)
-        state = json.loads(json.dumps(iterator.get_state()))
         other = new()
-        other.set_state(state)
+        other.seek(stop)
         same(take(other), everything[stop:])
+    shares = np.split(np.arange(6), 2)
+    halves = zip(*(take(new(rows)) for rows in shares), strict=True)
+    for whole, (first, second) in zip(everything, halves, strict=True):
+        np.testing.assert_array_equal(whole["index"], indices([first, second]))
+
+
+def test_no_readable_image_of_the_class_or_at_all(damaged):
+    for i in range(10):
+        (damaged / "training" / "1" / f"{i}.png").write_bytes(b"")
+    got = take(
+        batches(folder(damaged, on_error="skip"), SMALL, batch_size=40, train=True, seed=0), 1
+    )
+    assert len(got[0]["label"]) == 40 and not (got[0]["label"] == 1).any()
+    only = folder(damaged, classes="1", on_error="skip")
+    with pytest.raises(UserError, match="not one image could be read"):
+        next(batches(only, SMALL, batch_size=2, train=True, seed=0))
 
 
 def test_load_all(damaged):
@@ -311,13 +302,12 @@ def test_load_all(damaged):
     [
         (
             {"batch_size": 1001},
-            "larger than digits train with 1000 images; the largest .* is 1000",
+            "batch_size 1001 is larger than the training set of 1000; largest possible: 1000",
         ),
-        ({"batch_size": 501, "shard_count": 2}, "largest batch is 500"),
+        ({"workers": -1}, "workers must be at least 0"),
         ({"batch_size": 0}, "batch size must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"epochs": 0}, "epochs must be at least 1"),
-        ({"shard_index": 1}, "shard_index=1: must be in 0..0"),
         ({"view": 1}, "view is for passes outside training"),
         ({"on_error": "stop"}, "unknown on_error 'stop'"),
     ],
@@ -328,6 +318,7 @@ def test_mistakes(values, message):
 
 
 def test_worker_processes(damaged):
+    """They give what threads give, from any position, whatever their number."""
     source = folder(damaged, on_error="skip")
     crop = Preprocessing(size=12, train_crop="random_resized")
 
@@ -336,18 +327,16 @@ def test_worker_processes(damaged):
 
     here = new(0)
     everything = take(here)
+    before = set(multiprocessing.active_children())
     there = new(2)
-    first = take(there, 5)
-    state = json.loads(json.dumps(there.get_state()))
-    rest = take(there)
-    there.set_state(state)
-    again = take(there)
+    there.seek(2)
+    first = next(there)
+    for worker in set(multiprocessing.active_children()) - before:
+        os.kill(worker.pid, signal.SIGTERM)  # meant for the training, which may want to save
+        os.kill(worker.pid, signal.SIGINT)
+    same([first, *take(there)], everything[2:])
     there.close()
-    same(first + rest, everything)
-    same(again, rest)
     assert there.skipped == here.skipped and len(here.skipped) == 3
-    with pytest.raises(UserError, match="workers"):
-        new(0).set_state(state)
 
     failing = batches(source, crop, batch_size=6, train=False, seed=1, workers=1, on_error="raise")
     with pytest.raises(UserError, match=r"training/0/3\.png"):
@@ -355,12 +344,67 @@ def test_worker_processes(damaged):
     failing.close()
 
 
-def test_dead_worker_is_an_error_and_no_hang():
+def kill(iterator_before: set) -> None:
+    """One of the workers that came since."""
+    worker = min(set(multiprocessing.active_children()) - iterator_before, key=lambda p: p.pid)
+    os.kill(worker.pid, signal.SIGKILL)
+
+
+def test_a_dead_worker_is_an_error_and_no_hang():
     before = set(multiprocessing.active_children())
     iterator = batches(digits(), SMALL, batch_size=10, train=True, seed=0, workers=1)
     next(iterator)
-    (worker,) = set(multiprocessing.active_children()) - before
-    os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match="a data worker process died"):
+    kill(before)
+    start = time.monotonic()
+    with pytest.raises(
+        UserError, match=r"data worker 0 of 1 died \(killed by SIGKILL\).*data.work"
+    ):
         take(iterator, 1000)
     iterator.close()
+    assert time.monotonic() - start < 20
+
+
+def test_a_dead_worker_is_started_again_where_errors_are_skipped(damaged, caplog, monkeypatch):
+    monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
+    source = folder(damaged, on_error="skip")
+
+    def new(workers):
+        return batches(source, SMALL, batch_size=2, train=False, seed=0, workers=workers)
+
+    before = set(multiprocessing.active_children())
+    iterator = new(1)
+    first = take(iterator, 2)
+    kill(before)
+    same(first + take(iterator), take(new(0)))
+    iterator.close()
+    assert "data worker 0 of 1 died (killed by SIGKILL); all are started again" in caplog.text
+
+
+READS = """
+import multiprocessing, time, ml_collections
+from fct_jax.data import Preprocessing, batches, open_source
+
+if __name__ == "__main__":
+    source = open_source(ml_collections.ConfigDict({"name": "digits"}), "train")
+    stream = batches(source, Preprocessing(size=8), batch_size=9, train=True, seed=0, workers=1)
+    next(stream)
+    print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+    time.sleep(100)
+"""
+
+
+def test_workers_end_with_a_killed_training(tmp_path):
+    """Else every kill would leave processes behind that wait for ever."""
+    (tmp_path / "reads.py").write_text(READS)
+    command = [sys.executable, tmp_path / "reads.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        watch = threading.Timer(100, process.kill)
+        watch.start()
+        workers = [Path("/proc", pid) for pid in process.stdout.readline().split()]
+        watch.cancel()
+        process.kill()
+    assert workers
+    deadline = time.monotonic() + 20
+    while any(worker.exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers are left"
+        time.sleep(0.05)

@@ -66,6 +66,9 @@ def test_ranked_by_definition():
         range(5), key=lambda i: (-np.exp(uncertainty[i]) * weights[i], -uncertainty[i], i)
     )
     assert ranked("uncertainty", uncertainty, weights, 0).tolist() == slow == [4, 0, 2, 3, 1]
+    # The other way round.
+    assert ranked("certainty", uncertainty, None, 0).tolist() == [4, 0, 1, 2, 3]
+    assert ranked("certainty", uncertainty, weights, 0).tolist() == [4, 0, 2, 1, 3]
     shuffled = ranked("random", uncertainty, None, 7)
     assert sorted(shuffled) == list(range(5))
     np.testing.assert_array_equal(shuffled, ranked("random", uncertainty, None, 7))
@@ -146,6 +149,63 @@ def test_forecast_by_definition(made, tmp_path, kind):
         left = error[forecast.items[place] :].sum() / error.sum()
         np.testing.assert_allclose(forecast.error_left[place], left, atol=1e-6)
     assert forecast.quality[-1] > forecast.quality[0]
+
+
+def write_old_queries(folder, made, seed=4):
+    """The queries by the old model: near the items' old vectors, as those by the new one are."""
+    rng = np.random.default_rng(3)
+    items = np.arange(0, COUNT, 2)
+    wanted = rng.integers(0, len(items), 60)
+    noise = np.random.default_rng(seed).standard_normal((60, tiny.OLD_DIM))
+    asked = (made[2][items[wanted]] + 0.3 * noise).astype(np.float32)
+    EmbeddingSet.of(asked).write(folder / "query_old")
+    return asked
+
+
+@pytest.mark.parametrize("kind", ["mrr", "map", "agreement@10"])
+@pytest.mark.parametrize("way", ["dual", "fused"])
+def test_forecast_is_of_the_way_of_serving(made, tmp_path, kind, way):
+    """At its ends by plain searches: of the old model, the new model, and in between it moves."""
+    paths, _, old, new = made
+    queries, items, wanted = write_probe(tmp_path / "probe", made, kind)
+    asked = write_old_queries(tmp_path / "probe", made)
+    found = plan(tiny.plain_map(), paths["set"], tmp_path, probe=tmp_path / "probe", serve=way)
+    forecast = Forecast(**found.description["forecast"])
+    assert (forecast.way, found.description["serve"]) == (way, way)
+    near = np.argsort(((queries[:, None] - new[items]) ** 2).sum(-1), axis=1)[:, :10]
+    relevant = {
+        "mrr": np.arange(100) == wanted[:, None],
+        "map": (items % 5) == (items % 5)[wanted][:, None],
+        "agreement@10": (np.arange(100)[None, :, None] == near[:, None]).any(-1),
+    }[kind]
+
+    def quality(gap):
+        order = np.argsort(gap, axis=1, kind="stable")
+        hit = np.take_along_axis(relevant, order, axis=1)
+        if kind == "agreement@10":
+            return hit[:, :10].mean()
+        rank = np.arange(1, 101)
+        precision = np.cumsum(hit, axis=1) / rank
+        first = 1 / (1 + hit.argmax(axis=1))
+        return np.mean(first if kind == "mrr" else (precision * hit).sum(1) / hit.sum(1))
+
+    ends = (
+        ((asked[:, None] - old[items]) ** 2).sum(-1),
+        ((queries[:, None] - new[items]) ** 2).sum(-1),
+    )
+    np.testing.assert_allclose(forecast.quality[0], quality(ends[0]), rtol=1e-6)
+    if way == "dual":
+        np.testing.assert_allclose(forecast.quality[-1], quality(ends[1]), rtol=1e-6)
+    assert len(set(forecast.quality)) > 2
+
+
+def test_serving_both_models_needs_queries_of_both(made, tmp_path):
+    write_probe(tmp_path / "probe", made, "mrr")
+    settings = {"probe": tmp_path / "probe", "serve": "fused"}
+    with pytest.raises(UserError, match="serve=fused asks both models: .* needs query_old"):
+        plan(tiny.plain_map(), made[0]["set"], tmp_path / "up", **settings)
+    with pytest.raises(UserError, match="unknown way of serving 'fusd'; did you mean 'fused'"):
+        plan(tiny.plain_map(), made[0]["set"], tmp_path / "up", serve="fusd")
 
 
 def test_target_quality(made, tmp_path):

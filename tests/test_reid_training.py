@@ -44,6 +44,7 @@ def market_config(folders, **changes):
     config = tiny(common.market1501_compatible(), folders / "market1501")
     config.preprocessing.size, config.preprocessing.width = 32, 16
     config.sampler.images = 2
+    config.reid.pad, config.reid.erase = 1, 0.0  # little is left of a small image
     return tiny_runs.changed(config, changes)
 
 

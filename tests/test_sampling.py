@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fct_jax.data.sampling import ClassBalancedSampler, IdentitySampler, Stream, process_share
+from fct_jax.data.order import Rows, Shuffled
+from fct_jax.data.sampling import ClassBalancedSampler, IdentitySampler
 from fct_jax.errors import UserError
 
 LABELS = st.lists(st.integers(-3, 12), min_size=1, max_size=90).map(np.array)
@@ -106,17 +107,19 @@ def test_class_balance(labels, epoch, seed, data):
 @CHECKS
 @given(identity_samplers(), st.integers(0, 3), st.data())
 def test_processes_share_one_global_batch(case, epoch, data):
-    _, p, k, _, sampler = case
-    count = data.draw(st.sampled_from([n for n in range(1, p + 1) if p % n == 0]))
-    batches = sampler(epoch)
-    shares = [process_share(batches, i, count, group=k) for i in range(count)]
-    assert np.array_equal(np.concatenate(shares, axis=1), batches)
-    for index, share in enumerate(shares):
-        stream = Stream(sampler, index, count, group=k)
-        assert len(stream) == share.size
-        begin = epoch * len(stream)
-        found = [stream(place) for place in range(begin, begin + len(stream))]
-        assert found == share.ravel().tolist()
+    """Parts are disjoint and their union is the batch of one process, P identities × K images."""
+    labels, p, k, _, sampler = case
+    count = data.draw(st.sampled_from([n for n in range(1, p * k + 1) if p * k % n == 0]))
+    parts = np.arange(p * k).reshape(count, -1)
+    processes = [pickle.loads(pickle.dumps(Rows(sampler, rows))) for rows in parts]
+    steps = sampler.steps_per_epoch
+    for step in range(epoch * steps, epoch * steps + steps):
+        shares = [rows(step) for rows in processes]
+        assert {len(share) for share in shares} == {p * k // count}
+        batch = np.concatenate(shares)
+        assert batch.tolist() == sampler(epoch)[step - epoch * steps].tolist()
+        groups = labels[batch].reshape(p, k)
+        assert (groups == groups[:, :1]).all() and len(set(groups[:, 0].tolist())) == p
 
 
 @pytest.mark.parametrize("kind", ["identity", "class"])
@@ -144,12 +147,18 @@ def test_draws_are_even_over_epochs():
     assert times.sum() == 500 * 12 and times.min() > 70 and times.max() < 130  # 100 expected
 
 
-def test_stream_across_epochs():
-    sampler = ClassBalancedSampler(np.arange(10) % 3, 4, seed=5)
-    stream = pickle.loads(pickle.dumps(Stream(sampler)))
-    whole = np.concatenate([sampler(epoch).ravel() for epoch in range(4)])
-    places = [9, 7, 8, 0, 31, 15, 16, 30, 2]
-    assert [stream(place) for place in places] == whole[places].tolist()
+def sampler_of_classes(count, batch_size, seed):
+    return ClassBalancedSampler(np.arange(count) % 3, batch_size, seed=seed)
+
+
+@pytest.mark.parametrize("make", [Shuffled, sampler_of_classes])
+def test_rows_of_any_step(make):
+    sampler = make(10, 4, seed=5)
+    whole = np.concatenate([sampler(epoch) for epoch in range(9)])
+    for rows in (np.arange(4), np.array([1, 3])):
+        of = pickle.loads(pickle.dumps(Rows(sampler, rows)))
+        for step in (3, 2, 4, 0, 17, 16, 1):
+            assert of(step).tolist() == whole[step, rows].tolist()
 
 
 @pytest.mark.parametrize(
@@ -163,9 +172,6 @@ def test_stream_across_epochs():
         (lambda: IdentitySampler([0.5], 1, 1), "integer labels"),
         (lambda: ClassBalancedSampler([0, 1], 3), "between 1 and 2"),
         (lambda: ClassBalancedSampler([0, 1], 0), "between 1 and 2"),
-        (lambda: process_share(np.zeros((1, 12)), 0, 2, group=4), "3 identities .* over 2 proc"),
-        (lambda: process_share(np.zeros((1, 12)), 0, 5), "12 images .* over 5 processes"),
-        (lambda: process_share(np.zeros((1, 12)), 2, 2), r"process 2 of 2: must be in 0\.\.1"),
     ],
 )
 def test_mistakes(make, message):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 from safetensors.numpy import load_file
+from tiny_compatible import flat_model  # noqa: F401 - a fixture
 
 import fct_jax
 from configs import cifar100_simclr, digits_simclr, imagenet_simclr
@@ -21,6 +23,7 @@ from fct_jax import config as configs
 from fct_jax import data, losses
 from fct_jax.data import augment
 from fct_jax.errors import UserError
+from fct_jax.evaluate.command import evaluate
 from fct_jax.train.images import preprocessing_of
 from fct_jax.train.loop import train
 from fct_jax.train.optimizer import adapted, build_optimizer
@@ -155,15 +158,57 @@ def test_the_backbone_alone_is_exported(side):
 
 
 def test_side_information_of_a_transformation(side, tmp_path):
+    """From a SimCLR run to a transformation that takes its embeddings, and to the report."""
     config = tiny_runs.transformation(side, side, epochs=2)  # any run does as old and new
     config.side = str(side)
     train(config, tmp_path / "fct")
-    description = fct_jax.load_model(tmp_path / "fct").description
-    assert description["needs_side"] and description["side_dim"] == 8
-    assert description["side_fingerprint"] == fct_jax.load_model(side).fingerprint
+    model = fct_jax.load_model(tmp_path / "fct")
+    assert model.needs_side and model.description["side_dim"] == 8
+    assert model.side_fingerprint == fct_jax.load_model(side).fingerprint
+    old = fct_jax.load_model(side).embed(
+        np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    )
+    one, other = (model.transform(old, given)[0] for given in (old, old[::-1]))
+    assert np.abs(one - other).max() > 1e-2 * np.abs(one).max()  # it is used
+    report = tiny_runs.evaluation(side, side, f"FCT={tmp_path / 'fct'}", side=str(side))
+    rows = evaluate(report, tmp_path / "report").rows
+    assert 0.05 < rows["FCT new/old"]["map"] < rows["new/new"]["map"]
+    report.side = ""
+    with pytest.raises(UserError, match="trained with side information; give config.side"):
+        evaluate(report, tmp_path / "other")
+    config.side = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="config.side=.*nowhere does not exist"):
+        train(config, tmp_path / "other")
+    config.side = str(side)
     config.loss.discriminative_weight = 1.0
     with pytest.raises(UserError, match="classifier of .* must have shape"):
         train(config, tmp_path / "other")
+
+
+@pytest.mark.parametrize("crop", ["none", "random_resized"])
+def test_resumed_run_is_bit_identical(crop, flat_model, tmp_path):  # noqa: F811
+    """As if killed in the middle of an epoch; the device draws the views, or the host the crops."""
+    config = tiny(
+        model__name="flat",
+        preprocessing__train_crop=crop,
+        checkpoint_every_steps=2,
+        keep_checkpoints=9,
+        batch_size=150,
+    )
+    run = tmp_path / "run"
+    train(config, run)
+    whole = load_file(run / "model" / "weights.safetensors")
+    kept = [step for step in (run / "checkpoints").iterdir() if step.name.isdigit()]
+    assert {"2", "4"} < {step.name for step in kept}  # three steps an epoch
+    for step in kept:
+        if int(step.name) > 4:
+            shutil.rmtree(step)
+    shutil.rmtree(run / "model")
+    train(config, run)
+    again = load_file(run / "model" / "weights.safetensors")
+    assert whole.keys() == again.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
 
 
 def pictures(root, count=4, size=20):

@@ -1,17 +1,24 @@
 """Everything that an upgrade refuses: each guard is provoked, and nothing may be written."""
 
+import errno
 import json
+import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_galleries as tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_galleries import as_set, contents, upgraded, write_probe
 
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
 from fct_jax.upgrade.apply import apply, rollback
 from fct_jax.upgrade.galleries import open_gallery
+from fct_jax.upgrade.known_answers import check_known_answers, evidence
 from fct_jax.upgrade.migration import locked
 from fct_jax.upgrade.plan import plan
 
@@ -96,6 +103,52 @@ def test_known_answers(tmp_path):
     refused(tmp_path, good, "known-answer queries fail on .*probe/new", probe=tmp_path / "probe")
 
 
+@pytest.fixture(scope="module")
+def poor():
+    """(h(old), old, new) of text, h fitted on 100 pairs; the items that it maps worst first."""
+    with np.load(Path(__file__).parent / "text_sample.npz") as file:
+        old, new = file["old"].astype(np.float32), file["new"].astype(np.float32)
+    left, right = old[:100] - old[:100].mean(0), new[:100] - new[:100].mean(0)
+    weight = np.linalg.solve(left.T @ left + 0.5 * np.eye(256), left.T @ right)
+    mapped = (old[100:] - old[:100].mean(0)) @ weight + new[:100].mean(0)
+    mapped /= np.linalg.norm(mapped, axis=1, keepdims=True)
+    hardest = np.argsort((mapped * new[100:]).sum(axis=1))
+    return mapped[hardest], old[100:][hardest], new[100:][hardest]
+
+
+@pytest.mark.parametrize("count", [16, 100, 256])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_known_answers_of_hard_items(poor, count, metric):
+    """The hardest quarter of a poor map passes; shuffled, of another model, or turned round not."""
+    mapped, old, new = (part[:count] for part in poor)
+    assert check_known_answers(mapped, new, metric, "a batch") == count
+    rng = np.random.default_rng(count)
+    turned = new @ np.linalg.qr(rng.standard_normal((384, 384)))[0]
+    padded = np.pad(old, ((0, 0), (0, 128)))
+    for wrong in (rng.permutation(new), np.roll(new, 1, axis=0), turned, padded, -new):
+        with pytest.raises(UserError, match="known-answer queries fail on a batch"):
+            check_known_answers(mapped, wrong, metric, "a batch")
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 1000), count=st.integers(16, 60), dim=st.integers(4, 30))
+def test_evidence_has_the_deviations_that_it_says(seed, count, dim):
+    """Against permutations and rotations that are drawn one by one."""
+    rng = np.random.default_rng(seed)
+    mapped = rng.standard_normal((count, dim)) * rng.random(dim)
+    new = mapped + 0.5 * rng.standard_normal((count, dim))
+    drawn = [evidence(mapped, rng.permutation(new)).paired for _ in range(300)]
+    assert abs(np.mean(drawn)) < 0.3 and abs(np.std(drawn) - 1) < 0.25
+    left, right = mapped - mapped.mean(0), new - new.mean(0)
+    left, right = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (left, right))
+    left, right = left - left.mean(0), right - right.mean(0)
+    turns = [np.linalg.qr(rng.standard_normal((dim, dim)))[0] for _ in range(300)]
+    signs = [np.sign(rng.standard_normal(dim)) for _ in turns]
+    sums = [np.sum(left * (right @ (t * s))) for t, s in zip(turns, signs, strict=True)]
+    expected = np.sum(left * right) / np.std(sums)
+    assert evidence(mapped, new).related == pytest.approx(expected, rel=0.25)
+
+
 def test_items_that_are_all_alike_are_no_answers(tmp_path):
     ids, old, new = tiny.vectors(300)
     old[:100], new[:100] = old[0] * [5, 1, 1, 1, 1, 1], new[0]
@@ -109,6 +162,51 @@ def test_items_that_are_all_alike_are_no_answers(tmp_path):
         batch_items=20,
     )
     np.testing.assert_array_equal(made.read(0, 300), new)
+
+
+def test_disk_that_fills_up(made, tmp_path, monkeypatch, capsys):
+    """The command says so in a line; once there is room it goes on, to the same bytes."""
+    from fct_jax.upgrade import __main__ as command
+
+    upgraded(made, "set", tmp_path / "whole")
+    left, pwrite = [5], os.pwrite
+
+    def full(*arguments):
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        patch.setattr(command, "_WORKDIR", SimpleNamespace(value=str(tmp_path / "work")))
+        patch.setattr(command, "_CONFIG", SimpleNamespace(value=None))
+        module = sys.modules["fct_jax.upgrade.apply"]  # its name in the package is the function
+        patch.setattr(module, "apply_command", lambda *_: upgraded(made, "set", tmp_path / "work"))
+        with pytest.raises(
+            UserError, match=r"work: No space left on device; give the same command"
+        ):
+            command.main("apply")
+    upgraded(made, "set", tmp_path / "work")
+    assert contents(tmp_path / "work" / "gallery") == contents(tmp_path / "whole" / "gallery")
+
+
+def test_a_work_directory_in_the_gallery(made):
+    before = contents(made[0]["set"])
+    for where in (made[0]["set"], made[0]["set"] / "upgrade"):
+        with pytest.raises(UserError, match="is in the gallery, which is never changed"):
+            upgraded(made, "set", where)
+    assert contents(made[0]["set"]) == before
+
+
+def test_a_damaged_gallery(made, tmp_path):
+    folder = as_set(tmp_path / "old", made[3], made[2], fingerprint="old-model")
+    data = bytearray((folder / "vectors.npy").read_bytes())
+    data[-7] ^= 1
+    (folder / "vectors.npy").write_bytes(data)
+    refused(tmp_path, folder, r"vectors.npy is damaged in shard 0 \(rows 0–299\)", reembed=made[1])
+    with pytest.raises(UserError, match="is damaged in shard 0"):
+        plan(tiny.plain_map(), folder, tmp_path / "up")
 
 
 def test_no_room(made, tmp_path, monkeypatch):
@@ -165,7 +263,21 @@ def test_reembed_that_does_not_cover_the_plan(made, tmp_path):
 
 @pytest.mark.parametrize("wrong", ["nowhere", "nowhere:function", "json:missing", "json:__doc__"])
 def test_reembed_that_is_nothing(made, tmp_path, wrong):
-    refused(tmp_path, made[0]["set"], f"config.reembed={wrong} (is|cannot)", reembed=wrong)
+    refused(tmp_path, made[0]["set"], f"config.apply.reembed={wrong} (is|cannot)", reembed=wrong)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"batch_items": 0}, "config.apply.batch_items must be 1 or more, not 0"),
+        ({"max_batches": -1}, "config.apply.max_batches must be 0 or more, not -1"),
+        ({"serve": "both"}, "unknown way of serving 'both'"),
+    ],
+)
+def test_wrong_settings(made, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        upgraded(made, "set", tmp_path, **settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_batches_change_nothing(made, tmp_path):

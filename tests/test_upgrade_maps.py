@@ -15,11 +15,12 @@ from fct_jax.errors import UserError
 from fct_jax.upgrade import closed_form
 from fct_jax.upgrade.candidates import fit_closed_form
 from fct_jax.upgrade.inputs import open_sample, paired, row_hashes
-from fct_jax.upgrade.learned import fit_classifier, fit_learned
+from fct_jax.upgrade.learned import affordable_epochs, fit_classifier, fit_learned
 from fct_jax.upgrade.maps import load_map
 from fct_jax.upgrade.uncertainty import log_squared_error
 
-SAMPLE = Path(__file__).parent / "text_sample.npz"
+REPOSITORY = Path(__file__).parent.parent
+SAMPLE = REPOSITORY / "tests" / "text_sample.npz"
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +220,12 @@ def test_trained_maps_are_saved_and_exported(method, tmp_path):
 
 
 def check_snippet(folder, vectors, expected):
-    """The NumPy code of the tutorial does what the map does."""
-    text = (Path(__file__).parent.parent / "docs" / "upgrade.md").read_text()
-    code = next(c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "load_query_map" in c)
+    """The NumPy code of README.md, and of the tutorial, does what the map does."""
+    pages = [REPOSITORY / "README.md", REPOSITORY / "docs" / "upgrade.md"]
+    blocks = [b for p in pages for b in re.findall(r"```python\n(.*?)```", p.read_text(), re.S)]
+    found = {block for block in blocks if "load_query_map" in block}
+    assert len(found) == 1, "both pages must have the same code"
+    code = found.pop()
     assert "jax" not in code and len(code.splitlines()) <= 20
     names = {}
     exec(code, names)
@@ -257,6 +261,13 @@ def test_the_linear_classifier_separates_what_is_separable():
     weights = fit_classifier(vectors, labels)
     assert weights.shape == (4, 4)
     assert np.mean((vectors @ weights.T).argmax(axis=1) == labels) > 0.99
+
+
+def test_large_samples_are_trained_on_for_fewer_epochs():
+    assert affordable_epochs(3_000, 256, 384, 2048) == 80
+    weights = 2 * (256 * 512 + 512 * 768) + 1536 * 2048 + 2048**2 + 2048 * 384
+    assert affordable_epochs(20_000, 256, 384, 2048) == int(3e13 / (6 * 20_000 * weights)) < 80
+    assert affordable_epochs(10**6, 4096, 4096, 2048) == 10
 
 
 def test_a_run_of_the_train_command_is_a_map(tmp_path):
@@ -337,6 +348,8 @@ def test_mistakes_are_one_line(tmp_path):
     shuffled = EmbeddingSet.of(np.random.default_rng(0).permutation(new.vectors))
     far = EmbeddingSet.of(new.vectors, ids=new.ids + 1000)
     broken = EmbeddingSet.of(np.where(np.arange(160)[:, None] == 3, np.nan, new.vectors))
+    np.save(tmp_path / "ints.npy", np.ones((160, 6), int))
+    (tmp_path / "junk.npy").write_text("junk")
     for arguments, keywords, message in (
         ((old, new), {"method": "rigde"}, "did you mean 'ridge'"),
         ((old, shuffled), {"method": "ridge"}, "known-answer"),
@@ -348,6 +361,12 @@ def test_mistakes_are_one_line(tmp_path):
         ((old, new), {"out": tmp_path}, "exists already"),
         ((tmp_path, new), {}, "no gallery at"),
         (("", new), {}, "config.old is empty"),
+        ((tmp_path / "ints.npy", new), {}, r"ints.npy: vectors must be \(N, D\) floats"),
+        ((tmp_path / "junk.npy", new), {}, "junk.npy cannot be read: no .npy array of numbers"),
+        ((old, new), {"labels": tmp_path / "none.npy"}, "none.npy is not there"),
+        ((old, new), {"classifier": np.eye(3, 4)}, "a classifier is of use with labels alone"),
+        ((old, new), {"epochs": -1}, "epochs must be 0 or more, not -1"),
+        ((old, new), {"inner_dim": 0}, "inner_dim must be 1 or more, not 0"),
     ):
         with pytest.raises(UserError, match=message) as error:
             upgrade.fit(*arguments, **keywords)

@@ -120,6 +120,48 @@ def test_translated_search_is_the_definition(metric):
         np.testing.assert_array_equal(rows[i], order)
 
 
+def test_a_query_that_is_in_the_reference_is_not_its_own_neighbour(text):
+    """Items that query each other: the calibration is that of the other items."""
+    old, new = (text[name][:200].astype(np.float32) for name in ("old", "new"))
+    for metric in ("l2", "cosine"):
+        with_it = calibrate(old, new, metric=metric)
+        for row in (0, 57):
+            item = np.flatnonzero(
+                (
+                    with_it.reference_old[:, :256] == with_it.old.items(old[row : row + 1])[:, :256]
+                ).all(axis=1)
+            )
+            without = dataclasses.replace(
+                with_it,
+                reference_old=np.delete(with_it.reference_old, item, axis=0),
+                reference_new=np.delete(with_it.reference_new, item, axis=0),
+            )
+            asked = old[row : row + 1], new[row : row + 1]
+            for one, other in zip(
+                with_it.standardised(*asked), without.standardised(*asked), strict=True
+            ):
+                np.testing.assert_allclose(one.mean, other.mean, rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(one.spread, other.spread, rtol=1e-4)
+
+
+def test_more_items_make_the_better_calibration(text):
+    """A calibration that has grown with the migration keeps dual above today's quality."""
+    keep = mrr(text, "dual", np.zeros(500, bool), calibrate(text["old"], text["new"]))
+    rng = np.random.default_rng(1)
+    sample = rng.permutation(500)[:60]
+    found = {"sample": [], "grown": []}
+    for share in (0.25, 0.5, 0.75):
+        for _ in range(3):
+            state = rng.permutation(500) < share * 500
+            grown = np.union1d(sample, np.flatnonzero(state))
+            for name, rows in (("sample", sample), ("grown", grown)):
+                found[name].append(
+                    mrr(text, "dual", state, calibrate(text["old"][rows], text["new"][rows]))
+                )
+    assert np.mean(found["grown"]) > np.mean(found["sample"])
+    assert np.mean(found["grown"]) > keep - 0.005
+
+
 def test_ends_are_the_two_models_alone(text):
     made = calibrate(text["old"][::2], text["new"][::2])
     queries = text["query_old"], text["query_new"]
@@ -157,6 +199,30 @@ def test_equal_scores_go_by_row():
     scores = np.array([[1.0, 2.0, 2.0, 1.0]], np.float32)
     _, rows = spaces.best(scores, np.array([[7, 9, 3, 1]]), 3)
     np.testing.assert_array_equal(rows, [[3, 9, 1]])
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_damping_takes_off_an_items_mean_score_with_its_five_nearest(metric):
+    """By the definition, item by item; an item of the crowd is not its own neighbour."""
+    w, (sample, _), _ = world()
+    gallery = np.concatenate([w["old"][:20], sample[:10]])
+    plain = spaces.Space.of(sample, metric)
+    damped = plain.damped(0.5, sample[:30])
+
+    def nearness(one, other):
+        return raw_score(one, other, metric)
+
+    crowded = []
+    for number, item in enumerate(gallery):
+        others = [c for i, c in enumerate(sample[:30]) if i != number - 20]
+        crowded.append(np.mean(sorted(nearness(item, c) for c in others)[-5:]))
+    expected = np.array([[nearness(q, g) for g in gallery] for q in w["query_old"]])
+    expected = expected - 0.5 * np.array(crowded)
+    scores = damped.queries(w["query_old"]) @ damped.items(gallery).T
+    # But for what is the same of all items of a query.
+    expected, scores = (s - s.mean(axis=1, keepdims=True) for s in (expected, scores))
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert plain.damped(0.0, sample).crowd is None
 
 
 def test_scales_of_the_spaces_do_not_matter(text):
@@ -244,15 +310,16 @@ def test_judged_queries_help_where_the_models_are_unequal(text):
     plain = calibrate(poor["old"], poor["new"])
     judged = relevance.by_table(text["query_relevant"], np.arange(120), text["ids"])
     learn, rest = np.arange(0, 120, 2), np.arange(1, 120, 2)
-    learnt = fit_weights(
-        plain,
+    weights = fit_weights(
+        (poor["old"][:0], poor["new"][:0]),
         poor["query_old"][learn],
         poor["query_new"][learn],
         poor["old"],
         poor["new"],
         judged.of(learn),
     )
-    assert learnt.weights.fused_new > 1.5 * learnt.weights.fused_old
+    assert weights.fused_new > 1.5 * weights.fused_old
+    learnt = calibrate(poor["old"], poor["new"], weights=weights)
     every = np.ones(500, bool)
     queries = poor["query_old"][rest], poor["query_new"][rest]
     before, after = (
@@ -266,11 +333,16 @@ def test_judged_queries_help_where_the_models_are_unequal(text):
 
 
 def test_a_calibration_is_saved_and_read_again(text, tmp_path):
-    made = calibrate(text["old"][:200], text["new"][:200], metric="cosine", old_metric="l2")
-    made = dataclasses.replace(made, weights=Weights(dual_new=1.5))
+    weights = Weights(dual_new=1.5, damping=0.25)
+    made = calibrate(
+        text["old"][:200], text["new"][:200], metric="cosine", old_metric="l2", weights=weights
+    )
     made.save(tmp_path / "c")
     again = Calibration.load(tmp_path / "c")
     assert (again.spread, again.weights) == (made.spread, made.weights)
+    for name in ("old", "new"):
+        one, other = (getattr(c, name).items(text[name][:9]) for c in (made, again))
+        np.testing.assert_array_equal(one, other)
     one, other = (c.affine(text["query_old"], text["query_new"]) for c in (made, again))
     for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
         np.testing.assert_array_equal(a, b)

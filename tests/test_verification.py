@@ -10,15 +10,20 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.verification import (
     FARS,
     identification,
+    identification_per_probe,
     pair_scores,
     pool_templates,
     tar_at_far,
+    tpir_at_fpir,
 )
 
 seeds = st.integers(0, 10**6)
 
 
-def slow_pool(embeddings, templates, media):
+def slow_pool(embeddings, templates, media, weights, normalize):
+    if normalize:
+        embeddings = [e / np.linalg.norm(e) for e in embeddings]
+    embeddings = [w * e for w, e in zip(weights, embeddings, strict=True)]
     ids = sorted(set(templates))
     vectors = []
     for template in ids:
@@ -46,14 +51,19 @@ def slow_tar(scores, same, far):
 
 
 @settings(deadline=None, max_examples=40)
-@given(seeds, st.integers(1, 40), st.integers(1, 6), st.integers(1, 6))
-def test_pooling_equals_slow_loop(seed, images, templates, media):
+@given(
+    seeds, st.integers(1, 40), st.integers(1, 6), st.integers(1, 6), st.booleans(), st.booleans()
+)
+def test_pooling_equals_slow_loop(seed, images, templates, media, weighted, normalize):
     rng = np.random.default_rng(seed)
     embeddings = rng.normal(size=(images, 5)).astype(np.float32)
     template = rng.integers(0, templates, images) * 7 + 3
     medium = rng.integers(0, media, images) - 2
-    ids, vectors = pool_templates(embeddings, template, medium)
-    slow_ids, slow_vectors = slow_pool(embeddings, template.tolist(), medium.tolist())
+    weights = rng.uniform(0.1, 1, images) if weighted else np.ones(images)
+    options = {"weights": weights if weighted else None, "normalize": normalize}
+    ids, vectors = pool_templates(embeddings, template, medium, **options)
+    given_ids = template.tolist(), medium.tolist()
+    slow_ids, slow_vectors = slow_pool(embeddings, *given_ids, weights, normalize)
     assert ids.tolist() == slow_ids
     np.testing.assert_allclose(vectors, slow_vectors, atol=2e-6)
     assert vectors.dtype == np.float32
@@ -120,6 +130,61 @@ def test_identification_equals_slow_loop(seed, probes, templates, people, ties):
     assert report["mated"] == len(ranks) / probes
 
 
+def slow_tpir(probe, probe_ids, gallery, gallery_ids, fpir):
+    """By the definition: the best threshold among all scores and infinity."""
+    searches, best = [], 0.0
+    for vector, person in zip(probe, probe_ids, strict=True):
+        mates, others = [], []
+        for other, name in zip(gallery, gallery_ids, strict=True):
+            (mates if name == person else others).append(float(vector @ other))
+        searches.append((mates, others))
+    mated = [(mates, others) for mates, others in searches if mates]
+    for threshold in {np.inf, *(s for pair in searches for side in pair for s in side)}:
+        returned = sum(max(others, default=-np.inf) >= threshold for _, others in searches)
+        if returned > fpir * len(searches) + 1e-9:
+            continue
+        hits = [max(mates) >= threshold for mates, _ in mated]
+        hits = [
+            h and f
+            for h, f in zip(
+                hits, first_is_a_mate(probe, probe_ids, gallery, gallery_ids), strict=True
+            )
+        ]
+        best = max(best, np.mean(hits))
+    return best
+
+
+def first_is_a_mate(probe, probe_ids, gallery, gallery_ids):
+    """Of each probe with mates: whether the first of its ranking is one."""
+    return [
+        gallery_ids[int(np.argmax(gallery @ vector))] == person
+        for vector, person in zip(probe, probe_ids, strict=True)
+        if person in gallery_ids
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(seeds, st.integers(1, 7), st.integers(1, 9), st.integers(1, 5), st.booleans())
+def test_tpir_equals_slow_loop(seed, probes, templates, people, ties):
+    rng = np.random.default_rng(seed)
+    probe, gallery = rng.normal(size=(2, 12, 4)).astype(np.float32)
+    probe, gallery = probe[:probes], gallery[:templates]
+    if ties:
+        probe, gallery = np.sign(probe), np.sign(gallery)
+    probe_ids, gallery_ids = rng.integers(0, people, probes), rng.integers(0, people, templates)
+    gallery_ids[0] = probe_ids[0]
+    found = identification_per_probe(probe, probe_ids, gallery, gallery_ids)
+    fpirs = (0.0, 0.1, 0.25, 0.5, 1.0)
+    report = tpir_at_fpir(found, fpirs)
+    assert list(report)[1] == "tpir@fpir=0.1"
+    expected = [slow_tpir(probe, probe_ids, gallery, gallery_ids, fpir) for fpir in fpirs]
+    np.testing.assert_allclose(list(report.values()), expected, atol=1e-12)
+    whole = identification(probe, probe_ids, gallery, gallery_ids)
+    assert report["tpir@fpir=1"] == whole["top@1"] >= whole["tpir@fpir=0.1"]
+    with pytest.raises(UserError, match=r"\[0, 1\], not -1"):
+        tpir_at_fpir(found, [-1])
+
+
 def test_from_images_to_rates(monkeypatch):
     rng = np.random.default_rng(0)
     people = rng.normal(size=(20, 16))
@@ -149,6 +214,9 @@ def test_wrong_input():
         pool_templates(np.zeros((2, 3)), [1, 2], [1])
     with pytest.raises(UserError, match="NaN"):
         pool_templates([[np.nan]], [1], [1])
+    for weights in ([-1.0], [np.nan], [1.0, 1.0]):
+        with pytest.raises(UserError, match="1 embeddings need as many weights, all 0 or more"):
+            pool_templates([[1.0]], [1], [1], weights=weights)
     with pytest.raises(UserError, match=r"1 templates .*\[9\]"):
         pair_scores([1, 4], np.eye(2), [1, 4], [9, 1])
     with pytest.raises(UserError, match="0 of different people"):

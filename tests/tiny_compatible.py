@@ -6,6 +6,8 @@ import pytest
 import tiny_runs
 
 from fct_jax import models
+from fct_jax.models.batch_norm import BatchNorm
+from fct_jax.models.linear import Linear
 from fct_jax.models.projection import ProjectionHead
 
 common = tiny_runs.common
@@ -19,12 +21,21 @@ class FlatModel(nn.Module):
     small_stem: bool = False
     width: int = 64
     dtype: object = np.float32
+    remat: bool = False
+    has_classifier: bool = True
+    last_nonlin: bool = True  # of ResNets alone
+    last_stride: int = 2
+    normalize_embedding: bool = False
 
     @nn.compact
     def __call__(self, images, train=False):
-        head = ProjectionHead(self.num_classes, self.embedding_dim)
-        nn.share_scope(self, head)
-        return head(images.reshape(images.shape[0], -1), train)
+        pixels = images.reshape(images.shape[0], -1)
+        if self.has_classifier:
+            head = ProjectionHead(self.num_classes, self.embedding_dim)
+            nn.share_scope(self, head)
+            return head(pixels, train)
+        embedding = BatchNorm(name="bn")(Linear(self.embedding_dim, name="fc")(pixels), not train)
+        return embedding[:, :0], embedding
 
 
 def config(**changes):

@@ -19,9 +19,9 @@ from fct_jax.embed.transform import transform_set
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.frozen import Transformer
 from fct_jax.train.checkpoint import Checkpoints
-from fct_jax.train.loop import _start
 from fct_jax.train.optimizer import build_optimizer
 from fct_jax.train.running_means import RunningMeans
+from fct_jax.train.state import fresh_state
 from fct_jax.train.steps import compile_steps
 from fct_jax.train.transformation import TransformationTask
 from tools.bench_common import figure, peak_mb, seconds
@@ -63,7 +63,7 @@ def _epoch(folder: Path, samples: int) -> dict:
     steps_per_epoch = task.feed.steps_per_epoch
     optimizer = build_optimizer(config.optimizer, EPOCHS, steps_per_epoch)
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-    state = _start(task, optimizer, 0, checkpoints, mesh)
+    state = fresh_state(task, optimizer, 0, mesh)
     steps_of = compile_steps(task, optimizer, 0)
     calls = list(task.feed.calls(0))
     for steps, call in calls[:1]:  # compiles

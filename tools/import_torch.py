@@ -7,7 +7,8 @@ FILE is one of
   *.pt                 TorchScript archives of FCT and FastFill: backbones, SimCLR side models,
                        transformations, and transformed old models (these make three runs: RUN,
                        RUN/old and, where it has side information, RUN/side)
-  *.pth.tar            AdvBCT's checkpoints
+  *.pth.tar            AdvBCT's checkpoints; LCE's transformation of old embeddings, alone or
+                       with its old model (these make two runs: RUN and RUN/old)
   *.pth, *.safetensors weights by torchvision's, timm's, FCT's or AdvBCT's names
 
 The architecture is read off the weights; --arch, --embedding_dim, --num_classes and --width only
@@ -70,7 +71,8 @@ def parser() -> Parser:
     add(
         "--normalize_embedding",
         action="store_true",
-        help="FCT's backbone divides embeddings by their length; weights do not tell",
+        help="FCT's backbone divides embeddings by their length; weights do not tell (default: "
+        "what agrees with the archive of a backbone, else not)",
     )
     images = parser.add_argument_group("preprocessing of images, kept in the run")
     images.add_argument("--size", type=int, default=224, help="pixels of the input (default 224)")
@@ -134,10 +136,13 @@ def _check_expected(options, parts: dict[str, Part]) -> None:
         raise UserError(f"the weights are of {' and '.join(names)}, not --arch {options.arch}")
     final = (parts.get("transformation") or parts["model"]).description
     useless = [] if final["kind"] == "transformation" else ["old", "side", "new"]
+    if final["name"] == "lce" and options.side:
+        raise UserError("--side: LCE's transformation takes old embeddings alone")
     useless = ["old", "side"] if "old" in parts else useless  # they are in the file itself
     for key in useless:
         if getattr(options, key):
-            raise UserError(f"--{key} is for a transformation alone; the weights are of {names[0]}")
+            weights = " and ".join(names)
+            raise UserError(f"--{key} is for a transformation alone; the weights are of {weights}")
     if not any(map(_has_nonlin, found)):
         for key in ("last_nonlin", "normalize_embedding"):
             if getattr(options, key):
@@ -164,15 +169,15 @@ def _checked(
     open_roles = [
         role
         for role, description in known.items()
-        if options.last_nonlin is None and weights.archive is not None and _has_nonlin(description)
+        if weights.archive is not None and _has_nonlin(description)
     ]
     if torch_or_none() is None:
         return Checked(known, None)
     failure = None
-    for choice in itertools.product((True, False), repeat=len(open_roles)):
+    for choice in itertools.product(*(_forms(options, role) for role in open_roles)):
         tried = {role: dict(description) for role, description in known.items()}
-        for role, last_nonlin in zip(open_roles, choice, strict=True):
-            tried[role]["kwargs"] = {**tried[role]["kwargs"], "last_nonlin": last_nonlin}
+        for role, form in zip(open_roles, choice, strict=True):
+            tried[role]["kwargs"] = {**tried[role]["kwargs"], **form}
         try:
             return Checked(tried, compare(tried, parts, weights.archive))
         except UserError as error:
@@ -180,6 +185,14 @@ def _checked(
     left_out = [name for part in parts.values() for name in part.left_out]
     hint = f"; weights without a place in the run: {', '.join(left_out)}" if left_out else ""
     raise UserError(f"{failure}{hint}") from failure
+
+
+def _forms(options, role: str) -> list[dict]:
+    """What weights do not tell of a ResNet, and neither do the options: the likeliest first."""
+    nonlin = (True, False) if options.last_nonlin is None else (options.last_nonlin == "true",)
+    # Joined models are not normalised in between, as published.
+    normalized = (True,) if options.normalize_embedding else (False, True)[: 1 + (role == "model")]
+    return [{"last_nonlin": a, "normalize_embedding": b} for b in normalized for a in nonlin]
 
 
 def _linked(options, parts: dict[str, Part], preprocessing) -> dict[str, dict]:
@@ -245,7 +258,7 @@ def _write(options, parts: dict[str, Part], checked: Checked, archive: bool) -> 
             )
             if _has_nonlin(description) and not (archive or options.last_nonlin):
                 lines.append("  assumed to end in a ReLU (if it does not: --last_nonlin false)")
-            if description.get("needs_side") is False:
+            if description.get("needs_side") is False and description["name"] != "lce":
                 lines.append("  without side information (if it was trained with some: --side RUN)")
             if parts[role].left_out:
                 lines.append(f"  left out: {', '.join(parts[role].left_out)}")

@@ -41,6 +41,9 @@ def compare(descriptions: dict[str, dict], parts: dict[str, Part], archive=None)
     if isinstance(final, Embedder):
         images, pixels = _random_images(final.preprocessing)
         return check(_embed(final, images), _embed_torch(module, pixels))
+    if final.description["name"] == "lce":
+        (vectors,) = _random_vectors(final.dim)
+        return check(_embed(final, vectors), _embed_torch(module, vectors, flat=True))
     vectors = _random_vectors(*(final.description[key] for key in ("old_dim", "side_dim")))
     return check(_embed(final, *vectors), _embed_torch(module, *vectors))
 
@@ -107,14 +110,16 @@ def _embed(model: Embedder | Transformer, *inputs: np.ndarray) -> np.ndarray:
     return np.concatenate([embedding, log_variance[:, None]], 1)
 
 
-def _embed_torch(module, *inputs: np.ndarray) -> np.ndarray:
+def _embed_torch(module, *inputs: np.ndarray, flat: bool = False) -> np.ndarray:
     """What a PyTorch module makes of normalised images (N, H, W, 3), or of vectors (N, D).
+
+    FCT's modules take vectors as (N, D, 1, 1), those that are ``flat`` as they are.
 
     Raises UserError where it fails, and where the result is not one tensor (or a pair with the
     embedding last, as of `ResNet`).
     """
     torch = torch_or_none()
-    tensors = [torch.from_numpy(_nchw(array)) for array in inputs]
+    tensors = [torch.from_numpy(array if flat else _nchw(array)) for array in inputs]
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -150,6 +155,9 @@ def _module(descriptions: dict[str, dict], parts: dict[str, Part]):
         load_strictly(modules[role], parts[role].state)
     if "model" in modules:
         return modules["model"]
+    if descriptions["transformation"]["name"] == "lce":
+        joined = torch_models.ModelWithTransformation(modules["old"], modules["transformation"])
+        return joined.eval()
     old = torch_models.FeatureExtractor(modules["old"])
     side = torch_models.FeatureExtractor(modules["side"]) if "side" in modules else old
     return torch_models.TransformedOldModel(old, side, modules["transformation"]).eval()

@@ -1,8 +1,9 @@
 """The models in PyTorch, with the names of the published code: what weights are checked against.
 
 `ResNet` and `Transformation` are those of FCT (CVPR 2022) and FastFill (ICLR 2023); `ResNet` with
-``classifier="linear"`` is also torchvision's and timm's; `ProjectionResNet` is AdvBCT's (CVPR
-2023). Images are (N, 3, H, W). All of them go through ``torch.jit.script`` and ``trace``.
+``classifier="linear"`` is also torchvision's and timm's; `ProjectionResNet` and `LCETransformation`
+are AdvBCT's (CVPR 2023). Images are (N, 3, H, W). All of them go through ``torch.jit.script`` and
+``trace``.
 """
 
 import torch
@@ -72,6 +73,7 @@ class Trunk(nn.Module):
         last_nonlin: bool = True,
         small_stem: bool = False,
         width: int = 64,
+        last_stride: int = 2,
     ):
         super().__init__()
         fixed = models.RESNETS[arch]
@@ -89,7 +91,7 @@ class Trunk(nn.Module):
                 out, nonlin = planes * expansion, True
                 if stage == 3 and index == depth - 1:
                     out, nonlin = embedding_dim or out, last_nonlin
-                stride = 2 if stage > 0 and index == 0 else 1
+                stride = (1, 2, 2, last_stride)[stage] if index == 0 else 1
                 blocks.append(block(inputs, inner, out, stride, nonlin))
                 inputs = out
             stages.append(nn.Sequential(*blocks))
@@ -122,9 +124,10 @@ class ResNet(Trunk):
         normalize_embedding: bool = False,
         small_stem: bool = False,
         width: int = 64,
+        last_stride: int = 2,
         classifier: str = "conv",
     ):
-        super().__init__(arch, embedding_dim, last_nonlin, small_stem, width)
+        super().__init__(arch, embedding_dim, last_nonlin, small_stem, width, last_stride)
         self.normalize_embedding = normalize_embedding
         self.flat = classifier != "conv"
         if classifier == "none":
@@ -163,9 +166,10 @@ class ProjectionResNet(nn.Module):
         embedding_dim: int = 256,
         small_stem: bool = False,
         width: int = 64,
+        last_stride: int = 2,
     ):
         super().__init__()
-        self.convnet = Trunk(arch, small_stem=small_stem, width=width)
+        self.convnet = Trunk(arch, small_stem=small_stem, width=width, last_stride=last_stride)
         self.projection_dim = nn.Linear(self.convnet.dim, embedding_dim, bias=False)
         self.bn = nn.BatchNorm1d(embedding_dim)
         self.projection_cls = nn.Linear(embedding_dim, num_classes, bias=False)
@@ -218,6 +222,38 @@ class Transformation(nn.Module):
         return x
 
 
+class LCETransformation(nn.Module):
+    """AdvBCT's form of LCE's transformation: (N, D) -> (N, D) by ``blocks`` residual blocks."""
+
+    def __init__(self, dim: int, blocks: int, inner: int = 16):
+        super().__init__()
+        self.rbt = nn.ModuleList(_lce_block(dim, inner) for _ in range(blocks))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.rbt:
+            x = block(x) + x
+        return x
+
+
+def _lce_block(dim: int, inner: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((dim, inner), (inner, inner), (inner, dim)):
+        layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class ModelWithTransformation(nn.Module):
+    """Images -> (N, D): AdvBCT's old model and LCE's transformation of its embeddings."""
+
+    def __init__(self, base: nn.Module, transformation: nn.Module):
+        super().__init__()
+        self.base = base
+        self.T = transformation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.T(self.base(x))
+
+
 class TransformedOldModel(nn.Module):
     """Images -> transformed embeddings: FCT's old model, side model and transformation in one."""
 
@@ -240,7 +276,9 @@ def build(description: dict, classifier: str = "conv") -> nn.Module:
     """
     name, kwargs = description["name"], description["kwargs"]
     kwargs = {key: value for key, value in kwargs.items() if key != "dtype"}
-    if description["kind"] == "transformation":
+    if name == "lce":
+        module = LCETransformation(description["dim"], **kwargs)
+    elif description["kind"] == "transformation":
         dims = {"old_dim": description["old_dim"], "side_dim": description["side_dim"]}
         module = Transformation(**dims, **kwargs, uncertainty=name == "fastfill")
     elif name.endswith("_projection"):

@@ -17,12 +17,19 @@ ARCHITECTURES = (
     *(f"{name}_projection" for name in models.RESNETS),
     "fct",
     "fastfill",
+    "lce",
 )
 
 _BLOCK = re.compile(r"(|.*?\.)layer([1-4])\.(\d+)\.")
+_LCE = re.compile(r"(|.*?\.)rbt\.\d+\.\d+\.")
 _TRANSFORMATION = re.compile(r"(|.*?\.)(?:p1|p2|mixer)\.\d+\.conv\.")
 _IN_TRUNK = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.((conv|bn)\d|downsample\.[01]))\.\w+")
 _CLASSIFIER = ("fc.weight", "fc.bias")
+# Beginnings of the names in files of several networks: those of FCT and of AdvBCT.
+_JOINED = (
+    {"old": "old_model.", "side": "side_info_model.", "transformation": "transformation."},
+    {"old": "base.", "transformation": "T."},
+)
 
 
 class Part(NamedTuple):
@@ -58,22 +65,17 @@ def read_parts(state: Mapping[str, Any], extra: bool) -> dict[str, Part]:
     """
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
-    whole = {
-        role: _below(state, prefix)
-        for role, prefix in (
-            ("old", "old_model."),
-            ("side", "side_info_model."),
-            ("transformation", "transformation."),
-        )
-    }
-    if not (whole["old"] and whole["transformation"]):
+    for beginnings in _JOINED:
+        whole = {role: _below(state, beginning) for role, beginning in beginnings.items()}
+        if whole["old"] and whole["transformation"]:
+            break
+    else:
         return {"model": _read_part(state, extra)}
-    known = ("old_model.", "side_info_model.", "transformation.")
-    others = sorted(name for name in state if not name.startswith(known))
+    others = sorted(name for name in state if not name.startswith(tuple(beginnings.values())))
     if others:
         raise UserError(f"transformed old model: unknown {', '.join(others)}")
-    if not whole["side"] or _equal(whole["old"], whole["side"]):
-        del whole["side"]  # without side information the original puts the old model there
+    if not whole.get("side") or _equal(whole["old"], whole["side"]):
+        whole.pop("side", None)  # without side information the original puts the old model there
     return {role: _read_part(part, extra) for role, part in whole.items()}
 
 
@@ -84,6 +86,8 @@ def to_torch(description: dict, variables) -> dict[str, np.ndarray]:
             f"a model {description['name']!r} has no form in PyTorch; "
             f"known: {', '.join(ARCHITECTURES)}"
         )
+    if description["name"] == "lce":
+        return torch_import.lce_transformation_to_torch(variables)
     if description["kind"] == "transformation":
         return torch_import.transformation_to_torch(variables)
     if description["name"].endswith("_projection"):
@@ -96,7 +100,8 @@ def to_torch(description: dict, variables) -> dict[str, np.ndarray]:
 
 
 def _read_part(state: Mapping[str, Any], extra: bool) -> Part:
-    for pattern, read in ((_TRANSFORMATION, _transformation), (_BLOCK, _backbone)):
+    kinds = ((_TRANSFORMATION, _transformation), (_LCE, _lce), (_BLOCK, _backbone))
+    for pattern, read in kinds:
         prefixes = sorted({found[1] for found in map(pattern.match, state) if found})
         if len(prefixes) > 1:
             raise UserError(f"more than one network: names begin with {', '.join(prefixes)}")
@@ -125,6 +130,21 @@ def _transformation(state: Mapping[str, Any], prefix: str, extra: bool) -> Part:
         "dim": new_dim,
         "old_dim": np.shape(state["p1.0.conv.weight"])[1],
         "side_dim": np.shape(state["p2.0.conv.weight"])[1],
+    }
+    return Part(description, variables, state)
+
+
+def _lce(state: Mapping[str, Any], prefix: str, extra: bool) -> Part:
+    del extra
+    state = _unwrapped(state, prefix)
+    variables = torch_import.lce_transformation(state)
+    inner, dim = np.shape(state["rbt.0.0.weight"])
+    blocks = 1 + max(int(name.split(".")[1]) for name in state)
+    description = {
+        "kind": "transformation",
+        "name": "lce",
+        "kwargs": {"blocks": blocks, "inner": inner},
+        **dict.fromkeys(("dim", "old_dim", "side_dim"), dim),
     }
     return Part(description, variables, state)
 

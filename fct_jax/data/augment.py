@@ -124,6 +124,45 @@ def augment(
     return jnp.clip(x, 0, 1) * 255
 
 
+def pad_and_crop(x: jax.Array, key: jax.Array, pixels: int, fill: jax.Array) -> jax.Array:
+    """x (B, H, W, C) moved by up to ``pixels`` to each side; what is laid bare is ``fill`` (C,).
+
+    Source: Luo et al., "Bag of Tricks and A Strong Baseline for Deep Person Re-identification",
+    CVPRW 2019 (padding by 10 pixels and a random crop).
+    """
+    sides = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
+    padded = jnp.pad(x - fill, sides) + fill
+    corners = jax.random.randint(key, (len(x), 2), 0, 2 * pixels + 1)
+
+    def crop(image, corner):
+        return jax.lax.dynamic_slice(image, (*corner, 0), x.shape[1:])
+
+    return jax.vmap(crop)(padded, corners)
+
+
+def erase(x: jax.Array, key: jax.Array, probability: float) -> jax.Array:
+    """x (B, H, W, C) with a random rectangle of zeros in a share ``probability`` of the images.
+
+    Its area is uniform in 2 to 40 % of the image's, its height by its width in 0.3 to 3.3; a side
+    longer than the image's is cut. Zeros are the mean colour of normalised images.
+
+    Source: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020.
+    """
+    (count, height, width), keys = x.shape[:3], jax.random.split(key, 4)
+    area = jax.random.uniform(keys[0], (count,), minval=0.02, maxval=0.4) * height * width
+    ratio = jax.random.uniform(keys[1], (count,), minval=0.3, maxval=1 / 0.3)
+    h = jnp.minimum(jnp.round(jnp.sqrt(area * ratio)), height)
+    w = jnp.minimum(jnp.round(jnp.sqrt(area / ratio)), width)
+    top, left = jax.random.uniform(keys[2], (2, count))
+    top, left = jnp.floor(top * (height - h + 1)), jnp.floor(left * (width - w + 1))
+    rows, columns = jnp.arange(height), jnp.arange(width)
+    in_rows = (rows >= top[:, None]) & (rows < (top + h)[:, None])
+    in_columns = (columns >= left[:, None]) & (columns < (left + w)[:, None])
+    chosen = jax.random.bernoulli(keys[3], probability, (count, 1, 1))
+    inside = chosen & in_rows[:, :, None] & in_columns[:, None, :]
+    return jnp.where(inside[..., None], 0.0, x)
+
+
 def random_boxes(
     key: jax.Array,
     count: int,

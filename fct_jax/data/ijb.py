@@ -6,6 +6,7 @@ person, …).
 """
 
 import csv
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,30 @@ def read_media(path: str | Path) -> Media:
         numbers.append((int(fields[1]), int(fields[2])))
     table = np.array(_some(numbers, path), np.int64)
     return Media(np.array(images), table[:, 0], table[:, 1])
+
+
+def read_scores(path: str | Path, images) -> np.ndarray:
+    """(N,) float64 score of each of the ``images`` from ``image … score`` lines.
+
+    What stands between, five points of the face say, does not matter; nor do other images.
+
+    Raises:
+      UserError: with file and line; images without a score, a file that is missing or empty.
+    """
+    score_of = {}
+    for number, line in _lines(path):
+        fields = line.split()
+        try:
+            score_of[fields[0]] = float(fields[-1]) if len(fields) > 1 else math.nan
+        except ValueError:
+            score_of[fields[0]] = math.nan
+        if not 0 <= score_of[fields[0]] < math.inf:
+            raise UserError(f"{path}, line {number}: {line!r} is not 'image … score', 0 or more")
+    _some(score_of, path)
+    absent = sorted({str(image) for image in images} - score_of.keys())
+    if absent:
+        raise UserError(f"{path} has no score for {len(absent)} images, first {absent[0]}")
+    return np.array([score_of[str(image)] for image in images])
 
 
 def read_pairs(path: str | Path) -> Pairs:

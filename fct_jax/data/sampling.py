@@ -2,8 +2,7 @@
 
 A sampler is a function of the epoch: ``sampler(epoch)`` is an int32 array (steps, B) of image
 positions, the same on every process, drawn from (seed, epoch) alone, so that any step can be
-resumed. Every process takes its columns (`process_share`); `Stream` gives single positions to a
-pipeline that reads images one by one.
+resumed. Every process takes its rows of a batch (``fct_jax.data.order``).
 """
 
 from typing import Protocol
@@ -127,58 +126,6 @@ class ClassBalancedSampler:
         within = np.arange(rounds)[:, None] % self._counts[classes]
         chosen = order[self._starts[classes] + within].ravel()[:total]
         return chosen.reshape(self.steps_per_epoch, self.batch_size)
-
-
-def process_share(batches: np.ndarray, index: int, count: int, *, group: int = 1) -> np.ndarray:
-    """The columns of one process: (steps, B / count).
-
-    Args:
-      batches: (steps, B) of a sampler, the same on all processes.
-      index, count: this process among all; shares lie one after the other, as batches do on a
-        device mesh.
-      group: columns that must stay together: K of an `IdentitySampler`.
-
-    Raises:
-      UserError: a batch that does not divide, or a process that there is not.
-    """
-    width = batches.shape[1]
-    if not 0 <= index < count:
-        raise UserError(f"process {index} of {count}: must be in 0..{count - 1}")
-    if width % (group * count):
-        raise UserError(
-            f"{width // group} {'identities' if group > 1 else 'images'} of a batch do not divide "
-            f"over {count} processes"
-        )
-    share = width // count
-    return batches[:, index * share : (index + 1) * share]
-
-
-class Stream:
-    """``stream(position)``: the image at a place of one process's endless stream.
-
-    ``len(stream)`` images, of whole batches, are an epoch. For pipelines that map positions to
-    images; it may be used by many threads, and copied to other processes.
-    """
-
-    def __init__(self, sampler: Sampler, index: int = 0, count: int = 1, *, group: int = 1):
-        """Arguments and errors as `process_share`."""
-        self._sampler, self._share, self._group = sampler, (index, count), group
-        self._held = {0: self._of(0)}
-
-    def __len__(self) -> int:
-        return self._sampler.steps_per_epoch * self._sampler.batch_size // self._share[1]
-
-    def __call__(self, position: int) -> int:
-        epoch, place = divmod(int(position), len(self))
-        held = self._held
-        if epoch not in held:
-            # Two epochs, because readers ahead have begun the next one while others finish this.
-            near = {other: held[other] for other in held if abs(other - epoch) == 1}
-            self._held = held = {**near, epoch: self._of(epoch)}
-        return int(held[epoch][place])
-
-    def _of(self, epoch: int) -> np.ndarray:
-        return process_share(self._sampler(epoch), *self._share, group=self._group).ravel()
 
 
 def _by_class(labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

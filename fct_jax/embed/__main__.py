@@ -7,7 +7,8 @@
       --config.model=runs/digits/fastfill --config.old=embeddings/old
 
 The work directory becomes an EmbeddingSet: vectors.npy, ids.npy, labels.npy,
-uncertainty.npy (FastFill) and meta.json.
+uncertainty.npy (FastFill) and meta.json. A run that was killed goes on, by the same command, at
+the next shard (config.shard_size); with --distributed several processes share the shards.
 """
 
 from absl import flags
@@ -17,6 +18,7 @@ from fct_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file; see configs/embed.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the EmbeddingSet to make")
+cli.define_process_flags()
 flags.mark_flags_as_required(["config", "workdir"])
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fct_jax import config as configs
-from fct_jax import data
+from fct_jax import data, processes
 from fct_jax.embed.images import embed_images, source_config
-from fct_jax.embed.statistics import num_known_classes, write_statistics
+from fct_jax.embed.partial import remove_leftover
+from fct_jax.embed.statistics import num_known_classes
 from fct_jax.embed.transform import transform_set
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
@@ -17,12 +18,15 @@ from fct_jax.frozen import Transformer, load_model
 def embed(config: ConfigDict, out) -> EmbeddingSet:
     """Embeds ``config.data``, or transforms ``config.old``, with ``config.model``.
 
+    All processes of a run share the work. A run that was killed goes on at the next shard.
+
     Args:
       config: of ``fct_jax.config.embed``.
       out: the EmbeddingSet to make. Raises UserError where it exists.
     """
     configs.check(config)
     if Path(out).exists():
+        remove_leftover(out)
         raise UserError(f"{out} exists already; nothing was overwritten")
     if not config.model:
         raise UserError("config.model is empty; give a run, or module:function")
@@ -35,11 +39,11 @@ def embed(config: ConfigDict, out) -> EmbeddingSet:
                 f"{config.model} is a transformation; give config.old, an EmbeddingSet to transform"
             )
         side = EmbeddingSet.read(config.side) if config.side else None
-        made = transform_set(model, EmbeddingSet.read(config.old), side, out, config.batch_size)
+        old = EmbeddingSet.read(config.old)
+        made = transform_set(model, old, side, out, config.batch_size, config.shard_size)
     else:
         if not (config.data.name or model.description["data"]):
             raise UserError(f"config.data.name is empty; say which images {config.model} embeds")
-        num_classes = num_known_classes(model) if config.class_statistics else None
         where = config.data if config.data.name else ConfigDict(model.description["data"])
         where = source_config(where, config.split)
         made = embed_images(
@@ -47,11 +51,11 @@ def embed(config: ConfigDict, out) -> EmbeddingSet:
             data.open_source(where, config.split),
             out,
             batch_size=config.batch_size,
+            shard_size=config.shard_size,
             workers=where.workers,
             on_error=where.on_error,
             meta={"data": where.to_dict(), "split": config.split},
+            num_classes=num_known_classes(model) if config.class_statistics else None,
         )
-        if num_classes is not None:
-            write_statistics(out, num_classes)
-    print(f"{out}: {len(made)} vectors of dimension {made.dim}, model {made.fingerprint}")
+    processes.say(f"{out}: {len(made)} vectors of dimension {made.dim}, model {made.fingerprint}")
     return made

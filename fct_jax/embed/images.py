@@ -8,13 +8,19 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from fct_jax import data
+from fct_jax import checksums, data, processes
 from fct_jax.callable_model import CallableModel
 from fct_jax.data.subset import for_validation
-from fct_jax.embeddings import EmbeddingSet, check_paired, new_directory
+from fct_jax.embed.devices import run_batches
+from fct_jax.embed.partial import remove_leftover, wait_for
+from fct_jax.embed.shards import make_set, whole_batches
+from fct_jax.embed.statistics import write_missing
+from fct_jax.embeddings import EmbeddingSet, check_paired
 from fct_jax.errors import UserError
-from fct_jax.frozen import Embedder, Transformer, is_model, load_model, pipelined
-from fct_jax.progress import track
+from fct_jax.frozen import Embedder, Transformer, is_model, load_model
+
+# Keys of config.data that say how images are read, not which.
+_HOW = ("on_error", "workers", "in_memory")
 
 
 def embed_images(
@@ -26,11 +32,16 @@ def embed_images(
     view: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
+    shard_size: int = checksums.SHARD_SIZE,
     workers: int = 0,
     on_error: str = "raise",
     meta: dict | None = None,
+    num_classes: int | None = None,
 ) -> EmbeddingSet:
     """Embeds a source and writes an EmbeddingSet, whole or not at all.
+
+    All processes of a run call it and share the work; a run that was killed goes on at the next
+    shard. The result does not depend on either.
 
     Args:
       embedder: the frozen model.
@@ -39,54 +50,77 @@ def embed_images(
       preprocessing: instead of the embedder's own (augmentation of a view, say).
       view: number of an augmented view; None: as for evaluation.
       seed: of the views.
-      batch_size: images embedded together.
+      batch_size: images that a device embeds together.
+      shard_size: images after which work is recorded, rounded up to whole batches.
       workers: processes that decode.
       on_error: "raise", or "skip" to leave out unreadable images.
       meta: more entries for ``meta.json``.
+      num_classes: C, to write the statistics of the first C classes beside; None: none.
+
+    Raises:
+      UserError: ``out`` exists, or another run is making it, or it was begun with another model
+        or other data; an unreadable image.
     """
-    batches = data.batches(
-        source,
-        preprocessing or embedder.preprocessing,
-        batch_size=batch_size,
-        train=False,
-        view=view,
-        seed=seed,
-        workers=workers,
-        on_error=on_error,
-    )
-    order = []  # positions in the source, batch by batch
-    done = 0
-    with new_directory(out) as folder:
-        vectors = np.lib.format.open_memmap(
-            folder / "vectors.npy", "w+", np.float32, (len(source), embedder.dim)
+    preprocessing = preprocessing or embedder.preprocessing
+    meta = {"fingerprint": embedder.fingerprint, **(meta or {})}
+    which = {key: value for key, value in meta.get("data", {}).items() if key not in _HOW}
+    plan = {
+        **{key: value for key, value in meta.items() if key != "data"},
+        **{f"data.{key}": value for key, value in which.items()},
+        **{f"preprocessing.{k}": v for k, v in dataclasses.asdict(preprocessing).items()},
+        "source": source.name,
+        "ids": checksums.text(checksums.update(0, source.ids)),
+        "view": view,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+
+    def blocks(spans: list[range]):
+        batches = data.batches(
+            source,
+            preprocessing,
+            batch_size=batch_size,
+            train=False,
+            view=view,
+            seed=seed,
+            workers=workers,
+            on_error=on_error,
+            indices=np.concatenate(spans),
         )
-        results = pipelined(embedder.run, _inputs(batches, order, view is not None), batch_size)
-        for block in track(results, f"embedding {Path(out).name}", len(source), "images", size=len):
-            vectors[done : done + len(block)] = block
-            done += len(block)
-        vectors.flush()
-        if done == 0:
-            raise UserError(f"no image of {len(source)} could be read")
-        if done < len(source):
-            # Unreadable images were skipped: keep only the rows that exist.
-            print(f"{len(source) - done} of {len(source)} images were skipped")
-            np.save(folder / "vectors.npy", np.array(vectors[:done]))
-        rows = np.concatenate(order)
-        description = {
-            "fingerprint": embedder.fingerprint,
-            "skipped": len(source) - done,
-            **(meta or {}),
-        }
-        made = EmbeddingSet(vectors[:done], source.ids[rows], source.labels[rows], meta=description)
-        made.write_companions(folder)
-    return EmbeddingSet.read(out)
+        try:
+            yield from run_batches(embedder, _inputs(batches, view is not None), batch_size)
+        finally:
+            batches.close()
+
+    def companions(skipped: list[int]):
+        if skipped:
+            print(f"{len(skipped)} of {len(source)} images were skipped")
+        ids, labels = (np.delete(values, skipped) for values in (source.ids, source.labels))
+        return ids, labels, {**meta, "skipped": len(skipped)}
+
+    def add_statistics(folder: Path) -> None:
+        write_missing(folder, num_classes)
+
+    return make_set(
+        out,
+        plan,
+        len(source),
+        {"vectors": (embedder.dim,)},
+        whole_batches(shard_size, batch_size),
+        blocks,
+        companions,
+        what=f"embedding {Path(out).name}",
+        unit="images",
+        add_files=None if num_classes is None else add_statistics,
+    )
 
 
-def _inputs(batches, order: list, flipped: bool):
-    """What the model takes of each batch; the positions are put into ``order``."""
+def _inputs(batches, flipped: bool):
+    """(positions in the source, what the model takes) of each batch."""
     for batch in batches:
-        order.append(np.asarray(batch["index"]))
-        yield [batch["image"], batch["flip"]] if flipped else [batch["image"]]
+        if len(batch["index"]):  # not if all of its images were skipped
+            images = [batch["image"], batch["flip"]] if flipped else [batch["image"]]
+            yield np.asarray(batch["index"]), images
 
 
 def embeddings_of(
@@ -142,8 +176,8 @@ def embeddings_of(
         owner = f"{embedder.name.replace(':', '.')}-{embedder.fingerprint}"
         kept = Path(config.callable_embeddings) / owner
     folder = kept / (name if view is None else f"{name}-view{view}")
-    if not folder.is_dir():
-        embed_images(
+    if not processes.from_writer(folder.is_dir, "is it embedded"):
+        return embed_images(
             embedder,
             data.open_source(wanted, split),
             folder,
@@ -154,6 +188,8 @@ def embeddings_of(
             on_error=wanted.on_error,
             meta=meta,
         )
+    remove_leftover(folder)
+    wait_for(folder / "vectors.npy")
     return EmbeddingSet.read(folder)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fct_jax import processes
 from fct_jax.data import parse_classes
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
@@ -40,14 +41,31 @@ def statistics_path(folder, kind: str) -> Path:
     return Path(folder) / f"class_statistics_{kind}.npz"
 
 
-def write_statistics(folder, num_classes: int, kinds=KINDS) -> None:
+def write_statistics(folder, num_classes: int | None, kinds=KINDS) -> None:
+    """``write_missing``, called on all processes and done by the writer."""
+    processes.from_writer(lambda: write_missing(folder, num_classes, kinds), "class statistics")
+
+
+def write_missing(folder, num_classes: int | None, kinds=KINDS) -> None:
     """Computes the statistics of an EmbeddingSet with labels and writes them into its directory.
 
-    Samples with labels of ``num_classes`` and more are left out.
+    Kinds that are there already stay as they are.
+
+    Args:
+      folder: the EmbeddingSet.
+      num_classes: C; samples with labels of C and more are left out. None: of all labels.
+      kinds: "euclidean", "angle".
+
+    Raises:
+      UserError: there are no labels.
     """
-    found = EmbeddingSet.read(folder)
+    kinds = [kind for kind in kinds if not statistics_path(folder, kind).is_file()]
+    if not kinds:
+        return
+    found = EmbeddingSet.read(folder, verify=False)
     if found.labels is None:
         raise UserError(f"{folder} has no labels.npy, which class statistics need")
+    num_classes = num_classes or int(found.labels.max()) + 1
     for kind in kinds:
         stats = class_statistics(found.vectors, found.labels, num_classes, kind)
         save_statistics(statistics_path(folder, kind), stats, fingerprint=found.fingerprint or "")

@@ -1,13 +1,17 @@
 """An EmbeddingSet of old vectors through a transformation to the new model's space."""
 
+import json
 from pathlib import Path
 
+import jax
 import numpy as np
 
-from fct_jax.embeddings import EmbeddingSet, check_fingerprint, check_paired, new_directory
+from fct_jax import checksums
+from fct_jax.embed.devices import run_batches
+from fct_jax.embed.shards import make_set, whole_batches
+from fct_jax.embeddings import EmbeddingSet, check_fingerprint, check_paired
 from fct_jax.errors import UserError
 from fct_jax.frozen import Transformer
-from fct_jax.progress import track
 
 
 def transform_set(
@@ -16,49 +20,83 @@ def transform_set(
     side: EmbeddingSet | None,
     out,
     batch_size: int = 4096,
+    shard_size: int = checksums.SHARD_SIZE,
 ) -> EmbeddingSet:
     """Writes the transformed set, whole or not at all; memory does not grow with its size.
+
+    All processes of a run call it and share the work; a run that was killed goes on at the next
+    shard.
 
     Args:
       transformer: the frozen transformation.
       old: (N, do) vectors of the old model.
       side: (N, ds) vectors of the side-information model; None where none was trained with.
       out: the directory to make.
-      batch_size: rows worked through together.
+      batch_size: rows that a device works on together.
+      shard_size: rows after which work is recorded, rounded up to whole batches.
 
     Raises:
-      UserError: other fingerprints, sizes or items than the transformation was trained on.
+      UserError: other fingerprints, sizes or items than the transformation was trained on; ``out``
+        exists, or another run is making it, or it was begun with another model or other sets.
     """
     side = checked_inputs(transformer, old, side)
-    uncertainty = np.empty(len(old), np.float32)
-    with new_directory(out) as folder:
-        vectors = np.lib.format.open_memmap(
-            folder / "vectors.npy", "w+", np.float32, (len(old), transformer.dim)
-        )
-        start, given = 0, False
-        blocks = transformer.blocks(old.vectors, None if side is None else side.vectors, batch_size)
-        for block, log_variance in track(
-            blocks, f"transforming {Path(out).name}", len(old), "vectors", lambda b: len(b[0])
-        ):
-            stop = start + len(block)
-            vectors[start:stop] = block
-            if log_variance is not None:
-                uncertainty[start:stop], given = log_variance, True
-            start = stop
-        vectors.flush()
-        made = EmbeddingSet(
-            vectors,
-            old.ids,
-            old.labels,
-            uncertainty if given else None,
-            meta={
-                "fingerprint": transformer.new_fingerprint,  # the space the vectors live in
-                "transformation": transformer.fingerprint,
-                "old_fingerprint": old.fingerprint,
-            },
-        )
-        made.write_companions(folder)
-    return EmbeddingSet.read(out)
+    shard_size = whole_batches(shard_size, batch_size)
+    batch_size = min(batch_size, len(old))
+    given = [old] if side is None else [old, side]
+    shapes = {"vectors": (transformer.dim,)}
+    if _gives_uncertainty(transformer, [found.dim for found in given]):
+        shapes["uncertainty"] = ()
+    meta = {
+        "fingerprint": transformer.new_fingerprint,  # the space the vectors live in
+        "transformation": transformer.fingerprint,
+        "old_fingerprint": old.fingerprint,
+    }
+
+    def blocks(spans: list[range]):
+        batches = _batches([found.vectors for found in given], spans, batch_size)
+        for rows, (vectors, uncertainty) in run_batches(transformer, batches, batch_size):
+            yield (rows, vectors) if uncertainty is None else (rows, vectors, uncertainty)
+
+    return make_set(
+        out,
+        {**meta, "inputs": [_identity(found) for found in given], "batch_size": batch_size},
+        len(old),
+        shapes,
+        shard_size,
+        blocks,
+        lambda skipped: (old.ids, old.labels, meta),
+        what=f"transforming {Path(out).name}",
+        unit="vectors",
+    )
+
+
+def _batches(vectors: list[np.ndarray], spans: list[range], batch_size: int):
+    """(rows, their vectors in float32) of the spans, from memory maps as well."""
+    for span in spans:
+        for start in range(span.start, span.stop, batch_size):
+            stop = min(start + batch_size, span.stop)
+            yield (
+                np.arange(start, stop),
+                [np.asarray(given[start:stop], np.float32) for given in vectors],
+            )
+
+
+def _gives_uncertainty(transformer: Transformer, dims: list[int]) -> bool:
+    inputs = [jax.ShapeDtypeStruct((1, dim), np.float32) for dim in dims]
+    return jax.eval_shape(transformer.run, *inputs)[1] is not None
+
+
+def _identity(found: EmbeddingSet) -> dict:
+    """What tells a set from another one, without reading its vectors from the disk."""
+    if not isinstance(found.vectors, np.memmap):
+        vectors = checksums.text(checksums.update(0, found.vectors))
+    elif "shards" in found.meta:
+        vectors = [shard["checksum"] for shard in found.meta["shards"]]
+    else:
+        vectors = Path(found.vectors.filename).stat().st_mtime_ns
+    known = json.dumps([found.fingerprint, vectors]).encode()
+    content = checksums.update(checksums.update(0, np.frombuffer(known, np.uint8)), found.ids)
+    return {"name": found.name, "content": checksums.text(content)}
 
 
 def checked_inputs(

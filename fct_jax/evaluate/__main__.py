@@ -12,6 +12,7 @@ from fct_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file; see configs/")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the report to make")
+cli.define_process_flags()
 flags.mark_flags_as_required(["config", "workdir"])
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fct_jax import config as configs
+from fct_jax import processes
 from fct_jax.embed.images import embeddings_of
 from fct_jax.embed.transform import checked_inputs
 from fct_jax.embeddings import EmbeddingSet, check_fingerprint, check_paired, new_directory
@@ -18,7 +19,7 @@ from fct_jax.evaluate.backfill import (
     backfill_order,
 )
 from fct_jax.evaluate.distances import check_metric
-from fct_jax.evaluate.metrics import grouped, per_query_results
+from fct_jax.evaluate.metrics import grouped, per_query_results, read_groups
 from fct_jax.evaluate.report import Report, write_report
 from fct_jax.evaluate.search import knn, ranked_results
 from fct_jax.frozen import Transformer, is_run, load_model
@@ -26,8 +27,10 @@ from fct_jax.progress import Bar
 from fct_jax.workdir import to_json
 
 
-def evaluate(config: ConfigDict, workdir) -> Report:
+def evaluate(config: ConfigDict, workdir) -> Report | None:
     """Evaluates, prints the tables and writes them with the figure to ``workdir``.
+
+    Several processes share the embedding; the writer evaluates, and the others return None.
 
     Args:
       config: of ``fct_jax.config.evaluate``.
@@ -40,10 +43,22 @@ def evaluate(config: ConfigDict, workdir) -> Report:
     check_metric(config.metric)
     orders = _order_names(config.orders)
     workdir = Path(workdir)
-    if workdir.exists():
+    if processes.from_writer(workdir.exists, "is it evaluated"):
         raise UserError(f"{workdir} exists already; nothing was overwritten")
 
     old, new = (_gallery(config, role) for role in ("old", "new"))
+    side = embeddings_of(config.side, "side", config, config.split) if config.side else None
+    report = None
+
+    def make() -> None:
+        nonlocal report
+        report = _report(config, workdir, orders, old, new, side)
+
+    processes.from_writer(make, "evaluate")
+    return report
+
+
+def _report(config: ConfigDict, workdir: Path, orders: list[str], old, new, side) -> Report:
     check_paired(old, new)
     labels = _labels(old, new)
     report = Report(metric=config.metric, ks=tuple(config.ks), map_at=config.map_at)
@@ -52,7 +67,7 @@ def evaluate(config: ConfigDict, workdir) -> Report:
         model = name.split("/")[0]
         _measure(report, config, name, queries[model], gallery.vectors, labels, queries["labels"])
 
-    for name, found in _transformed(config, old, new).items():
+    for name, found in _transformed(config, old, new, side).items():
         row = f"{name} new/old"
         _measure(report, config, row, queries["new"], found.vectors, labels, queries["labels"])
         report.curves[name] = _curves(config, name, new, found, labels, queries, orders)
@@ -113,23 +128,11 @@ def _measure(report: Report, config, name: str, query, gallery, labels, query_la
     if config.per_class:
         report.per_class[name] = grouped(results, own)
     if config.groups:
-        report.per_group[name] = grouped(results, _groups(config.groups, len(own)))
+        report.per_group[name] = grouped(results, read_groups(config.groups, len(own)))
 
 
-def _groups(path: str, count: int) -> np.ndarray:
-    if not Path(path).is_file():
-        raise UserError(f"config.groups={path} is no file; give a .npy of {count} integers")
-    groups = np.load(path, allow_pickle=False)
-    if groups.shape != (count,):
-        raise UserError(f"{path} has shape {groups.shape}, but there are {count} queries")
-    return groups
-
-
-def _transformed(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet):
+def _transformed(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet, side):
     """{name: EmbeddingSet in the new model's space} of config.transformed."""
-    side = None
-    if config.side:
-        side = embeddings_of(config.side, "side", config, config.split)
     found = {}
     for part in filter(None, (p.strip() for p in config.transformed.split(","))):
         name, equals, where = part.partition("=")

@@ -11,7 +11,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.compatibility import SHARES, hot_refresh_curve, negative_flip_rate
-from fct_jax.evaluate.landmarks import PROTOCOLS, map_at_k, revisited_per_query
+from fct_jax.evaluate.landmarks import PROTOCOLS, ap_at_k, revisited_per_query
 from fct_jax.evaluate.metrics import grouped, per_query_results
 from fct_jax.evaluate.search import knn
 
@@ -64,8 +64,22 @@ def labelled(labels, query_labels=None, *, groups=None) -> Score:
     return score
 
 
-def revisited(ground_truth: Sequence[Mapping], protocol: str = "medium") -> Score:
-    """ROxford5k or RParis6k: mAP of "easy", "medium" (the published figure) or "hard"."""
+def group_means(values: np.ndarray, groups) -> dict | None:
+    """{group: mean of its ``values`` (Q,)}, NaN left out; None without ``groups`` (Q,)."""
+    if groups is None:
+        return None
+    groups, counts = np.asarray(groups), ~np.isnan(values)
+    return {
+        name.item(): float(values[counts & (groups == name)].mean())
+        for name in np.unique(groups[counts])
+    }
+
+
+def revisited(ground_truth: Sequence[Mapping], protocol: str = "medium", *, groups=None) -> Score:
+    """ROxford5k or RParis6k: mAP of "easy", "medium" (the published figure) or "hard".
+
+    ``groups`` (Q,) of the queries, their landmarks say.
+    """
     wanted, removed = PROTOCOLS[protocol]
 
     def rows(truth, kinds):
@@ -78,18 +92,20 @@ def revisited(ground_truth: Sequence[Mapping], protocol: str = "medium") -> Scor
         _, ids = knn(query, gallery, len(gallery), metric="cosine")
         ap, precision = revisited_per_query(ids.T, positives, junk, (1,))
         scored = ~np.isnan(ap)
-        return Scored(float(ap[scored].mean()), precision[scored, 0] == 1)
+        hit = precision[scored, 0] == 1
+        return Scored(float(ap[scored].mean()), hit, group_means(ap, groups))
 
     return score
 
 
-def landmarks(positives: Sequence, k: int = 100) -> Score:
-    """Google Landmarks v2: mAP@100."""
+def landmarks(positives: Sequence, k: int = 100, *, groups=None) -> Score:
+    """Google Landmarks v2: mAP@100; ``groups`` (Q,) of the queries."""
 
     def score(query, gallery) -> Scored:
         _, ids = knn(query, gallery, k, metric="cosine")
         hit = np.array([ids[i, 0] in set(rows) for i, rows in enumerate(positives)])
-        return Scored(map_at_k(ids, positives, k), hit)
+        aps = ap_at_k(ids, positives, k)
+        return Scored(float(aps.mean()), hit, group_means(aps, groups))
 
     return score
 
@@ -154,6 +170,6 @@ def _more(kind: str, scored: Scored) -> dict[str, float]:
 
 
 def _with_gap(values: dict, scored: Scored) -> dict:
-    """Adds the gap between the best and the worst group that have a mAP."""
+    """Adds the gap between the best and the worst of several groups that have a mAP."""
     aps = [ap for ap in (scored.groups or {}).values() if not np.isnan(ap)]
-    return {**values, "gap": max(aps) - min(aps)} if aps else values
+    return {**values, "gap": max(aps) - min(aps)} if len(aps) > 1 else values

@@ -1,5 +1,6 @@
 """The test sets of a comparison: which vectors they need of a model, and how they are scored."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,15 +8,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fct_jax import data
-from fct_jax.data.ijb import protocol_beside, read_media, rows_of
+from fct_jax.data.ijb import protocol_beside, read_media, read_scores, rows_of
 from fct_jax.data.market1501 import parse_names
 from fct_jax.data.readers import gldv2_truth, revisited_truth, splits_of
 from fct_jax.embed.images import embeddings_of, source_config
 from fct_jax.embed.transform import transform_set
-from fct_jax.embeddings import EmbeddingSet
+from fct_jax.embeddings import EmbeddingSet, check_paired
 from fct_jax.errors import UserError
 from fct_jax.evaluate.compatible_scoring import Row, Score, labelled, landmarks, measure, revisited
 from fct_jax.evaluate.identity_scoring import faces, persons
+from fct_jax.evaluate.metrics import read_groups
 from fct_jax.frozen import load_model
 
 
@@ -42,7 +44,14 @@ class TestSet(NamedTuple):
         """The run's embeddings of a split, computed once."""
         found = embeddings_of(str(run), "new", self.config, split)
         found.check_finite()
-        return found
+        if self.config.data.name != "ijb" or not self.config.faces.flip:
+            return found
+        config = self.config.copy_and_resolve_references()
+        config.preprocessing.flip = True
+        mirrored = embeddings_of(str(run), "new", config, split, view=1)
+        check_paired(found, mirrored)
+        mean = (np.asarray(found.vectors) + np.asarray(mirrored.vectors)) / 2
+        return dataclasses.replace(found, vectors=mean)
 
 
 def open_test(config: ConfigDict) -> TestSet:
@@ -50,27 +59,36 @@ def open_test(config: ConfigDict) -> TestSet:
 
     "roxford5k" and "rparis6k" are scored by mAP medium, "gldv2" by mAP@100, "market1501" by the
     mAP of its protocol, "ijb" by that of 1:N identification, every data set with a validation split
-    by its labels, leave-one-out.
+    by its labels, leave-one-out. ``config.groups`` names groups of the queries (of "ijb": of the
+    probe templates) for the gap between groups; without it they are classes, cameras ("market1501")
+    or landmarks ("roxford5k", "rparis6k"), and "gldv2" and "ijb" have none.
 
     Raises:
-      UserError: a data set that is none of these, or whose ground truth cannot be read.
+      UserError: a data set that is none of these, or whose ground truth cannot be read; groups
+        that are not one for each query.
     """
     where = config.data
     if where.name in ("roxford5k", "rparis6k"):
-        score = revisited(revisited_truth(where.dir, where.name).gnd)
-        return TestSet(config, score, "query", "gallery")
+        truth = revisited_truth(where.dir, where.name)
+        groups = read_groups(config.groups, len(truth.gnd))
+        if groups is None:  # query images are called all_souls_000013
+            groups = [name.rpartition("_")[0] for name in truth.qimlist]
+        return TestSet(config, revisited(truth.gnd, groups=groups), "query", "gallery")
     if where.name == "gldv2":
-        return TestSet(config, landmarks(gldv2_truth(where.dir).positives), "query", "gallery")
+        positives = gldv2_truth(where.dir).positives
+        groups = read_groups(config.groups, len(positives))
+        return TestSet(config, landmarks(positives, groups=groups), "query", "gallery")
     if where.name == "market1501":
         return TestSet(config, _persons(config), "query", "gallery")
     if where.name == "ijb":
-        return TestSet(config, _faces(where), "gallery", "gallery")
+        return TestSet(config, _faces(config), "gallery", "gallery")
     if "validation" not in splits_of(where.name):
         raise UserError(
             f"data set {where.name!r} cannot be compared on: it has no validation split"
         )
     labels = data.open_source(source_config(where, "validation"), "validation").labels
-    return TestSet(config, labelled(labels), "validation", "validation")
+    groups = read_groups(config.groups, len(labels))
+    return TestSet(config, labelled(labels, groups=groups), "validation", "validation")
 
 
 def _persons(config: ConfigDict) -> Score:
@@ -79,13 +97,27 @@ def _persons(config: ConfigDict) -> Score:
         for split in ("query", "gallery")
     ]
     (query, query_cameras), (gallery, gallery_cameras) = sides
-    return persons(query, gallery, query_cameras, gallery_cameras, rerank=config.reid.rerank)
+    groups = read_groups(config.groups, len(query))
+    rerank = config.reid.rerank
+    return persons(query, gallery, query_cameras, gallery_cameras, rerank=rerank, groups=groups)
 
 
-def _faces(where: ConfigDict) -> Score:
+def _faces(config: ConfigDict) -> Score:
+    where = config.data
     images = data.open_source(source_config(where, "gallery"), "gallery").ids
     media = read_media(where.list)
-    return faces(media, rows_of(media, images), *protocol_beside(where.list))
+    pairs, gallery, probe = protocol_beside(where.list)
+    options = config.faces
+    return faces(
+        media,
+        rows_of(media, images),
+        pairs,
+        gallery,
+        probe,
+        weights=read_scores(options.scores, media.images) if options.scores else None,
+        normalize=options.normalize,
+        groups=read_groups(config.groups, len(probe.templates)),
+    )
 
 
 def compare(test: TestSet, old_run, runs: dict, transformations: dict, folder) -> dict[str, dict]:

@@ -74,8 +74,17 @@ def revisited_per_query(ranks, positives, junk, kappas=(1, 5, 10)) -> tuple[np.n
 def map_at_k(ranked, positives: Sequence, k: int = 100) -> float:
     """Mean average precision of the first k results (Google Landmarks v2: k = 100).
 
-    AP is the sum of the precisions at the hits over ``min(number of positives, k)``. A query
-    without hits or without positives is 0 and is averaged too, as in the published evaluation.
+    The mean of `ap_at_k`, with its arguments and errors; a query without hits or without positives
+    is averaged too, as in the published evaluation.
+    """
+    return float(ap_at_k(ranked, positives, k).mean())
+
+
+def ap_at_k(ranked, positives: Sequence, k: int = 100) -> np.ndarray:
+    """Average precision of the first k results of each query, (Q,).
+
+    AP is the sum of the precisions at the hits over ``min(number of positives, k)``, 0 without
+    hits or without positives.
 
     Args:
       ranked: (Q, n) integer ids, best first; -1 is padding and never a hit.
@@ -106,8 +115,7 @@ def map_at_k(ranked, positives: Sequence, k: int = 100) -> float:
     hit = np.isin(ranked + query[:, None] * width, right) & (ranked >= 0)
 
     precision = np.cumsum(hit, axis=1) / np.arange(1, ranked.shape[1] + 1)
-    ap = (precision * hit).sum(axis=1) / np.maximum(np.minimum(counts, k), 1)
-    return float(ap.mean())
+    return (precision * hit).sum(axis=1) / np.maximum(np.minimum(counts, k), 1)
 
 
 def _trapezoid_ap(found: np.ndarray, num_positives: int) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -124,6 +125,24 @@ def grouped(per_query: PerQuery, groups) -> dict[object, dict[str, float]]:
     """
     groups = as_labels("groups", groups, len(per_query.ap))
     return {g.item(): per_query.mean(groups == g) for g in np.unique(groups)}
+
+
+def read_groups(path: str, count: int) -> np.ndarray | None:
+    """The groups of ``count`` queries from a .npy of integers; None for the path "".
+
+    Raises UserError where the file is missing, cannot be read or has another shape.
+    """
+    if not path:
+        return None
+    if not Path(path).is_file():
+        raise UserError(f"config.groups={path} is no file; give a .npy of {count} integers")
+    try:
+        groups = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"config.groups={path} is no .npy of integers: {error}") from None
+    if groups.shape != (count,):
+        raise UserError(f"{path} has shape {groups.shape}, but there are {count} queries")
+    return groups
 
 
 def check_ks(ks: Sequence[int]) -> tuple[int, ...]:

@@ -1,16 +1,36 @@
 """Faces by templates: 1:1 verification and 1:N identification as in IJB-B and IJB-C."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fct_jax.errors import UserError
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+FPIRS = (1e-2, 1e-1)
 BLOCK = 1024  # probes or pairs worked on at a time
 
 
-def pool_templates(embeddings, templates, media) -> tuple[np.ndarray, np.ndarray]:
+class Identified(NamedTuple):
+    """Of each probe, (P,): where its person's templates, its mates, are among the gallery's.
+
+    Attributes:
+      rank: of the first mate, 1 for the nearest; 0 without a mate.
+      ap: average precision; NaN without a mate.
+      mate: highest score of a mate; -inf without one.
+      other: highest score of another person's template; -inf where there is none.
+    """
+
+    rank: np.ndarray
+    ap: np.ndarray
+    mate: np.ndarray
+    other: np.ndarray
+
+
+def pool_templates(
+    embeddings, templates, media, *, weights=None, normalize: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """One vector for each template (set of images and video frames of one person).
 
     Embeddings are averaged over each (template, media) first, so that a long video weighs as
@@ -18,12 +38,15 @@ def pool_templates(embeddings, templates, media) -> tuple[np.ndarray, np.ndarray
 
     Args:
       embeddings: (N, D);  templates, media: (N,) ids of each image.
+      weights: (N,) factors of the embeddings, 0 or more, such as a detector's scores; None: all 1.
+      normalize: divide every embedding by its length first. Otherwise a longer one weighs more,
+        which many face models give to clear images.
 
     Returns:
       ids (T,) ascending, and vectors (T, D) float32.
 
     Raises:
-      UserError: nothing to pool, lengths that differ, values that are not finite.
+      UserError: nothing to pool, lengths that differ, values that are not finite, weights below 0.
     """
     embeddings = np.asarray(embeddings)
     templates, media = np.asarray(templates), np.asarray(media)
@@ -36,12 +59,20 @@ def pool_templates(embeddings, templates, media) -> tuple[np.ndarray, np.ndarray
         )
     if not np.isfinite(embeddings).all():
         raise UserError("embeddings hold NaN or infinite values")
+    embeddings = embeddings.astype(np.float64)
+    if normalize:
+        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    if weights is not None:
+        weights = np.asarray(weights, np.float64)
+        if weights.shape != (len(embeddings),) or not (weights >= 0).all():
+            raise UserError(f"{len(embeddings)} embeddings need as many weights, all 0 or more")
+        embeddings = embeddings * weights[:, None]
     ids, template = np.unique(templates, return_inverse=True)
     _, medium = np.unique(media, return_inverse=True)
     pairs, pair = np.unique(
         template.astype(np.int64) * (medium.max() + 1) + medium, return_inverse=True
     )
-    by_media = _group_mean(embeddings.astype(np.float64), pair, len(pairs))
+    by_media = _group_mean(embeddings, pair, len(pairs))
     pooled = _group_mean(by_media, pairs // (medium.max() + 1), len(ids))
     norm = np.linalg.norm(pooled, axis=1, keepdims=True)
     return ids, (pooled / np.maximum(norm, 1e-12)).astype(np.float32)
@@ -93,24 +124,32 @@ def tar_at_far(scores, same, fars: Sequence[float] = FARS) -> dict[str, float]:
         )
     report = {}
     for far in fars:
-        if not 0 <= far <= 1:
-            raise UserError(f"a false accept rate lies in [0, 1], not {far}")
-        allowed = int(far * impostor.size + 1e-9)  # 0.29 * 100 is 28.999… in floating point
-        accepted = genuine.size
-        if allowed < impostor.size:
-            # The best impostor beyond those allowed is rejected, and what ties with it.
-            accepted -= np.searchsorted(genuine, impostor[allowed], side="right")
+        rejected = _rejected(impostor, far)
+        accepted = genuine.size - np.searchsorted(genuine, rejected, side="right")
         report[f"tar@far={far:g}"] = float(accepted / genuine.size)
     return report
+
+
+def _rejected(impostor: np.ndarray, rate: float) -> float:
+    """The highest score that is rejected where ``rate`` of the ``impostor`` scores may pass.
+
+    They are sorted, the highest first. The best one beyond those allowed is rejected, and with it
+    what ties with it. Raises UserError for a rate outside [0, 1].
+    """
+    if not 0 <= rate <= 1:
+        raise UserError(f"a false accept rate lies in [0, 1], not {rate}")
+    allowed = int(rate * impostor.size + 1e-9)  # 0.29 * 100 is 28.999… in floating point
+    return impostor[allowed] if allowed < impostor.size else -np.inf
 
 
 def identification(
     probe, probe_ids, gallery, gallery_ids, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Closed-set 1:N identification: ``{"top@1": …, "top@5": …, "map": …, "mated": …}``.
+    """1:N identification: ``{"top@1": …, "map": …, "mated": …, "tpir@fpir=0.01": …}``.
 
-    Probes whose person is not in the gallery are left out; ``mated`` is the share that stays.
-    Equal scores rank the lower gallery row first in top@k and share one threshold in the mAP.
+    Probes whose person is not in the gallery are left out of all but `tpir_at_fpir`; ``mated`` is
+    the share that stays. Equal scores rank the lower gallery row first in top@k and share one
+    threshold in the mAP.
 
     Args:
       probe: (P, D), gallery: (G, D), compared by inner product (L2-normalise for the cosine);
@@ -119,21 +158,36 @@ def identification(
     Raises:
       UserError: shapes that do not fit, values that are not finite, no probe with a mate.
     """
-    ranks, aps = identification_per_probe(probe, probe_ids, gallery, gallery_ids)
-    mated = ranks > 0
-    report = {f"top@{k}": float((ranks[mated] <= k).mean()) for k in ks}
-    return report | {"map": float(aps[mated].mean()), "mated": float(mated.mean())}
+    found = identification_per_probe(probe, probe_ids, gallery, gallery_ids)
+    mated = found.rank > 0
+    report = {f"top@{k}": float((found.rank[mated] <= k).mean()) for k in ks}
+    report |= {"map": float(found.ap[mated].mean()), "mated": float(mated.mean())}
+    return report | tpir_at_fpir(found)
 
 
-def identification_per_probe(
-    probe, probe_ids, gallery, gallery_ids
-) -> tuple[np.ndarray, np.ndarray]:
-    """What `identification`, with its arguments and errors, averages.
+def tpir_at_fpir(found: Identified, fpirs: Sequence[float] = FPIRS) -> dict[str, float]:
+    """True positive at false positive identification rates, ``{"tpir@fpir=0.01": …, …}``.
 
-    Returns:
-      rank of the first mate (P,), 1 for the nearest, and average precision (P,) float. A probe
-      without mate has 0 and NaN: it does not count.
+    A probe is found when a mate has rank 1 and a score above the threshold; the TPIR is the share
+    of the probes with mates that are. Every probe also searches the gallery without its mates: the
+    threshold is the lowest at which the share of these searches that return something does not
+    exceed the FPIR. Equal scores are accepted or rejected together.
+
+    Raises:
+      UserError: a rate outside [0, 1].
+
+    Source: Maze et al., "IARPA Janus Benchmark – C", ICB 2018 (open-set identification).
     """
+    impostor, mated = np.sort(found.other)[::-1], found.rank > 0
+    report = {}
+    for fpir in fpirs:
+        accepted = (found.rank == 1) & (found.mate > _rejected(impostor, fpir))
+        report[f"tpir@fpir={fpir:g}"] = float(accepted[mated].mean())
+    return report
+
+
+def identification_per_probe(probe, probe_ids, gallery, gallery_ids) -> Identified:
+    """What `identification`, with its arguments and errors, averages."""
     probe, gallery = np.asarray(probe, np.float32), np.asarray(gallery, np.float32)
     probe_ids, gallery_ids = np.asarray(probe_ids), np.asarray(gallery_ids)
     if probe.ndim != 2 or gallery.ndim != 2 or probe.shape[1] != gallery.shape[1]:
@@ -142,20 +196,27 @@ def identification_per_probe(
         raise UserError("every probe and gallery template needs one person id")
     if not (np.isfinite(probe).all() and np.isfinite(gallery).all()):
         raise UserError("probe or gallery vectors hold NaN or infinite values")
-    mated = np.isin(probe_ids, gallery_ids)
-    if not mated.any():
+    if not np.isin(probe_ids, gallery_ids).any():
         raise UserError("no probe has its person in the gallery")
 
-    ranks, aps = np.zeros(len(probe), np.int64), np.full(len(probe), np.nan)
-    rows = np.flatnonzero(mated)
-    for start in range(0, len(rows), BLOCK):
-        part = rows[start : start + BLOCK]
-        for row, score in zip(part, probe[part] @ gallery.T, strict=True):
-            mate = np.flatnonzero(gallery_ids == probe_ids[row])
+    found = Identified(
+        np.zeros(len(probe), np.int64),
+        np.full(len(probe), np.nan),
+        *np.full((2, len(probe)), -np.inf),
+    )
+    for start in range(0, len(probe), BLOCK):
+        scores = probe[start : start + BLOCK] @ gallery.T
+        for row, score in enumerate(scores, start):
+            same = gallery_ids == probe_ids[row]
+            found.other[row] = score[~same].max(initial=-np.inf)
+            if not same.any():
+                continue
+            mate = np.flatnonzero(same)
             best = mate[np.argmax(score[mate])]
-            ranks[row] = 1 + (score > score[best]).sum() + (score[:best] == score[best]).sum()
-            aps[row] = _average_precision(score, score[mate])
-    return ranks, aps
+            before = (score > score[best]).sum() + (score[:best] == score[best]).sum()
+            found.rank[row], found.mate[row] = 1 + before, score[best]
+            found.ap[row] = _average_precision(score, score[mate])
+    return found
 
 
 def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:

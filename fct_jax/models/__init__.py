@@ -32,16 +32,17 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], dict]] = {
     "lce": (GalleryTransformation, {}),
 }
 
-_SIZES = ("num_classes", "embedding_dim", "inner_dim", "width", "blocks", "inner")
+_SIZES = ("num_classes", "embedding_dim", "inner_dim", "width", "blocks", "inner", "last_stride")
 
 
 def build(name: str, **kwargs) -> nn.Module:
     """The model ``name`` (a key of `MODELS`) with the given attributes.
 
     Backbones take ``num_classes``, ``embedding_dim=128``, ``last_nonlin=True``,
-    ``normalize_embedding=False``, ``small_stem=False``, ``width=64``, ``dtype``; those with
-    "_projection" have ``embedding_dim=256`` and neither ``last_nonlin`` nor
-    ``normalize_embedding``; transformations ``embedding_dim``, ``inner_dim=2048``, ``dtype``.
+    ``normalize_embedding=False``, ``small_stem=False``, ``last_stride=2``, ``width=64``, ``dtype``,
+    ``remat=False``; those with "_projection" have ``embedding_dim=256`` and neither ``last_nonlin``
+    nor ``normalize_embedding``; transformations ``embedding_dim``, ``inner_dim=2048``, ``dtype``,
+    ``remat``.
 
     Raises:
         UserError: an unknown name or attribute (with the nearest right one), a missing

@@ -20,7 +20,8 @@ class ProjectionHead(nn.Module):
     """``features (N, F), train -> (logits (N, C), embedding (N, D))``, in float32.
 
     Linear without bias, BatchNorm: this is the embedding, *not* normalised. The classifier is
-    linear without bias on it, ``params["classifier"]["kernel"]`` (D, C).
+    linear without bias on it, ``params["classifier"]["kernel"]`` (D, C). What goes into the
+    BatchNorm is kept as "projected" where "intermediates" are mutable.
     """
 
     num_classes: int
@@ -29,6 +30,7 @@ class ProjectionHead(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         projected = Linear(self.embedding_dim, use_bias=False, name="projection")(features)
+        self.sow("intermediates", "projected", projected)
         embedding = BatchNorm(name="projection_bn")(projected, not train)
         logits = Linear(self.num_classes, use_bias=False, name="classifier")(embedding)
         return logits, embedding
@@ -49,8 +51,10 @@ class ProjectionResNet(nn.Module):
     base_width: int = 64
     embedding_dim: int = 256
     small_stem: bool = False
+    last_stride: int = 2
     width: int = 64
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -60,8 +64,10 @@ class ProjectionResNet(nn.Module):
             expansion=self.expansion,
             base_width=self.base_width,
             small_stem=self.small_stem,
+            last_stride=self.last_stride,
             width=self.width,
             dtype=self.dtype,
+            remat=self.remat,
         )
         nn.share_scope(self, trunk)
         features = jnp.mean(trunk(images, train).astype(jnp.float32), (1, 2))

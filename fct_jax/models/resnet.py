@@ -67,11 +67,18 @@ def _add_shortcut(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> 
     return nn.relu(y) if block.nonlin else y
 
 
+def rematerialised(module: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The module, called ``(x, train)``, with its inside computed again in the backward pass."""
+    return nn.remat(module, static_argnums=(2,))  # self, x, train
+
+
 class Trunk(nn.Module):
     """Images (N, H, W, 3) -> last feature maps (N, h, w, D), before any pooling.
 
     ``embedding_dim=None`` keeps the full width of the last stage, ``8 * width * expansion``.
     Used with ``nn.share_scope``, so that its parameters sit at the top level of the model.
+    ``remat`` keeps the input of each block alone for the backward pass, which computes the rest
+    again: a third more work for far fewer activations. Values and parameters stay the same.
     """
 
     block: Callable[..., nn.Module]
@@ -81,11 +88,14 @@ class Trunk(nn.Module):
     embedding_dim: int | None = None
     last_nonlin: bool = True
     small_stem: bool = False
+    last_stride: int = 2
     width: int = 64
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        block = rematerialised(self.block) if self.remat else self.block
         if self.small_stem:
             x = Conv(self.width, 3, 1, self.dtype, name="conv1")(x)
         else:
@@ -94,6 +104,7 @@ class Trunk(nn.Module):
         if not self.small_stem:
             x = max_pool(x)
 
+        strides = (1, *[2] * (len(self.depths) - 2), self.last_stride)
         for stage, depth in enumerate(self.depths):
             planes = self.width * 2**stage
             inner = planes * self.base_width // 64
@@ -101,9 +112,9 @@ class Trunk(nn.Module):
                 out, nonlin = planes * self.expansion, True
                 if stage == len(self.depths) - 1 and index == depth - 1:
                     out, nonlin = self.embedding_dim or out, self.last_nonlin
-                stride = 2 if stage > 0 and index == 0 else 1
+                stride = strides[stage] if index == 0 else 1
                 name = f"layer{stage + 1}_{index}"
-                x = self.block(inner, out, stride, nonlin, self.dtype, name=name)(x, train)
+                x = block(inner, out, stride, nonlin, self.dtype, name=name)(x, train)
         return x
 
 
@@ -123,7 +134,9 @@ class ResNet(nn.Module):
     ``normalize_embedding`` divides the embedding by its L2 norm, before the classifier, so that
     logits are always the classifier times the returned embedding.
     ``small_stem`` replaces the 7×7/2 convolution and the pooling by one 3×3, for images of
-    8 to 64 px. ``width`` is the number of channels of the stem (64 in the papers).
+    8 to 64 px. ``last_stride=1`` keeps the last stage at the size of the one before, as person
+    re-identification does. ``width`` is the number of channels of the stem (64 in the papers).
+    ``remat`` saves memory in training, see `Trunk`.
     """
 
     block: Callable[..., nn.Module]
@@ -136,8 +149,10 @@ class ResNet(nn.Module):
     normalize_embedding: bool = False
     has_classifier: bool = True
     small_stem: bool = False
+    last_stride: int = 2
     width: int = 64
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -149,8 +164,10 @@ class ResNet(nn.Module):
             embedding_dim=self.embedding_dim,
             last_nonlin=self.last_nonlin,
             small_stem=self.small_stem,
+            last_stride=self.last_stride,
             width=self.width,
             dtype=self.dtype,
+            remat=self.remat,
         )
         nn.share_scope(self, trunk)
         maps = trunk(images, train)

@@ -44,6 +44,9 @@ def _read_torch(path: Path) -> dict[str, Any]:
         raise UserError(
             f"reading {path} needs PyTorch (pip install torch), or convert it to .safetensors"
         ) from error
+    with path.open("rb") as file:
+        if file.read(1) not in (b"P", b"\x80", b""):  # an archive, a pickle, an empty file
+            raise UserError(f"cannot read {path}: it is no PyTorch file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes PyTorch raise almost anything
@@ -53,7 +56,12 @@ def _read_torch(path: Path) -> dict[str, Any]:
             state = state[key]
     tensors = isinstance(state, dict) and all(torch.is_tensor(value) for value in state.values())
     if not tensors or not state:
-        raise UserError(f"{path} holds no weights: expected a mapping from name to tensor")
+        keys = ", ".join(map(str, list(state)[:10])) if isinstance(state, dict) else ""
+        found = f"the keys {keys}" if keys else type(state).__name__
+        raise UserError(
+            f"{path} holds no weights: expected a mapping from name to tensor, or one under "
+            f"{' or '.join(map(repr, _WRAPPERS))}, not {found}"
+        )
     return dict(state)
 
 

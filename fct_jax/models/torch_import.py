@@ -112,6 +112,13 @@ def compatible_to_torch(variables: Variables) -> dict[str, np.ndarray]:
     return _to_torch(variables, table, "compatible model")
 
 
+def lce_transformation_to_torch(variables: Variables) -> dict[str, np.ndarray]:
+    """The inverse of `lce_transformation`."""
+    found = (re.match(r"block(\d+)_", name) for name in variables["params"])
+    blocks = 1 + max((int(m[1]) for m in found if m), default=-1)
+    return _to_torch(variables, torch_names.lce_transformation(blocks), "LCE transformation")
+
+
 def _strip(state_dict: Arrays) -> dict[str, Any]:
     """Without the "module." that DataParallel puts before every name."""
     if state_dict and all(name.startswith("module.") for name in state_dict):

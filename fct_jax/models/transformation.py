@@ -36,25 +36,29 @@ class Transformation(nn.Module):
     The log-variance comes unclamped; the loss is where it is kept finite.
     ``train=False`` is also the mode of the second half of training: BatchNorm then uses and
     keeps its running statistics, while every parameter goes on learning.
+    ``remat`` computes the layers again in the backward pass, to save memory in training.
     """
 
     embedding_dim: int
     inner_dim: int = 2048
     uncertainty: bool = False
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, old: jax.Array, side: jax.Array | None = None, train: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
         side = old if side is None else side
+        # static_argnums: self, x, train
+        layer = nn.remat(Layer, static_argnums=(2,)) if self.remat else Layer
         projected = []
         for name, x in (("p1", old), ("p2", side)):
-            x = Layer(2 * x.shape[-1], self.dtype, name=f"{name}_0")(x, train)
-            projected.append(Layer(2 * self.embedding_dim, self.dtype, name=f"{name}_1")(x, train))
+            x = layer(2 * x.shape[-1], self.dtype, name=f"{name}_0")(x, train)
+            projected.append(layer(2 * self.embedding_dim, self.dtype, name=f"{name}_1")(x, train))
         x = jnp.concatenate(projected, -1)
-        x = Layer(self.inner_dim, self.dtype, name="mixer_0")(x, train)
-        x = Layer(self.inner_dim, self.dtype, name="mixer_1")(x, train)
+        x = layer(self.inner_dim, self.dtype, name="mixer_0")(x, train)
+        x = layer(self.inner_dim, self.dtype, name="mixer_1")(x, train)
         x = Linear(self.embedding_dim, dtype=self.dtype, name="mixer_2")(x)
         embedding = x.astype(jnp.float32)
         if not self.uncertainty:

@@ -4,7 +4,8 @@
 
 Any key of the config can be set on the command line, --config.optimizer.lr=0.5 say;
 fct_jax/config.py explains all of them. A run that was stopped goes on where it
-was when the same command is given again.
+was when the same command is given again. With --distributed several processes, on
+one machine or many, train as one: docs/pods.md.
 """
 
 from absl import flags
@@ -17,6 +18,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 _ALLOW = flags.DEFINE_bool(
     "allow_config_change", False, "go on with a run although its config has changed"
 )
+cli.define_process_flags()
 flags.mark_flags_as_required(["config", "workdir"])
 
 

@@ -11,6 +11,7 @@ from fct_jax.data.readers import splits_of
 from fct_jax.embed.images import source_config
 from fct_jax.train.images import image_feed, preprocessing_of
 from fct_jax.train.pretrained import with_pretrained
+from fct_jax.train.validation import validation_batches
 
 
 class Backbone:
@@ -25,13 +26,9 @@ class Backbone:
             **{key: value for key, value in config.model.items() if key != "name"},
             **self._model_options(),
         }
-        classes, parts = self._train.num_classes, mesh.shape["model"]
-        if classes % parts:
-            print(
-                f"config.mesh.model={parts} does not divide {classes} classes: "
-                "every device keeps the whole classifier"
-            )
-        self._module = models.build(config.model.name, **self._kwargs, dtype=config.compute_dtype)
+        self._module = models.build(
+            config.model.name, **self._kwargs, dtype=config.compute_dtype, remat=config.remat
+        )
         self.feed = self._make_feed()
         self.frozen = ()
         self._correct = jax.jit(self._count_correct)
@@ -83,21 +80,20 @@ class Backbone:
         accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
         return loss, (new["batch_stats"], {"accuracy": accuracy})
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what ``evaluate`` gives."""
+        return ("loss", "top1", "top5") if self._validation is not None else ()
+
     def evaluate(self, variables) -> dict[str, float]:
         """Loss and top-1 and top-5 accuracy over the validation images of the model's classes."""
         if self._validation is None:
             return {}
         sums = jnp.zeros(4)
-        for batch in data.batches(
-            self._validation,
-            self._preprocessing,
-            batch_size=self._config.batch_size,
-            train=False,
-            seed=0,
-            workers=self._config.data.workers,
-            on_error=self._config.data.on_error,
+        for images, labels in validation_batches(
+            self._validation, self._preprocessing, self._config, self._mesh
         ):
-            sums += self._correct(variables, batch["image"], batch["label"])
+            sums += self._correct(variables, images, labels)
         loss, top1, top5, count = (float(value) for value in sums)
         return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count} if count else {}
 

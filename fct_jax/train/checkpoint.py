@@ -7,6 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from fct_jax import processes
 from fct_jax.errors import UserError
 
 # Orbax reports every save at INFO and WARNING; a user wants the exceptions only.
@@ -16,7 +17,8 @@ python_logging.getLogger("orbax").setLevel(python_logging.ERROR)
 class Checkpoints:
     """Saves and restores (state, position of the data feed) by step, newest first.
 
-    Saving is asynchronous and atomic: an interrupted save leaves no checkpoint.
+    Saving is asynchronous and atomic: an interrupted save leaves no checkpoint. Every process
+    calls every method; each writes its own part of the arrays into the folder that they share.
 
     Args:
       folder: ``RUN/checkpoints``.
@@ -24,10 +26,17 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int):
+        self.folder = Path(folder).absolute()
         self._manager = ocp.CheckpointManager(
-            Path(folder).absolute(),
+            self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, cleanup_tmp_directories=True
+                max_to_keep=keep,
+                create=True,
+                cleanup_tmp_directories=True,
+                # Two managers of one run must not meet at each other's barriers.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=self.folder.name
+                ),
             ),
             item_names=("state", "feed"),
         )
@@ -52,7 +61,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and none of them can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = self.steps
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         for passed_over, step in enumerate(steps):
             try:
@@ -62,25 +71,48 @@ class Checkpoints:
                         state=ocp.args.StandardRestore(abstract), feed=ocp.args.JsonRestore()
                     ),
                 )
+                reason = ""
             except Exception as error:  # Orbax and TensorStore raise many kinds
-                reason = str(error).strip().splitlines()[0][:200]
-                logging.warning("checkpoint %d cannot be read and is passed over: %s", step, reason)
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            # Each process reads its own part: what one cannot read, none takes.
+            reasons = list(filter(None, processes.gather(reason, f"restored {step}")))
+            if reasons:
+                logging.warning(
+                    "checkpoint %d cannot be read and is passed over: %s", step, reasons[0]
+                )
                 continue
             for damaged in steps[:passed_over]:
                 self._set_aside(damaged)
             return found.state, found.feed
         if steps:
             raise UserError(
-                f"no checkpoint in {self._manager.directory} can be read "
+                f"no checkpoint in {self.folder} can be read "
                 "(damaged, or of another model); choose another --workdir to start anew"
             )
         return None
 
     def _set_aside(self, step: int) -> None:
         """Renames a damaged checkpoint, so that its step can be saved again and nothing is lost."""
-        folder = Path(self._manager.directory) / str(step)
-        folder.rename(folder.with_name(f"unreadable-{step}"))
+        folder = self.folder / str(step)
+        if processes.is_writer():
+            folder.rename(folder.with_name(f"unreadable-{step}"))
+        processes.barrier(f"set aside {folder}")
         self._manager.reload()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def position(self, step: int) -> dict:
+        """What was saved as ``feed`` with a step."""
+        return self._manager.restore(
+            step, args=ocp.args.Composite(feed=ocp.args.JsonRestore())
+        ).feed
+
+    def delete(self, step: int) -> None:
+        """Removes a checkpoint."""
+        self._manager.delete(step)
 
     @property
     def latest_step(self) -> int | None:

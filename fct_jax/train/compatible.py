@@ -5,11 +5,14 @@ model takes no part in a step: its embeddings of the training images never chang
 computed once and looked up.
 """
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from fct_jax import losses, sharding
+from fct_jax import losses, models, sharding
+from fct_jax.data.augment import erase, pad_and_crop
 from fct_jax.errors import UserError, unknown
 from fct_jax.frozen import write_model
 from fct_jax.train.backbone import Backbone
@@ -29,6 +32,7 @@ class Compatible(Backbone):
         method = find_method(config.method)
         if config.base_loss not in losses.HEADS:
             raise unknown("base loss", config.base_loss, losses.HEADS)
+        _check_reid(config)
         super().__init__(config, mesh)
         old = OldModel(0)
         if config.method != "none":
@@ -45,7 +49,7 @@ class Compatible(Backbone):
             "classifier": old.classifier,
             "statistics": old.statistics,
         }
-        self.frozen = jax.device_put(constants, sharding.replicated(mesh))
+        self.frozen = sharding.put_replicated(constants, mesh)
         self._method = Compatibility(method.losses, FrozenConfigDict(config.compatibility))
         self._metric = MetricLosses(FrozenConfigDict(config.reid), self._train.num_classes)
 
@@ -91,20 +95,27 @@ class Compatible(Backbone):
                 "new_fingerprint": fingerprint,
                 "side_fingerprint": None,
             }
-            write_model(workdir / "gallery" / "model", description, learned)
+            gallery = workdir / "gallery"
+            if gallery.is_dir():
+                shutil.rmtree(gallery)  # of a run that was killed before it had its own model
+            write_model(gallery / "model", description, learned)
 
     def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
         """Base loss and compatibility losses of a batch of images."""
-        del key, freeze_batch_norm
+        del freeze_batch_norm
         images = self._preprocessing.on_device(batch["image"], batch["flip"])
         outputs, new = self._module.apply(
-            self.export(variables), images, train=True, mutable=["batch_stats"]
+            self.export(variables),
+            self._augmented(images, key),
+            train=True,
+            mutable=["batch_stats", *(["intermediates"] if self._config.reid.neck else [])],
         )
         seen, base = self._see(variables["params"]["model"], outputs, frozen, batch, step)
         method = {part: variables[part]["method"] for part in variables}
         (parts, share), learned = self._method.apply(method, seen, mutable=["batch_stats"])
         metric = {"params": variables["params"]["metric"]}
-        added = self._metric.apply(metric, seen.embedding, seen.labels)
+        compared = new["intermediates"]["projected"][0] if self._config.reid.neck else outputs[1]
+        added = self._metric.apply(metric, compared, seen.labels)
         loss = base + sum(added.values())
         loss += self._config.compatibility.weight * sum(parts.values())
         batch_stats = {
@@ -116,6 +127,15 @@ class Compatible(Backbone):
         metrics = {"base": base, **added, **parts}
         metrics |= {"share": jnp.float32(share), "accuracy": accuracy}
         return loss, (batch_stats, metrics)
+
+    def _augmented(self, images, key):
+        """What person re-identification does to normalised images, where it is asked for."""
+        options = self._config.reid
+        crop_key, erase_key = jax.random.split(key)
+        if options.pad:
+            black = -jnp.asarray(self._preprocessing.mean) / jnp.asarray(self._preprocessing.std)
+            images = pad_and_crop(images, crop_key, options.pad, black)
+        return erase(images, erase_key, options.erase) if options.erase else images
 
     def _see(self, params, outputs, frozen, batch, step) -> tuple[Step, jax.Array]:
         """What the method sees of a step, and the base loss."""
@@ -159,3 +179,17 @@ class Compatible(Backbone):
     def evaluate(self, variables) -> dict[str, float]:
         """Of the model, as for a backbone."""
         return super().evaluate(self.export(variables))
+
+
+def _check_reid(config: ConfigDict) -> None:
+    """Raises UserError for options of re-identification that cannot be."""
+    options = config.reid
+    if options.pad < 0:
+        raise UserError(f"config.reid.pad must be 0 or more pixels, not {options.pad}")
+    if not 0 <= options.erase <= 1:
+        raise UserError(f"config.reid.erase is a probability in [0, 1], not {options.erase}")
+    if options.neck and config.model.name in models.RESNETS:
+        raise UserError(
+            f"config.reid.neck needs a projection before the BatchNorm: set "
+            f"config.model.name={config.model.name}_projection"
+        )

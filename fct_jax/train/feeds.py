@@ -5,11 +5,14 @@ Both give the loop *calls*: some steps that run inside one compiled function.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import numpy as np
 
 from fct_jax import sharding
+from fct_jax.data import Batches
+from fct_jax.data.order import Shuffled
 from fct_jax.data.sampling import Sampler
 from fct_jax.errors import UserError
 
@@ -31,6 +34,8 @@ class ResidentFeed:
       sampler: instead of shuffling: which samples form each batch (``fct_jax.data.sampling``).
     """
 
+    ready = True  # the next call is never waited for
+
     def __init__(
         self,
         data,
@@ -43,22 +48,17 @@ class ResidentFeed:
         steps_per_call: int = 16,
         sampler: Sampler | None = None,
     ):
-        if batch_size > count and sampler is None:
-            raise UserError(
-                f"batch_size {batch_size} is larger than the training set of {count}; "
-                f"largest possible: {count}"
-            )
-        self.data = jax.device_put(data, sharding.replicated(mesh))
+        self._sampler = sampler or Shuffled(count, batch_size, seed=seed)
+        self.data = sharding.put_replicated(data, mesh)
         self.pick = pick
-        self.steps_per_epoch = sampler.steps_per_epoch if sampler else count // batch_size
-        self._sampler = sampler
+        self.steps_per_epoch = self._sampler.steps_per_epoch
         self._steps_per_call = min(steps_per_call, self.steps_per_epoch)
-        self._count, self._batch_size, self._seed, self._mesh = count, batch_size, seed, mesh
+        self._count, self._batch_size, self._mesh = count, batch_size, mesh
 
     def calls(self, step: int) -> Iterator[tuple[int, jax.Array]]:
         """Yields (steps, indices (S, B)) from ``step`` to the end of its epoch."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = self._order(epoch)
+        order = self._sampler(epoch)
         room = self._steps_per_call
         while position < self.steps_per_epoch:
             indices = order[position : position + room]
@@ -68,35 +68,37 @@ class ResidentFeed:
             yield steps, sharding.put_global(indices, self._mesh, axis=1)
             position += steps
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """int32 (steps, B): the samples of each batch of an epoch."""
-        if self._sampler:
-            return self._sampler(epoch)
-        order = np.random.default_rng([self._seed, epoch]).permutation(self._count)
-        order = order[: self.steps_per_epoch * self._batch_size].astype(np.int32)
-        return order.reshape(self.steps_per_epoch, self._batch_size)
-
     def position(self) -> dict:
-        """What a checkpoint must hold to go on: nothing beyond the step."""
-        return {}
+        """What must be the same when a run goes on; the place itself follows from the step."""
+        return {"samples": self._count}
 
     def seek(self, position: dict) -> None:
-        """Goes to a saved position."""
+        """Checks a saved position. Raises UserError where the data have changed."""
+        _check_samples(position, self._count)
+
+    def close(self) -> None:
+        """Nothing to stop."""
 
 
 class StreamFeed:
-    """Batches that Grain reads while the device works.
+    """Batches that are read, and put on the devices, while the step before runs.
 
     Args:
-      iterator: endless, with ``get_state`` and ``set_state``; yields this process's share.
-      steps_per_epoch: after how many batches an epoch ends.
+      batches: endless, of this process's rows.
+      rows: their numbers, of `rows_of_process`.
+      batch_size: B, over all devices.
+      samples: N, of the training set.
       mesh: the devices.
     """
 
-    def __init__(self, iterator, steps_per_epoch: int, mesh):
+    def __init__(self, batches: Batches, rows: np.ndarray, batch_size: int, samples: int, mesh):
         self.data = ()
-        self.steps_per_epoch = steps_per_epoch
-        self._iterator, self._mesh = iterator, mesh
+        self.steps_per_epoch = batches.steps_per_epoch
+        self._batches, self._rows, self._samples = batches, rows, samples
+        self._batch_size, self._mesh = batch_size, mesh
+        # The one thread that touches `batches`; at exit Python waits for it.
+        self._reader = ThreadPoolExecutor(1, "next-batch")
+        self._delivered, self._next = 0, None
 
     @staticmethod
     def pick(data, batch, key):
@@ -104,18 +106,69 @@ class StreamFeed:
         del data, key
         return batch
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next call is there, so that nobody waits for it."""
+        return self._next is not None and self._next.done()
+
     def calls(self, step: int) -> Iterator[tuple[int, dict]]:
         """Yields (1, batch with a leading axis of one) to the end of the epoch."""
+        if self._next is None or step != self._delivered:
+            self._delivered = step
+            self._next = self._read_ahead(step)
         for _ in range(step % self.steps_per_epoch, self.steps_per_epoch):
-            batch = next(self._iterator)
-            batch = {name: value[None] for name, value in batch.items()}
-            batch["index"] = batch["index"].astype(np.int32)  # devices have no 64-bit integers
-            yield 1, sharding.put_batch(batch, self._mesh, axis=1)
+            batch = self._next.result()
+            self._delivered += 1
+            self._next = self._read_ahead(self._delivered)
+            yield 1, batch
+
+    def _read_ahead(self, number: int) -> Future:
+        return self._reader.submit(self._read, number)
+
+    def _read(self, number: int) -> dict:
+        self._batches.seek(number)
+        batch = next(self._batches)
+        batch["index"] = batch["index"].astype(np.int32)  # devices have no 64-bit integers
+        return {name: self._put(value[None]) for name, value in batch.items()}
+
+    def _put(self, rows: np.ndarray) -> jax.Array:
+        """(1, rows of this process, …) -> (1, B, …), over the devices of all processes."""
+
+        def part(index):
+            first, last = np.searchsorted(self._rows, index[1].indices(self._batch_size)[:2])
+            return rows[:, first:last]
+
+        shape = (1, self._batch_size, *rows.shape[2:])
+        return jax.make_array_from_callback(shape, sharding.split_batch(self._mesh, 1), part)
 
     def position(self) -> dict:
-        """The reader's place in the data, as JSON."""
-        return {"iterator": self._iterator.get_state()}
+        """How many batches were delivered, of how many samples: as many on every process."""
+        return {"batches": self._delivered, "samples": self._samples}
 
     def seek(self, position: dict) -> None:
-        """Goes to a saved position."""
-        self._iterator.set_state(position["iterator"])
+        """Checks a saved position. Raises UserError where the data have changed."""
+        _check_samples(position, self._samples)
+
+    def close(self) -> None:
+        """Stops reading: the thread, and the workers behind it."""
+        self._reader.shutdown(cancel_futures=True)
+        self._batches.close()
+
+
+def rows_of_process(batch_size: int, mesh) -> np.ndarray:
+    """Ascending numbers of the rows of a global batch that this process's devices hold.
+
+    Devices along "model" share rows, and a process's devices need not be neighbours in the mesh.
+    """
+    places = sharding.split_batch(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places.values()]))
+
+
+def _check_samples(position: dict, samples: int) -> None:
+    """Another number of samples would be another order. Raises UserError."""
+    saved = position.get("samples", samples)
+    if saved != samples:
+        raise UserError(
+            f"the checkpoint is of a training set of {saved} samples, now there are {samples}; "
+            "restore the data, or choose another --workdir to start anew"
+        )

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from fct_jax import data
 from fct_jax.data.sampling import ClassBalancedSampler, IdentitySampler, Sampler
 from fct_jax.errors import UserError, unknown
-from fct_jax.train.feeds import ResidentFeed, StreamFeed
+from fct_jax.train.feeds import ResidentFeed, StreamFeed, rows_of_process
 
 SAMPLERS = ("identities", "balanced")
 _FITS = 2 * 2**30  # bytes of uint8 images that "auto" keeps on the device
@@ -51,22 +51,20 @@ def image_feed(
             steps_per_call=1,
             sampler=sampler_of(config, arrays["label"]),
         )
-    sampler = sampler_of(config, source.labels)
-    iterator = data.batches(
+    rows = rows_of_process(config.batch_size, mesh)
+    batches = data.batches(
         source,
         preprocessing,
-        batch_size=config.batch_size // jax.process_count(),
+        batch_size=config.batch_size,
         train=True,
         seed=config.seed,
         workers=config.data.workers,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        rows=rows,
         on_error=config.data.on_error,
-        sampler=sampler,
+        sampler=sampler_of(config, source.labels),
         **crops,
     )
-    steps = sampler.steps_per_epoch if sampler else len(source) // config.batch_size
-    return StreamFeed(iterator, steps, mesh)
+    return StreamFeed(batches, rows, config.batch_size, len(source), mesh)
 
 
 def sampler_of(config: ConfigDict, labels) -> Sampler | None:

@@ -9,32 +9,43 @@ A task (``backbone.py``, ``transformation.py``, …) is a class with
     loss(variables, frozen, batch, step, key, freeze_batch_norm)
         -> (loss, (new batch_stats, metrics))       one traced step; ``step`` counts from 0
     freeze_batch_norm(epoch)        whether BatchNorm runs in inference mode
+    metrics                         names of what evaluate gives; () without a validation split
     evaluate(variables) -> metrics  on the validation split
     describe() -> dict              what ``model.json`` says of the model
     export(variables) -> variables  of the model alone, without what only its training needs
-    finish(workdir, fingerprint, variables)      writes what the run leaves beside its model
+    finish(workdir, fingerprint, variables)      writes what the run leaves beside its model;
+                                    once more if the run was killed before it had its model
+
+With several processes all of this is called by each of them, but for ``finish`` and the file
+operations of this module, which are the writer's.
 """
 
-import signal
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from fct_jax import config as configs
-from fct_jax import sharding
+from fct_jax import processes, sharding
+from fct_jax.embed.partial import wait_for
 from fct_jax.errors import unknown
 from fct_jax.frozen import read_description, write_model
 from fct_jax.progress import Bar
+from fct_jax.train import batch
 from fct_jax.train.backbone import Backbone
+from fct_jax.train.best import Best, check_rule
 from fct_jax.train.checkpoint import Checkpoints
 from fct_jax.train.compatible import Compatible
+from fct_jax.train.large_classes import with_padded_classes
 from fct_jax.train.metrics_log import MetricsLog
 from fct_jax.train.optimizer import build_optimizer
 from fct_jax.train.running_means import RunningMeans
 from fct_jax.train.simclr import SimCLR
-from fct_jax.train.state import State
+from fct_jax.train.state import State, fresh_state
 from fct_jax.train.steps import compile_steps
+from fct_jax.train.termination import Termination
 from fct_jax.train.transformation import TransformationTask
 from fct_jax.workdir import claim_workdir
 
@@ -49,6 +60,8 @@ TASKS = {
 def train(config, workdir, allow_config_change: bool = False) -> None:
     """Trains until the end, from the last checkpoint where there is one, and exports the model.
 
+    With several processes (``fct_jax.processes``), each of them calls it alike.
+
     Args:
       config: an ml_collections ConfigDict of ``fct_jax.config``.
       workdir: the run's directory.
@@ -62,94 +75,151 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
     if config.task not in TASKS:
         raise unknown("task to train", config.task, TASKS)
     mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_batch_size(config.batch_size, mesh)
-    if (workdir / "model").is_dir():
+    config = batch.resolved(config, mesh)
+
+    def claim():
         claim_workdir(config, workdir, allow_config_change)
-        print(f"{workdir} is finished: model {read_description(workdir)['fingerprint']}")
+
+    def finished() -> str | None:
+        if not (workdir / "model").is_dir():
+            return None
+        claim()
+        return read_description(workdir)["fingerprint"]
+
+    if fingerprint := processes.from_writer(finished, "finished"):
+        processes.say(f"{workdir} is finished: model {fingerprint}")
         return
-    task = TASKS[config.task](config, mesh)
-    claim_workdir(config, workdir, allow_config_change)
+    with Termination(mesh) as termination:
+        task = with_padded_classes(TASKS[config.task](config, mesh), mesh)
+        check_rule(config.keep_best, config.export, task.metrics)
+        processes.from_writer(claim, "claim the work directory")
+        wait_for(workdir / "config.json")
+        processes.say(batch.summary(config, mesh))
+        state = _trained(config, task, workdir, mesh, termination)
+        count = sum(array.size for array in jax.tree.leaves(state.params))
+        variables = _on_host(state.variables)
 
-    steps_per_epoch = task.feed.steps_per_epoch
-    optimizer = build_optimizer(config.optimizer, config.epochs, steps_per_epoch)
+        def export() -> str:
+            def finish(fingerprint: str) -> None:
+                task.finish(workdir, fingerprint, variables)
+
+            model = task.export(variables)
+            return write_model(workdir / "model", task.describe(), model, finish)
+
+        fingerprint = processes.from_writer(export, "export")
+    processes.say(f"{workdir}: {count:,} parameters, model {fingerprint}")
+
+
+class _Records(NamedTuple):
+    """What is kept of a run while it goes."""
+
+    checkpoints: Checkpoints
+    best: Best
+    running: RunningMeans
+    log: MetricsLog
+
+
+def _trained(config, task, workdir: Path, mesh, termination: Termination) -> State:
+    """The state to export: the last one, or the best."""
+    optimizer = build_optimizer(config.optimizer, config.epochs, task.feed.steps_per_epoch)
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
-    state = _start(task, optimizer, config.seed, checkpoints, mesh)
+    best = Best(config.keep_best, checkpoints)
+    running = RunningMeans(checkpoints)
+    state = _start(task, optimizer, config.seed, checkpoints, running, mesh)
+    best.go_on_from(int(state.step))
     log = MetricsLog(workdir, int(state.step))
+    steps = compile_steps(task, optimizer, config.seed, batch.micro_batches(config), config.remat)
+    frozen = sharding.put_replicated(task.frozen, mesh)
+
+    def run(state: State, call, count: int, freeze: bool):
+        return steps(state, task.feed.data, frozen, call, count, freeze=freeze)
+
+    def close() -> None:
+        for part in (checkpoints, best, log, task.feed):
+            part.close()
+
     try:
-        state = _epochs(config, task, optimizer, state, checkpoints, log)
-    finally:
-        checkpoints.close()
-        log.close()
-    count = sum(array.size for array in jax.tree.leaves(state.params))
-    model = task.export(state.variables)
-    fingerprint = write_model(workdir / "model", task.describe(), model)
-    task.finish(workdir, fingerprint, state.variables)
-    print(f"{workdir}: {count:,} parameters, model {fingerprint}")
+        records = _Records(checkpoints, best, running, log)
+        state = _epochs(config, task, run, state, records, termination)
+        if config.export == "best":
+            state = best.restore(state)
+            processes.say(f"exporting step {best.step}: {best.metric} {best.value:.4f}")
+    except BaseException:
+        if processes.count() == 1:  # of several, the others may never come to close with this one
+            close()
+        raise
+    close()
+    return state
 
 
-def _start(task, optimizer, seed: int, checkpoints: Checkpoints, mesh) -> State:
+def _on_host(variables):
+    """As NumPy arrays, whole on every process, also where a process holds only a part."""
+
+    def fetch(array):
+        if array.is_fully_addressable or array.is_fully_replicated:
+            return np.asarray(array)
+        return multihost_utils.process_allgather(array, tiled=True)
+
+    return jax.tree.map(fetch, variables)
+
+
+def _start(task, optimizer, seed: int, checkpoints, running, mesh) -> State:
     """Fresh parameters, made on the devices in their sharding, or the last checkpoint."""
-
-    def fresh(key) -> State:
-        variables = task.init(key)
-        params = variables["params"]
-        return State(jnp.int32(0), params, variables.get("batch_stats", {}), optimizer.init(params))
-
-    key = jax.random.key(seed)
-    shardings = sharding.of_state(jax.eval_shape(fresh, key), mesh)
-    state = jax.jit(fresh, out_shardings=shardings)(key)
+    state = fresh_state(task, optimizer, seed, mesh)
     found = checkpoints.restore(state)
     if found is None:
         variables = task.warm_start(state.variables)
         return state._replace(params=variables["params"], batch_stats=variables["batch_stats"])
     state, position = found
-    task.feed.seek(position)
-    print(f"going on from step {int(state.step)}")
+    task.feed.seek(position["feed"])
+    running.restore(position["running"])
+    processes.say(f"going on from step {int(state.step)}")
     return state
 
 
-def _epochs(config, task, optimizer, state, checkpoints, log) -> State:
+def _epochs(config, task, run, state: State, records: _Records, termination) -> State:
     """The loop itself: calls, metrics, checkpoints, evaluation."""
-    run = compile_steps(task, optimizer, config.seed)
+    checkpoints, best, running, log = records
     per_epoch = task.feed.steps_per_epoch
     step, end = int(state.step), config.epochs * per_epoch
     save_every = config.checkpoint_every_steps or per_epoch
-    running = RunningMeans(checkpoints)
-    terminated = _on_sigterm()
 
+    def evaluate_if_due() -> None:
+        epoch = step // per_epoch
+        if epoch % config.evaluate_every_epochs and step < end:
+            return
+        metrics = task.evaluate(state.variables)
+        best.offer(step, metrics, state)
+        log.write(step, {f"validation/{name}": value for name, value in metrics.items()})
+        said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        processes.say(f"epoch {epoch}/{config.epochs}: {said}")
+
+    termination.begin()
+    # A run that was killed between the save and the evaluation of an epoch makes up for it.
+    if step and step % per_epoch == 0 and not log.validated:
+        evaluate_if_due()
     with Bar("training", end, "steps", done=step) as bar:
         while step < end:
-            epoch = step // per_epoch
-            freeze = task.freeze_batch_norm(epoch)
-            for steps, call in running.timed(task.feed.calls(step)):
-                state, sums = run(state, task.feed.data, task.frozen, call, steps, freeze=freeze)
+            freeze = task.freeze_batch_norm(step // per_epoch)
+            for steps, call in running.timed(task.feed, step):
+                state, sums = run(state, call, steps, freeze)
                 before, step = step, step + steps
                 running.add(sums, steps, step)
                 bar.advance(steps, running.note)
-                if terminated or step // save_every > before // save_every or step == end:
-                    running.fetch()  # never save after a loss that is not finite
-                    checkpoints.save(step, state, task.feed.position())
+                terminated = termination.asked()
                 due = step // config.log_every_steps > before // config.log_every_steps
+                # Before the save: what is logged after the last checkpoint is logged again.
                 if due or step == end:
                     log.write(step, running.means("train/"))
+                if terminated or step // save_every > before // save_every or step == end:
+                    running.fetch()  # never save after a loss that is not finite
+                    position = {"feed": task.feed.position(), "running": running.position()}
+                    checkpoints.save(step, state, position)
                 if terminated:
                     checkpoints.wait()
-                    print(f"terminated: saved at step {step}; the same command goes on from there")
+                    processes.say(
+                        f"terminated: saved at step {step}; the same command goes on from there"
+                    )
                     raise SystemExit(0)
-            epoch += 1
-            if epoch % config.evaluate_every_epochs == 0 or step == end:
-                metrics = task.evaluate(state.variables)
-                log.write(step, {f"validation/{name}": value for name, value in metrics.items()})
-                said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-                print(f"epoch {epoch}/{config.epochs}: {said}", flush=True)
+            evaluate_if_due()
     return state
-
-
-def _on_sigterm() -> list:
-    """A list that is filled when the process is asked to end."""
-    received = []
-    try:
-        signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    except ValueError:  # not the main thread (under a test runner, say): nothing to catch
-        return received
-    return received

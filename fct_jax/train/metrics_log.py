@@ -5,9 +5,11 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from fct_jax import processes
+
 
 class MetricsLog:
-    """Appends to ``RUN/metrics.jsonl`` and ``RUN/tensorboard``.
+    """Appends to ``RUN/metrics.jsonl`` and ``RUN/tensorboard``, on the writer process alone.
 
     Args:
       workdir: of the run.
@@ -15,14 +17,31 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, step: int):
-        path = Path(workdir) / "metrics.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        self._file = self._board = None
+        self._validated = processes.from_writer(lambda: self._open(Path(workdir), step), "metrics")
+
+    def _open(self, workdir: Path, step: int) -> bool:
+        """Removes the entries that will come again; whether one of them validates ``step``."""
+        path = workdir / "metrics.jsonl"
+        entries = [json.loads(line) for line in _lines(path)]
+        kept = [entry for entry in entries if entry["step"] <= step]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        partial.rename(path)
         self._file = path.open("a")
-        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=step + 1)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        last = [name for entry in kept if entry["step"] == step for name in entry]
+        return any(name.startswith("validation/") for name in last)
+
+    @property
+    def validated(self) -> bool:
+        """Whether the step that the run goes on from has its validation entry already."""
+        return self._validated
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One entry; names like "train/loss"."""
+        if self._file is None:
+            return
         values = {name: float(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
@@ -31,8 +50,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Everything is on disk after this."""
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
 
 
 def _lines(path: Path) -> list[str]:

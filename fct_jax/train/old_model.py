@@ -12,7 +12,6 @@ from fct_jax.embed.images import embeddings_of
 from fct_jax.embed.statistics import (
     num_known_classes,
     read_statistics,
-    statistics_path,
     write_statistics,
 )
 from fct_jax.embeddings import EmbeddingSet
@@ -165,10 +164,7 @@ def _statistics(config, kind, model, num_classes, fingerprint) -> ClassStatistic
                 of.data = ConfigDict({**config.data.to_dict(), **model.description["data"]})
             found = embeddings_of(config.old, "old", of, "train")
         where = found.name
-        if not statistics_path(where, kind).is_file():
-            if found.labels is None:
-                raise UserError(f"{where} has no labels.npy, which class statistics need")
-            write_statistics(where, num_classes or int(found.labels.max()) + 1, (kind,))
+        write_statistics(where, num_classes, (kind,))
     return read_statistics(where, kind, fingerprint, num_classes)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from fct_jax.errors import UserError
 from fct_jax.train.checkpoint import Checkpoints
@@ -21,10 +21,20 @@ class RunningMeans:
         self._since, self._waited = time.perf_counter(), 0.0
         self.note = ""
 
-    def timed(self, calls: Iterable) -> Iterator:
-        """The feed's calls; the time that each one is waited for is counted."""
-        calls = iter(calls)
+    def position(self) -> dict:
+        """What a checkpoint must hold, so that the next means are of all their steps."""
+        return {"sums": self._sums, "steps": self._steps}
+
+    def restore(self, position: dict) -> None:
+        """Goes on from ``position``."""
+        self._sums, self._steps = position["sums"], position["steps"]
+
+    def timed(self, feed, step: int) -> Iterator:
+        """The feed's calls from ``step``; the time that the device waits for them is counted."""
+        calls = feed.calls(step)
         while True:
+            if not feed.ready:
+                self.fetch()  # until the device has ended its work, nobody waits for data
             start = time.perf_counter()
             call = next(calls, None)
             self._waited += time.perf_counter() - start

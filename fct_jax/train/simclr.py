@@ -118,6 +118,11 @@ class SimCLR(Backbone):
         first, second = projections[::2], projections[1::2]
         return losses.nt_xent(first, second, self._config.temperature, with_accuracy=True)
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what ``evaluate`` gives."""
+        return ("loss", "accuracy") if self._validation is not None else ()
+
     def evaluate(self, variables) -> dict[str, float]:
         """Loss and accuracy over views of the validation images, the same views every time.
 

@@ -3,6 +3,9 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from fct_jax import sharding
 
 
 class State(NamedTuple):
@@ -24,3 +27,23 @@ class State(NamedTuple):
     def variables(self) -> dict:
         """As a module's ``apply`` takes them."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def fresh_state(task, optimizer, seed: int, mesh) -> State:
+    """The state before the first step, made on the devices in its sharding.
+
+    Args:
+      task: see ``loop.py``.
+      optimizer: of ``build_optimizer``.
+      seed: of the parameters; they are the same on every mesh.
+      mesh: of ``sharding.make_mesh``.
+    """
+
+    def fresh(key) -> State:
+        variables = task.init(key)
+        params = variables["params"]
+        return State(jnp.int32(0), params, variables.get("batch_stats", {}), optimizer.init(params))
+
+    key = jax.random.key(seed)
+    shardings = sharding.of_state(jax.eval_shape(fresh, key), mesh)
+    return jax.jit(fresh, out_shardings=shardings)(key)

@@ -5,50 +5,136 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from fct_jax.train.accumulate import WHOLE, MicroBatches
 from fct_jax.train.state import State
 
 
-def compile_steps(task, optimizer, seed: int):
+def compile_steps(
+    task,
+    optimizer,
+    seed: int,
+    micro_batches: MicroBatches = WHOLE,
+    remat: bool = False,
+):
     """The compiled call ``(state, data, frozen, call, steps, freeze=) -> (state, metric sums)``.
 
     A call of several steps runs them inside one loop on the device; ``steps``, which may be
     fewer than the call has room for, varies without compiling again.
+
+    Args:
+      task: see ``loop.py``.
+      optimizer: of ``build_optimizer``.
+      seed: of the steps' randomness.
+      micro_batches: that make a batch.
+      remat: whether the task's model computes activations again.
     """
     key = jax.random.key(seed + 1)  # not the key of the initial parameters
+    count = micro_batches.count
 
-    def update(state: State, data, frozen, element, key, freeze):
-        pick_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
-        batch = task.feed.pick(data, element, pick_key)
+    def add(sums, i, params, step, data, frozen, element, key, freeze):
+        """(sums of the gradients, running statistics) with micro-batch ``i``, and its metrics."""
+        gradients, batch_stats = sums
+        pick_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
+        batch = micro_batches.part(task.feed.pick(data, element, pick_key), i)
+        loss_key = micro_batches.key(loss_key, i)
 
         def objective(params):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            return task.loss(variables, frozen, batch, state.step, loss_key, freeze)
+            variables = {"params": params, "batch_stats": batch_stats}
+            return task.loss(variables, frozen, batch, step, loss_key, freeze)
 
-        (loss, (batch_stats, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.params
-        )
+        (loss, (batch_stats, metrics)), more = jax.value_and_grad(objective, has_aux=True)(params)
+        return (jax.tree.map(jnp.add, gradients, more), batch_stats), {"loss": loss, **metrics}
+
+    def apply(state: State, sums, metrics):
+        """The update with the mean gradient; ``metrics`` have an axis of micro-batches."""
+        gradients, batch_stats = sums
+        gradients = jax.tree.map(lambda x: x / count, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p + u, state.params, updates)
-        return State(state.step + 1, params, batch_stats, opt_state), {"loss": loss, **metrics}
+        means = jax.tree.map(lambda x: jnp.mean(x, 0), metrics)
+        return State(state.step + 1, params, batch_stats, opt_state), means
 
-    @functools.partial(jax.jit, donate_argnums=0, static_argnames="freeze")
+    def update(state: State, *rest):
+        sums = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
+        if count == 1:
+            sums, metrics = add(sums, 0, state.params, state.step, *rest)
+            return apply(state, sums, jax.tree.map(lambda x: x[None], metrics))
+        sums, metrics = jax.lax.scan(
+            lambda sums, i: add(sums, i, state.params, state.step, *rest), sums, jnp.arange(count)
+        )
+        return apply(state, sums, metrics)
+
+    compiled = functools.partial(
+        jax.jit,
+        donate_argnums=0,
+        static_argnames="freeze",
+        compiler_options=compiler_options(remat),
+    )
+
+    @compiled
     def run(state, data, frozen, call, steps, *, key, freeze):
-        def element(i):
-            return jax.tree.map(lambda array: array[i], call)
-
-        if jax.tree.leaves(call)[0].shape[0] == 1:
-            return update(state, data, frozen, element(0), key, freeze)
+        if _room(call) == 1:
+            return update(state, data, frozen, _element(call, 0), key, freeze)
 
         def body(i, carry):
             state, sums = carry
-            state, metrics = update(state, data, frozen, element(i), key, freeze)
+            state, metrics = update(state, data, frozen, _element(call, i), key, freeze)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
         shapes = jax.eval_shape(
-            lambda s: update(s, data, frozen, element(0), key, freeze)[1], state
+            lambda s: update(s, data, frozen, _element(call, 0), key, freeze)[1], state
         )
         zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return jax.lax.fori_loop(0, steps, body, (state, zeros))
 
-    # The key is an argument, so that a compilation cache serves every seed.
-    return functools.partial(run, key=key)
+    @compiled
+    def run_part(sums, i, params, step, data, frozen, call, *, key, freeze):
+        return add(sums, i, params, step, data, frozen, _element(call, 0), key, freeze)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run_apply(state, sums, metrics):
+        return apply(state, sums, jax.tree.map(lambda *x: jnp.stack(x), *metrics))
+
+    def run_in_parts(state, data, frozen, call, steps, *, key, freeze):
+        """A call of one step, in one program for each micro-batch."""
+        sums = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
+        metrics = []
+        for i in range(count):
+            sums, more = run_part(
+                sums, i, state.params, state.step, data, frozen, call, key=key, freeze=freeze
+            )
+            metrics.append(more)
+        # The statistics of the state were given away with the first sums.
+        return run_apply(state._replace(batch_stats={}), sums, metrics)
+
+    def run_any(state, data, frozen, call, steps, *, freeze):
+        # XLA runs convolutions inside a loop on one CPU core, several times slower.
+        parts = count > 1 and _on_cpu() and _room(call) == 1
+        # The key is an argument, so that a compilation cache serves every seed.
+        return (run_in_parts if parts else run)(
+            state, data, frozen, call, steps, key=key, freeze=freeze
+        )
+
+    return run_any
+
+
+def compiler_options(remat: bool) -> dict | None:
+    """For ``jax.jit``: with them, XLA's compiler for CPUs does compute activations again.
+
+    By default it merges the second computation with the first, and keeps all activations.
+    """
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if remat and _on_cpu() else None
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _room(call) -> int:
+    """For how many steps a call has room."""
+    return jax.tree.leaves(call)[0].shape[0]
+
+
+def _element(call, i):
+    """What the step ``i`` of a call takes."""
+    return jax.tree.map(lambda array: array[i], call)

@@ -25,7 +25,9 @@ class TransformationTask:
             **{key: value for key, value in config.model.items() if key != "name"},
             "embedding_dim": self._dims["new"],
         }
-        self._module = models.build(config.model.name, **self._kwargs, dtype=config.compute_dtype)
+        self._module = models.build(
+            config.model.name, **self._kwargs, dtype=config.compute_dtype, remat=config.remat
+        )
         classifier = None
         if config.loss.discriminative_weight:
             classifier = frozen_classifier(config, self._dims["new"], self._inputs.labels)
@@ -86,6 +88,15 @@ class TransformationTask:
         metrics["log_variance"] = log_variance.mean()
         loss = losses.uncertainty_weighted(per_sample, log_variance, weights.uncertainty_weight)
         return loss, (batch_stats, metrics)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what ``evaluate`` gives."""
+        if self._validation is None:
+            return ()
+        batch = {name: value[:1] for name, value in self._validation.items()}
+        variables = jax.eval_shape(self.init, jax.random.key(0))
+        return tuple(jax.eval_shape(self._evaluate_batch, variables, self.frozen, batch))
 
     def evaluate(self, variables) -> dict[str, float]:
         """Means over the validation split, BatchNorm in inference mode; {} where there is none."""

@@ -1,5 +1,7 @@
 """Old, new and side embeddings for training a transformation: cached, or computed online."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -129,6 +131,9 @@ def _view_count(config: ConfigDict) -> int:
     """One for EmbeddingSets, which hold what they hold; for models as many as the config says."""
     models = [is_model(config[role]) for role in roles(config)]
     if any(models) and not all(models):
+        for role in roles(config):
+            if config[role] and not is_model(config[role]) and not Path(config[role]).exists():
+                raise UserError(f"config.{role}={config[role]} does not exist")
         raise UserError("config.old, new and side must be all runs or all EmbeddingSets")
     if config.views < 1:
         raise UserError(f"config.views must be at least 1, not {config.views}")

@@ -2,9 +2,9 @@
 
     from fct_jax import upgrade
 
-    h = upgrade.fit("sample_old", "sample_new", out="upgrade/map")
-    print(upgrade.assess(h, "sample_old", "sample_new"))
-    upgrade.apply(…)
+    h = upgrade.fit("sample_old", "sample_new", out="map")
+    print(upgrade.assess(h, "test_old", "test_new", out="report").verdict.text)
+    upgrade.apply(h, "gallery_old", "upgrade", reembed="mymodel:embed_ids")
 
 The functions are imported when first used.
 """
@@ -26,6 +26,7 @@ _PUBLIC = {
     "Calibration": "calibration",
     "calibrate": "calibration",
     "search": "serving",
+    "open_gallery": "galleries",
 }
 
 

@@ -8,7 +8,7 @@
   python -m fct_jax.upgrade rollback go back to an earlier batch
 
 Each takes --config configs/upgrade.py --workdir DIR and any key of the config,
---config.old=DIR say; fct_jax/config.py explains all of them, docs/upgrade.md leads through.
+--config.old=DIR say; fct_jax/upgrade_config.py explains all of them, docs/upgrade.md leads through.
 """
 
 import importlib
@@ -48,7 +48,13 @@ def main(command: str | None) -> None:
         raise UserError(f"give a subcommand first: {', '.join(COMMANDS)}")
     module, function = COMMANDS[command]
     found = importlib.import_module(f"fct_jax.upgrade.{module}")
-    getattr(found, function)(_CONFIG.value, _WORKDIR.value)
+    try:
+        getattr(found, function)(_CONFIG.value, _WORKDIR.value)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        where = error.filename or _WORKDIR.value
+        raise UserError(
+            f"{where}: {error.strerror or error}; give the same command again once that is mended"
+        ) from error
 
 
 def _start() -> None:

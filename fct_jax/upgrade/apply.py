@@ -10,7 +10,8 @@ from fct_jax import config as configs
 from fct_jax.errors import UserError
 from fct_jax.progress import Bar
 from fct_jax.upgrade.galleries import Gallery, open_gallery
-from fct_jax.upgrade.guards import check_batch, check_known_answers
+from fct_jax.upgrade.guards import check_batch
+from fct_jax.upgrade.known_answers import check_known_answers
 from fct_jax.upgrade.migration import Migration, locked
 from fct_jax.upgrade.plan import (
     Plan,
@@ -74,6 +75,14 @@ def _apply(config, workdir: Path, gallery: Gallery, map, reembed) -> Gallery:
     if config.apply.batch_items < 1:
         raise UserError(
             f"config.apply.batch_items must be 1 or more, not {config.apply.batch_items}"
+        )
+    if config.apply.max_batches < 0:
+        raise UserError(
+            f"config.apply.max_batches must be 0 or more, not {config.apply.max_batches}"
+        )
+    if workdir.resolve().is_relative_to(gallery.path.resolve()):
+        raise UserError(
+            f"{workdir} is in the gallery, which is never changed; give another --workdir"
         )
     new = open_reembed(reembed) if reembed else None
     with locked(workdir):
@@ -144,7 +153,7 @@ def _new_vectors(
         some = np.unique(np.linspace(0, len(ids) - 1, min(len(ids), _LOOKED_AT)).astype(np.int64))
         translated = work.target.vectors.get(rows[some])
         what = f"batch {len(work.progress.stops) + 1} of {new.name}"
-        check_known_answers(translated, vectors[some], 0.0, work.map.metric, what)
+        check_known_answers(translated, vectors[some], work.map.metric, what)
     return vectors
 
 
@@ -185,7 +194,7 @@ def _rollback(config, workdir: Path, gallery: Gallery, map, to: int) -> int:
                 work.roll_back(plan, work.progress.rolling_back["to"])
             if not 0 <= to <= len(work.progress.stops):
                 raise UserError(
-                    f"rollback_to must be the number of a batch, "
+                    f"config.rollback_to must be the number of a batch, "
                     f"0 … {len(work.progress.stops)}, not {to}"
                 )
             work.roll_back(plan, to)

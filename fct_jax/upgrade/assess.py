@@ -20,9 +20,9 @@ from fct_jax.upgrade.assess_inputs import (
 )
 from fct_jax.upgrade.assess_report import Assessment, Budget, Point
 from fct_jax.upgrade.calibration import calibrate
-from fct_jax.upgrade.guards import check_known_answers
 from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, paired, take
 from fct_jax.upgrade.judged_weights import fit_weights
+from fct_jax.upgrade.known_answers import check_known_answers
 from fct_jax.upgrade.maps import Map, load_map
 from fct_jax.upgrade.relevance import METRICS
 from fct_jax.upgrade.serving import WAYS
@@ -94,6 +94,18 @@ def assess(
         if way not in WAYS:
             raise unknown("way of serving", way, WAYS)
     shares = _checked_shares(shares)
+    if not ways:
+        raise UserError(f"ways must be some of {', '.join(WAYS)}")
+    for name, value, least in (
+        ("depth", depth, 0),
+        ("max_queries", max_queries, FEWEST),
+        ("resamples", resamples, 1),
+        ("gallery_size", gallery_size, 0),
+        ("items_per_second", items_per_second, 0),
+        ("cost_per_1000", cost_per_1000, 0),
+    ):
+        if not value >= least:
+            raise UserError(f"{name} must be {least} or more, not {value}")
     if out is not None and Path(out).exists():
         raise UserError(f"{out} exists already; nothing was overwritten")
     found = map if isinstance(map, Map) else load_map(map)
@@ -112,14 +124,11 @@ def assess(
     metric = metric or found.metric
     some = slice(0, _ANSWERS)
     mapped, _ = found.transform(gallery_old.vectors[some])
-    check_known_answers(mapped, gallery_new.vectors[some], 0.0, metric, "the test gallery")
-    calibration = calibrate(
-        np.asarray(whole_old.vectors[reference], np.float32),
-        np.asarray(whole_new.vectors[reference], np.float32),
-        metric=metric,
-        old_metric=whole_old.meta.get("metric", metric),
-        seed=seed,
-    )
+    check_known_answers(mapped, gallery_new.vectors[some], metric, "the test gallery")
+    sample = tuple(np.asarray(s.vectors[reference], np.float32) for s in (whole_old, whole_new))
+    inside = np.isin(unseen, reference)  # a sample of the gallery, where no other items are known
+    old_metric = whole_old.meta.get("metric", metric)
+    calibration = calibrate(*sample, metric=metric, old_metric=old_metric, seed=seed)
     queries = open_queries(
         query_old, query_new, query_labels, gallery_old, gallery_new, calibration.new, judged
     )
@@ -137,22 +146,29 @@ def assess(
         kept = np.sort(rng.permutation(kept)[:max_queries])
     if judged_calibration:
         kept, learn = split_judged(kept, judged_calibration, queries.relevance.by, rng)
-        calibration = fit_weights(
-            calibration,
+        weights = fit_weights(
+            tuple(part[:0] for part in sample) if inside.any() else sample,
             queries.old[learn],
             queries.new[learn],
             gallery_old.vectors,
             gallery_new.vectors,
             queries.relevance.of(learn),
+            metric=metric,
+            old_metric=old_metric,
             own=None if queries.own is None else queries.own[learn],
             seed=seed,
+        )
+        calibration = calibrate(
+            *sample, metric=metric, old_metric=old_metric, weights=weights, seed=seed
         )
     queries = queries.of(kept)
     groups = None if groups is None else groups[kept]
 
     target = target or _TARGETS[queries.relevance.by]
     depth = depth or (1000 if queries.relevance.by == "labels" else 100)
-    curves = Curves(found, gallery_old, gallery_new, queries, calibration, metric, depth)
+    curves = Curves(
+        found, gallery_old, gallery_new, sample, inside, queries, calibration, metric, depth
+    )
     measured = curves.run(ways, shares, seed)
 
     bootstrap = Bootstrap(len(kept), resamples, seed)
@@ -160,15 +176,24 @@ def assess(
     paths = {
         (way, order): np.stack([measured[way, order, share][target] for share in shares])
         for way in ways
-        for order in curves.orders
+        for order in curves.orders(way)
     }
+    # For serving, all items count that both models have embedded by now.
+    calibration = calibrate(
+        whole_old.vectors,
+        whole_new.vectors,
+        metric=metric,
+        old_metric=old_metric,
+        weights=calibration.weights,
+        seed=seed,
+    )
     verdict = recommend(paths, shares, keep[target], whole[target], bootstrap)
     budget = Budget(gallery_size or len(whole_new), items_per_second, cost_per_1000, currency)
     points = [
         Point.of(name, values, keep, target, bootstrap, budget, groups)
         for name, values in measured.items()
     ]
-    notes = _notes(queries, dropped, len(whole_new) - len(unseen), curves)
+    notes = _notes(queries, dropped, len(whole_new) - len(unseen), found)
     made = Assessment(
         by=queries.relevance.by,
         target=target,
@@ -193,7 +218,7 @@ def _checked_shares(shares) -> tuple[float, ...]:
     return shares
 
 
-def _notes(queries: Queries, dropped: int, fitted: int, curves: Curves) -> list[str]:
+def _notes(queries: Queries, dropped: int, fitted: int, found: Map) -> list[str]:
     notes = []
     if queries.relevance.by == "agreement":
         notes.append(
@@ -205,7 +230,7 @@ def _notes(queries: Queries, dropped: int, fitted: int, curves: Curves) -> list[
         notes.append(f"{fitted} items that the map was fitted on are left out of the gallery.")
     if dropped:
         notes.append(f"{dropped} queries without a relevant item in the gallery are left out.")
-    if len(curves.orders) == 1:
+    if not found.has_uncertainty:
         notes.append("The map has no uncertainty: items are re-embedded in random order alone.")
     return notes
 
@@ -228,5 +253,8 @@ def assess_command(config: ConfigDict, workdir) -> Assessment:
         **options,
     )
     made.print()
+    if made.verdict.way:
+        advised = f"--config.serve={made.verdict.way} --config.plan.order={made.verdict.order}"
+        print(f"For plan and apply: {advised}")
     print(f"{workdir}: report.md, report.json, curves.png, calibration/")
     return made

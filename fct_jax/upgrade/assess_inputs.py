@@ -7,11 +7,13 @@ import numpy as np
 from fct_jax.embeddings import EmbeddingSet, check_fingerprint, check_paired
 from fct_jax.errors import UserError
 from fct_jax.upgrade import relevance as judge
+from fct_jax.upgrade.guards import as_found, check_space, new_space, old_space
 from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, row_hashes
 from fct_jax.upgrade.maps import Map
 from fct_jax.upgrade.spaces import Space
 
 REFERENCE = 4000  # items of a calibration
+_LOOKED_AT = 64  # vectors, for their length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Queries:
 
 
 def check_fit(found: Map, old: EmbeddingSet, new: EmbeddingSet) -> None:
-    """Both sets are of the models that the map is of, and finite. Raises UserError."""
+    """Both sets are of the map's models and spaces, and finite. Raises UserError."""
     check_fingerprint(old, found.old_fingerprint, "old")
     check_fingerprint(new, found.new_fingerprint, "new")
     old.check_finite()
@@ -37,6 +39,8 @@ def check_fit(found: Map, old: EmbeddingSet, new: EmbeddingSet) -> None:
     for role, given, dim in (("old", old, found.dim_in), ("new", new, found.dim_out)):
         if given.dim != dim:
             raise UserError(f"{given.name} has dimension {given.dim}, but the {role} model's {dim}")
+    for role, given, space in (("old", old, old_space(found)), ("new", new, new_space(found))):
+        check_space(given.name, as_found(given.meta, given.vectors[:_LOOKED_AT]), space, role)
 
 
 def held_out_rows(found: Map, old: EmbeddingSet, rng) -> tuple[np.ndarray, np.ndarray]:

@@ -8,9 +8,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fct_jax.embeddings import new_directory
 from fct_jax.evaluate.backfill import BackfillCurve
 from fct_jax.evaluate.figure import draw_curves
+from fct_jax.files import new_directory
 from fct_jax.upgrade.calibration import Calibration
 from fct_jax.upgrade.relevance import METRICS
 from fct_jax.upgrade.verdict import Bootstrap, Verdict
@@ -42,7 +42,7 @@ class Point:
 
     Attributes:
       way: "keep", "translate", "re-embed all", or "translated", "dual", "fused" on a curve.
-      order: "uncertainty" or "random" on a curve, else "".
+      order: "uncertainty", "random" or "certainty" on a curve, else "".
       share: re-embedded.
       values: every metric, as fractions.
       interval: of the target, 95 %.

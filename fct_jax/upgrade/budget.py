@@ -13,10 +13,11 @@ _STEPS = 20
 class Forecast:
     """What re-embedding the first items of an order brings, at some numbers of items.
 
-    items, share: how many, and of the whole gallery, from none to all.
-    error_left: expected squared error of the vectors still translated, weighted by traffic,
-      relative to that at the start; None where the map gives no uncertainty.
+      items, share: how many, and of the whole gallery, from none to all.
+      error_left: expected squared error of the vectors still translated, weighted by traffic,
+        relative to that at the start; None where the map gives no uncertainty.
     measure, quality: of the probe set, None without one.
+    way: of serving that the quality is of.
     """
 
     items: list[int]
@@ -24,6 +25,7 @@ class Forecast:
     error_left: list[float | None]
     measure: str | None = None
     quality: list[float] | None = None
+    way: str = "translated"
 
     def at(self, items: int) -> float | None:
         """Forecast quality once so many items are re-embedded."""
@@ -31,12 +33,12 @@ class Forecast:
 
 
 def forecast(
-    order, uncertainty, has_uncertainty: bool, weights, probe, gallery, translated
+    order, uncertainty, has_uncertainty: bool, weights, probe, rows, map, way: str, gallery
 ) -> Forecast:
-    """The forecast of an order (N,) of rows.
+    """The forecast of an order (N,) of rows of a gallery that is served by a way.
 
     uncertainty (N,) log-variances; weights (N,) traffic or None; probe or None, with the
-    ``translated`` vectors (m, D) of its items.
+    ``rows`` (m,) of its items in the gallery.
     """
     count = len(order)
     items = np.unique(np.linspace(0, count, _STEPS + 1).astype(np.int64))
@@ -53,9 +55,14 @@ def forecast(
         return Forecast(items.tolist(), share, left)
     place = np.empty(count, np.int64)
     place[order] = np.arange(count)
-    own = place[probe.rows(gallery)][:, None]  # when each item of the probe has its turn
-    quality = [probe.quality(np.where(own < i, probe.new, translated)) for i in items]
-    return Forecast(items.tolist(), share, left, probe.measure, quality)
+    own, old = place[rows], gallery.rows(rows)  # when each item of the probe has its turn
+    if way == "translated":
+        translated, _ = map.transform(old)
+        quality = [probe.quality(np.where(own[:, None] < i, probe.new, translated)) for i in items]
+    else:
+        metric = gallery.meta.get("metric", probe.metric)
+        quality = [probe.served(way, old, probe.new, own < i, metric) for i in items]
+    return Forecast(items.tolist(), share, left, probe.measure, quality, way)
 
 
 def check_budget(config) -> None:
@@ -103,4 +110,4 @@ def _reaching(found: Forecast, target: float) -> tuple[int, str]:
         low, high = quality[first - 1], quality[first]
         gap = items - found.items[first - 1]
         items = found.items[first - 1] + int(np.ceil(gap * (target - low) / (high - low)))
-    return items, f"forecast {found.measure} of {target:g}"
+    return items, f"forecast {found.measure} ({found.way}) of {target:g}"

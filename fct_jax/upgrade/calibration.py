@@ -4,17 +4,20 @@ import dataclasses
 import json
 from pathlib import Path
 
+import faiss
 import numpy as np
 
-from fct_jax.embeddings import new_directory
 from fct_jax.errors import UserError
-from fct_jax.upgrade.spaces import Space
+from fct_jax.files import new_directory
+from fct_jax.upgrade.spaces import Space, without_own
 
-TAIL_SHARE = 0.005  # of the reference items
-_FEWEST, _MOST = 10, 200  # items of a tail
+REFERENCE = 16_384  # items of a sample that are used, at most
+TAIL_SHARE = 0.01  # of the reference items
+_FEWEST, _MOST = 10, 32  # items of a tail
+_ASKED = 500  # items that stand for queries
 _FORMAT_VERSION = 1
 _FLOOR = 1e-6
-_QUERIES = 256  # whose reference scores are held together
+CROWD = 8192  # of the reference items, which tell how crowded an item's place is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Weights:
 
     An item that is not re-embedded scores z_old. One that is scores, when dual,
     ``dual_new · z_new + dual_shift``, and fused ``fused_scale · Z(fused_old · z_old +
-    fused_new · z_new) + fused_shift`` where Z standardises by the tail once more. The defaults
-    need no judged pairs.
+    fused_new · z_new) + fused_shift`` where Z standardises by the tail once more. The damping is
+    that of both spaces. The defaults need no judged pairs.
     """
 
     dual_new: float = 1.0
@@ -33,6 +36,7 @@ class Weights:
     fused_new: float = 1.0
     fused_scale: float = 1.0
     fused_shift: float = 0.0
+    damping: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,36 +87,36 @@ class Calibration:
     def tail(self) -> int:
         """How many of the reference items make a tail."""
         count = round(TAIL_SHARE * len(self.reference_old))
-        return min(max(count, _FEWEST), _MOST, len(self.reference_old))
+        return min(max(count, _FEWEST), _MOST)
 
     def standardised(self, query_old, query_new) -> tuple[Tail, Tail, Tail]:
         """Tails of the old, the new and the fused standardised score of some queries.
 
         query_old (Q, do), query_new (Q, dn): the same queries by both models, as they come.
         """
-        parts = [
-            self._tails(query_old[i : i + _QUERIES], query_new[i : i + _QUERIES])
-            for i in range(0, len(query_old), _QUERIES)
-        ]
-        return tuple(
-            Tail(*(np.concatenate([getattr(p[s], f) for p in parts]) for f in ("mean", "spread")))
-            for s in range(3)
-        )
+        asked_old, asked_new = self.old.queries(query_old), self.new.queries(query_new)
+        items_old, items_new = self.old.items(query_old), self.new.items(query_new)
+        first = self._tail(asked_old, self.reference_old, items_old, 0)
+        second = self._tail(asked_new, self.reference_new, items_new, 1)
+        # z = factor · score + shift in each space, so that their sum is one inner product.
+        a, b = self.weights.fused_old / first.spread, self.weights.fused_new / second.spread
+        asked = np.hstack([asked_old * a[:, None], asked_new * b[:, None]]).astype(np.float32)
+        reference = np.hstack([self.reference_old, self.reference_new])
+        both = self._tail(asked, reference, np.hstack([items_old, items_new]), 2)
+        return first, second, Tail(both.mean - a * first.mean - b * second.mean, both.spread)
 
-    def _tails(self, query_old, query_new) -> tuple[Tail, Tail, Tail]:
-        old = self.old.queries(query_old) @ self.reference_old.T
-        new = self.new.queries(query_new) @ self.reference_new.T
-        first = self._shrunk(_tail(old, self.tail), 0)
-        second = self._shrunk(_tail(new, self.tail), 1)
-        w = self.weights
-        both = w.fused_old * _scaled(old, first) + w.fused_new * _scaled(new, second)
-        return first, second, self._shrunk(_tail(both, self.tail), 2)
+    def _tail(self, asked, reference, itself, which: int) -> Tail:
+        """Of the inner products of queries with the reference; (Q, E), (R, E), (Q, E).
 
-    def _shrunk(self, tail: Tail, which: int) -> Tail:
-        typical = self.spread[which]
-        if not typical:
-            return tail
-        return Tail(tail.mean, np.sqrt(tail.spread * typical))
+        itself: each query as an item; one like it, which is the query's own, does not count.
+        """
+        largest, _ = faiss.knn(asked, reference, self.tail + 1, metric=faiss.METRIC_INNER_PRODUCT)
+        largest = largest.astype(np.float64)
+        largest = without_own(largest, np.einsum("qe,qe->q", asked, itself, dtype=np.float64))
+        spread = np.maximum(largest.std(axis=1), _FLOOR)
+        if self.spread[which]:
+            spread = np.sqrt(spread * self.spread[which])
+        return Tail(largest.mean(axis=1), spread)
 
     def affine(self, query_old, query_new) -> Affine:
         """The factors and shifts of some queries (Q, do), (Q, dn)."""
@@ -160,63 +164,69 @@ class Calibration:
         described = json.loads((folder / "calibration.json").read_text())
         if described["format_version"] > _FORMAT_VERSION:
             raise UserError(f"{folder} was written by a newer fct_jax")
+        weights = Weights(**described["weights"])
         with np.load(folder / "reference.npz", allow_pickle=False) as file:
-            return cls(
-                Space(described["metric_old"], file["centre_old"]),
-                Space(described["metric_new"], file["centre_new"]),
-                file["old"],
-                file["new"],
-                tuple(described["spread"]),
-                Weights(**described["weights"]),
-            )
+            spaces = []
+            for name in ("old", "new"):
+                # The damping is the last column of an item.
+                crowd = file[name][:CROWD, :-1].copy() if weights.damping else None
+                metric, centre = described[f"metric_{name}"], file[f"centre_{name}"]
+                spaces.append(Space(metric, centre, weights.damping, crowd))
+            return cls(*spaces, file["old"], file["new"], tuple(described["spread"]), weights)
 
 
 def calibrate(
-    old, new, *, query_old=None, query_new=None, metric="l2", old_metric=None, seed: int = 0
+    old,
+    new,
+    *,
+    query_old=None,
+    query_new=None,
+    metric="l2",
+    old_metric=None,
+    weights: Weights | None = None,
+    seed: int = 0,
 ) -> Calibration:
-    """A calibration from a sample of items that both models embedded; no labels.
+    """A calibration from items that both models embedded; no labels.
+
+    The more items, the better: a sample at first, and all that are re-embedded later on.
 
     Args:
-      old, new: (R, do), (R, dn) vectors of the same items, a few thousand of the gallery.
+      old, new: (R, do), (R, dn) vectors of the same items; of more than 16,384 some are taken.
       query_old, query_new: (Q, do), (Q, dn) typical queries, by both models; without, items of
         the sample stand for them.
       metric, old_metric: "l2" or "cosine", of the new and of the old space (None: the same).
-      seed: which items stand for queries.
+      weights: of the two spaces, learnt before; None: equal ones.
+      seed: which items are taken and which stand for queries.
     """
     if len(old) != len(new) or len(old) < 2 * _FEWEST:
         raise UserError(
             f"a calibration needs the same items by both models, at least {2 * _FEWEST}: "
             f"there are {len(old)} old and {len(new)} new vectors"
         )
-    spaces = Space.of(old, old_metric or metric), Space.of(new, metric)
-    made = Calibration(*spaces, spaces[0].items(old), spaces[1].items(new))
+    order = np.random.default_rng(seed).permutation(len(old))[:REFERENCE]
+    old, new = np.asarray(old)[order], np.asarray(new)[order]
+    weights = weights or Weights()
+    spaces = (
+        Space.of(old, old_metric or metric).damped(weights.damping, old[:CROWD]),
+        Space.of(new, metric).damped(weights.damping, new[:CROWD]),
+    )
+    made = Calibration(*spaces, spaces[0].items(old), spaces[1].items(new), weights=weights)
     if query_old is not None:
         return with_spread(made, query_old, query_new)
-    order = np.random.default_rng(seed).permutation(len(old))
-    asked, others = np.split(order, [min(1000, len(old) // 2)])  # an item is not its own neighbour
+    asked = min(_ASKED, len(old) // 3)  # an item is not its own neighbour
     rest = dataclasses.replace(
-        made, reference_old=made.reference_old[others], reference_new=made.reference_new[others]
+        made, reference_old=made.reference_old[asked:], reference_new=made.reference_new[asked:]
     )
-    spread = with_spread(rest, np.asarray(old)[asked], np.asarray(new)[asked]).spread
-    return dataclasses.replace(made, spread=spread)
+    return dataclasses.replace(made, spread=with_spread(rest, old[:asked], new[:asked]).spread)
 
 
 def with_spread(calibration: Calibration, query_old, query_new) -> Calibration:
     """The same with the typical spreads of these queries."""
-    spread = (0.0, 0.0, 0.0)
-    for which in range(3):  # the fused one depends on the first two
+
+    def typical(spread):
         tails = dataclasses.replace(calibration, spread=spread).standardised(query_old, query_new)
-        typical = float(np.exp(np.mean(np.log(tails[which].spread))))
-        spread = (*spread[:which], typical, *spread[which + 1 :])
-    return dataclasses.replace(calibration, spread=spread)
+        return tuple(float(np.exp(np.mean(np.log(tail.spread)))) for tail in tails)
 
-
-def _tail(scores: np.ndarray, count: int) -> Tail:
-    """Mean and standard deviation of the ``count`` largest of each row."""
-    largest = -np.partition(-scores, count - 1, axis=1)[:, :count]
-    largest = largest.astype(np.float64)
-    return Tail(largest.mean(axis=1), np.maximum(largest.std(axis=1), _FLOOR))
-
-
-def _scaled(scores: np.ndarray, tail: Tail) -> np.ndarray:
-    return (scores - tail.mean[:, None]) / tail.spread[:, None]
+    old, new, _ = typical((0.0, 0.0, 0.0))
+    _, _, both = typical((old, new, 0.0))  # which depends on the first two
+    return dataclasses.replace(calibration, spread=(old, new, both))

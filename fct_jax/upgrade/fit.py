@@ -13,8 +13,9 @@ from fct_jax import config as configs
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.distances import METRICS
+from fct_jax.progress import console
 from fct_jax.upgrade.candidates import fit_closed_form, fit_network, held_out_quality
-from fct_jax.upgrade.guards import SPACE, check_known_answers
+from fct_jax.upgrade.guards import SPACE
 from fct_jax.upgrade.inputs import (
     FEWEST,
     load_array,
@@ -24,6 +25,7 @@ from fct_jax.upgrade.inputs import (
     row_hashes,
     take,
 )
+from fct_jax.upgrade.known_answers import check_known_answers
 from fct_jax.upgrade.maps import METHODS, KnownPairs, Map
 
 _KNOWN = 256  # known answers kept with the map
@@ -43,7 +45,7 @@ def fit(
     held_out: float = 0.2,
     metric: str = "",
     inner_dim: int = 2048,
-    epochs: int = 80,
+    epochs: int = 0,
     batch_size: int = 0,
     seed: int = 0,
     out=None,
@@ -63,7 +65,8 @@ def fit(
       candidates: what "auto" tries.
       held_out: share of the pairs that no map is fitted on (5,000 pairs at most).
       metric: "l2" or "cosine", by which the new vectors are searched; "": as the new set says.
-      inner_dim, epochs, batch_size: of the training of fct and fastfill.
+      inner_dim, epochs, batch_size: of the training of fct and fastfill; epochs 0: 80, or fewer
+        of a large sample, so that a training takes minutes on a CPU.
       seed: of the split and of every fit.
       out: directory for the map; None: it is not written.
 
@@ -74,6 +77,13 @@ def fit(
         fit, or pairs so unrelated that they must be wrong.
     """
     tried = _tried(method, candidates)
+    for what, value, least in (
+        ("epochs", epochs, 0),
+        ("batch_size", batch_size, 0),
+        ("inner_dim", inner_dim, 1),
+    ):
+        if value < least:
+            raise UserError(f"{what} must be {least} or more, not {value}")
     if out is not None and Path(out).exists():
         raise UserError(f"{out} exists already; nothing was overwritten")
     given_new = open_sample(new, "new")
@@ -81,6 +91,8 @@ def fit(
     old.check_finite()
     new.check_finite()
     labels = _labels(load_array(labels, "labels"), given_new, old, new)
+    if labels is None and not _absent(classifier):
+        raise UserError("a classifier is of use with labels alone; give config.labels too")
     usable = np.flatnonzero(nonzero_rows(old.vectors) & nonzero_rows(new.vectors))
     zeros = len(new) - len(usable)
     if zeros:
@@ -103,7 +115,8 @@ def fit(
     outside_labels = None if labels is None else labels[outside]
 
     scores, maps = {}, {}
-    for name in tried:
+    for number, name in enumerate(tried, 1):
+        console.print(f"fitting {name} ({number} of {len(tried)}) on {len(inside):,} pairs")
         begin = time.monotonic()
         if name in ("procrustes", "ridge"):
             made = fit_closed_form(name, *sample, seed=seed)
@@ -131,7 +144,7 @@ def fit(
     best = max(alike, key=lambda name: scores[name]["agreement@10"])
     chosen = maps[best]
     mapped, _ = chosen.transform(probe[0].vectors[:_ANSWERS])
-    check_known_answers(mapped, probe[1].vectors[:_ANSWERS], 0.0, metric, "the sample")
+    check_known_answers(mapped, probe[1].vectors[:_ANSWERS], metric, "the sample")
     kept = np.sort(np.random.default_rng(seed + 1).permutation(count)[:_KNOWN])
     description = {
         **chosen.description,
@@ -156,6 +169,10 @@ def fit(
     if out is not None:
         found.save(out)
     return found
+
+
+def _absent(what) -> bool:
+    return what is None or (isinstance(what, str) and not what)
 
 
 def _tried(method: str, candidates: Sequence[str]) -> tuple[str, ...]:

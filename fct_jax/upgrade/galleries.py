@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fct_jax import checksums
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
+from fct_jax.ids import find_rows
 
 VERSIONS = ("translated", "new")
 TRANSLATED, NEW = 0, 1
@@ -28,12 +30,14 @@ class Gallery(abc.ABC):
       ids: (N,) integers or text.
       dim: D.
       dtype: of the stored vectors; what is read is float32.
+      exact: whether what is read is what was stored, rather than a quantised index's likeness.
       meta: what is known of the vectors' space, as in an EmbeddingSet's ``meta.json``.
       versions: (N,) uint8, places in `VERSIONS`, or None where there is no such column.
     """
 
     form: str
     dtype: np.dtype
+    exact: bool = True
     versions: np.ndarray | None = None
 
     def __init__(self, path, ids: np.ndarray, dim: int, meta: dict):
@@ -54,6 +58,14 @@ class Gallery(abc.ABC):
     @abc.abstractmethod
     def read(self, start: int, stop: int) -> np.ndarray:
         """The rows from start to stop, (stop − start, D) float32."""
+
+    def spread_rows(self, count: int) -> np.ndarray:
+        """At most so many row numbers from all over the gallery, ascending, quick to read."""
+        return np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64))
+
+    def verify(self) -> None:
+        """Its files are as they were written, as far as checksums tell. Raises UserError."""
+        checksums.check_content(self.path, self.meta)
 
     def rows(self, rows) -> np.ndarray:
         """The rows in the order asked for, (len(rows), D) float32."""
@@ -77,7 +89,7 @@ class SetGallery(Gallery):
     form = "set"
 
     def __init__(self, path, unfinished: bool = False):
-        found = EmbeddingSet.read(path, unfinished=unfinished)
+        found = EmbeddingSet.read(path, unfinished=unfinished, verify=False)
         super().__init__(path, found.ids, found.dim, found.meta)
         self.dtype, self.labels, self._mapped = found.vectors.dtype, found.labels, found.vectors
         if (self.path / "version.npy").is_file():
@@ -138,16 +150,6 @@ def rows_of(ids: np.ndarray, wanted, what: str, name: str) -> np.ndarray:
     if len(missing):
         raise UserError(f"{what}: {first_ten(missing)} not in {name}")
     return rows
-
-
-def find_rows(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The row of each wanted id, −1 where it is not there, (len(wanted),) int64."""
-    if not len(ids) or (wanted.dtype.kind == "U") != (ids.dtype.kind == "U"):
-        return np.full(len(wanted), -1)
-    order = np.argsort(ids, kind="stable")
-    place = np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)
-    rows = order[place]
-    return np.where(ids[rows] == wanted, rows, -1)
 
 
 def first_ten(ids) -> str:

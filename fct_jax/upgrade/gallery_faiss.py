@@ -9,8 +9,10 @@ import numpy as np
 
 from fct_jax.embeddings import check_ids, check_state
 from fct_jax.errors import UserError
+from fct_jax.progress import console
 from fct_jax.upgrade.galleries import Gallery
 
+_EXACT = (faiss.IndexFlat, faiss.IndexHNSWFlat, faiss.IndexNSGFlat, faiss.IndexIVFFlat)
 _METRICS = {faiss.METRIC_INNER_PRODUCT: "cosine", faiss.METRIC_L2: "l2"}
 
 
@@ -41,6 +43,12 @@ class FaissGallery(Gallery):
         if self._index.ntotal == 0:
             raise UserError(f"{path} is empty")
         self._inner, self._flat = inner, None
+        self.exact = isinstance(inner, _EXACT)
+        if not self.exact:
+            console.print(
+                f"{path}: {type(inner).__name__} holds likenesses of the vectors; what is "
+                "translated is as inexact as they are"
+            )
         if isinstance(inner, faiss.IndexFlat):
             values = faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d)
             self._flat = values.reshape(-1, inner.d)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fct_jax.embeddings import check_ids, check_state
@@ -41,15 +42,16 @@ class ParquetGallery(Gallery):
         first = int(np.argmax(np.diff(self.starts) > 0))
         kind = self._readers[first].schema_arrow.field(vector_column).type.value_type
         self.dtype = np.dtype(kind.to_pandas_dtype())
-        ids = np.concatenate([self._column(file, id_column) for file in self.files])
-        if ids.dtype.kind not in "iuU":
-            raise UserError(f"{path}: ids must be integers or text, not {ids.dtype}")
+        self.path = path
+        ids = self._ids()
         check_ids(str(path), ids)
         super().__init__(path, ids, 0, meta)
         self.dim = self.read(0, 1).shape[1]
         if VERSION_COLUMN in self._readers[0].schema_arrow.names:
-            text = np.concatenate([self._column(file, VERSION_COLUMN) for file in self.files])
-            self.versions = (text == VERSIONS[1]).astype(np.uint8)
+            new = [pc.equal(cells, VERSIONS[1]) for cells in self._cells(VERSION_COLUMN)]
+            self.versions = np.concatenate([n.to_numpy(zero_copy_only=False) for n in new]).astype(
+                np.uint8
+            )
 
     def read(self, start: int, stop: int) -> np.ndarray:
         parts, at = [], start
@@ -58,6 +60,21 @@ class ParquetGallery(Gallery):
             parts.append(block)
             at += len(block)
         return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    def spread_rows(self, count: int) -> np.ndarray:
+        """First rows of row groups: what is behind them must be decoded to be reached."""
+        self._group(0)
+        sizes = np.diff(self._group_starts)
+        starts = self._group_starts[:-1][sizes > 0]
+        few = np.unique(np.linspace(0, len(starts) - 1, min(8, len(starts))).astype(np.int64))
+        each = -(-count // len(few))
+        rows = np.concatenate(
+            [
+                np.arange(start, start + min(each, size))
+                for start, size in zip(starts[few], sizes[sizes > 0][few], strict=True)
+            ]
+        )
+        return rows[:count]
 
     def _from(self, row: int) -> np.ndarray:
         """Some rows from ``row`` on; reading forwards goes on where it stopped."""
@@ -121,18 +138,45 @@ class ParquetGallery(Gallery):
         values = values.to_numpy(zero_copy_only=False)
         return values.reshape(-1, wide).astype(np.float32, copy=False)
 
-    def _column(self, file: Path, name: str) -> np.ndarray:
-        """A column of integers or text, row group by row group."""
-        reader = self._readers[self.files.index(file)]
-        parts = []
-        for batch in reader.iter_batches(1 << 16, columns=[name], use_threads=False):
-            column = batch.column(0)
-            if column.null_count:
-                raise UserError(f"{file}: {column.null_count} rows of {name!r} are null")
-            values = column.to_numpy(zero_copy_only=False)
-            parts.append(values.astype("U") if values.dtype.kind == "O" else values)
-        empty = "U1" if pa.types.is_string(reader.schema_arrow.field(name).type) else np.int64
-        return np.concatenate(parts) if parts else np.empty(0, empty)
+    def _ids(self) -> np.ndarray:
+        """(N,) integers or text; in memory once, and a batch beside them."""
+        kinds = [reader.schema_arrow.field(self.id_column).type for reader in self._readers]
+        if all(map(pa.types.is_integer, kinds)):
+            kind = np.result_type(*(k.to_pandas_dtype() for k in kinds))
+        elif all(map(_is_text, kinds)):
+            # NumPy's text has one width, which must be known first.
+            longest = [
+                pc.max(pc.utf8_length(cells)).as_py() for cells in self._cells(self.id_column)
+            ]
+            kind = np.dtype(f"U{max(1, *longest)}")
+        else:
+            names = ", ".join(dict.fromkeys(map(str, kinds)))
+            raise UserError(
+                f"{self.path}: ids in {self.id_column!r} must be integers or text, not {names}"
+            )
+        ids, row = np.empty(int(self.starts[-1]), kind), 0
+        for cells in self._cells(self.id_column):
+            ids[row : row + len(cells)] = cells.to_numpy(zero_copy_only=False)
+            row += len(cells)
+        return ids
+
+    def _cells(self, name: str):
+        """A column batch by batch. Raises UserError for nulls."""
+        for file, reader in zip(self.files, self._readers, strict=True):
+            for batch in reader.iter_batches(1 << 16, columns=[name], use_threads=False):
+                column = batch.column(0)
+                if column.null_count:
+                    raise UserError(f"{file}: {column.null_count} rows of {name!r} are null")
+                if pa.types.is_dictionary(column.type):
+                    column = column.dictionary_decode()
+                if len(column):
+                    yield column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _opened(file: Path) -> pq.ParquetFile:

@@ -5,14 +5,13 @@ import dataclasses
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.upgrade.galleries import Gallery, find_rows, first_ten
+from fct_jax.ids import find_rows
+from fct_jax.upgrade.galleries import Gallery, first_ten
+from fct_jax.upgrade.known_answers import known_answer_score
 
 # What must agree between two sets of one space, as far as both say it.
 SPACE = ("fingerprint", "model", "prefix", "normalized", "metric")
-CHANCE_SIGMAS = 4.0  # this far above guessing, or it is guessing
 EXPECTED_SHARE = 0.75  # of the score on the pairs that the map was tested on
-UNCERTAIN_SHARE = 0.5  # where only the items that the map is least sure of can be asked for
-_ALIKE = 0.2  # by how much the best possible score must be above chance
 SAMPLE = 256  # items of a known-answer check
 _BLOCK = 1 << 15
 _AGREE = 0.9  # share of test pairs that a gallery must hold as they were
@@ -53,7 +52,8 @@ def inspect(gallery: Gallery, progress=None) -> Inspection:
 
 
 def check_vectors(gallery: Gallery, progress=None) -> Inspection:
-    """`inspect`, and a UserError with counts and the first ten ids for unusable vectors."""
+    """Checksums, and `inspect`: a UserError with counts and the first ten unusable ids."""
+    gallery.verify()
     found = inspect(gallery, progress)
     wrong = []
     if len(found.not_finite):
@@ -114,7 +114,9 @@ def check_gallery_fits(gallery: Gallery, map) -> None:
             f"{gallery.name} has dimension {gallery.dim}, but the map takes {map.dim_in}"
             + swapped * (gallery.dim == map.dim_out)
         )
-    some = gallery.rows(np.unique(np.linspace(0, len(gallery) - 1, 32).astype(np.int64)))
+    some = None
+    if gallery.exact:
+        some = gallery.rows(gallery.spread_rows(32))
     check_space(gallery.name, as_found(gallery.meta, some), old_space(map), "old")
 
 
@@ -130,7 +132,8 @@ def new_space(map) -> dict:
     """What the map knows about the new model's vectors, by the keys of ``meta.json``."""
     known = getattr(map, "known", None)
     meta = {**(getattr(map, "description", {}).get("new_meta") or {})}
-    meta |= {"fingerprint": map.new_fingerprint, "metric": map.metric}
+    # What the sample said of itself, though it may have been fitted for another metric.
+    meta = {"metric": map.metric, **meta, "fingerprint": map.new_fingerprint}
     return as_found(meta, None if known is None else known.new)
 
 
@@ -148,48 +151,6 @@ def as_found(meta: dict, vectors) -> dict:
         return dict(meta)  # a contradiction in itself, which is reported with its lengths
     kept = {k: v for k, v in meta.items() if not (unit and k == "metric")}
     return {**kept, "normalized": unit}
-
-
-def known_answer_score(translated, new, metric: str = "l2") -> float:
-    """How well items find themselves: 1 always first, 0 by chance (mean place in the middle).
-
-    translated (m, D): h(old) of m items; new (m, D): the new model's vectors of the same items,
-    which are the queries.
-    """
-    translated = np.asarray(translated, np.float64)
-    new = np.asarray(new, np.float64)
-    if metric == "cosine":
-        translated = translated / np.linalg.norm(translated, axis=1, keepdims=True)
-    # A query's own length does not change the order of its neighbours.
-    near = 2 * new @ translated.T
-    if metric != "cosine":
-        near -= (translated**2).sum(axis=1)
-    own = np.diagonal(near)[:, None]
-    # Of equally near items half are taken to come first: equal vectors are no answer.
-    place = (near > own).sum(axis=1) + ((near == own).sum(axis=1) - 1) / 2
-    return 1 - 2 * float(place.mean()) / max(len(new) - 1, 1)
-
-
-def check_known_answers(translated, new, at_least: float, metric: str, what: str) -> int:
-    """Items find themselves, better than by chance and with ``at_least`` that score.
-
-    Returns the number of answers: 0 where the items are so much alike that not even their new
-    vectors find themselves. Raises UserError.
-    """
-    chance = CHANCE_SIGMAS / np.sqrt(3 * len(new))  # deviation of a mean of uniform places
-    attainable = known_answer_score(new, new, metric)  # below 1 where items are alike
-    needed = max(chance, at_least * attainable)
-    if attainable < chance + _ALIKE:
-        return 0
-    score = known_answer_score(translated, new, metric)
-    if score < needed:
-        raise UserError(
-            f"known-answer queries fail on {what}: the new vectors of {len(new)} items find their "
-            f"own translated vectors with score {score:.2f} (1: always first, 0: by chance; "
-            f"needed {needed:.2f}): the pairing of ids and vectors is shuffled, the direction "
-            "is wrong, or another model made one of them"
-        )
-    return len(new)
 
 
 def expected_score(map, metric: str) -> float:

@@ -6,7 +6,8 @@ import numpy as np
 
 from fct_jax.embeddings import EmbeddingSet, check_paired
 from fct_jax.errors import UserError
-from fct_jax.upgrade.galleries import find_rows, open_gallery
+from fct_jax.ids import find_rows
+from fct_jax.upgrade.galleries import open_gallery
 
 FEWEST = 20  # pairs without which nothing can be learnt or judged
 
@@ -31,8 +32,11 @@ def open_sample(what, role: str) -> EmbeddingSet:
         raise UserError(f"config.{role} is empty; give an EmbeddingSet, a .npy or Parquet file")
     path = Path(what)
     if path.suffix == ".npy" and path.is_file():
-        found = EmbeddingSet.of(_load(path), _ids_beside(path))
-        return EmbeddingSet(found.vectors, found.ids, name=str(path))
+        vectors, ids = _load(path), _ids_beside(path)
+        ids = np.arange(len(vectors) if vectors.ndim else 0) if ids is None else ids
+        found = EmbeddingSet(vectors, ids, name=str(path))
+        found.check()
+        return found
     if (path / "vectors.npy").is_file():
         return EmbeddingSet.read(path)
     gallery = open_gallery(path)
@@ -43,8 +47,11 @@ def open_sample(what, role: str) -> EmbeddingSet:
 def _load(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there") from None
     except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        reason = "no .npy array of numbers or text" if "pickle" in str(error) else error
+        raise UserError(f"{path} cannot be read: {reason}") from None
 
 
 def _ids_beside(path: Path) -> np.ndarray | None:

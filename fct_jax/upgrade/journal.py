@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 from fct_jax.errors import UserError
+from fct_jax.files import sync_directory
 
 
 class Journal:
@@ -135,23 +136,3 @@ class Progress:
         del self.stops[record["to"] :]
         self.pending = self.rolling_back = None
         self.published = min(self.published, self.items)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes the names in a directory (new files, renames) survive a crash."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Replaces a small file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-    sync_directory(path.parent)

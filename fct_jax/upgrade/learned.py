@@ -16,11 +16,16 @@ from fct_jax import config as configs
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
 from fct_jax.frozen import is_run, load_model
+from fct_jax.progress import console
 from fct_jax.sharding import make_mesh
 from fct_jax.upgrade.maps import Map, map_of_run
 
 _LARGEST_BATCH = 1024
 _BATCHES = 8  # a small sample is worked through in about as many batches an epoch
+_EPOCHS = (10, 80)  # fewest, and as published
+# Floating-point operations of a training, where its length is ours to choose: about five minutes
+# on two CPU cores.
+_WORK = 3e13
 _DECAY = 1e-4  # of the linear classifier, per sample
 
 
@@ -32,7 +37,7 @@ def fit_learned(
     classifier=None,
     *,
     inner_dim: int = 2048,
-    epochs: int = 80,
+    epochs: int = 0,
     batch_size: int = 0,
     seed: int = 0,
 ) -> Map:
@@ -48,9 +53,12 @@ def fit_learned(
       labels: (N,) integers; FastFill then also classifies what it maps.
       classifier: of the new model: (C, dn) array, ``.npy`` or run; None: a linear one is
         fitted on the new vectors.
-      inner_dim, epochs, seed: of the training.
+      inner_dim, seed: of the training.
+      epochs: 0: as of `affordable_epochs`.
       batch_size: 0: 1,024, or an eighth of a smaller sample.
     """
+    epochs = epochs or affordable_epochs(len(new), old.dim, new.dim, inner_dim)
+    console.print(f"{kind}: {epochs} epochs of {len(new):,} pairs")
     scale = float(np.sqrt(np.mean(np.square(np.asarray(new.vectors, np.float64))))) or 1.0
     config = configs.transformation()
     config.model.name = kind
@@ -76,6 +84,17 @@ def fit_learned(
             config[role] = str(folder / role)
         _train(config, folder / "run")
         return map_of_run(folder / "run", scale)
+
+
+def affordable_epochs(count: int, do: int, dn: int, inner_dim: int) -> int:
+    """80 as published; fewer, but 10 at least, where a large sample would take long.
+
+    A sample passes each weight three times, with a multiplication and an addition.
+    """
+    branches = 2 * (do * 2 * do + 2 * do * 2 * dn)
+    weights = branches + 4 * dn * inner_dim + inner_dim**2 + inner_dim * dn
+    fewest, most = _EPOCHS
+    return int(np.clip(_WORK / (6 * count * weights), fewest, most))
 
 
 def _batch_size(count: int) -> int:

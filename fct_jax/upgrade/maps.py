@@ -22,8 +22,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from fct_jax.embeddings import new_directory
 from fct_jax.errors import UserError
+from fct_jax.files import new_directory
 from fct_jax.frozen import Transformer, is_run, load_model, pipelined, row_blocks, write_model
 from fct_jax.upgrade.export import write_numpy
 

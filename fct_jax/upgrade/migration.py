@@ -25,9 +25,10 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
+from fct_jax.files import write_synced
 from fct_jax.progress import Bar
 from fct_jax.upgrade.galleries import NEW, TRANSLATED, Gallery
-from fct_jax.upgrade.journal import Journal, Progress, write_synced
+from fct_jax.upgrade.journal import Journal, Progress
 from fct_jax.upgrade.plan import Plan, digest_of
 from fct_jax.upgrade.stores import Target
 
@@ -208,9 +209,7 @@ class Migration:
 
     def _identity(self) -> dict:
         """What must be the same when work goes on."""
-        count = len(self.source)
-        sample = np.unique(np.linspace(0, count - 1, min(count, 64)).astype(np.int64))
-        values = np.ascontiguousarray(self.source.rows(sample))
+        values = np.ascontiguousarray(self.source.rows(self.source.spread_rows(64)))
         return {
             "gallery_ids": digest_of(self.source.ids),
             "gallery_sample": f"{zlib.crc32(values.tobytes()):08x}",

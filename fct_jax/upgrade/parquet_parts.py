@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fct_jax.files import sync_directory
 from fct_jax.upgrade.galleries import VERSIONS
 from fct_jax.upgrade.gallery_parquet import VERSION_COLUMN, ParquetGallery
-from fct_jax.upgrade.journal import sync_directory
 from fct_jax.upgrade.stores import Rows
 
 _ROWS = 1 << 16  # of a row group

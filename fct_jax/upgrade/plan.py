@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from fct_jax import config as configs
-from fct_jax.embeddings import new_directory
 from fct_jax.errors import UserError, unknown
+from fct_jax.files import new_directory
+from fct_jax.ids import find_rows
 from fct_jax.progress import Bar, console
 from fct_jax.upgrade.budget import Forecast, check_budget, cut, forecast
-from fct_jax.upgrade.galleries import Gallery, find_rows, first_ten, open_gallery
+from fct_jax.upgrade.galleries import Gallery, first_ten, open_gallery
 from fct_jax.upgrade.guards import (
     as_found,
     check_gallery_fits,
@@ -25,9 +26,10 @@ from fct_jax.upgrade.guards import (
 )
 from fct_jax.upgrade.maps import Map, load_map
 from fct_jax.upgrade.probe import Probe
+from fct_jax.upgrade.serving import WAYS
+from fct_jax.upgrade.verdict import ORDERS
 
-ORDERS = ("uncertainty", "random")
-SHARED = ("probe", "batch_size", "seed", "id_column", "vector_column")
+SHARED = ("probe", "serve", "batch_size", "seed", "id_column", "vector_column")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ def plan(map, gallery, workdir, **settings) -> Plan:
       gallery: path of the old gallery, as of `open_gallery`.
       workdir: the upgrade's directory.
       settings: order, traffic, budget_items, budget_money, target_quality, items_per_second,
-        cost_per_1000, probe, batch_size, seed, id_column, vector_column, as in
+        cost_per_1000, probe, serve, batch_size, seed, id_column, vector_column, as in
         ``fct_jax.config.upgrade``.
 
     Raises:
@@ -79,6 +81,8 @@ def check_settings(config) -> None:
     """Of the plan, before anything long is begun. Raises UserError."""
     if config.plan.order not in ORDERS:
         raise unknown("order of re-embedding", config.plan.order, ORDERS)
+    if config.serve not in WAYS:
+        raise unknown("way of serving", config.serve, WAYS)
     if config.batch_size < 1:
         raise UserError(f"config.batch_size must be 1 or more, not {config.batch_size}")
     check_budget(config.plan)
@@ -99,14 +103,25 @@ def _checked_plan(config, workdir, gallery: Gallery, map) -> Plan:
 def make_plan(config, workdir, gallery: Gallery, map, probe: Probe | None) -> Plan:
     """`plan` of a gallery that was checked."""
     weights = _traffic(config.plan.traffic, gallery) if config.plan.traffic else None
-    if config.plan.order == "uncertainty" and not map.has_uncertainty and weights is None:
+    if config.plan.order != "random" and not map.has_uncertainty and weights is None:
         raise UserError(
             f"the map ({map.method}) gives no uncertainty to order by; "
             "take config.plan.order=random, or give config.plan.traffic"
         )
-    uncertainty, translated = _uncertainties(gallery, map, probe, config.batch_size)
+    rows = None if probe is None else probe.rows(gallery)
+    uncertainty = _uncertainties(gallery, map, config.batch_size)
     order = ranked(config.plan.order, uncertainty, weights, config.seed)
-    found = forecast(order, uncertainty, map.has_uncertainty, weights, probe, gallery, translated)
+    found = forecast(
+        order,
+        uncertainty,
+        map.has_uncertainty,
+        weights,
+        probe,
+        rows,
+        map,
+        config.serve,
+        gallery,
+    )
     items, reason = cut(found, len(order), config.plan)
     rows = order[:items]
     made = Plan(
@@ -118,6 +133,7 @@ def make_plan(config, workdir, gallery: Gallery, map, probe: Probe | None) -> Pl
             "gallery_ids": digest_of(gallery.ids),
             "map": map.fingerprint,
             "order": config.plan.order,
+            "serve": config.serve,
             "traffic": config.plan.traffic or None,
             "items": items,
             "cut": reason,
@@ -204,10 +220,13 @@ def ranked(order: str, uncertainty: np.ndarray, weights, seed: int) -> np.ndarra
 
     "uncertainty": descending expected squared error exp(``uncertainty``) (FastFill, ICLR 2023,
     section 4), times the traffic ``weights`` (N,) where given. Equal rows keep their order, and
-    items without traffic come last, the most uncertain first.
+    items without traffic come last, the most uncertain first. "certainty": ascending, and the
+    reciprocal times the traffic, for galleries that are served by both models.
     """
     if order == "random":
         return np.random.default_rng(seed).permutation(len(uncertainty))
+    if order == "certainty":
+        uncertainty = -uncertainty
     if weights is None:
         return np.argsort(-uncertainty, kind="stable")
     with np.errstate(divide="ignore"):
@@ -227,14 +246,11 @@ def digest_of(array: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def _uncertainties(gallery: Gallery, map, probe: Probe | None, batch_size: int):
-    """(log-variance of every row, translated vectors of the probe's items or None)."""
-    translated = None
-    if probe is not None:
-        translated, _ = map.transform(gallery.rows(probe.rows(gallery)))
+def _uncertainties(gallery: Gallery, map, batch_size: int) -> np.ndarray:
+    """Log-variance of every row, (N,)."""
     uncertainty = np.zeros(len(gallery), np.float32)
     if not map.has_uncertainty:
-        return uncertainty, translated
+        return uncertainty
     row = 0
     with Bar("uncertainty", len(gallery), "vectors") as bar:
         for ids, vectors in gallery.blocks(16 * batch_size):
@@ -245,7 +261,7 @@ def _uncertainties(gallery: Gallery, map, probe: Probe | None, batch_size: int):
     if np.isnan(uncertainty).any():
         missing = first_ten(gallery.ids[np.isnan(uncertainty)])
         raise UserError(f"the map gives no uncertainty (NaN) for {missing}")
-    return uncertainty, translated
+    return uncertainty
 
 
 def _traffic(path, gallery: Gallery) -> np.ndarray:
@@ -283,7 +299,7 @@ def _show(made: Plan, found: Forecast) -> None:
     if found.error_left[0] is not None:
         columns["error left"] = [f"{error:.3f}" for error in found.error_left]
     if found.quality is not None:
-        columns[found.measure] = [f"{quality:.3f}" for quality in found.quality]
+        columns[f"{found.measure} ({found.way})"] = [f"{quality:.3f}" for quality in found.quality]
     if price:
         columns["cost"] = [f"{items * price / 1000:,.2f}" for items in found.items]
     if rate:

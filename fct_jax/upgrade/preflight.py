@@ -6,10 +6,12 @@ from fct_jax.errors import UserError
 from fct_jax.progress import Bar
 from fct_jax.upgrade import guards
 from fct_jax.upgrade.galleries import Gallery
+from fct_jax.upgrade.known_answers import check_known_answers
 from fct_jax.upgrade.probe import Probe
 from fct_jax.upgrade.reembed import NewVectors
 
 _ENOUGH = 8  # known answers
+_MOST = 0.5  # of a gallery: its items are then like any
 
 
 def check_before(
@@ -53,8 +55,9 @@ def check_new_vectors(gallery: Gallery, map, new: NewVectors) -> int:
     vectors = guards.check_batch(ids, new(ids), map.dim_out, new.meta, new.name)
     guards.check_space(new.name, guards.as_found(new.meta, vectors), guards.new_space(map), "new")
     # A set that has only the planned items has those that the map is least sure of.
-    share = guards.EXPECTED_SHARE if has.mean() > 0.5 else guards.UNCERTAIN_SHARE
-    at_least = share * guards.expected_score(map, map.metric)
+    at_least = 0.0
+    if has.mean() > _MOST:
+        at_least = guards.EXPECTED_SHARE * guards.expected_score(map, map.metric)
     return _ask(gallery.rows(rows), vectors, map, at_least, new.name)
 
 
@@ -68,7 +71,7 @@ def _ask(old, new, map, at_least: float, what: str) -> int:
             "so it is in the new model's space"
         )
     translated, _ = map.transform(old)
-    return guards.check_known_answers(translated, new, at_least, map.metric, what)
+    return check_known_answers(translated, new, map.metric, what, at_least)
 
 
 def _some(rows: np.ndarray) -> np.ndarray:

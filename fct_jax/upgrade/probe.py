@@ -2,6 +2,7 @@
 
     PROBE/new/           EmbeddingSet: some items of the gallery, embedded by the new model
     PROBE/query/         EmbeddingSet: queries, embedded by the new model
+    PROBE/query_old/     EmbeddingSet: the same queries by the old model, for dual and fused
     PROBE/relevant.npy   (Q,) the id of the item that each query is after; optional
 
 Quality is the mean reciprocal rank of the relevant item where ``relevant.npy`` is there; else
@@ -14,15 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from fct_jax.embeddings import EmbeddingSet
+from fct_jax.embeddings import EmbeddingSet, check_paired
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.evaluate.metrics import retrieval_metrics
+from fct_jax.upgrade import relevance
+from fct_jax.upgrade.calibration import calibrate
 from fct_jax.upgrade.galleries import rows_of
+from fct_jax.upgrade.serving import search
+from fct_jax.upgrade.spaces import Space
 
 _NEIGHBOURS = 10
 _QUERIES = 1000  # at most: enough for two digits
 _BLOCK = 128  # queries compared together
+_DEPTH = 1000  # results of a query that are judged, of dual and fused
 
 
 class Probe:
@@ -33,6 +39,7 @@ class Probe:
       ids: (m,) of its items, all of which are in the gallery.
       new: (m, D) float32: the items by the new model.
       query: (Q, D) float32: at most 1,000 of the queries.
+      query_old: (Q, Do) float32: the same by the old model, or None.
     """
 
     def __init__(self, folder, metric: str):
@@ -52,6 +59,12 @@ class Probe:
         if len(kept) > _QUERIES:
             kept = np.sort(np.random.default_rng(0).choice(len(kept), _QUERIES, replace=False))
         self.query = np.asarray(queries.vectors[kept], np.float32)
+        self.query_old = None
+        if (folder / "query_old" / "vectors.npy").is_file():
+            asked = EmbeddingSet.read(folder / "query_old")
+            asked.check_finite()
+            check_paired(asked, queries)
+            self.query_old = np.asarray(asked.vectors[kept], np.float32)
         self._labels = self._relevant = None
         if (folder / "relevant.npy").is_file():
             self.measure = "mrr"
@@ -73,8 +86,39 @@ class Probe:
         """The gallery's row of each item. Raises UserError for items that it does not have."""
         return rows_of(gallery.ids, self.ids, f"items of the probe {self.name}", gallery.name)
 
+    def served(self, way: str, old: np.ndarray, new, migrated, old_metric: str) -> float:
+        """Quality of serving the items "dual" or "fused".
+
+        Args:
+          old: (m, Do) the items by the old model.
+          new: (m, D) by the new model; those not migrated are not looked at.
+          migrated: (m,) bool, which are re-embedded.
+          old_metric: "l2" or "cosine", of the old space.
+
+        The calibration is of the probe's items, which both models have embedded.
+        Raises UserError where there are no queries by the old model.
+        """
+        if self.query_old is None or self.query_old.shape[1] != old.shape[1]:
+            raise UserError(
+                f"config.serve={way} asks both models: config.probe={self.name} needs query_old, "
+                f"the queries by the old model, of dimension {old.shape[1]}"
+            )
+        made = calibrate(old, self.new, metric=self.metric, old_metric=old_metric)
+        depth = min(len(old), _DEPTH)
+        _, rows = search(way, self.query_old, self.query, old, new, migrated, depth, made)
+        name = self.measure.replace("agreement", "recall")
+        return float(relevance.per_query(rows, self._judged())[name].mean())
+
+    def _judged(self) -> relevance.Relevance:
+        if self._relevant is not None:
+            asked, gains = np.arange(len(self.query)), np.ones(len(self.query))
+            return relevance.by_pairs(asked, self._relevant, gains, len(asked), len(self.ids))
+        if self._labels is not None:
+            return relevance.by_labels(*self._labels)
+        return relevance.by_agreement(self.query, self.new, Space.of(self.new, self.metric))
+
     def quality(self, vectors: np.ndarray) -> float:
-        """Of searching the items, whose vectors (m, D) in the new space are given."""
+        """Of searching the items as one space, whose vectors (m, D) are given: "translated"."""
         vectors = np.asarray(vectors, np.float32)
         if self._relevant is not None:
             return self._mean_reciprocal_rank(vectors)

@@ -8,7 +8,8 @@ import numpy as np
 
 from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
-from fct_jax.upgrade.galleries import find_rows, first_ten
+from fct_jax.ids import Finder
+from fct_jax.upgrade.galleries import first_ten
 
 
 class NewVectors:
@@ -17,12 +18,11 @@ class NewVectors:
     Attributes:
       name: for messages.
       meta: what is known about them, as in ``meta.json``; {} for a function.
-      paid: whether vectors are computed when they are asked for.
     """
 
-    def __init__(self, name: str, function, meta: dict, known_ids: np.ndarray | None = None):
-        self.name, self.meta, self._function, self._known_ids = name, meta, function, known_ids
-        self.paid = known_ids is None
+    def __init__(self, name: str, function, meta: dict, find: Finder | None = None):
+        """``find``: which ids there are vectors for; None: any."""
+        self.name, self.meta, self._function, self._find = name, meta, function, find
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """Vectors (n, D) of the ids. Raises UserError where the function fails."""
@@ -38,9 +38,7 @@ class NewVectors:
 
     def has(self, ids: np.ndarray) -> np.ndarray:
         """For which ids there can be a vector, (n,) bool."""
-        if self._known_ids is None:
-            return np.ones(len(ids), bool)
-        return find_rows(self._known_ids, ids) >= 0
+        return np.ones(len(ids), bool) if self._find is None else self._find(ids) >= 0
 
     def check_covers(self, ids: np.ndarray) -> None:
         """There are vectors for all ids. Raises UserError with the first that have none."""
@@ -62,7 +60,7 @@ def open_reembed(where) -> NewVectors:
     module, colon, name = str(where).rpartition(":")
     if not colon:
         raise UserError(
-            f"config.reembed={where} is no EmbeddingSet (vectors.npy is missing) "
+            f"config.apply.reembed={where} is no EmbeddingSet (vectors.npy is missing) "
             "and no module:function"
         )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -70,20 +68,19 @@ def open_reembed(where) -> NewVectors:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"config.reembed={where} cannot be imported: {error}") from None
+        raise UserError(f"config.apply.reembed={where} cannot be imported: {error}") from None
     if not callable(function):
-        raise UserError(f"config.reembed={where} is not a function")
+        raise UserError(f"config.apply.reembed={where} is not a function")
     return NewVectors(str(where), function, {})
 
 
 def _of_set(found: EmbeddingSet) -> NewVectors:
-    order = np.argsort(found.ids, kind="stable")
+    find = Finder(found.ids)
 
     def vectors(ids: np.ndarray) -> np.ndarray:
-        place = np.minimum(np.searchsorted(found.ids, ids, sorter=order), len(order) - 1)
-        rows = order[place]
-        if (found.ids[rows] != ids).any():
-            raise UserError(f"{found.name} has no {first_ten(ids[found.ids[rows] != ids])}")
+        rows = find(ids)
+        if (rows < 0).any():
+            raise UserError(f"{found.name} has no {first_ten(ids[rows < 0])}")
         return np.asarray(found.vectors[rows], np.float32)
 
-    return NewVectors(found.name, vectors, found.meta, found.ids)
+    return NewVectors(found.name, vectors, found.meta, find)

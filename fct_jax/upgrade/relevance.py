@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.upgrade.galleries import find_rows
+from fct_jax.ids import find_rows
 from fct_jax.upgrade.spaces import Space, top
 
 METRICS = ("cmc@1", "cmc@5", "recall@10", "ndcg@10", "mrr", "map")

@@ -9,6 +9,8 @@ from fct_jax.evaluate.distances import check_metric
 
 BLOCK = 1 << 16  # gallery rows read together
 _FLOOR = 1e-12
+_NEIGHBOURS = 5  # of an item in the crowd
+_SAME = 1e-5  # relative difference of scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,20 +19,45 @@ class Space:
 
     metric: "cosine": the score is the cosine; "l2": q·g − |g|²/2, which orders as the distance.
     centre (D,): for "l2", subtracted from both sides, so that float32 keeps its digits.
+    damping: share of an item's crowding (mean score of its five nearest of the crowd) that is
+      taken off its score, so that items which are near to everything do not come first
+      everywhere. It is one more column of what an index stores. Source: Conneau et al., "Word
+      translation without parallel data", ICLR 2018 (CSLS).
+    crowd (M, E): plain prepared items, where there is damping.
     """
 
     metric: str
     centre: np.ndarray
+    damping: float = 0.0
+    crowd: np.ndarray | None = None
 
     @classmethod
     def of(cls, sample, metric: str) -> "Space":
-        """The space of a sample of vectors (N, D)."""
+        """The space of a sample of vectors (N, D), without damping."""
         check_metric(metric)
         mean = np.asarray(sample[:BLOCK], np.float64).mean(axis=0)
         return cls(metric, mean.astype(np.float32) if metric == "l2" else 0 * mean)
 
+    def damped(self, damping: float, crowd: np.ndarray) -> "Space":
+        """The same with a damping by a crowd of vectors (M, D)."""
+        if not damping:
+            return dataclasses.replace(self, damping=0.0, crowd=None)
+        return dataclasses.replace(self, damping=damping, crowd=self._plain_items(crowd))
+
     def items(self, vectors) -> np.ndarray:
-        """(N, D) → (N, D) or (N, D + 1) float32, as an inner-product index stores them."""
+        """(N, D) → (N, E) float32, as an inner-product index stores them."""
+        plain = self._plain_items(vectors)
+        if not self.damping:
+            return plain
+        column = -self.damping * crowding(self, vectors)
+        return np.concatenate([plain, column[:, None].astype(np.float32)], axis=1)
+
+    def queries(self, vectors) -> np.ndarray:
+        """(Q, D) → (Q, E) float32, whose inner product with an item is the score."""
+        plain = self._plain_queries(vectors)
+        return np.pad(plain, ((0, 0), (0, 1)), constant_values=1) if self.damping else plain
+
+    def _plain_items(self, vectors) -> np.ndarray:
         rows = np.asarray(vectors, np.float32)
         if self.metric == "cosine":
             return _unit(rows)
@@ -38,12 +65,30 @@ class Space:
         half = np.einsum("nd,nd->n", rows, rows, dtype=np.float64) / 2
         return np.concatenate([rows, -half[:, None].astype(np.float32)], axis=1)
 
-    def queries(self, vectors) -> np.ndarray:
-        """(Q, D) → (Q, D) or (Q, D + 1) float32, whose inner product with an item is the score."""
+    def _plain_queries(self, vectors) -> np.ndarray:
         rows = np.asarray(vectors, np.float32)
         if self.metric == "cosine":
             return _unit(rows)
         return np.concatenate([rows - self.centre, np.ones((len(rows), 1), np.float32)], axis=1)
+
+
+def crowding(space: Space, vectors) -> np.ndarray:
+    """Mean score of each vector (N, D) with its five nearest of the space's crowd, (N,).
+
+    The score of two items: their cosine, or minus half their squared distance.
+    """
+    asked, itself = space._plain_queries(vectors), space._plain_items(vectors)
+    near, _ = faiss.knn(asked, space.crowd, _NEIGHBOURS + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    near = without_own(near, np.einsum("ne,ne->n", asked, itself)).mean(axis=1)
+    return near + itself[:, -1] if space.metric == "l2" else near
+
+
+def without_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Scores (Q, k), descending, without the one that is the query's own (Q,), or the last one."""
+    same = np.abs(scores - own[:, None]) <= _SAME * np.maximum(np.abs(own[:, None]), 1e-6)
+    drop = np.where(same.any(axis=1), same.argmax(axis=1), scores.shape[1] - 1)
+    kept = np.arange(scores.shape[1]) != drop[:, None]
+    return scores[kept].reshape(len(scores), -1)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

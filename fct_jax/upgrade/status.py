@@ -8,7 +8,7 @@ import numpy as np
 from fct_jax import config as configs
 from fct_jax.errors import UserError
 from fct_jax.upgrade.budget import Forecast
-from fct_jax.upgrade.galleries import open_gallery
+from fct_jax.upgrade.galleries import VERSIONS, open_gallery
 from fct_jax.upgrade.journal import Journal, Progress
 from fct_jax.upgrade.probe import Probe
 
@@ -31,14 +31,14 @@ def status(workdir, *, probe="", id_column: str = "id", vector_column: str = "ve
 
     Args:
       workdir: the upgrade's directory.
-      probe: probe set, or "" for no measurement.
+      probe: probe set, or "" for no measurement; of the way of serving that the plan names.
       id_column, vector_column: of Parquet files.
 
     Returns:
       state ("not begun", "translating", "translated", "migrating", "rolling back", "finished"),
       count, translated (rows), planned, reembedded (items), share, batches, rate (items/s, of
-      rows while translating), seconds_left, and, with a probe, measure, measured and forecast
-      quality; None where unknown.
+      rows while translating), seconds_left, and, with a probe, way, measure, measured and
+      forecast quality; None where unknown.
     """
     workdir = Path(workdir)
     if not workdir.is_dir():
@@ -61,6 +61,7 @@ def status(workdir, *, probe="", id_column: str = "id", vector_column: str = "ve
         "batches": len(done.stops),
         "rate": rate,
         "seconds_left": left,
+        "way": plan.get("serve", "translated"),
         "measure": None,
         "measured": None,
         "forecast": None,
@@ -76,12 +77,22 @@ def status(workdir, *, probe="", id_column: str = "id", vector_column: str = "ve
             unfinished=True,
         )
         asked = Probe(probe, gallery.meta["metric"])
-        found["measured"] = asked.quality(gallery.rows(asked.rows(gallery)))
+        found["measured"] = _measured(asked, gallery, plan, found["way"], id_column, vector_column)
         if found["measure"] not in (None, asked.measure):
             found["forecast"] = None  # made with another probe set
         found["measure"] = asked.measure
     _show(workdir, found)
     return found
+
+
+def _measured(asked: Probe, gallery, plan: dict, way: str, *columns: str) -> float:
+    rows = asked.rows(gallery)
+    if way == "translated":
+        return asked.quality(gallery.rows(rows))
+    source = open_gallery(plan["gallery"], id_column=columns[0], vector_column=columns[1])
+    migrated = gallery.versions[rows] == VERSIONS.index("new")
+    metric = source.meta.get("metric", asked.metric)
+    return asked.served(way, source.rows(rows), gallery.rows(rows), migrated, metric)
 
 
 def _state(done: Progress, planned: int | None) -> str:
@@ -126,4 +137,4 @@ def _show(workdir: Path, found: dict) -> None:
         f"{name} {found[name]:.4f}" for name in ("measured", "forecast") if found[name] is not None
     ]
     if shown:
-        print(f"  {found['measure']}: {', '.join(shown)}")
+        print(f"  {found['measure']} ({found['way']}): {', '.join(shown)}")

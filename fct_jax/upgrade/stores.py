@@ -16,8 +16,8 @@ import numpy as np
 
 from fct_jax.embeddings import FORMAT_VERSION
 from fct_jax.errors import UserError
+from fct_jax.files import sync_directory, sync_files, write_synced
 from fct_jax.upgrade.galleries import TRANSLATED, VERSIONS, Gallery
-from fct_jax.upgrade.journal import sync_directory, write_synced
 
 
 class Rows:
@@ -115,7 +115,7 @@ class Target:
                 np.save(self.partial / "labels.npy", source.labels)
         np.save(self._version_file(), np.full(count, TRANSLATED, np.uint8))
         for folder in {self.partial, self._store()}:
-            _sync_files(folder)
+            sync_files(folder)
         sync_directory(self.workdir)
 
     def open(self, dim: int) -> None:
@@ -173,10 +173,3 @@ def _npy_rows(path: Path) -> Rows:
     found = np.load(path, mmap_mode="r", allow_pickle=False)
     dim = found.shape[1] if found.ndim == 2 else 1
     return Rows(path, found.offset, dim, found.dtype)
-
-
-def _sync_files(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    sync_directory(folder)

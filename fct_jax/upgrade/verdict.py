@@ -7,7 +7,7 @@ import numpy as np
 # Where two paths cannot be told apart, the one that asks less of the service is taken: translated
 # needs the new model alone for a query, dual both models, fused also both vectors of an item.
 SIMPLEST = ("translated", "dual", "fused")
-ORDERS = ("uncertainty", "random")
+ORDERS = ("uncertainty", "random", "certainty")
 _ENOUGH = 0.95  # of the gain that a path reaches
 
 
@@ -104,7 +104,11 @@ def _advice(way: str, order: str, share: float, gain) -> str:
         "dual": "query old vectors with the old model and re-embedded ones with the new model",
         "fused": "keep the old vectors and score re-embedded items by both models",
     }[way]
-    by = "by descending uncertainty" if order == "uncertainty" else "in random order"
+    by = {
+        "uncertainty": "by descending uncertainty",
+        "random": "in random order",
+        "certainty": "by ascending uncertainty",
+    }[order]
     if share == 0:
         return f"Upgrade ({way}): {how}. No item need be re-embedded ({_said(gain)})."
     return f"Upgrade ({way}): {how}; re-embed {100 * share:.0f} % {by} ({_said(gain)})."

@@ -1,0 +1,157 @@
+"""Checksums of an EmbeddingSet's files: of the vectors shard by shard, of the others whole.
+
+They are CRC-32, as of ``zlib.crc32``, written as eight hexadecimal digits: of the rows' bytes as
+they lie in the file, and of a whole file's. They tell damage, not forgery.
+"""
+
+import os
+import tokenize
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+
+SHARD_SIZE = 65_536  # rows
+UNREADABLE = (ValueError, OSError, EOFError, tokenize.TokenError)  # of NumPy, for a damaged file
+_BYTES = 1 << 22  # read together
+_ON_PURPOSE = "if it was changed on purpose, remove {key!r} from meta.json"
+
+
+def update(checksum: int, array: np.ndarray) -> int:
+    """The checksum continued over an array's bytes; it starts with 0."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), checksum)
+
+
+def text(checksum: int) -> str:
+    """As it is written in files."""
+    return f"{checksum:08x}"
+
+
+def of_part(path: Path, start: int, stop: int) -> str:
+    """Checksum of a file's bytes from start to stop; read, not mapped, so memory stays small."""
+    checksum, buffer = 0, memoryview(bytearray(min(_BYTES, max(stop - start, 1))))
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < stop:
+            read = file.readinto(buffer[: stop - start])
+            if not read:
+                break
+            checksum = zlib.crc32(buffer[:read], checksum)
+            start += read
+    return text(checksum)
+
+
+def of_file(path: Path) -> str:
+    """Checksum of a whole file."""
+    return of_part(path, 0, path.stat().st_size)
+
+
+def of_rows(path: Path, offset: int, width: int, spans: Iterable[tuple[int, int]]) -> list[str]:
+    """Checksum of each span of rows (start, count) of a file, several at once.
+
+    Args:
+      path: the file.
+      offset: bytes before row 0.
+      width: bytes of a row.
+      spans: rows start to start + count.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # zlib and reading leave the lock to others
+        return list(
+            pool.map(
+                lambda span: of_part(
+                    path, offset + span[0] * width, offset + (span[0] + span[1]) * width
+                ),
+                spans,
+            )
+        )
+
+
+def shards_of(path: Path, shard_size: int = SHARD_SIZE) -> list[dict]:
+    """The entry ``shards`` of ``meta.json`` for a ``vectors.npy`` that is whole."""
+    count, offset, width = _layout(path)
+    spans = [(a, min(shard_size, count - a)) for a in range(0, count, shard_size)]
+    sums = of_rows(path, offset, width, spans)
+    return [
+        {"start": start, "count": rows, "checksum": checksum}
+        for (start, rows), checksum in zip(spans, sums, strict=True)
+    ]
+
+
+def check_whole(folder: Path, meta: dict) -> None:
+    """Every file is there at its full length, and every row in a shard. Raises UserError."""
+    try:
+        _check_whole(folder, meta.get("shards"), meta.get("checksums", {}), meta.get("count"))
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(
+            f"{folder}/meta.json is damaged: 'shards' or 'checksums' cannot be read"
+        ) from None
+
+
+def _check_whole(folder: Path, shards: list | None, files: dict, expected: int | None) -> None:
+    for name in files.keys():  # noqa: SIM118 – only an object of JSON has them
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing, but meta.json lists it")
+    if shards is None:
+        return
+    path = folder / "vectors.npy"
+    count, offset, width = _layout(path)
+    if expected not in (None, count):
+        raise UserError(f"{folder} is incomplete: {count} rows of {expected}")
+    at = 0
+    for shard in [*shards, {"start": count, "count": 0}]:
+        if shard["start"] != at:
+            first, last = sorted((at, shard["start"]))
+            raise UserError(f"{folder}/meta.json has no shard, or two, of rows {first}–{last - 1}")
+        at += shard["count"]
+    there = (path.stat().st_size - offset) // width
+    if there < count:
+        raise UserError(f"{path} is cut off: {_shard_with(shards, there)} is not whole")
+
+
+def check_content(folder: Path, meta: dict) -> None:
+    """Every file has its checksum. Raises UserError with the file, and the rows of the shard."""
+    for name, expected in meta.get("checksums", {}).items():
+        if of_file(folder / name) != expected:
+            raise UserError(
+                f"{folder / name} is damaged: its checksum is not that of meta.json "
+                f"({_ON_PURPOSE.format(key='checksums')})"
+            )
+    shards, path = meta.get("shards"), folder / "vectors.npy"
+    if not shards:
+        return
+    _, offset, width = _layout(path)
+    sums = of_rows(path, offset, width, [(s["start"], s["count"]) for s in shards])
+    for shard, found in zip(shards, sums, strict=True):
+        if found != shard.get("checksum"):
+            raise UserError(
+                f"{path} is damaged in {_shard_with(shards, shard['start'])}: their checksum is "
+                f"not that of meta.json ({_ON_PURPOSE.format(key='shards')})"
+            )
+
+
+def _shard_with(shards: list[dict], row: int) -> str:
+    for number, shard in enumerate(shards):
+        if row < shard["start"] + shard["count"]:
+            return f"shard {number} (rows {shard['start']}–{shard['start'] + shard['count'] - 1})"
+    return f"row {row}"
+
+
+def _layout(path: Path) -> tuple[int, int, int]:
+    """(rows, bytes before row 0, bytes of a row) of an .npy file, by its header."""
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                version, np.lib.format.read_array_header_2_0
+            )
+            shape, by_columns, dtype = read(file)
+            offset = file.tell()
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if by_columns or len(shape) != 2:
+        raise UserError(f"{path} does not hold rows: shape {shape}, by columns: {by_columns}")
+    return shape[0], offset, shape[1] * dtype.itemsize

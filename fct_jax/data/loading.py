@@ -1,0 +1,139 @@
+"""The images of one batch: read, cropped and stacked, in the reading threads and workers."""
+
+import numpy as np
+
+from fct_jax.data.images import UnreadableImage
+from fct_jax.data.order import Rows
+from fct_jax.data.preprocessing import Preprocessing
+from fct_jax.data.sources import Source
+from fct_jax.errors import UserError
+
+
+class Reader:
+    """Reads single images and makes them ready for a batch.
+
+    Args:
+      source, preprocessing, seed, crops, crop_area: as of ``pipeline.batches``.
+      random: whether crop and flip are drawn at random.
+    """
+
+    def __init__(
+        self, source: Source, preprocessing: Preprocessing, *, seed, crops, crop_area, random
+    ):
+        self.source, self.seed = source, seed
+        self._preprocessing = preprocessing
+        self._crops, self._crop_area = crops, crop_area
+        self.random_crop = random and preprocessing.train_crop == "random_resized"
+        # image_size may read the header of every file, so it is asked for only if it matters.
+        free = self.random_crop or preprocessing.resize is not None
+        size = None if free else source.image_size
+        self._on_host = preprocessing.needs_host(size, random_crop=self.random_crop)
+
+    def __call__(self, index: int, epoch: int | None, flip: bool | None = None) -> dict:
+        """One example; raises UnreadableImage.
+
+        Args:
+          index: of the image.
+          epoch: what its crop and flip are drawn for; None: neither.
+          flip: instead of drawing it.
+        """
+        example = self.source[index]
+        rng, drawn = None, False
+        if epoch is not None:
+            rng = np.random.default_rng([self.seed, epoch, index])
+            drawn = bool(rng.random() < 0.5)
+        flip = (drawn if flip is None else flip) and self._preprocessing.flip
+        image = self._cropped(example["image"], rng) if self._on_host else example["image"]
+        return {"image": image, "label": example["label"], "index": index, "flip": flip}
+
+    def _cropped(self, image: np.ndarray, rng) -> np.ndarray:
+        if not self.random_crop:
+            return self._preprocessing.on_host(image)
+        crops = [
+            self._preprocessing.on_host(image, rng, self._crop_area)
+            for _ in range(self._crops or 1)
+        ]
+        return np.stack(crops) if self._crops else crops[0]
+
+
+class TrainingBatch:
+    """step -> batch. An unreadable image is replaced by another of its class, so that a step's
+    batch is full and depends on nothing that was read before.
+
+    Args:
+      read: reads one image.
+      rows: which images.
+      numbers: of the rows in the batch of all processes.
+      steps_per_epoch: of the order.
+      skip: whether to replace unreadable images, or to raise.
+    """
+
+    def __init__(self, read: Reader, rows: Rows, numbers, steps_per_epoch: int, skip: bool):
+        self._read, self._rows, self._numbers = read, rows, numbers
+        self._steps_per_epoch, self._skip = steps_per_epoch, skip
+
+    def __call__(self, step: int) -> dict:
+        epoch, place = divmod(int(step), self._steps_per_epoch)
+        examples, errors = [], []
+        for number, index in zip(self._numbers, self._rows(int(step)), strict=True):
+            try:
+                example = self._read(int(index), epoch)
+            except UnreadableImage as error:
+                if not self._skip:
+                    raise
+                errors.append(str(error))
+                example = self._instead_of(int(index), epoch, (place, int(number)), errors)
+            examples.append(example)
+        return {"batch": _stack(examples), "errors": errors}
+
+    def _instead_of(self, index: int, epoch: int, place: tuple[int, int], errors: list) -> dict:
+        """Of the same class if possible; drawn for the place, not for the process that reads it."""
+        rng = np.random.default_rng([self._read.seed, epoch, *place])
+        source = self._read.source
+        alike = np.flatnonzero(source.labels == source.labels[index])
+        for candidates in (alike, np.arange(len(source))):
+            for other in rng.permutation(candidates):
+                if other != index:
+                    try:
+                        return self._read(int(other), epoch)
+                    except UnreadableImage as error:
+                        errors.append(str(error))
+        raise UserError(f"{source.name}: not one image could be read")
+
+
+class PassBatch:
+    """step -> batch of a plain pass; unreadable images are missing from it, if not an error.
+
+    Args:
+      read: reads one image.
+      indices: (N,) of the images of this shard.
+      batch_size: of the batches.
+      view: number of the augmented view; None: none.
+      skip: whether to leave out unreadable images, or to raise.
+    """
+
+    def __init__(self, read: Reader, indices: np.ndarray, batch_size: int, view, skip: bool):
+        self._read, self._indices, self._batch_size = read, indices, batch_size
+        self._view, self._skip = view, skip
+        # Without crops there are two views, each taken exactly.
+        self._flip = None if view is None or read.random_crop else view % 2 == 1
+
+    def __call__(self, step: int) -> dict:
+        begin = int(step) * self._batch_size
+        examples, errors = [], []
+        for index in self._indices[begin : begin + self._batch_size]:
+            try:
+                examples.append(self._read(int(index), self._view, self._flip))
+            except UnreadableImage as error:
+                if not self._skip:
+                    raise
+                errors.append(str(error))
+        return {"batch": _stack(examples), "errors": errors}
+
+
+def _stack(examples: list[dict]) -> dict:
+    columns = {"label": np.int32, "index": np.int64, "flip": bool}
+    batch = {name: np.array([e[name] for e in examples], kind) for name, kind in columns.items()}
+    if examples:
+        batch["image"] = np.stack([example["image"] for example in examples])
+    return batch

@@ -1,0 +1,62 @@
+"""Batches made in parallel: by threads of this process, or by Grain's worker processes."""
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+
+import grain
+from absl import flags
+
+from fct_jax.errors import UserError
+
+
+class DeadWorker(UserError):
+    """A worker process ended without being asked to; the text says which and how."""
+
+
+def in_parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
+    """The elements of ``dataset``, in order, made by ``workers`` processes; 0: by threads."""
+    if not workers:
+        threads = max(2, min(8, os.cpu_count() or 1))
+        return dataset.to_iter_dataset(grain.ReadOptions(threads, threads + 1))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain hands its flags to the workers; ours come from configs
+    return dataset.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+        worker_init_fn=_begin,
+    )
+
+
+def dead_worker(error: RuntimeError, taken: int, workers: int) -> DeadWorker | None:
+    """The error for what Grain raises when a worker is gone; None: it was something else.
+
+    Args:
+      error: of Grain.
+      taken: elements taken since the workers began; they take turns.
+      workers: how many there are.
+    """
+    if "terminated unexpectedly" not in str(error):
+        return None
+    code = re.search(r"exit code (-?\d+)", str(error))
+    how = f"exit code {code[1]}" if code else "exit code unknown"
+    if code and int(code[1]) < 0:
+        how = f"killed by {signal.Signals(-int(code[1])).name}"
+    return DeadWorker(f"data worker {taken % workers} of {workers} died ({how})")
+
+
+def _begin(index: int, count: int) -> None:
+    """Runs first in every worker."""
+    del index, count
+    # What asks a whole group of processes to end (Ctrl-C, a scheduler) means the training, which
+    # saves first and then stops its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose training was killed must not stay behind with its memory."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,144 @@
+"""Writing so that a kill at any moment leaves what was there before, or what is meant to be."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from fct_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path):
+    """A full or broken disk is no error of the program: raises UserError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{path}: {reason}; once that is mended, the same command goes on"
+        ) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory (new files, renames) survive a crash."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_files(folder: Path) -> None:
+    """Makes all files of a directory, and their names, survive a crash."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(folder)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Replaces a small file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+    sync_directory(path.parent)
+
+
+class Lock:
+    """One run at a time makes ``path``: a lock file beside it, which dies with its process.
+
+    The processes of one run share it: the first takes it alone, and then shares it with the rest.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._what = path.with_name(f".{path.name}.lock"), path
+        self._file = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this process has it."""
+        return self._file is not None
+
+    def take(self) -> None:
+        """Raises UserError where another run has it, or any process of a run that is left over."""
+        while True:
+            self._lock(fcntl.LOCK_EX)
+            # Its last owner may have removed the name since it was opened.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
+                    return
+            self.close()
+
+    def share(self) -> None:
+        """Raises UserError where a process has it that does not share it."""
+        self._lock(fcntl.LOCK_SH)
+
+    def _lock(self, kind: int) -> None:
+        if self._file is None:
+            self._file = self.path.open("a")
+        try:
+            fcntl.flock(self._file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise UserError(
+                f"another run is making {self._what} just now; wait for it, or choose another name"
+            ) from None
+        except OSError:
+            pass  # a file system without locks, which cannot refuse a second run
+
+    def close(self) -> None:
+        """Gives it back; others of the run may have it still."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Gives it back at the end of the run, with its file."""
+        if self._file is not None:
+            self.path.unlink(missing_ok=True)
+            self.close()
+
+
+class new_directory:
+    """Context: a temporary folder that takes its final name only if all went well.
+
+    What a killed run left of it is thrown away by the next one. Raises UserError where the final
+    name is taken, or where another run is making it.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.partial = self.path.with_name(f".{self.path.name}.new")
+        self._lock = Lock(self.path)
+
+    def __enter__(self) -> Path:
+        self._check_free()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock.take()
+        try:
+            self._check_free()  # again: a run that had the lock may just have ended
+            if self.partial.exists():
+                shutil.rmtree(self.partial)
+            self.partial.mkdir()
+        except BaseException:
+            self._lock.remove()
+            raise
+        return self.partial
+
+    def _check_free(self) -> None:
+        if self.path.exists():
+            raise UserError(f"{self.path} exists already; nothing was overwritten")
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            if kind is None:
+                self.partial.rename(self.path)
+            else:
+                shutil.rmtree(self.partial)
+        finally:
+            self._lock.remove()

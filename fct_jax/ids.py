@@ -1,0 +1,66 @@
+"""Ids of items, integers or text: repeated ones, and the row of each; millions in little memory.
+
+Text is compared by 64-bit numbers first, and as text only where these agree: sorting millions of
+strings takes long, and NumPy holds four bytes a character.
+"""
+
+import numpy as np
+
+_BLOCK = 1 << 17
+
+
+def text_keys(ids: np.ndarray) -> np.ndarray:
+    """(N,) uint64: a number for each text, the same for equal texts of arrays of any width."""
+    width = ids.dtype.itemsize // 4
+    factors = np.random.default_rng(2023).integers(0, 2**63, max(width, 1), np.uint64) * 2 + 1
+    keys = np.empty(len(ids), np.uint64)
+    for start in range(0, len(ids), _BLOCK):
+        part = np.ascontiguousarray(ids[start : start + _BLOCK])
+        codes = part.view(np.uint32).reshape(len(part), width)
+        # Squares keep texts apart that only swap what they differ by.
+        mixed = (codes.astype(np.uint64) + factors[:width]) ** 2
+        keys[start : start + _BLOCK] = ((mixed - factors[:width] ** 2) * factors[:width]).sum(1)
+    return keys
+
+
+def repeated(ids: np.ndarray) -> np.ndarray:
+    """The ids that occur more than once, ascending, each once."""
+    if ids.dtype.kind == "U":
+        keys = text_keys(ids)
+        order = np.argsort(keys, kind="stable")
+        same = np.flatnonzero(np.diff(keys[order]) == 0)
+        ids = ids[np.unique(np.concatenate([order[same], order[same + 1]]))]
+    ids = np.sort(ids)
+    return np.unique(ids[1:][ids[1:] == ids[:-1]])
+
+
+class Finder:
+    """The row of each of some ids, sorted once and asked for as often as needed."""
+
+    def __init__(self, ids: np.ndarray):
+        """ids (N,): each once."""
+        self._ids, self._text = ids, ids.dtype.kind == "U"
+        self._keys = text_keys if self._text else np.asarray
+        self._sorted = self._keys(ids)
+        self._order = np.argsort(self._sorted, kind="stable")
+        if self._text and (np.diff(self._sorted[self._order]) == 0).any():
+            # Two texts of one number: compared as text, then.
+            self._keys, self._sorted = np.asarray, ids
+            self._order = np.argsort(ids, kind="stable")
+
+    def __call__(self, wanted: np.ndarray) -> np.ndarray:
+        """Rows (len(wanted),) int64, −1 where an id is not there; integers and text never match."""
+        if not len(self._ids) or (wanted.dtype.kind == "U") != self._text:
+            return np.full(len(wanted), -1)
+        rows = np.empty(len(wanted), np.int64)
+        for start in range(0, len(wanted), _BLOCK):
+            part = wanted[start : start + _BLOCK]
+            place = np.searchsorted(self._sorted, self._keys(part), sorter=self._order)
+            found = self._order[np.minimum(place, len(self._ids) - 1)]
+            rows[start : start + _BLOCK] = np.where(self._ids[found] == part, found, -1)
+        return rows
+
+
+def find_rows(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """`Finder` for a single question."""
+    return Finder(ids)(wanted)

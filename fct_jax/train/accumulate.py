@@ -1,0 +1,42 @@
+"""Gradients of a batch from micro-batches, one after the other.
+
+For a loss that is a mean over samples the mean of the micro-batches' gradients is the gradient of
+the whole batch. What looks across a batch (BatchNorm, contrasts between samples, means over
+chosen samples) sees a micro-batch; running statistics pass from one to the next.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+
+class MicroBatches(NamedTuple):
+    """How a batch is taken apart.
+
+    Attributes:
+      count: of the micro-batches; ``count * group`` divides the batch.
+      group: neighbours that stay together, in one micro-batch.
+    """
+
+    count: int = 1
+    group: int = 1
+
+    def part(self, batch, i):
+        """Micro-batch ``i`` of a pytree of arrays (B, …): every ``count``-th group.
+
+        In this order each device takes from the samples that it has.
+        """
+
+        def take(array):
+            rest = array.shape[1:]
+            groups = array.reshape(-1, self.count, self.group, *rest)
+            return jax.lax.dynamic_index_in_dim(groups, i, 1, keepdims=False).reshape(-1, *rest)
+
+        return batch if self.count == 1 else jax.tree.map(take, batch)
+
+    def key(self, key: jax.Array, i) -> jax.Array:
+        """The key of micro-batch ``i``; that of the batch where there is but one."""
+        return key if self.count == 1 else jax.random.fold_in(key, i)
+
+
+WHOLE = MicroBatches()

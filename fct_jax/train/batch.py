@@ -1,0 +1,85 @@
+"""Batch size and learning rate, worked out once from what the config states."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from fct_jax.errors import UserError
+from fct_jax.train.accumulate import MicroBatches
+
+
+def resolved(config: ConfigDict, mesh) -> ConfigDict:
+    """A copy of the config that states the global batch and the learning rate outright.
+
+    ``batch_size`` becomes the global batch, ``optimizer.lr`` the rate for that batch;
+    ``per_device_batch_size`` and ``optimizer.lr_reference_batch``, which they were worked out
+    from, become 0. A run saves this copy: going on with other devices is no change of the config
+    as long as batch and rate stay.
+
+    Args:
+      config: of a training task.
+      mesh: the devices; those along "model" share a batch.
+
+    Raises:
+      UserError: sizes that are no positive integers, a batch that does not divide over devices
+        and micro-batches (with the nearest that does), or two batch sizes that disagree.
+
+    Source of the scaling: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.1.
+    """
+    parts, steps = mesh.shape["data"], config.accumulate_steps
+    for key, least in (("accumulate_steps", 1), ("batch_size", 0), ("per_device_batch_size", 0)):
+        _check_count(f"config.{key}", config[key], least)
+    _check_count("config.optimizer.lr_reference_batch", config.optimizer.lr_reference_batch, 0)
+
+    group = micro_batches(config).group
+    unit = math.lcm(parts * steps, steps * group if steps > 1 else 1)
+    batch_size = config.batch_size
+    if config.per_device_batch_size:
+        product = config.per_device_batch_size * parts * steps
+        if batch_size not in (0, product):
+            raise UserError(
+                f"config.batch_size={batch_size} is not {config.per_device_batch_size} for each of "
+                f"{parts} devices, accumulated {steps} times; "
+                f"nearest: config.batch_size={product}, or 0 to follow config.per_device_batch_size"
+            )
+        batch_size = product
+    if batch_size < 1 or batch_size % unit:
+        nearest = max(round(batch_size / unit), 1) * unit
+        over = [f"over {parts} devices"] if parts > 1 or steps == 1 else []
+        over += [f"into config.accumulate_steps={steps} micro-batches"] if steps > 1 else []
+        over += [f"of whole identities of {group} images"] if steps > 1 and group > 1 else []
+        raise UserError(
+            f"config.batch_size={batch_size} does not divide {' '.join(over)}; nearest: {nearest}"
+        )
+
+    config = config.copy_and_resolve_references()
+    config.batch_size, config.per_device_batch_size = batch_size, 0
+    if reference := config.optimizer.lr_reference_batch:
+        config.optimizer.lr = config.optimizer.lr * batch_size / reference
+        config.optimizer.lr_reference_batch = 0
+    return config
+
+
+def micro_batches(config: ConfigDict) -> MicroBatches:
+    """As the step takes them: where the sampler draws identities, they stay whole."""
+    sampler = config.get("sampler")
+    whole = sampler is not None and sampler.name == "identities"
+    return MicroBatches(config.accumulate_steps, sampler.images if whole else 1)
+
+
+def summary(config: ConfigDict, mesh) -> str:
+    """One line for the log; ``config`` as of :func:`resolved`."""
+    parts, model, steps = mesh.shape["data"], mesh.shape["model"], config.accumulate_steps
+    devices = f"{parts} device{'s' if parts > 1 else ''}"
+    if model > 1:
+        devices = f"{parts} group{'s' if parts > 1 else ''} of {model} devices"
+    text = f"batch {config.batch_size:,} = {devices} × {config.batch_size // (parts * steps):,}"
+    if steps > 1:
+        seen = config.batch_size // steps
+        text += f" × {steps} accumulated (BatchNorm and losses between samples see {seen:,})"
+    return f"{text}; lr {config.optimizer.lr:.4g}"
+
+
+def _check_count(key: str, value, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{key} must be an integer from {least} on, not {value!r}")

@@ -1,0 +1,53 @@
+"""The validation split in batches that all devices share, of which each process reads its rows."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fct_jax import data, sharding
+from fct_jax.train.feeds import rows_of_process
+
+NOTHING = -1  # label of a row that fills up a batch
+
+
+def validation_batches(
+    source, preprocessing, config: ConfigDict, mesh
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Yields (images uint8 (B, h, w, 3), labels int32 (B,)), once through the source.
+
+    All batches are full: rows behind the end, and of unreadable images that are skipped, have
+    the label ``NOTHING``.
+
+    Args:
+      source: of ``data.open_source``.
+      preprocessing: its way to the model.
+      config: with ``batch_size`` and ``data``.
+      mesh: the devices.
+    """
+    size, count = config.batch_size, len(source)
+    rows = rows_of_process(size, mesh)
+    places = np.arange(-(-count // size))[:, None] * size + rows
+    wanted = np.minimum(places, count - 1)  # every process reads full batches, as many as others
+    batches = data.batches(
+        source,
+        preprocessing,
+        batch_size=len(rows),
+        train=False,
+        seed=0,
+        workers=config.data.workers,
+        on_error=config.data.on_error,
+        indices=wanted.ravel(),
+    )
+    shape = (*preprocessing.shape, 3)
+    for place, positions, found in zip(places, wanted, batches, strict=True):
+        readable = np.isin(positions, found["index"])
+        if readable.any():
+            shape = found["image"].shape[1:]
+        images = np.zeros((len(rows), *shape), np.uint8)
+        labels = np.full(len(rows), NOTHING, np.int32)
+        if readable.any():
+            images[readable], labels[readable] = found["image"], found["label"]
+        labels[place >= count] = NOTHING
+        yield tuple(sharding.put_rows(array, rows, size, mesh) for array in (images, labels))

@@ -1,0 +1,153 @@
+"""FCT and FastFill with and without side information, over several seeds.
+
+  python tools/benchmark_side.py --seeds 3                       # the digits, minutes on a CPU
+  python tools/benchmark_side.py --data cifar100 --data_dir DIR  # likewise imagenet
+
+For every seed it trains the old and the new model, a SimCLR model on the old classes, and each
+transformation twice: alone and with SimCLR's embeddings as side information. It prints the means
+and writes them to WORKDIR/report. What was trained before is not trained again.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
+
+from fct_jax.errors import UserError, unknown
+
+DATA = ("digits", "cifar100", "imagenet")
+METHODS = {"FCT": "fct", "FastFill": "fastfill"}  # row: part of the config's name
+WITH = " with side information"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str):
+        """Raise instead of printing the usage."""
+        raise UserError(f"{message} (see --help)")
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="benchmark_side.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", default="digits", help=f"{', '.join(DATA)} (default digits)")
+    parser.add_argument("--data_dir", default="", help="config.data.dir of the data set")
+    parser.add_argument("--workdir", type=Path, help="default runs/DATA_side")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings to average (default 1)")
+    return parser
+
+
+def read_config(data: str, kind: str):
+    """``get_config()`` of ``configs/DATA_KIND.py``."""
+    return importlib.import_module(f"configs.{data}_{kind}").get_config()
+
+
+def train_and_evaluate(data: str, data_dir: str, seed: int, folder: Path) -> dict:
+    """{row: metrics} of one seed; the runs and their report are kept in ``folder``."""
+    from fct_jax.evaluate.command import evaluate
+    from fct_jax.train.loop import train
+
+    def config_of(kind: str):
+        config = read_config(data, kind)
+        config.seed = seed
+        config.data.dir = data_dir or config.data.dir
+        return config
+
+    old, new, side = (str(folder / name) for name in ("old", "new", "simclr"))
+    runs = [("old", "backbone_old", {}), ("new", "backbone_new", {}), ("simclr", "simclr", {})]
+    for kind in METHODS.values():
+        runs.append((kind, kind, {"old": old, "new": new}))
+        runs.append((f"{kind}_side", kind, {"old": old, "new": new, "side": side}))
+    for number, (name, kind, changes) in enumerate(runs, 1):
+        print(f"\nseed {seed}, {number}/{len(runs)}: {name}", flush=True)
+        config = config_of(kind)
+        config.update(changes)
+        train(config, folder / name)
+    found = folder / "report" / "results.json"
+    if not found.is_file():
+        config = config_of("evaluate")
+        config.update({"old": old, "new": new, "side": side})
+        config.transformed = ",".join(
+            f"{row}{more}={folder / (kind + ending)}"
+            for row, kind in METHODS.items()
+            for more, ending in (("", ""), (WITH, "_side"))
+        )
+        evaluate(config, folder / "report")
+    return json.loads(found.read_text())["retrieval"]
+
+
+def mean_rows(seeds: list[dict]) -> dict:
+    """{row: mean metrics} of several seeds."""
+    return {
+        row: {name: float(np.mean([rows[row][name] for rows in seeds])) for name in values}
+        for row, values in seeds[0].items()
+    }
+
+
+def verdicts(seeds: list[dict]) -> list[str]:
+    """One line for each method: mAP without and with side information, and how often it helps."""
+    lines = []
+    for method in METHODS:
+        pairs = [[rows[f"{method}{more} new/old"]["map"] for more in ("", WITH)] for rows in seeds]
+        without, with_side = 100 * np.mean(pairs, axis=0)
+        higher = sum(with_side > without for without, with_side in pairs)
+        lines.append(
+            f"{method}: mAP {without:.1f} without side information, {with_side:.1f} with it; "
+            f"higher in {higher} of {len(pairs)} seeds"
+        )
+    return lines
+
+
+def run(arguments: list[str]) -> list[dict]:
+    """The benchmark; returns {row: metrics} of each seed."""
+    flags = parser().parse_args(arguments)
+    if flags.data not in DATA:
+        raise unknown("data set", flags.data, DATA)
+    if flags.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, not {flags.seeds}")
+    workdir = flags.workdir or Path("runs") / f"{flags.data}_side"
+    if (workdir / "report").exists():
+        raise UserError(f"{workdir / 'report'} exists already; nothing was overwritten")
+
+    from fct_jax.embeddings import new_directory
+    from fct_jax.evaluate.report import Report
+
+    seeds = [
+        train_and_evaluate(flags.data, flags.data_dir, seed, workdir / f"seed{seed}")
+        for seed in range(flags.seeds)
+    ]
+    shown = read_config(flags.data, "evaluate")
+    report = Report(shown.metric, tuple(shown.ks), shown.map_at, mean_rows(seeds))
+    lines = verdicts(seeds)
+    with new_directory(workdir / "report") as folder:
+        text = report.markdown() + "\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+        (folder / "table.md").write_text(text)
+        found = {"mean": report.rows, "seeds": seeds}
+        (folder / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+    report.show()
+    print("\n".join(lines))
+    print(f"results.json and table.md are in {workdir / 'report'}")
+    return seeds
+
+
+def main() -> int:
+    """The command; returns the exit status."""
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

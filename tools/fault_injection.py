@@ -1,0 +1,292 @@
+"""Kill small runs again and again; what they leave must be what an undisturbed run leaves.
+
+    python tools/fault_injection.py --kills 20 --seed 0
+    python tools/fault_injection.py --kills 6 --seed 1 --task advbct,embed
+
+Every round runs one command, kills it (SIGKILL) at several moments, starting it again each time,
+lets it end, and compares weights, metrics and embeddings bit by bit. Moments are drawn over the
+whole duration, and aimed: at a step, at the write of a checkpoint, at the export, at a shard of
+embeddings. Ends with 1 if anything differs, hangs or fails. Takes about a minute a round on two
+free cores.
+"""
+
+import argparse
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
+
+from tools.fault_cases import CASES
+from tools.fault_compare import differences, last_step
+
+DEFAULT = "backbone,embed,fct,stream,lce,transform,advbct"
+_LIMIT = 600  # seconds that one process may take
+_POLL = 0.0005
+
+
+class Moment(NamedTuple):
+    """When to kill.
+
+    Attributes:
+      kind: "time", "step", or what a file that appears means: "checkpoint", "export", …
+      value: seconds after the start, or the step; for files the seconds after they appear.
+      pattern: of the file, from the directory of the runs; "" where none is waited for.
+    """
+
+    kind: str
+    value: float
+    pattern: str = ""
+
+
+class Kill(NamedTuple):
+    """What came of a moment. ``hit``: the process was still there to be killed."""
+
+    moment: Moment
+    hit: bool
+    where: str
+
+
+def started(module: str, arguments: list[str], home: Path) -> subprocess.Popen:
+    """The command, running in ``home``; its output goes to ``home/output``."""
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(home.parent / "compiled"), **os.environ}
+    with (home / "output").open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=home,
+            env={**environment, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+class Runner:
+    """Runs the cases below one folder, which also keeps what others need.
+
+    Args:
+      folder: to work in.
+      start: starts a command, as `started` does.
+      say: called with what happens.
+    """
+
+    def __init__(self, folder: Path, start=started, say=print):
+        self._folder, self._start_command, self._say = folder, start, say
+        self._references: dict[str, Path] = {}
+        self._seconds: dict[str, float] = {}
+
+    def reference(self, name: str) -> Path:
+        """The directory of an undisturbed run, and of what that needs."""
+        if name not in self._references:
+            home = self._home(name, "reference")
+            self._references[name] = home
+            self._finish(name, home)
+            self._say(f"{name}: undisturbed in {self._seconds[name]:.1f} s")
+        return self._references[name]
+
+    def seconds(self, name: str) -> float:
+        """What the fastest run took that was not killed."""
+        return self._seconds[name]
+
+    def round(self, name: str, number: int, moments: list[Moment]) -> tuple[list[Kill], list[str]]:
+        """Kills a run at every one of the moments; what happened, and what differs in the end.
+
+        Raises:
+          RuntimeError: a run that fails or hangs.
+        """
+        reference = self.reference(name)
+        home = self._home(name, f"round-{number}")
+        kills = []
+        for moment in moments:
+            process, start = self._start(name, home), time.monotonic()
+            hit = _killed(process, home / name, moment)
+            kills.append(Kill(moment, hit, _where(home, name)))
+            self._say(f"{name}: {kills[-1].where}")
+            if not hit:
+                self._check_ended(name, home, process, time.monotonic() - start)
+                break
+        else:
+            self._finish(name, home)
+        found = differences(reference, home, name)
+        if not found:
+            shutil.rmtree(home)
+        return kills, found
+
+    def _home(self, name: str, kind: str) -> Path:
+        home = self._folder / f"{name}-{kind}"
+        home.mkdir()
+        for needed in CASES[name].needs:
+            shutil.copytree(self.reference(needed) / needed, home / needed)
+        return home
+
+    def _start(self, name: str, home: Path):
+        case = CASES[name]
+        return self._start_command(f"fct_jax.{case.module}", case.arguments(name), home)
+
+    def _finish(self, name: str, home: Path) -> None:
+        process, start = self._start(name, home), time.monotonic()
+        while process.poll() is None and time.monotonic() - start < _LIMIT:
+            time.sleep(0.02)
+        self._check_ended(name, home, process, time.monotonic() - start)
+
+    def _check_ended(self, name: str, home: Path, process, seconds: float) -> None:
+        if process.poll() is None:
+            process.kill()
+            raise RuntimeError(f"{name} hung for {_LIMIT} s in {home}")
+        said = (home / "output").read_text()
+        # Embedding does not touch what is there: it was killed after its last word.
+        if process.returncode and "exists already; nothing was overwritten" not in said:
+            raise RuntimeError(f"{name} ended with {process.returncode} in {home}:\n{said[-3000:]}")
+        self._seconds[name] = min(seconds, self._seconds.get(name, seconds))
+
+
+def draw(name: str, seconds: float, steps: int, count: int, rng) -> list[Moment]:
+    """Moments for one round, in an order in which a run comes to them."""
+    if CASES[name].module == "embed":
+        shard = f".{name}.partial/shards/{rng.integers(0, 8):05d}.json"
+        aimed = [
+            Moment("embedding", rng.uniform(0, 0.02), f".{name}.partial"),
+            Moment("embedding", rng.uniform(0, 0.005), shard),
+            Moment("end", rng.uniform(0, 0.01), f".{name}.partial/set/ids.npy"),
+            Moment("end", rng.uniform(0, 0.01), f"{name}/vectors.npy"),
+        ]
+    else:
+        aimed = [
+            Moment("step", int(rng.integers(0, steps))),
+            Moment("checkpoint", rng.uniform(0, 0.05), f"{name}/checkpoints/*tmp*"),
+            Moment("step", int(rng.integers(steps // 2, steps))),
+            Moment("export", rng.uniform(0, 0.003), f"{name}/.model.new"),
+            Moment("end", rng.uniform(0, 0.002), f"{name}/model"),
+        ]
+    chosen = sorted(rng.permutation(len(aimed))[: max(count - 1, 1)])
+    # Most of the time: an undisturbed run may have compiled what later ones find in the cache.
+    free = [Moment("time", rng.uniform(0, 0.7 * seconds))] if count > len(chosen) else []
+    return free + [aimed[i] for i in chosen]
+
+
+def _killed(process, workdir: Path, moment: Moment) -> bool:
+    """Waits for the moment and kills; False if the process ended before."""
+    home, start, began = workdir.parent, time.monotonic(), time.time()
+    known = _files(home, moment.pattern)
+    while process.poll() is None:
+        elapsed = time.monotonic() - start
+        if elapsed > _LIMIT:
+            return False
+        if moment.kind == "time":
+            due = elapsed >= moment.value
+        elif moment.kind == "step":
+            due = last_step(workdir, since=began) >= moment.value
+        else:
+            due = bool(_files(home, moment.pattern) - known)
+            if due:
+                time.sleep(moment.value)
+        if due:
+            process.kill()
+            break
+        time.sleep(_POLL)
+    process.wait(timeout=60)
+    return process.returncode < 0
+
+
+def _files(home: Path, pattern: str) -> set:
+    """Paths that match, with what tells a new file from an old one of the same name."""
+    found = set()
+    for path in home.glob(pattern) if pattern else ():
+        try:
+            found.add((path, path.stat().st_ino))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _where(home: Path, name: str) -> str:
+    """What a killed run was doing, by what it left."""
+    workdir, partial = home / name, home / f".{name}.partial"
+    if CASES[name].module == "embed":
+        if workdir.exists():
+            return "set complete"
+        if partial.is_dir():
+            return f"embedding, {len(list(partial.glob('shards/*.json')))} shards done"
+        return "before the first shard"
+    if (workdir / "model").is_dir():
+        return "model exported"
+    if (workdir / ".model.new").is_dir():
+        return "exporting the model"
+    if temporary := list(workdir.glob("checkpoints/*tmp*")):
+        return f"writing checkpoint {temporary[0].name.split('.')[0]}"
+    saved = [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
+    step = last_step(workdir)
+    if step < 0 and not saved:
+        return "before the first logged step"
+    return f"after step {step}, checkpoint {max(saved, default='none')}"
+
+
+def inject(names: list[str], kills: int, seed: int, folder: Path) -> tuple[Table, bool]:
+    """The rounds: a table of all kills, and whether everything was equal.
+
+    Args:
+      names: of ``CASES``, taken in turn.
+      kills: how many, over all rounds.
+      seed: of the moments.
+      folder: to work in.
+    """
+    rng = np.random.default_rng(seed)
+    runner, sound, done = Runner(folder), True, 0
+    columns = ("round", "run", "moment", "hit", "start", "equal")
+    table = Table(*columns, title=f"{kills} kills, seed {seed}")
+    for number, name in enumerate(itertools.cycle(names)):
+        if done >= kills:
+            return table, sound
+        try:
+            steps = max(last_step(runner.reference(name) / name), 2)
+            moments = draw(name, runner.seconds(name), steps, min(4, kills - done), rng)
+            found, differ = runner.round(name, number, moments)
+        except RuntimeError as error:
+            print(error)
+            table.add_row(str(number), name, "", "", "", "failed")
+            return table, False
+        for line in differ:
+            print(f"{name}: {line}")
+        sound = sound and not differ
+        for start, kill in enumerate(found, start=1):
+            done += kill.hit
+            kind, value, _ = kill.moment
+            moment = f"{kind} {value}" if kind == "step" else f"{kind} + {value:.3f} s"
+            hit = kill.where if kill.hit else "ended before"
+            equal = "no" if differ else "yes"
+            table.add_row(str(number), name, moment, hit, str(start), equal)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--task", default=DEFAULT, help=f"comma-separated, of: {', '.join(CASES)}")
+    parser.add_argument("--folder", type=Path, help="where to work, kept; default: a temporary one")
+    arguments = parser.parse_args()
+    names = arguments.task.split(",")
+    for name in names:
+        if name not in CASES:
+            parser.error(f"unknown task {name!r}; known: {', '.join(CASES)}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.folder or Path(temporary)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        table, sound = inject(names, arguments.kills, arguments.seed, folder)
+    Console(width=110).print(table)
+    sys.exit(not sound)
+
+
+if __name__ == "__main__":
+    main()
