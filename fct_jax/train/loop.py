@@ -190,9 +190,10 @@ def _epochs(config, task, run, state: State, records: _Records, termination) -> 
             return
         metrics = task.evaluate(state.variables)
         best.offer(step, metrics, state)
-        log.write(step, {f"validation/{name}": value for name, value in metrics.items()})
+        if metrics:
+            log.write(step, {f"validation/{name}": value for name, value in metrics.items()})
         said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        processes.say(f"epoch {epoch}/{config.epochs}: {said}")
+        processes.say(f"epoch {epoch}/{config.epochs}: {said or 'no validation'}")
 
     termination.begin()
     # A run that was killed between the save and the evaluation of an epoch makes up for it.
