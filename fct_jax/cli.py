@@ -127,6 +127,9 @@ def _one_line(error: Exception, argv: list[str]) -> str:
             flag = argument.split("=")[0]
             if flag.startswith("--config.") and (found := _unknown_key(flag, config)):
                 return found
+    missing = re.match(r"flag --(\w+)=None: ", str(error))
+    if missing:
+        return f"--{missing[1]} is missing; --help says what it is"
     return " ".join(str(error).split()).strip('"')
 
 

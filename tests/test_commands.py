@@ -41,6 +41,7 @@ def test_help_shows_an_example_and_the_flags(module):
          "unknown config key --config.epoch; did you mean 'epochs'?"),
         (["--config", CONFIG, "--workdir", "{}", "--config.epochs=many"], "many"),
         (["--config", CONFIG, "--workdir", "{}", "extra"], "'extra' is not a flag"),
+        (["--config", CONFIG], "--workdir is missing"),
         (["--config", CONFIG, "--workdir", "{}", "--config.data.name=digit"],
          "unknown data set 'digit'; did you mean 'digits'?"),
         (["--config", CONFIG, "--workdir", "{}", "--config.data.name=folder",

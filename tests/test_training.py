@@ -13,6 +13,7 @@ import tiny_runs
 from safetensors.numpy import load_file
 
 from fct_jax.errors import UserError
+from fct_jax.files import Lock
 from fct_jax.train.loop import train
 
 
@@ -172,3 +173,12 @@ def test_bfloat16_trains_close_to_float32(finished, tmp_path):
         if name in one:
             assert one[name] == pytest.approx(other[name], rel=0.1)
     assert {value.dtype for value in weights(tmp_path / "run").values()} == {np.dtype("float32")}
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path):
+    lock = Lock(tmp_path / "run")
+    lock.take()
+    with pytest.raises(UserError, match="another run is making .*run just now"):
+        train(tiny_runs.backbone(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    lock.remove()

@@ -375,7 +375,7 @@ def test_commands_lead_from_files_to_a_report(text, tmp_path, capsys):
     config.assess.query_old = str(tmp_path / "query_old.npy")
     config.assess.query_new = str(tmp_path / "query_new.npy")
     config.assess.judged = str(tmp_path / "query_relevant.npy")
-    config.assess.shares = (0.5,)
+    config.assess.shares, config.assess.ways = (0.5,), "translated,dual"
     made = assess_command(config, tmp_path / "report")
     said = capsys.readouterr().out
     assert "procrustes" in said and "ridge" in said

@@ -20,6 +20,7 @@ With several processes all of this is called by each of them, but for ``finish``
 operations of this module, which are the writer's.
 """
 
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from fct_jax import config as configs
 from fct_jax import processes, sharding
 from fct_jax.embed.partial import wait_for
 from fct_jax.errors import unknown
+from fct_jax.files import Lock
 from fct_jax.frozen import read_description, write_model
 from fct_jax.progress import Bar
 from fct_jax.train import batch
@@ -89,10 +91,18 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
     if fingerprint := processes.from_writer(finished, "finished"):
         processes.say(f"{workdir} is finished: model {fingerprint}")
         return
-    with Termination(mesh) as termination:
+    lock = Lock(workdir)
+
+    def begin() -> None:
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        lock.take()
+        claim()
+
+    with Termination(mesh) as termination, contextlib.ExitStack() as at_end:
+        at_end.callback(lock.remove)
         task = with_padded_classes(TASKS[config.task](config, mesh), mesh)
         check_rule(config.keep_best, config.export, task.metrics)
-        processes.from_writer(claim, "claim the work directory")
+        processes.from_writer(begin, "claim the work directory")
         wait_for(workdir / "config.json")
         processes.say(batch.summary(config, mesh))
         state = _trained(config, task, workdir, mesh, termination)
