@@ -82,6 +82,7 @@ def digits_transformation(config: ConfigDict) -> ConfigDict:
     config.epochs = 40
     config.optimizer.schedule.warmup_epochs = 2
     config.evaluate_every_epochs = 10
+    config.checkpoint_every_steps = 100  # an epoch takes less time than a checkpoint
     return config
 
 

@@ -331,7 +331,9 @@ def test_old_runs_that_do_not_fit(refused, finished, runs, tmp_path):
 
     # As many classes, but not the same.
     found = EmbeddingSet.read(own.parent)
-    np.save(own.parent / "labels.npy", (np.asarray(found.labels) + 1) % 3)
-    refused(f"id {found.ids[0]} has label 1 in", old=old, statistics=own)
+    meta = {key: found.meta[key] for key in ("fingerprint", "data", "split")}
+    others = EmbeddingSet.of(found.vectors, found.ids, (found.labels + 1) % 3, meta=meta)
+    statistics = shutil.copy(own, others.write(tmp_path / "others"))
+    refused(f"id {found.ids[0]} has label 1 in", old=old, statistics=statistics)
     message = f"in {OLD_LIST} and"
     refused(message, method="bct", old=old, **{"data.list": "data/gldv2/train.txt"})

@@ -131,6 +131,8 @@ class Compatible(Backbone):
     def _augmented(self, images, key):
         """What person re-identification does to normalised images, where it is asked for."""
         options = self._config.reid
+        if not (options.pad or options.erase):
+            return images
         crop_key, erase_key = jax.random.split(key)
         if options.pad:
             black = -jnp.asarray(self._preprocessing.mean) / jnp.asarray(self._preprocessing.std)
