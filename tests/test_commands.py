@@ -91,4 +91,4 @@ def test_tensorflow_is_never_imported():
         "fct_jax.evaluate.command, fct_jax.data.tfds\n"
         "assert not any(name.split('.')[0] == 'tensorflow' for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny_runs.REPOSITORY)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny_runs.REPOSITORY, timeout=250)

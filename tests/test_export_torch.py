@@ -160,6 +160,7 @@ def test_command_line(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        timeout=250,
     )
     assert done.returncode == 1
     assert done.stderr == "error: no exported model in nothing (not a run)\n"

@@ -214,6 +214,11 @@ def test_command_line(tmp_path):
     command = [sys.executable, TOOLS / "import_torch.py"]
     arguments = ["nothing.pt", "--out", "run"]
     done = subprocess.run(
-        [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
     )
     assert done.returncode == 1 and done.stderr == "error: no weights file nothing.pt\n"

@@ -209,12 +209,15 @@ def test_mistakes(tmp_path, capsys, arguments, message):
 
 def test_command_line(tmp_path):
     run = [sys.executable, str(TOOL)]
-    help_text = subprocess.run([*run, "--help"], capture_output=True, text=True, check=True).stdout
+    help_text = subprocess.run(
+        [*run, "--help"], capture_output=True, text=True, check=True, timeout=250
+    ).stdout
     assert "--archive cifar-100-python.tar.gz" in help_text and "--data_dir" in help_text
     failed = subprocess.run(
         [*run, "cifar100", "--data_dir", str(tmp_path), "--archive", "none"],
         capture_output=True,
         text=True,
         check=False,
+        timeout=250,
     )
     assert failed.returncode == 1 and failed.stderr.strip() == "error: no file none"

@@ -41,6 +41,7 @@ def run_alone(run, folder, *inputs):
         [sys.executable, "-c", ALONE, run, folder / "given.npz", folder / "found.npz"],
         check=True,
         cwd=folder,
+        timeout=250,
     )
     with np.load(folder / "found.npz") as found:
         return [found[name] for name in found.files]

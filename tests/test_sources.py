@@ -290,7 +290,11 @@ assert "tensorflow" not in sys.modules
 print("ran")
 """
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
     )
     assert (result.stdout.strip(), result.stderr.strip()) == ("ran", "")
 

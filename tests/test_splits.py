@@ -148,7 +148,10 @@ def test_wrong_input():
 
 def command(*arguments):
     return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True
+        [sys.executable, str(TOOL), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
 
 

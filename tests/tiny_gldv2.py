@@ -109,7 +109,7 @@ def split_list(folder) -> None:
     """Extended-class by the command."""
     tool = tiny_runs.REPOSITORY / "tools" / "split_dataset.py"
     command = [sys.executable, tool, "train.txt", "--by", "class", "--out", "splits"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=250)
 
 
 def write_revisited(folder, name: str, images: Landmarks, seed: int) -> None:
