@@ -5,8 +5,8 @@
 Published, new/new, CMC@1 / CMC@5 / mAP in percent: 56.5 / 77.0 / 36.3.
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    return common.cifar100(common.backbone())
+    return recipes.cifar100(recipes.backbone())

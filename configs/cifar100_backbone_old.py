@@ -7,10 +7,10 @@ Numeric class order instead of the published text order: --config.data.classes="
 Published, old/old, CMC@1 / CMC@5 / mAP in percent: 34.2 / 60.6 / 16.5.
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.cifar100(common.backbone())
-    config.data.classes = common.CIFAR100_OLD_CLASSES
+    config = recipes.cifar100(recipes.backbone())
+    config.data.classes = recipes.CIFAR100_OLD_CLASSES
     return config

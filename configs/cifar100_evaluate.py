@@ -9,11 +9,11 @@ FCT in random order 49.1 / 73.6 / 29.1;
 FastFill in the order of uncertainty 53.6 / 75.3 / 32.5.
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.cifar100(common.evaluate())
+    config = recipes.cifar100(recipes.evaluate())
     config.old = "runs/cifar100/old"
     config.new = "runs/cifar100/new"
     config.transformed = "FCT=runs/cifar100/fct,FastFill=runs/cifar100/fastfill"

@@ -7,11 +7,11 @@ Published, area under the curve in the order of uncertainty, CMC@1 / CMC@5 / mAP
 53.6 / 75.3 / 32.5.
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.cifar100(common.fastfill())
+    config = recipes.cifar100(recipes.fastfill())
     config.old = "runs/cifar100/old"
     config.new = "runs/cifar100/new"
     return config

@@ -7,11 +7,11 @@ Published, new/old, CMC@1 / CMC@5 / mAP in percent:
 47.2 / 72.6 / 25.8 (with side information 50.2 / 73.7 / 32.2).
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.cifar100(common.fct())
+    config = recipes.cifar100(recipes.fct())
     config.old = "runs/cifar100/old"
     config.new = "runs/cifar100/new"
     return config

@@ -13,13 +13,13 @@ Published, FCT new/old with side information, CMC@1 / CMC@5 / mAP in percent: 50
 (without 47.2 / 72.6 / 25.8).
 """
 
-from configs import common
 from fct_jax import config as defaults
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.cifar100(defaults.simclr())
-    config.data.classes = common.CIFAR100_OLD_CLASSES
+    config = recipes.cifar100(defaults.simclr())
+    config.data.classes = recipes.CIFAR100_OLD_CLASSES
     config.augmentation.jitter_strength = 0.5
     config.augmentation.blur_probability = 0.0
     config.temperature = 0.5

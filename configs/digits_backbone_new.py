@@ -3,8 +3,8 @@
 python -m fct_jax.train --config configs/digits_backbone_new.py --workdir runs/digits/new
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    return common.digits_backbone()
+    return recipes.digits_backbone()

@@ -3,10 +3,10 @@
 python -m fct_jax.train --config configs/digits_backbone_old.py --workdir runs/digits/old
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.digits_backbone()
+    config = recipes.digits_backbone()
     config.data.classes = "first 5"
     return config

@@ -30,11 +30,11 @@ The old model of extended-class knows five digits, from scratch: its space separ
 badly, so that of the methods only Hot-refresh beats its own search there.
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    return common.digits_compatible()
+    return recipes.digits_compatible()
 
 
 def benchmark():
@@ -53,7 +53,7 @@ def benchmark():
         },
         "tests": {"digits": {}},  # test set: changes of the data section
         "transformations": {
-            "FCT": common.digits_transformation(common.fct()),
-            "FastFill": common.digits_transformation(common.fastfill()),
+            "FCT": recipes.digits_transformation(recipes.fct()),
+            "FastFill": recipes.digits_transformation(recipes.fastfill()),
         },
     }

@@ -3,11 +3,11 @@
 python -m fct_jax.evaluate --config configs/digits_evaluate.py --workdir runs/digits/report
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.digits(common.evaluate())
+    config = recipes.digits(recipes.evaluate())
     config.old = "runs/digits/old"
     config.new = "runs/digits/new"
     config.transformed = "FCT=runs/digits/fct,FastFill=runs/digits/fastfill"

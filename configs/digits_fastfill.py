@@ -6,8 +6,8 @@ With side information add --config.side=runs/digits/simclr (configs/digits_simcl
 Takes seconds.
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    return common.digits_transformation(common.fastfill())
+    return recipes.digits_transformation(recipes.fastfill())

@@ -14,14 +14,14 @@ table with all trainings behind it:
   python tools/benchmark_side.py --seeds 3
 """
 
-from configs import common
 from fct_jax import config as defaults
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.digits(defaults.simclr())
+    config = recipes.digits(defaults.simclr())
     config.data.classes = "first 5"
-    config.model = common.digits_backbone().model
+    config.model = recipes.digits_backbone().model
     config.head.hidden_dim = 128
     config.head.output_dim = 32
     # What leaves a digit the digit that it is: it may move, lean, and be fainter.

@@ -20,11 +20,11 @@ One training, here the new model of extended-class:
       --config.method=advbct --config.old=runs/gldv2/old --config.data.subset="new classes 0.3"
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    return common.gldv2_compatible()
+    return recipes.gldv2_compatible()
 
 
 def benchmark():
@@ -44,7 +44,7 @@ def benchmark():
             "GLDv2": {},
         },
         "transformations": {
-            "FCT": common.compatible_transformation(common.fct()),
-            "FastFill": common.compatible_transformation(common.fastfill()),
+            "FCT": recipes.compatible_transformation(recipes.fct()),
+            "FastFill": recipes.compatible_transformation(recipes.fastfill()),
         },
     }

@@ -5,8 +5,8 @@
 Published, new/new, CMC@1 / CMC@5 / mAP in percent: 68.4 / 84.7 / 45.6.
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    return common.imagenet(common.backbone())
+    return recipes.imagenet(recipes.backbone())

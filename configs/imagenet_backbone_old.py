@@ -5,10 +5,10 @@
 Published, old/old, CMC@1 / CMC@5 / mAP in percent: 46.4 / 65.1 / 28.3.
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.imagenet(common.backbone())
+    config = recipes.imagenet(recipes.backbone())
     config.data.classes = "first 500"
     return config

@@ -9,11 +9,11 @@ FCT in random order 62.8 / 81.1 / 40.5 (64.7 / 82.4 / 42.6);
 FastFill in the order of uncertainty 66.5 / 83.6 / 44.8 (67.8 / 84.2 / 46.2).
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.imagenet(common.evaluate())
+    config = recipes.imagenet(recipes.evaluate())
     config.old = "runs/imagenet/old"
     config.new = "runs/imagenet/new"
     config.transformed = "FCT=runs/imagenet/fct,FastFill=runs/imagenet/fastfill"

@@ -7,11 +7,11 @@ Published, area under the curve in the order of uncertainty, CMC@1 / CMC@5 / mAP
 66.5 / 83.6 / 44.8 (67.8 / 84.2 / 46.2).
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.imagenet(common.fastfill())
+    config = recipes.imagenet(recipes.fastfill())
     config.old = "runs/imagenet/old"
     config.new = "runs/imagenet/new"
     return config

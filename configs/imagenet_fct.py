@@ -7,11 +7,11 @@ Published, new/old, CMC@1 / CMC@5 / mAP in percent:
 61.8 / 80.5 / 39.9 (with side information 65.1 / 82.7 / 44.0).
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.imagenet(common.fct())
+    config = recipes.imagenet(recipes.fct())
     config.old = "runs/imagenet/old"
     config.new = "runs/imagenet/new"
     return config

@@ -13,11 +13,11 @@ Published, FCT new/old with side information, CMC@1 / CMC@5 / mAP in percent: 65
 (without 61.8 / 80.5 / 39.9).
 """
 
-from configs import common
 from fct_jax import config as defaults
+from fct_jax import recipes
 
 
 def get_config():
-    config = common.imagenet(defaults.simclr())
+    config = recipes.imagenet(defaults.simclr())
     config.data.classes = "first 500"
     return config

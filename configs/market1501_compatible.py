@@ -22,11 +22,11 @@ One training, and the cosine that falls to a floor instead of steps:
       --config.optimizer.schedule.floor=0.002 --config.optimizer.bias_lr_factor=2.0
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    return common.market1501_compatible()
+    return recipes.market1501_compatible()
 
 
 def benchmark():

@@ -24,11 +24,11 @@ The number of persons is padded for it to a multiple of 384, which ``mesh.model`
 (hot_refresh, advbct, …) hold them on every device: 24 GB here, for both mirror images.
 """
 
-from configs import common
+from fct_jax import recipes
 
 
 def get_config():
-    return common.ms1m_compatible()
+    return recipes.ms1m_compatible()
 
 
 def benchmark():

@@ -1,17 +1,42 @@
 """Change the embedding model of a retrieval service without re-embedding its gallery.
 
-``fct_jax.load_model(run)`` gives the frozen model of a run, and
-``fct_jax.class_statistics(embeddings, labels, num_classes)`` what backward-compatible
-training must know of an old model.
+``load_model(run)`` returns the frozen model of a run, ``load_map(directory)`` a fitted map,
+``EmbeddingSet`` reads and writes vectors, and ``class_statistics(embeddings, labels, num_classes)``
+computes what backward-compatible training must know of an old model. ``upgrade`` and ``evaluate``
+are the packages for live galleries and for retrieval metrics:
+
+    import fct_jax
+
+    vectors = fct_jax.EmbeddingSet.read("vectors_old")
+    translated, log_variance = fct_jax.load_map("map").transform(vectors.vectors)
 """
 
 import importlib
 
-_PUBLIC = {"load_model": "fct_jax.frozen", "class_statistics": "fct_jax.statistics"}
+__version__ = "0.2.0"
+
+# public name -> module that defines it, or None for a subpackage
+_PUBLIC = {
+    "ClassStatistics": "storage.class_statistics",
+    "EmbeddingSet": "storage.embedding_set",
+    "class_statistics": "storage.class_statistics",
+    "evaluate": None,
+    "load_map": "upgrade.maps.map",
+    "load_model": "frozen.model",
+    "upgrade": None,
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str):
-    """Imports a public name when it is first used, so that ``--help`` answers at once."""
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'fct_jax' has no attribute {name!r}")
+    """Import a public name when it is first used, so that ``--help`` answers at once."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fct_jax' has no attribute {name!r}")
+    if _PUBLIC[name] is None:
+        return importlib.import_module(f"fct_jax.{name}")
+    return getattr(importlib.import_module(f"fct_jax.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -33,7 +33,7 @@ SLOW_FILES = (
     "test_training.py",
     "test_embed.py",
     "test_simclr.py",
-    "test_upgrade_tutorial.py",
+    "test_tutorial.py",
     "test_reid_training.py",
 )
 

@@ -20,21 +20,15 @@ import jax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fct_jax.progress import track
-from tools import (
-    bench_backbone,
-    bench_compatible,
-    bench_evaluation,
-    bench_transformation,
-    bench_upgrade,
-)
+from fct_jax.runtime.progress import track
+from tools.speed import backbone, compatible, evaluation, transformation, upgrade
 
 PARTS = {
-    "evaluation": bench_evaluation,
-    "transformation": bench_transformation,
-    "backbone": bench_backbone,
-    "compatible": bench_compatible,
-    "upgrade": bench_upgrade,
+    "evaluation": evaluation,
+    "transformation": transformation,
+    "backbone": backbone,
+    "compatible": compatible,
+    "upgrade": upgrade,
 }
 
 

@@ -82,8 +82,8 @@ class Scenario:
         Raises UserError; nothing is looked for where all is trained already.
         """
         from fct_jax import data
-        from fct_jax.evaluate.compatible_tests import open_test
-        from fct_jax.frozen import is_run
+        from fct_jax.compare.test_sets import open_test
+        from fct_jax.frozen.model import is_run
 
         if all(is_run(workdir) for _, workdir, _ in self._runs(methods)):
             return
@@ -127,9 +127,9 @@ class Scenario:
 
     def report(self, methods: list[str]):
         """Scores of all rows on all test sets."""
-        from fct_jax.evaluate.compatible_report import report_of
-        from fct_jax.evaluate.compatible_tests import compare, open_test
-        from fct_jax.frozen import is_run
+        from fct_jax.compare.report import report_of
+        from fct_jax.compare.test_sets import compare, open_test
+        from fct_jax.frozen.model import is_run
 
         runs = {ALONE: self.folder / "alone", **{m: self.folder / m for m in methods}}
         transformations = {
@@ -161,9 +161,9 @@ def run(arguments: list[str]) -> list:
     config = read_config(flags.config)
     scenarios = chosen("scenario", flags.scenarios, config["benchmark"]()["scenarios"])
 
-    from fct_jax.embeddings import new_directory
-    from fct_jax.evaluate.compatible_report import mean_report, write_reports
-    from fct_jax.train.compatible_methods import METHODS as known
+    from fct_jax.compare.report import mean_report, write_reports
+    from fct_jax.storage.embedding_set import new_directory
+    from fct_jax.train.compatible.methods import METHODS as known
 
     methods = chosen("compatible training method", flags.methods, known)
     workdir = flags.workdir or Path("runs") / flags.config.stem

@@ -118,8 +118,8 @@ def run(arguments: list[str]) -> list[dict]:
     if (workdir / "report").exists():
         raise UserError(f"{workdir / 'report'} exists already; nothing was overwritten")
 
-    from fct_jax.embeddings import new_directory
     from fct_jax.evaluate.report import Report
+    from fct_jax.storage.embedding_set import new_directory
 
     seeds = [
         train_and_evaluate(flags.data, flags.data_dir, seed, workdir / f"seed{seed}")

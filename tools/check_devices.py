@@ -30,11 +30,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fct_jax import config as configs
-from fct_jax import data, models, sharding
+from fct_jax import data, models
 from fct_jax.embed.images import embed_images
-from fct_jax.frozen import load_model, write_model
-from fct_jax.train import batch
-from fct_jax.train.compatible_methods import METHODS
+from fct_jax.frozen.model import load_model, write_model
+from fct_jax.runtime import sharding
+from fct_jax.train import batch_size as batch
+from fct_jax.train.compatible.methods import METHODS
 from fct_jax.train.large_classes import with_padded_classes
 from fct_jax.train.loop import TASKS
 from fct_jax.train.optimizer import build_optimizer

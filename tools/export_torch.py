@@ -4,8 +4,8 @@
   python tools/export_torch.py RUN --out FILE.safetensors
 
 The names are FCT's for backbones and transformations, AdvBCT's for backbones with a projection;
-``tools/torch_models.py`` has modules that load them. Where PyTorch is installed, the tool embeds a
-few random images (or vectors) with both, and writes nothing if they differ by more than 1e-4 of
+``tools/pytorch/models.py`` has modules that load them. Where PyTorch is installed, the tool embeds
+a few random images (or vectors) with both, and writes nothing if they differ by more than 1e-4 of
 the largest value. A .safetensors file needs no PyTorch.
 """
 
@@ -20,10 +20,10 @@ import safetensors.numpy
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
 
 from fct_jax.errors import UserError
-from fct_jax.frozen import load_model
-from tools.torch_archives import torch_or_none
-from tools.torch_check import compare
-from tools.torch_parts import Part, to_torch
+from fct_jax.frozen.model import load_model
+from tools.pytorch.archives import torch_or_none
+from tools.pytorch.check import compare
+from tools.pytorch.parts import Part, to_torch
 
 ENDINGS = (".pth", ".safetensors")
 

@@ -27,8 +27,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
 
-from tools.fault_cases import CASES
-from tools.fault_compare import differences, last_step
+from tools.faults.cases import CASES
+from tools.faults.compare import differences, last_step
 
 DEFAULT = "backbone,embed,fct,stream,lce,transform,advbct"
 _LIMIT = 600  # seconds that one process may take

@@ -31,8 +31,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fct_jax.data import builders
-from fct_jax.data.cifar import read_archive
+from fct_jax.data.prepare import builders
+from fct_jax.data.prepare.cifar import read_archive
 from fct_jax.errors import UserError
 
 FORMAT = "array_record"

@@ -1,8 +1,8 @@
 """Images and labels: sources with random access, preprocessing, and the Grain pipeline."""
 
 from fct_jax.data.pipeline import Batches, batches, load_all
-from fct_jax.data.preprocessing import Preprocessing
 from fct_jax.data.sources import Source, UnreadableImage, open_source, parse_classes
+from fct_jax.models.preprocessing import Preprocessing
 
 __all__ = [
     "Batches",

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from fct_jax.data.colour import greyscale, jitter
-from fct_jax.data.preprocessing import CROP_AREA, CROP_RATIO
 from fct_jax.errors import UserError, unknown
+from fct_jax.models.preprocessing import CROP_AREA, CROP_RATIO
 
 _ATTEMPTS = 10
 _NO_BLUR = 1e-3  # a deviation, in pixels, whose kernel is exactly the identity

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fct_jax.data.images import decode
+from fct_jax.data.decoding import decode
 from fct_jax.errors import UserError
 
 _FOLDERS = {"train": "training", "validation": "validation"}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fct_jax.data.images import decode
+from fct_jax.data.decoding import decode
 from fct_jax.errors import UserError
 
 

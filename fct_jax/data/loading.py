@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from fct_jax.data.images import UnreadableImage
+from fct_jax.data.decoding import UnreadableImage
 from fct_jax.data.order import Rows
-from fct_jax.data.preprocessing import Preprocessing
 from fct_jax.data.sources import Source
 from fct_jax.errors import UserError
+from fct_jax.models.preprocessing import Preprocessing
 
 
 class Reader:

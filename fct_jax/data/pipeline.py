@@ -10,11 +10,11 @@ from absl import logging
 
 from fct_jax.data.loading import PassBatch, Reader, TrainingBatch
 from fct_jax.data.order import Rows, Shuffled
-from fct_jax.data.preprocessing import CROP_AREA, Preprocessing
 from fct_jax.data.sampling import Sampler
 from fct_jax.data.sources import ON_ERROR, Source
 from fct_jax.data.workers import dead_worker, in_parallel
 from fct_jax.errors import UserError, unknown
+from fct_jax.models.preprocessing import CROP_AREA, Preprocessing
 
 Batch = dict[str, np.ndarray]
 _DEATHS = 3  # of workers at one batch, after which it is the batch's fault

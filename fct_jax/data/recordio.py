@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fct_jax.data.images import UnreadableImage, decode
+from fct_jax.data.decoding import UnreadableImage, decode
 from fct_jax.errors import UserError
 
 MAGIC = 0xCED7230A

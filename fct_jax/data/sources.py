@@ -10,7 +10,7 @@ import numpy as np
 
 from fct_jax.data import subset as subsets
 from fct_jax.data.classes import parse_classes
-from fct_jax.data.images import UnreadableImage
+from fct_jax.data.decoding import UnreadableImage
 from fct_jax.data.readers import SPLITS, Reader, open_reader, splits_of
 from fct_jax.errors import UserError, unknown
 

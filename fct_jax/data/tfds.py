@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import constants, read_only_builder
 
-from fct_jax.data.images import UnreadableImage, decode
+from fct_jax.data.decoding import UnreadableImage, decode
 from fct_jax.errors import UserError
 
 

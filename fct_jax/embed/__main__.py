@@ -14,7 +14,7 @@ the next shard (config.shard_size); with --distributed several processes share t
 from absl import flags
 from ml_collections import config_flags
 
-from fct_jax import cli
+from fct_jax.runtime import command_line as cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file; see configs/embed.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the EmbeddingSet to make")

@@ -5,14 +5,15 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fct_jax import config as configs
-from fct_jax import data, processes
+from fct_jax import data
 from fct_jax.embed.images import embed_images, source_config
-from fct_jax.embed.partial import remove_leftover
 from fct_jax.embed.statistics import num_known_classes
 from fct_jax.embed.transform import transform_set
-from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
-from fct_jax.frozen import Transformer, load_model
+from fct_jax.frozen.model import Transformer, load_model
+from fct_jax.runtime import processes
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.storage.partial import remove_leftover
 
 
 def embed(config: ConfigDict, out) -> EmbeddingSet:

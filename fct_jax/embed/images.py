@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from fct_jax import checksums, data, processes
-from fct_jax.callable_model import CallableModel
+from fct_jax import data
 from fct_jax.data.subset import for_validation
-from fct_jax.embed.devices import run_batches
-from fct_jax.embed.partial import remove_leftover, wait_for
-from fct_jax.embed.shards import make_set, whole_batches
 from fct_jax.embed.statistics import write_missing
-from fct_jax.embeddings import EmbeddingSet, check_paired
 from fct_jax.errors import UserError
-from fct_jax.frozen import Embedder, Transformer, is_model, load_model
+from fct_jax.frozen.callable_model import CallableModel
+from fct_jax.frozen.devices import run_batches
+from fct_jax.frozen.model import Embedder, Transformer, is_model, load_model
+from fct_jax.runtime import processes
+from fct_jax.storage import checksums
+from fct_jax.storage.embedding_set import EmbeddingSet, check_paired
+from fct_jax.storage.partial import remove_leftover, wait_for
+from fct_jax.storage.shards import make_set, whole_batches
 
 # Keys of config.data that say how images are read, not which.
 _HOW = ("on_error", "workers", "in_memory")

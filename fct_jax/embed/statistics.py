@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from fct_jax import processes
 from fct_jax.data import parse_classes
-from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
-from fct_jax.frozen import Embedder
-from fct_jax.statistics import (
+from fct_jax.frozen.model import Embedder
+from fct_jax.runtime import processes
+from fct_jax.storage.class_statistics import (
     KINDS,
     ClassStatistics,
     class_statistics,
     load_statistics,
     save_statistics,
 )
+from fct_jax.storage.embedding_set import EmbeddingSet
 
 
 def num_known_classes(model: Embedder) -> int:

@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fct_jax import checksums
-from fct_jax.embed.devices import run_batches
-from fct_jax.embed.shards import make_set, whole_batches
-from fct_jax.embeddings import EmbeddingSet, check_fingerprint, check_paired
 from fct_jax.errors import UserError
-from fct_jax.frozen import Transformer
+from fct_jax.frozen.devices import run_batches
+from fct_jax.frozen.model import Transformer
+from fct_jax.storage import checksums
+from fct_jax.storage.embedding_set import EmbeddingSet, check_fingerprint, check_paired
+from fct_jax.storage.shards import make_set, whole_batches
 
 
 def transform_set(

@@ -1,21 +1,21 @@
 """Retrieval metrics, backfilling curves and reports."""
 
-from fct_jax.evaluate.backfill import (
-    BackfillCurve,
-    backfill_curve,
-    backfill_curves,
-    backfill_order,
-)
-from fct_jax.evaluate.compatibility import (
+from fct_jax.compare.measures import (
     compatibility_scores,
     hot_refresh_curve,
     hot_refresh_order,
     negative_flip_rate,
     update_gain,
 )
-from fct_jax.evaluate.landmarks import map_at_k, revisited_map
+from fct_jax.evaluate.backfill import (
+    BackfillCurve,
+    backfill_curve,
+    backfill_curves,
+    backfill_order,
+)
 from fct_jax.evaluate.metrics import grouped, per_query_results, retrieval_metrics
-from fct_jax.evaluate.reid import k_reciprocal_rerank, market1501
+from fct_jax.evaluate.protocols.landmarks import map_at_k, revisited_map
+from fct_jax.evaluate.protocols.reid import k_reciprocal_rerank, market1501
 from fct_jax.evaluate.search import knn, ranked_metrics
 
 __all__ = [

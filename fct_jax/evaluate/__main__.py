@@ -8,7 +8,7 @@ The work directory receives results.json, table.md and curve.png.
 from absl import flags
 from ml_collections import config_flags
 
-from fct_jax import cli
+from fct_jax.runtime import command_line as cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file; see configs/")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the report to make")

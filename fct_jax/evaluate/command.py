@@ -6,10 +6,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fct_jax import config as configs
-from fct_jax import processes
 from fct_jax.embed.images import embeddings_of
 from fct_jax.embed.transform import checked_inputs
-from fct_jax.embeddings import EmbeddingSet, check_fingerprint, check_paired, new_directory
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.backfill import (
     ORDERS,
@@ -22,9 +20,16 @@ from fct_jax.evaluate.distances import check_metric
 from fct_jax.evaluate.metrics import grouped, per_query_results, read_groups
 from fct_jax.evaluate.report import Report, write_report
 from fct_jax.evaluate.search import knn, ranked_results
-from fct_jax.frozen import Transformer, is_run, load_model
-from fct_jax.progress import Bar
-from fct_jax.workdir import to_json
+from fct_jax.frozen.model import Transformer, is_run, load_model
+from fct_jax.runtime import processes
+from fct_jax.runtime.progress import Bar
+from fct_jax.runtime.workdir import to_json
+from fct_jax.storage.embedding_set import (
+    EmbeddingSet,
+    check_fingerprint,
+    check_paired,
+    new_directory,
+)
 
 
 def evaluate(config: ConfigDict, workdir) -> Report | None:

@@ -19,7 +19,7 @@ from fct_jax.losses.numerics import (
     normalize,
     result,
 )
-from fct_jax.statistics import ClassStatistics
+from fct_jax.storage.class_statistics import ClassStatistics
 
 
 def lce(

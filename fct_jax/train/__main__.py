@@ -11,7 +11,7 @@ one machine or many, train as one: docs/pods.md.
 from absl import flags
 from ml_collections import config_flags
 
-from fct_jax import cli
+from fct_jax.runtime import command_line as cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file; see configs/")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from fct_jax import data, losses, models
 from fct_jax.data.readers import splits_of
 from fct_jax.embed.images import source_config
-from fct_jax.train.images import image_feed, preprocessing_of
+from fct_jax.train.image_batches import image_feed, preprocessing_of
 from fct_jax.train.pretrained import with_pretrained
 from fct_jax.train.validation import validation_batches
 

@@ -7,8 +7,8 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from fct_jax import processes
 from fct_jax.errors import UserError
+from fct_jax.runtime import processes
 
 # Orbax reports every save at INFO and WARNING; a user wants the exceptions only.
 python_logging.getLogger("orbax").setLevel(python_logging.ERROR)

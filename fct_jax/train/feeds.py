@@ -10,11 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 import numpy as np
 
-from fct_jax import sharding
 from fct_jax.data import Batches
 from fct_jax.data.order import Shuffled
 from fct_jax.data.sampling import Sampler
 from fct_jax.errors import UserError
+from fct_jax.runtime import sharding
 
 
 class ResidentFeed:

@@ -9,7 +9,7 @@ depends on the classes alone: a checkpoint fits every mesh.
 import jax
 import jax.numpy as jnp
 
-from fct_jax import processes, sharding
+from fct_jax.runtime import processes, sharding
 
 LARGE = 1024  # classes from which on a classifier is padded
 MULTIPLE = 384  # divided by 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, … devices; 3 x 128 lanes of a TPU

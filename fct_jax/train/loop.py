@@ -29,17 +29,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fct_jax import config as configs
-from fct_jax import processes, sharding
-from fct_jax.embed.partial import wait_for
 from fct_jax.errors import unknown
-from fct_jax.files import Lock
-from fct_jax.frozen import read_description, write_model
-from fct_jax.progress import Bar
-from fct_jax.train import batch
+from fct_jax.frozen.model import read_description, write_model
+from fct_jax.runtime import processes, sharding
+from fct_jax.runtime.progress import Bar
+from fct_jax.runtime.workdir import claim_workdir
+from fct_jax.storage.files import Lock
+from fct_jax.storage.partial import wait_for
+from fct_jax.train import batch_size as batch
 from fct_jax.train.backbone import Backbone
 from fct_jax.train.best import Best, check_rule
 from fct_jax.train.checkpoint import Checkpoints
-from fct_jax.train.compatible import Compatible
+from fct_jax.train.compatible.task import Compatible
 from fct_jax.train.large_classes import with_padded_classes
 from fct_jax.train.metrics_log import MetricsLog
 from fct_jax.train.optimizer import build_optimizer
@@ -49,7 +50,6 @@ from fct_jax.train.state import State, fresh_state
 from fct_jax.train.steps import compile_steps
 from fct_jax.train.termination import Termination
 from fct_jax.train.transformation import TransformationTask
-from fct_jax.workdir import claim_workdir
 
 TASKS = {
     "backbone": Backbone,
@@ -62,7 +62,7 @@ TASKS = {
 def train(config, workdir, allow_config_change: bool = False) -> None:
     """Trains until the end, from the last checkpoint where there is one, and exports the model.
 
-    With several processes (``fct_jax.processes``), each of them calls it alike.
+    With several processes (``fct_jax.runtime.processes``), each of them calls it alike.
 
     Args:
       config: an ml_collections ConfigDict of ``fct_jax.config``.

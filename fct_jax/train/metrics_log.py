@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from fct_jax import processes
+from fct_jax.runtime import processes
 
 
 class MetricsLog:

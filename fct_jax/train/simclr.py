@@ -16,7 +16,7 @@ from fct_jax.errors import UserError
 from fct_jax.models.batch_norm import BatchNorm
 from fct_jax.models.linear import Linear
 from fct_jax.train.backbone import Backbone
-from fct_jax.train.images import image_feed
+from fct_jax.train.image_batches import image_feed
 
 _VALIDATION_KEY = 0  # of the views that every validation sees
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fct_jax import sharding
+from fct_jax.runtime import sharding
 
 
 class State(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fct_jax import processes, sharding
+from fct_jax.runtime import processes, sharding
 
 
 class Termination:

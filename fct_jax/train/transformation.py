@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from fct_jax import losses, models
 from fct_jax.errors import UserError
-from fct_jax.frozen import is_run, load_model
+from fct_jax.frozen.model import is_run, load_model
 from fct_jax.train.transformation_inputs import CachedInputs, OnlineInputs, validation_batch
 
 

@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 
 from fct_jax import data
 from fct_jax.embed.images import check_all_paired, embeddings_of, source_config
-from fct_jax.embeddings import EmbeddingSet
 from fct_jax.errors import UserError
-from fct_jax.frozen import Embedder, is_model, is_run, load_model
+from fct_jax.frozen.model import Embedder, is_model, is_run, load_model
+from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.train.backbone import has_validation
 from fct_jax.train.feeds import ResidentFeed
-from fct_jax.train.images import image_feed, preprocessing_of
+from fct_jax.train.image_batches import image_feed, preprocessing_of
 
 
 def roles(config: ConfigDict) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fct_jax import data, sharding
+from fct_jax import data
+from fct_jax.runtime import sharding
 from fct_jax.train.feeds import rows_of_process
 
 NOTHING = -1  # label of a row that fills up a batch

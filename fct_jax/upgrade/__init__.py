@@ -10,40 +10,31 @@ The functions are imported when first used.
 """
 
 import importlib
-import sys
-import types
 
-# Public name -> the module that it is from.
+# public name -> module that defines it
 _PUBLIC = {
-    "fit": "fit",
-    "assess": "assess",
-    "plan": "plan",
-    "apply": "apply",
-    "status": "apply",
-    "rollback": "apply",
-    "Map": "maps",
-    "load_map": "maps",
-    "Calibration": "calibration",
-    "calibrate": "calibration",
-    "search": "serving",
-    "open_gallery": "galleries",
+    "Calibration": "ways.calibration",
+    "Map": "maps.map",
+    "apply": "migration.applying",
+    "assess": "assessment.assessing",
+    "calibrate": "ways.calibration",
+    "fit": "maps.fitting",
+    "load_map": "maps.map",
+    "open_gallery": "galleries.base",
+    "plan": "migration.planning",
+    "rollback": "migration.applying",
+    "search": "ways.serving",
+    "status": "migration.status",
 }
 
-
-class _Package(types.ModuleType):
-    """The package, in which ``fit`` is the function even after the module ``fit`` was imported."""
-
-    def __getattr__(self, name: str):
-        if name not in _PUBLIC:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        module = importlib.import_module(f"{self.__name__}.{_PUBLIC[name]}")
-        return getattr(module, name)
-
-    def __setattr__(self, name: str, value) -> None:
-        # Importing a submodule sets it as an attribute of its package.
-        if name in _PUBLIC and isinstance(value, types.ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
+__all__ = sorted(_PUBLIC)
 
 
-sys.modules[__name__].__class__ = _Package
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -17,17 +17,17 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from fct_jax import cli
 from fct_jax.errors import UserError, unknown
+from fct_jax.runtime import command_line as cli
 
 # Subcommand -> (module, function taking the config and the work directory).
 COMMANDS = {
-    "fit": ("fit", "fit_command"),
-    "assess": ("assess", "assess_command"),
-    "plan": ("plan", "plan_command"),
-    "apply": ("apply", "apply_command"),
-    "status": ("apply", "status_command"),
-    "rollback": ("apply", "rollback_command"),
+    "fit": ("maps.fitting", "fit_command"),
+    "assess": ("assessment.assessing", "assess_command"),
+    "plan": ("migration.planning", "plan_command"),
+    "apply": ("migration.applying", "apply_command"),
+    "status": ("migration.applying", "status_command"),
+    "rollback": ("migration.applying", "rollback_command"),
 }
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file; see configs/")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fct_jax.embeddings import EmbeddingSet, check_paired
 from fct_jax.errors import UserError
-from fct_jax.ids import find_rows
-from fct_jax.upgrade.galleries import open_gallery
+from fct_jax.storage.embedding_set import EmbeddingSet, check_paired
+from fct_jax.storage.ids import find_rows
+from fct_jax.upgrade.galleries.base import open_gallery
 
 FEWEST = 20  # pairs without which nothing can be learnt or judged
 

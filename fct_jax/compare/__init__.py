@@ -1,0 +1,1 @@
+"""Compatible models judged side by side: scores, test sets, report."""

@@ -1,0 +1,1 @@
+"""Builders that bring published data sets into TFDS's format."""

@@ -1,0 +1,1 @@
+"""Published test protocols that rank and score in their own way."""

@@ -1,0 +1,1 @@
+"""Exported models, which embed or transform but no longer learn."""

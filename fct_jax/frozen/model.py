@@ -1,0 +1,229 @@
+"""Exported models: what a run leaves behind for embedding, transforming and evaluating.
+
+``RUN/model/`` holds ``model.json`` (architecture, preprocessing, fingerprints),
+``weights.safetensors`` (every parameter and running statistic by its path) and
+``program.stablehlo`` (the model for JAX alone, see ``program.py``).
+"""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from fct_jax import models
+from fct_jax.errors import UserError
+from fct_jax.frozen.callable_model import CallableModel, is_callable_name
+from fct_jax.frozen.program import embedder_program, transformer_program
+from fct_jax.models.preprocessing import Preprocessing
+from fct_jax.storage.embedding_set import new_directory
+
+FORMAT_VERSION = 1
+
+
+def write_model(folder: Path, description: dict, variables, finish=None) -> str:
+    """Writes an exported model and returns its fingerprint.
+
+    Args:
+      folder: the directory to make, ``RUN/model``.
+      description: what ``model.json`` holds: ``kind`` ("backbone" or "transformation"),
+        ``name`` and ``kwargs`` of ``fct_jax.models.build``, and what the kind needs.
+      variables: {"params": …, "batch_stats": …}.
+      finish: called with the fingerprint before ``folder`` is there: for files that must not be
+        missing where a model is.
+    """
+    flat = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
+    weights = {name: np.ascontiguousarray(value) for name, value in sorted(flat.items())}
+    description = {"format_version": FORMAT_VERSION, **description}
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, value in weights.items():
+        digest.update(name.encode())
+        digest.update(value.tobytes())
+    description["fingerprint"] = digest.hexdigest()[:16]
+    to_program, kind = _KINDS[description["kind"]]
+    program = to_program(kind(description, variables))
+    with new_directory(folder) as partial:
+        safetensors.numpy.save_file(weights, partial / "weights.safetensors")
+        (partial / "program.stablehlo").write_bytes(program)
+        (partial / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+        if finish is not None:
+            finish(description["fingerprint"])
+    return description["fingerprint"]
+
+
+def is_run(path) -> bool:
+    """Whether the directory is a run that has exported its model."""
+    return (Path(path) / "model" / "model.json").is_file()
+
+
+def is_model(where) -> bool:
+    """Whether ``load_model`` takes it: a finished run, or "module:function"."""
+    return is_run(where) or is_callable_name(where)
+
+
+def read_description(run) -> dict:
+    """The ``model.json`` of a run. Raises UserError where there is none."""
+    path = Path(run) / "model" / "model.json"
+    if not path.is_file():
+        reason = "training has not ended" if (Path(run) / "config.json").is_file() else "not a run"
+        raise UserError(f"no exported model in {run} ({reason})")
+    return json.loads(path.read_text())
+
+
+def load_model(run) -> "Embedder | Transformer | CallableModel":
+    """The frozen model of a run directory: an Embedder, or a Transformer for FCT and FastFill.
+
+    "module:function" gives the CallableModel of a Python function instead.
+    """
+    if is_callable_name(run):
+        return CallableModel(str(run))
+    description = read_description(run)
+    path = Path(run) / "model" / "weights.safetensors"
+    try:
+        flat = safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    variables = traverse_util.unflatten_dict(flat, sep="/")
+    return _KINDS[description["kind"]][1](description, variables)
+
+
+class Embedder:
+    """A frozen backbone: images in, embeddings out.
+
+    Attributes:
+      dim: D, the size of an embedding.
+      fingerprint: names the space of the embeddings.
+      classifier: (C, D) weights of the classifier on the embedding, or None.
+      preprocessing: how images become the model's input.
+      variables: the model's parameters and running statistics.
+    """
+
+    def __init__(self, description: dict, variables):
+        self.description = description
+        self.fingerprint = description["fingerprint"]
+        self.dim = description["dim"]
+        self.preprocessing = Preprocessing.from_dict(description["preprocessing"])
+        self.module = models.build(description["name"], **description["kwargs"])
+        self.variables = jax.device_put(variables)
+        kernel = variables["params"].get("classifier", {}).get("kernel")
+        self.classifier = None if kernel is None else np.ascontiguousarray(kernel.T)
+
+    def forward(self, variables, images, flip=None):
+        """(logits (N, C), embeddings (N, D)) of images (N, H, W, 3); for use under jit."""
+        x = self.preprocessing.on_device(images, flip)
+        return self.module.apply(variables, x, train=False)
+
+    @functools.cached_property
+    def _compiled(self):
+        return jax.jit(lambda *arguments: self.forward(*arguments)[1])
+
+    def run(self, images, flip=None) -> jax.Array:
+        """Embeddings (N, D) on the device; compiled once for each shape."""
+        return self._compiled(self.variables, images, flip)
+
+    def embed(self, images, batch_size: int = 256) -> np.ndarray:
+        """Embeddings (N, D), float32.
+
+        Args:
+          images: (N, H, W, 3) uint8, of any one size: resized and normalised here.
+          batch_size: images worked through together.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+            raise UserError(f"images must be (N, H, W, 3) uint8, not {images.shape} {images.dtype}")
+        if len(images) and self.preprocessing.needs_host(images.shape[1:3]):
+            images = np.stack([self.preprocessing.on_host(image) for image in images])
+        batch_size = min(batch_size, max(len(images), 1))
+        blocks = pipelined(self.run, row_blocks((images,), batch_size), batch_size)
+        return np.concatenate([np.empty((0, self.dim), np.float32), *blocks])
+
+
+class Transformer:
+    """A frozen FCT or FastFill transformation: old embeddings in, new-space embeddings out.
+
+    Attributes:
+      dim: size of the new embeddings.
+      fingerprint: of this transformation.
+      old_fingerprint, side_fingerprint: of the models whose embeddings it takes.
+      new_fingerprint: of the model whose space it maps to.
+      needs_side: whether it was trained with side information of its own.
+    """
+
+    def __init__(self, description: dict, variables):
+        self.description = description
+        self.fingerprint = description["fingerprint"]
+        self.dim = description["dim"]
+        self.old_fingerprint = description["old_fingerprint"]
+        self.new_fingerprint = description["new_fingerprint"]
+        self.side_fingerprint = description["side_fingerprint"]
+        self.needs_side = description["needs_side"]
+        self.module = models.build(description["name"], **description["kwargs"])
+        self.variables = jax.device_put(variables)
+
+    @functools.cached_property
+    def _compiled(self):
+        return jax.jit(functools.partial(self.module.apply, train=False))
+
+    def run(self, old, side=None):
+        """(embeddings (N, dn), log-variances (N,) or None) on the device."""
+        return self._compiled(self.variables, old, old if side is None else side)
+
+    def blocks(self, old, side=None, batch_size: int = 4096):
+        """Yields (embeddings (n, dn), log-variances (n,) or None) block by block, in order.
+
+        Args:
+          old: (N, do) old embeddings; may be a memory map.
+          side: (N, ds) side-information embeddings; None: the old ones.
+          batch_size: rows worked through together.
+        """
+        given = (old,) if side is None else (old, side)
+        batch_size = min(batch_size, len(old))
+        yield from pipelined(self.run, row_blocks(given, batch_size), batch_size)
+
+    def transform(self, old, side=None, batch_size: int = 4096):
+        """(embeddings (N, dn), log-variances (N,) or None), float32."""
+        parts = list(self.blocks(old, side, batch_size))
+        embeddings = np.concatenate([part[0] for part in parts])
+        if parts[0][1] is None:
+            return embeddings, None
+        return embeddings, np.concatenate([part[1] for part in parts])
+
+
+_KINDS = {
+    "backbone": (embedder_program, Embedder),
+    "transformation": (transformer_program, Transformer),
+}
+
+
+def row_blocks(arrays, batch_size: int):
+    """Yields equal runs of rows of the arrays; float16 memory maps become float32 blocks."""
+    for start in range(0, len(arrays[0]), batch_size):
+        blocks = [np.asarray(array[start : start + batch_size]) for array in arrays]
+        yield [b if b.dtype == np.uint8 else b.astype(np.float32, copy=False) for b in blocks]
+
+
+def pipelined(function, blocks, batch_size: int):
+    """Yields ``function(*block)`` on the host; the next block runs while one is fetched.
+
+    A block with fewer rows is padded to ``batch_size``, so that one shape is compiled.
+    """
+    waiting = None
+    for block in blocks:
+        rows = len(block[0])
+        if rows < batch_size:
+            block = [np.concatenate([b, np.repeat(b[-1:], batch_size - rows, 0)]) for b in block]
+        result = function(*block), rows
+        if waiting is not None:
+            yield _fetch(*waiting)
+        waiting = result
+    if waiting is not None:
+        yield _fetch(*waiting)
+
+
+def _fetch(result, rows: int):
+    return jax.tree.map(lambda array: np.asarray(array)[:rows], result)

@@ -1,0 +1,1 @@
+"""What every command shares: processes, the device mesh, work directories, progress."""

@@ -1,0 +1,130 @@
+"""The one device mesh, and how arrays lie on it."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fct_jax.errors import UserError
+from fct_jax.runtime import processes
+
+
+def make_mesh(data: int = -1, model: int = 1) -> Mesh:
+    """All devices as a grid: batches are split over "data", large classifiers over "model".
+
+    Args:
+      data: devices along "data"; -1: as many as there are.
+      model: devices along "model".
+
+    Raises:
+      UserError: the grid does not take all devices.
+    """
+    devices = jax.device_count()
+    if data == -1 and model > 0 and devices % model == 0:
+        data = devices // model
+    if data * model != devices or data < 1:
+        raise UserError(
+            f"config.mesh data={data}, model={model} does not fit {devices} devices; "
+            f"nearest: data={devices}, model=1"
+        )
+    mesh = jax.make_mesh((data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    if processes.count() > 1:
+        _connect(mesh)
+    return mesh
+
+
+def _connect(mesh: Mesh) -> None:
+    """Lets the processes' devices meet for the first time while all of them are waiting here.
+
+    CPUs allow 30 seconds for that, and one process may compile for longer than another.
+    """
+    processes.barrier("mesh")
+    for axes in (("data", "model"), ("data",), ("model",)):
+        ones = np.ones(math.prod(mesh.shape[axis] for axis in axes), np.float32)
+        split = NamedSharding(mesh, PartitionSpec(axes))
+        array = jax.make_array_from_callback(ones.shape, split, ones.__getitem__)
+        jax.block_until_ready(jax.jit(jnp.sum, out_shardings=replicated(mesh))(array))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def class_axis(path) -> int | None:
+    """Along which axis a parameter, or its momentum, has one entry for each class; None: none.
+
+    Args:
+      path: of ``jax.tree_util``. Found by their names are ``classifier/kernel`` (D, C) and the
+        ``centers`` (C, D) of the centre loss.
+    """
+    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+    if names[-2:] == ["classifier", "kernel"]:
+        return 1
+    return 0 if names[-1:] == ["centers"] else None
+
+
+def of_state(state, mesh: Mesh):
+    """Shardings of a state's arrays: classifiers, with their momentum, over "model".
+
+    Args:
+      state: pytree of arrays or shapes. Classes that "model" does not divide are replicated, as
+        is everything without a class axis.
+      mesh: of ``make_mesh``.
+    """
+
+    def place(path, array):
+        axis = class_axis(path)
+        if axis is None or array.shape[axis] % mesh.shape["model"]:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "model"))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """``axis`` is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def put_global(array, mesh: Mesh, axis: int = 0) -> jax.Array:
+    """An array that every process holds whole, split over the devices along ``axis``."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(
+        array.shape, split_batch(mesh, axis), lambda index: array[index]
+    )
+
+
+def put_rows(array, rows: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
+    """The rows of a global batch that this process has -> (B, …), split over the devices.
+
+    Args:
+      array: (R, …).
+      rows: (R,) their ascending numbers in the batch: all that this process's devices hold.
+      batch_size: B.
+      mesh: of ``make_mesh``.
+    """
+
+    def part(index):
+        first, last = np.searchsorted(rows, index[0].indices(batch_size)[:2])
+        return array[first:last]
+
+    shape = (batch_size, *array.shape[1:])
+    return jax.make_array_from_callback(shape, split_batch(mesh), part)
+
+
+def put_replicated(tree, mesh: Mesh):
+    """Arrays that every process holds whole, onto every device.
+
+    ``jax.device_put`` would first send them all round, to see whether they are the same.
+    """
+
+    def put(array):
+        if isinstance(array, jax.Array) and array.sharding == replicated(mesh):
+            return array
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, replicated(mesh), array.__getitem__)
+
+    return jax.tree.map(put, tree)

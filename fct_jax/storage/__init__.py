@@ -1,0 +1,1 @@
+"""Files that outlive a process: crash-safe writes, checksums, ids, EmbeddingSets."""

@@ -1,0 +1,1 @@
+"""Backward-compatible training: the task, its methods and the frozen old model."""

@@ -1,0 +1,223 @@
+"""What each backward-compatible method adds to the loss of the new model.
+
+A method is a function ``(scope, step, options) -> ({name: loss}, share)``: its losses are added
+up, and ``share`` is how much of the batch took part. ``scope`` is the Flax module that the
+function runs in, where a method that learns something itself declares it. Every loss has its
+source in ``fct_jax.losses``.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fct_jax import losses
+from fct_jax.errors import unknown
+from fct_jax.models.discriminator import Discriminator
+from fct_jax.models.lce_transformation import LCETransformation
+from fct_jax.storage.class_statistics import ClassStatistics
+
+
+class Step(NamedTuple):
+    """What a method sees of one step, over the global batch of B images."""
+
+    embedding: jax.Array  # (B, D) of the new model
+    logits: jax.Array  # (B, C) of its classifier
+    base_logits: jax.Array  # (B, C) with the margin of the base loss
+    classifier: jax.Array  # (C, D) of the new model
+    labels: jax.Array  # (B,)
+    old_embedding: jax.Array | None  # (B, Do)
+    old_classifier: jax.Array | None  # (C_old, Do)
+    statistics: ClassStatistics | None
+    progress: jax.Array | float  # share of the training that is over, in [0, 1)
+    adversarial_weight: jax.Array | float  # of this epoch
+
+
+def none(scope, step: Step, options):
+    """The new model alone."""
+    return {}, 0.0
+
+
+def bct(scope, step: Step, options):
+    loss, share = losses.bct(step.embedding, step.labels, step.old_classifier, with_share=True)
+    return {"bct": loss}, share
+
+
+def bct_ract(scope, step: Step, options):
+    loss, share = losses.bct_ract(
+        step.embedding, step.labels, step.old_classifier, step.base_logits, with_share=True
+    )
+    return {"bct_ract": loss}, share
+
+
+def lce(scope, step: Step, options):
+    center = None
+    if options.transformation_blocks:
+        transform = LCETransformation(options.transformation_blocks, name="transformation")
+        center = transform(step.statistics.center, train=True)
+    (boundary, alignment), share = losses.lce(
+        step.embedding,
+        step.labels,
+        step.statistics,
+        step.classifier,
+        transformed_center=center,
+        with_share=True,
+    )
+    return {"boundary": boundary, "alignment": alignment}, share
+
+
+def unibct(scope, step: Step, options):
+    loss, share = losses.unibct(
+        step.embedding,
+        step.labels,
+        step.statistics.center,
+        options.scale,
+        options.margin,
+        with_share=True,
+    )
+    return {"unibct": loss}, share
+
+
+def hot_refresh(scope, step: Step, options):
+    loss = losses.hot_refresh(
+        step.embedding,
+        step.old_embedding,
+        step.labels,
+        options.temperature,
+        options.top_k,
+        gather_gradient=options.gather_gradient,
+    )
+    return {"hot_refresh": loss}, 1.0
+
+
+def contrastive(scope, step: Step, options):
+    loss = losses.contrastive(
+        step.embedding, step.old_embedding, step.labels, options.temperature, options.top_k
+    )
+    return {"contrastive": loss}, 1.0
+
+
+def triplet(scope, step: Step, options):
+    loss = losses.triplet(
+        step.embedding, step.old_embedding, step.labels, options.triplet_margin, options.top_k
+    )
+    return {"triplet": loss}, 1.0
+
+
+def triplet_ract(scope, step: Step, options):
+    loss = losses.triplet_ract(
+        step.embedding,
+        step.old_embedding,
+        step.labels,
+        options.triplet_margin,
+        options.top_k,
+        gather_gradient=options.gather_gradient,
+    )
+    return {"triplet_ract": loss}, 1.0
+
+
+def l2(scope, step: Step, options):
+    return {"l2": losses.l2(step.embedding, step.old_embedding)}, 1.0
+
+
+def lwf(scope, step: Step, options):
+    new, old = _logits_of_old_classes(step)
+    return {"lwf": losses.lwf(new, old, options.lwf_temperature)}, 1.0
+
+
+def focal_distillation(scope, step: Step, options):
+    new, old = _logits_of_old_classes(step)
+    loss = losses.focal_distillation(
+        new,
+        old,
+        step.labels,
+        options.focal_alpha,
+        options.focal_beta,
+        options.focal_temperature,
+        options.focal_kind,
+    )
+    return {"focal_distillation": loss}, 1.0
+
+
+def advbct(scope, step: Step, options):
+    elastic = None
+    if options.elastic:
+        elastic = scope.param("elastic", _uniform_around_zero, (len(step.classifier),))
+    boundary, share = losses.advbct_boundary(
+        step.embedding,
+        step.labels,
+        step.statistics,
+        elastic,
+        options.threshold,
+        radius=options.radius,
+        with_share=True,
+    )
+    if not options.adversarial_weight:
+        return {"boundary": boundary}, share
+    discriminator = Discriminator(name="discriminator")
+    strength = losses.adversarial_strength(step.progress)
+    # New before old, each normalised by itself: the running statistics see both in this order.
+    new = discriminator(losses.gradient_reversal(step.embedding, strength))
+    old = discriminator(step.old_embedding)
+    weight = options.adversarial_weight * step.adversarial_weight
+    adversarial = weight * losses.adversarial(new, old)
+    return {"boundary": boundary, "adversarial": adversarial}, share
+
+
+def _uniform_around_zero(key, shape):
+    return jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0)
+
+
+def _logits_of_old_classes(step: Step) -> tuple[jax.Array, jax.Array]:
+    """(B, C_old) of the new and of the old model; both classifiers are linear without bias."""
+    old = step.old_embedding @ step.old_classifier.T
+    return step.logits[:, : len(step.old_classifier)], old
+
+
+class Method(NamedTuple):
+    """A method and what it needs of the old model."""
+
+    losses: Callable
+    classifier: bool = False
+    statistics: str = ""  # their kind
+    embeddings: bool = False  # of the training images
+    same_size: bool = True  # of old and new embeddings
+
+
+METHODS = {
+    "none": Method(none, same_size=False),
+    "bct": Method(bct, classifier=True),
+    "bct_ract": Method(bct_ract, classifier=True),
+    "lce": Method(lce, statistics="angle"),
+    "hot_refresh": Method(hot_refresh, embeddings=True),
+    "unibct": Method(unibct, statistics="euclidean"),
+    "advbct": Method(advbct, statistics="euclidean", embeddings=True),
+    "contrastive": Method(contrastive, embeddings=True),
+    "triplet": Method(triplet, embeddings=True),
+    "triplet_ract": Method(triplet_ract, embeddings=True),
+    "l2": Method(l2, embeddings=True),
+    "lwf": Method(lwf, classifier=True, embeddings=True, same_size=False),
+    "focal_distillation": Method(
+        focal_distillation, classifier=True, embeddings=True, same_size=False
+    ),
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of a name. Raises UserError with the list for an unknown one."""
+    if name not in METHODS:
+        raise unknown("compatible training method", name, METHODS)
+    return METHODS[name]
+
+
+class Compatibility(nn.Module):
+    """A method with what it learns itself; ``apply(variables, step) -> ({name: loss}, share)``."""
+
+    losses: Callable
+    options: Any
+
+    @nn.compact
+    def __call__(self, step: Step):
+        return self.losses(self, step, self.options)

@@ -1,0 +1,190 @@
+"""What compatible training knows of the old model: embeddings, classifier, class statistics."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fct_jax.data.lists import read_list
+from fct_jax.data.subset import parse_subset
+from fct_jax.embed.images import embeddings_of
+from fct_jax.embed.statistics import (
+    num_known_classes,
+    read_statistics,
+    write_statistics,
+)
+from fct_jax.errors import UserError
+from fct_jax.frozen.model import Embedder, Transformer, is_model, load_model
+from fct_jax.storage.class_statistics import ClassStatistics
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.train.compatible.methods import Method
+
+
+class OldModel(NamedTuple):
+    """Constants of the old model; None where the method does not need them.
+
+    Attributes:
+      dim: Do, the size of its embeddings.
+      fingerprint: of the space that they live in.
+      embeddings: (V, N, Do) of the N training images; views: unflipped and, with V = 2, flipped.
+      classifier: (C_old, Do) weights.
+      statistics: of its C_old classes.
+    """
+
+    dim: int
+    fingerprint: str | None = None
+    embeddings: np.ndarray | None = None
+    classifier: np.ndarray | None = None
+    statistics: ClassStatistics | None = None
+
+
+def old_model(config: ConfigDict, method: Method, source) -> OldModel:
+    """Loads what a method needs, and checks that it belongs together.
+
+    Args:
+      config: of ``fct_jax.config.compatible``.
+      method: says what is needed.
+      source: the new model's training images.
+
+    Raises:
+      UserError: no old model; no classifier where one is needed; statistics of another model,
+        other classes or other labels; an old list with other labels; training images without an
+        old embedding; random crops, whose old embeddings cannot be kept.
+    """
+    if config.preprocessing.train_crop != "none":
+        raise UserError(
+            f"config.preprocessing.train_crop={config.preprocessing.train_crop}: the old "
+            "embeddings of random crops cannot be computed beforehand; compatible training takes "
+            "config.preprocessing.train_crop=none, as published"
+        )
+    views = [None] if not config.preprocessing.flip else [0, 1]
+    model = load_model(config.old) if is_model(config.old) else None
+    if model is not None and not isinstance(model, Transformer):
+        _check_numbering(config, model)
+        _check_list(config, model, source)
+        dim, num_classes, fingerprint = model.dim, None, model.fingerprint
+        if model.classifier is not None:
+            num_classes = num_known_classes(model)
+    else:
+        # Not a run with a backbone: an EmbeddingSet, or an error that says what it is.
+        found = embeddings_of(config.old, "old", config, "train")
+        dim, num_classes, fingerprint = found.dim, None, found.fingerprint
+        views = [None]
+    classifier = statistics = embeddings = None
+    if method.classifier:
+        if num_classes is None:
+            raise UserError(
+                f"config.method={config.method} needs the old model's classifier, which "
+                f"config.old={config.old} does not have"
+            )
+        classifier = np.asarray(model.classifier[:num_classes], np.float32)
+    if method.statistics:
+        _check_labels_beside(config, source)
+        statistics = _statistics(config, method.statistics, model, num_classes, fingerprint)
+    for what, of in ((classifier, "classifier"), (statistics and statistics.center, "statistics")):
+        if what is not None and (len(what) > source.num_classes or what.shape[1] != dim):
+            raise UserError(
+                f"the old model's {of} has {len(what)} classes of dimension {what.shape[1]}; the "
+                f"new data has {source.num_classes} classes, the old embeddings dimension {dim}"
+            )
+    if method.embeddings:
+        sets = [embeddings_of(config.old, "old", config, "train", view=view) for view in views]
+        embeddings = np.stack([_rows_of(found, source, config.data.on_error) for found in sets])
+    return OldModel(dim, fingerprint, embeddings, classifier, statistics)
+
+
+def _check_numbering(config: ConfigDict, model: Embedder) -> None:
+    """Old and new data of one name number their classes alike. Raises UserError."""
+    old = model.description.get("data", {})
+    if old.get("name") != config.data.name:
+        return
+    numbering = []
+    for text in (old.get("subset", ""), config.data.subset):
+        subset = parse_subset(text)
+        renumbered = subset is not None and subset.by == "classes"
+        numbering.append(subset._replace(part="new") if renumbered else None)
+    if numbering[0] != numbering[1]:
+        raise UserError(
+            f"the old model's classes are numbered by data.subset={old.get('subset', '')!r}, "
+            f"those of the new data by {config.data.subset!r}; "
+            f"set config.data.subset={str(numbering[0] or '')!r}"
+        )
+
+
+def _check_list(config: ConfigDict, model: Embedder, source) -> None:
+    """The list that the old model was trained on has the new list's labels. Raises UserError."""
+    old = model.description.get("data", {})
+    known = old.get("list", "")
+    if known in ("", config.data.list) or old.get("subset") or config.data.subset:
+        return
+    if config.data.name not in ("list", "gldv2") or not _same_images(old, config):
+        return
+    if not Path(known).is_file():
+        return
+    lines = read_list(known)
+    _check_labels(known, [line.path for line in lines], [line.label for line in lines], source)
+
+
+def _same_images(old: dict, config: ConfigDict) -> bool:
+    """Whether ids of another ``data`` section mean the same images."""
+    return all(old.get(key) == config.data[key] for key in ("name", "dir"))
+
+
+def _check_labels_beside(config: ConfigDict, source) -> None:
+    """The training embeddings beside ``config.statistics`` have the new data's labels."""
+    folder = Path(config.statistics)
+    folder = folder if folder.is_dir() else folder.parent
+    if config.statistics and (folder / "vectors.npy").is_file():
+        found = EmbeddingSet.read(folder)
+        same = _same_images(found.meta.get("data", {}), config)
+        if same and found.meta.get("split") == "train" and found.labels is not None:
+            _check_labels(folder, found.ids.tolist(), found.labels.tolist(), source)
+
+
+def _check_labels(where, ids, labels, source) -> None:
+    """What both know by one id has one label. Raises UserError."""
+    label_of = dict(zip(source.ids.tolist(), source.labels.tolist(), strict=True))
+    for id_, label in zip(ids, labels, strict=True):
+        if label_of.get(id_, label) != label:
+            raise UserError(
+                f"id {id_} has label {label} in {where} and {label_of[id_]} in {source.name}"
+            )
+
+
+def _statistics(config, kind, model, num_classes, fingerprint) -> ClassStatistics:
+    """From ``config.statistics``, or of the data that the old model was trained on."""
+    where = config.statistics
+    if not where:
+        if model is None:
+            found = EmbeddingSet.read(config.old)
+        else:
+            of = config.copy_and_resolve_references()
+            with of.unlocked():
+                of.data = ConfigDict({**config.data.to_dict(), **model.description["data"]})
+            found = embeddings_of(config.old, "old", of, "train")
+        where = found.name
+        write_statistics(where, num_classes, (kind,))
+    return read_statistics(where, kind, fingerprint, num_classes)
+
+
+def _rows_of(found: EmbeddingSet, source, on_error: str) -> np.ndarray:
+    """(N, Do) float32: the vector of each image of the source, found by its id.
+
+    Images that could not be read, and so have none, are zero: they are never trained on.
+    """
+    found.check_finite()
+    row_of = {id_: row for row, id_ in enumerate(found.ids.tolist())}
+    rows = np.array([row_of.get(id_, -1) for id_ in source.ids.tolist()])
+    missing = rows < 0
+    if missing.any() and (missing.all() or on_error != "skip"):
+        first = ", ".join(map(str, source.ids[missing][:10]))
+        raise UserError(
+            f"{missing.sum()} of {len(rows)} training images have no embedding in {found.name}, "
+            f"first {first}"
+        )
+    if found.labels is not None:
+        _check_labels(found.name, found.ids.tolist(), found.labels.tolist(), source)
+    vectors = np.asarray(found.vectors, np.float32)[rows]
+    vectors[missing] = 0
+    return vectors

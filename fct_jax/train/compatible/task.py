@@ -1,0 +1,198 @@
+"""Backward-compatible training: a new model searched against the old model's gallery.
+
+Classification of the new data plus what a method of ``compatible_methods.py`` adds. The old
+model takes no part in a step: its embeddings of the training images never change, so they are
+computed once and looked up.
+"""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from fct_jax import losses, models
+from fct_jax.data.augment import erase, pad_and_crop
+from fct_jax.errors import UserError, unknown
+from fct_jax.frozen.model import write_model
+from fct_jax.runtime import sharding
+from fct_jax.train.backbone import Backbone
+from fct_jax.train.compatible.methods import Compatibility, Step, find_method
+from fct_jax.train.compatible.metric_losses import MetricLosses
+from fct_jax.train.compatible.old_model import OldModel, old_model
+
+
+class Compatible(Backbone):
+    """A backbone and a compatibility method; see ``loop.py`` for what a task offers.
+
+    Trained parameters are {"model": …, "method": …, "metric": …}, the latter two what the
+    losses learn themselves; the model alone is exported.
+    """
+
+    def __init__(self, config: ConfigDict, mesh):
+        method = find_method(config.method)
+        if config.base_loss not in losses.HEADS:
+            raise unknown("base loss", config.base_loss, losses.HEADS)
+        _check_reid(config)
+        super().__init__(config, mesh)
+        old = OldModel(0)
+        if config.method != "none":
+            old = old_model(config, method, self._train)
+        if config.method != "none" and method.same_size and old.dim != self.dim:
+            raise UserError(
+                f"config.method={config.method} compares embeddings: the old model's have "
+                f"dimension {old.dim}, so set config.model.embedding_dim={old.dim}, "
+                f"not {self.dim}"
+            )
+        self._old = old
+        constants = {
+            "embeddings": old.embeddings,
+            "classifier": old.classifier,
+            "statistics": old.statistics,
+        }
+        self.frozen = sharding.put_replicated(constants, mesh)
+        self._method = Compatibility(method.losses, FrozenConfigDict(config.compatibility))
+        self._metric = MetricLosses(FrozenConfigDict(config.reid), self._train.num_classes)
+
+    def init(self, key):
+        """Fresh variables of the model and of what the losses learn themselves."""
+        model_key, method_key = jax.random.split(key)
+        model = super().init(model_key)
+        # Shapes alone matter: the model need not run.
+        outputs = jnp.zeros((2, self._train.num_classes)), jnp.zeros((2, self.dim))
+        numbers = jnp.zeros(2, jnp.int32)
+        batch = {"label": numbers, "index": numbers, "flip": numbers}
+        seen, _ = self._see(model["params"], outputs, self.frozen, batch, 0)
+        method = self._method.init(method_key, seen)
+        metric = self._metric.init(jax.random.fold_in(key, 2), seen.embedding, numbers)
+        parts = {"model": model, "method": method, "metric": metric}
+        return {
+            kind: {name: part.get(kind, {}) for name, part in parts.items()}
+            for kind in ("params", "batch_stats")
+        }
+
+    def warm_start(self, variables):
+        """With the weights of ``config.pretrained``, where that is given."""
+        model = super().warm_start(self.export(variables))
+        return {part: {**variables[part], "model": model[part]} for part in variables}
+
+    def export(self, variables):
+        """The model without what the method learns."""
+        return {part: variables[part]["model"] for part in variables}
+
+    def finish(self, workdir, fingerprint: str, variables) -> None:
+        """LCE's transformation of an old gallery, as a run of its own below the new model's."""
+        learned = {part: variables[part]["method"].get("transformation") for part in variables}
+        if learned["params"]:
+            description = {
+                "kind": "transformation",
+                "name": "lce",
+                "kwargs": {"blocks": self._config.compatibility.transformation_blocks},
+                "dim": self.dim,
+                "old_dim": self.dim,
+                "side_dim": self.dim,
+                "needs_side": False,
+                "old_fingerprint": self._old.fingerprint,
+                "new_fingerprint": fingerprint,
+                "side_fingerprint": None,
+            }
+            gallery = workdir / "gallery"
+            if gallery.is_dir():
+                shutil.rmtree(gallery)  # of a run that was killed before it had its own model
+            write_model(gallery / "model", description, learned)
+
+    def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
+        """Base loss and compatibility losses of a batch of images."""
+        del freeze_batch_norm
+        images = self._preprocessing.on_device(batch["image"], batch["flip"])
+        outputs, new = self._module.apply(
+            self.export(variables),
+            self._augmented(images, key),
+            train=True,
+            mutable=["batch_stats", *(["intermediates"] if self._config.reid.neck else [])],
+        )
+        seen, base = self._see(variables["params"]["model"], outputs, frozen, batch, step)
+        method = {part: variables[part]["method"] for part in variables}
+        (parts, share), learned = self._method.apply(method, seen, mutable=["batch_stats"])
+        metric = {"params": variables["params"]["metric"]}
+        compared = new["intermediates"]["projected"][0] if self._config.reid.neck else outputs[1]
+        added = self._metric.apply(metric, compared, seen.labels)
+        loss = base + sum(added.values())
+        loss += self._config.compatibility.weight * sum(parts.values())
+        batch_stats = {
+            "model": new["batch_stats"],
+            "method": learned.get("batch_stats", {}),
+            "metric": {},
+        }
+        accuracy = jnp.mean(jnp.argmax(seen.logits, -1) == batch["label"])
+        metrics = {"base": base, **added, **parts}
+        metrics |= {"share": jnp.float32(share), "accuracy": accuracy}
+        return loss, (batch_stats, metrics)
+
+    def _augmented(self, images, key):
+        """What person re-identification does to normalised images, where it is asked for."""
+        options = self._config.reid
+        if not (options.pad or options.erase):
+            return images
+        crop_key, erase_key = jax.random.split(key)
+        if options.pad:
+            black = -jnp.asarray(self._preprocessing.mean) / jnp.asarray(self._preprocessing.std)
+            images = pad_and_crop(images, crop_key, options.pad, black)
+        return erase(images, erase_key, options.erase) if options.erase else images
+
+    def _see(self, params, outputs, frozen, batch, step) -> tuple[Step, jax.Array]:
+        """What the method sees of a step, and the base loss."""
+        logits, embedding = outputs
+        classifier = params["classifier"]["kernel"].T
+        base_logits = self._base_logits(embedding, classifier, batch["label"])
+        per_sample = losses.label_smoothed_cross_entropy(
+            base_logits, batch["label"], self._config.label_smoothing
+        )
+        old_embedding = frozen["embeddings"]
+        if old_embedding is not None:
+            view = batch["flip"].astype(jnp.int32) if len(old_embedding) == 2 else 0
+            old_embedding = old_embedding[view, batch["index"]]
+        per_epoch, epochs = self.feed.steps_per_epoch, self._config.epochs
+        seen = Step(
+            embedding=embedding,
+            logits=logits,
+            base_logits=base_logits,
+            classifier=classifier,
+            labels=batch["label"],
+            old_embedding=old_embedding,
+            old_classifier=frozen["classifier"],
+            statistics=frozen["statistics"],
+            progress=step / (epochs * per_epoch),
+            adversarial_weight=losses.adversarial_weight(step // per_epoch, epochs),
+        )
+        return seen, per_sample.mean()
+
+    def _base_logits(self, embedding, classifier, labels):
+        config = self._config
+        return losses.base_logits(
+            config.base_loss, embedding, classifier, labels, config.scale, config.margin
+        )
+
+    def _class_scores(self, variables, images):
+        """As the base loss sees them, without a margin."""
+        embedding = self._module.apply(variables, images)[1]
+        classifier = variables["params"]["classifier"]["kernel"].T
+        return self._base_logits(embedding, classifier, jnp.full(len(images), -1))
+
+    def evaluate(self, variables) -> dict[str, float]:
+        """Of the model, as for a backbone."""
+        return super().evaluate(self.export(variables))
+
+
+def _check_reid(config: ConfigDict) -> None:
+    """Raises UserError for options of re-identification that cannot be."""
+    options = config.reid
+    if options.pad < 0:
+        raise UserError(f"config.reid.pad must be 0 or more pixels, not {options.pad}")
+    if not 0 <= options.erase <= 1:
+        raise UserError(f"config.reid.erase is a probability in [0, 1], not {options.erase}")
+    if options.neck and config.model.name in models.RESNETS:
+        raise UserError(
+            f"config.reid.neck needs a projection before the BatchNorm: set "
+            f"config.model.name={config.model.name}_projection"
+        )

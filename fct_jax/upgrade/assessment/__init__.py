@@ -1,0 +1,1 @@
+"""The verdict before the spend: measured options and a recommendation."""

@@ -1,0 +1,1 @@
+"""Forms that galleries are kept in, each with a reader and a writer."""

@@ -1,0 +1,174 @@
+"""FCT and FastFill maps: the transformation task of the train command, on a sample of vectors."""
+
+import contextlib
+import io
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from fct_jax import config as configs
+from fct_jax.errors import UserError
+from fct_jax.frozen.model import is_run, load_model
+from fct_jax.runtime.progress import console
+from fct_jax.runtime.sharding import make_mesh
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade.maps.map import Map, map_of_run
+
+_LARGEST_BATCH = 1024
+_BATCHES = 8  # a small sample is worked through in about as many batches an epoch
+_EPOCHS = (10, 80)  # fewest, and as published
+# Floating-point operations of a training, where its length is ours to choose: about five minutes
+# on two CPU cores.
+_WORK = 3e13
+_DECAY = 1e-4  # of the linear classifier, per sample
+
+
+def fit_learned(
+    kind: str,
+    old: EmbeddingSet,
+    new: EmbeddingSet,
+    labels: np.ndarray | None,
+    classifier=None,
+    *,
+    inner_dim: int = 2048,
+    epochs: int = 0,
+    batch_size: int = 0,
+    seed: int = 0,
+) -> Map:
+    """Trains h(old) ≈ new as published, on vectors scaled to a standard deviation of about 1.
+
+    The scale matters for weight decay: the entries of unit vectors are so small that their
+    squared error would hardly count beside it.
+
+    Args:
+      kind: "fct" (CVPR 2022) or "fastfill" (ICLR 2023). FastFill without labels learns its
+        uncertainty from the alignment alone, as the variance of a Gaussian.
+      old, new: (N, do), (N, dn) vectors of the same items.
+      labels: (N,) integers; FastFill then also classifies what it maps.
+      classifier: of the new model: (C, dn) array, ``.npy`` or run; None: a linear one is
+        fitted on the new vectors.
+      inner_dim, seed: of the training.
+      epochs: 0: as of `affordable_epochs`.
+      batch_size: 0: 1,024, or an eighth of a smaller sample.
+    """
+    epochs = epochs or affordable_epochs(len(new), old.dim, new.dim, inner_dim)
+    console.print(f"{kind}: {epochs} epochs of {len(new):,} pairs")
+    scale = float(np.sqrt(np.mean(np.square(np.asarray(new.vectors, np.float64))))) or 1.0
+    config = configs.transformation()
+    config.model.name = kind
+    config.model.inner_dim = inner_dim
+    config.epochs = epochs
+    config.optimizer.schedule.warmup_epochs = min(5, epochs // 8)
+    config.batch_size = batch_size or _batch_size(len(new))
+    config.seed = seed
+    config.views = 1
+    config.evaluate_every_epochs = epochs
+    config.checkpoint_every_steps = 10**9  # at the end alone
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        scaled = np.asarray(new.vectors, np.float32) / np.float32(scale)
+        if kind == "fastfill" and labels is not None:
+            weights, labels = _classifier(classifier, np.asarray(labels), scaled, scale)
+            np.save(folder / "classifier.npy", weights)
+            config.classifier = str(folder / "classifier.npy")
+            config.loss.discriminative_weight = 1.0
+        for role, found, vectors in (("old", old, old.vectors), ("new", new, scaled)):
+            meta = {"fingerprint": found.fingerprint}
+            EmbeddingSet.of(vectors, labels=labels, meta=meta).write(folder / role)
+            config[role] = str(folder / role)
+        _train(config, folder / "run")
+        return map_of_run(folder / "run", scale)
+
+
+def affordable_epochs(count: int, do: int, dn: int, inner_dim: int) -> int:
+    """80 as published; fewer, but 10 at least, where a large sample would take long.
+
+    A sample passes each weight three times, with a multiplication and an addition.
+    """
+    branches = 2 * (do * 2 * do + 2 * do * 2 * dn)
+    weights = branches + 4 * dn * inner_dim + inner_dim**2 + inner_dim * dn
+    fewest, most = _EPOCHS
+    return int(np.clip(_WORK / (6 * count * weights), fewest, most))
+
+
+def _batch_size(count: int) -> int:
+    """A multiple of the number of devices."""
+    devices = make_mesh().size
+    wanted = min(_LARGEST_BATCH, max(16, count // _BATCHES), count)
+    return max(devices, wanted // devices * devices)
+
+
+def _train(config, workdir: Path) -> None:
+    # The loop's lines name a folder that will not last; its progress bar still shows.
+    from fct_jax.train.loop import train
+
+    with contextlib.redirect_stdout(io.StringIO()), _own_sigterm():
+        train(config, workdir)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Puts the handler of SIGTERM back that the training loop replaces."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # not the main thread: nothing was replaced
+            signal.signal(signal.SIGTERM, before)
+
+
+def _classifier(given, labels, scaled, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (C, dn) for the scaled vectors, and the labels as rows of them."""
+    if given is None or (isinstance(given, str) and not given):
+        _, numbered = np.unique(labels, return_inverse=True)
+        return fit_classifier(scaled, numbered), numbered.astype(np.int64)
+    if isinstance(given, str | Path):
+        weights = load_model(given).classifier if is_run(given) else _saved(Path(given))
+    else:
+        weights = np.asarray(given)
+    if weights is None or np.ndim(weights) != 2 or weights.shape[1] != scaled.shape[1]:
+        shape = None if weights is None else np.shape(weights)
+        raise UserError(f"the classifier must have shape (C, {scaled.shape[1]}), not {shape}")
+    if labels.min() < 0 or labels.max() >= len(weights):
+        raise UserError(
+            f"labels run from {labels.min()} to {labels.max()}, "
+            f"but the classifier has {len(weights)} classes"
+        )
+    return np.asarray(weights * scale, np.float32), labels
+
+
+def _saved(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"no classifier in {path}; give a run, or a .npy of shape (C, D)")
+    return np.load(path, allow_pickle=False)
+
+
+def fit_classifier(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(C, D) float32: softmax regression without bias of labels 0 … C−1 on vectors (N, D)."""
+    count, dim = labels.max() + 1, vectors.shape[1]
+    x, y = jnp.asarray(vectors, jnp.float32), jnp.asarray(labels)
+
+    @jax.jit
+    def objective(flat):
+        weights = flat.reshape(count, dim)
+        log_p = jax.nn.log_softmax(x @ weights.T)
+        loss = -jnp.take_along_axis(log_p, y[:, None], axis=1).mean()
+        return loss + _DECAY * jnp.sum(weights * weights)
+
+    gradient = jax.jit(jax.value_and_grad(objective))
+
+    def in_float64(flat):
+        value, slope = gradient(jnp.asarray(flat, jnp.float32))
+        return float(value), np.asarray(slope, np.float64)
+
+    start = np.zeros(count * dim)
+    found = scipy.optimize.minimize(
+        in_float64, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}
+    )
+    return found.x.reshape(count, dim).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Carrying an upgrade out: plan, journal, translation, re-embedding, rollback."""

@@ -1,0 +1,138 @@
+"""An append-only journal: what is recorded stays recorded, and what is torn is noticed."""
+
+import json
+import os
+import zlib
+from pathlib import Path
+
+from fct_jax.errors import UserError
+from fct_jax.storage.files import sync_directory
+
+
+class Journal:
+    """Records, one a line: JSON, a tab, and a checksum of it and of all lines before.
+
+    A record counts once ``append`` has returned: it is on the disk by then. The last line of a
+    file whose writer was killed may be torn; it is dropped. Damage anywhere else is an error.
+
+    Attributes:
+      records: all records in order, each a dict with ``kind``.
+    """
+
+    def __init__(self, path):
+        self.path, self.records, self._chain = Path(path), [], 0
+        whole = self._read() if self.path.is_file() else 0
+        self._whole = whole
+
+    def _read(self) -> int:
+        """Fills ``records``; returns the length of the sound part in bytes."""
+        data = self.path.read_bytes()
+        at = 0
+        while at < len(data):
+            end = data.find(b"\n", at)
+            record = None if end < 0 else self._parse(data[at:end])
+            if record is None:
+                if b"\n" in data[at : len(data) - 1]:
+                    raise UserError(
+                        f"{self.path} is damaged in line {len(self.records) + 1}; "
+                        "restore it from a backup, or start again in an empty directory"
+                    )
+                break
+            self.records.append(record)
+            at = end + 1
+        return at
+
+    def _parse(self, line: bytes) -> dict | None:
+        text, tab, checksum = line.rpartition(b"\t")
+        chain = zlib.crc32(text, self._chain)
+        if not tab or checksum != b"%08x" % chain:
+            return None
+        self._chain = chain
+        return json.loads(text)
+
+    def append(self, kind: str, **values) -> dict:
+        """Adds a record; when it returns, the record survives a crash."""
+        record = {"kind": kind, **values}
+        text = json.dumps(record).encode()
+        self._chain = zlib.crc32(text, self._chain)
+        is_new = not self.path.exists()
+        with self.path.open("r+b" if not is_new else "wb") as file:
+            file.truncate(self._whole)  # a torn line of a killed writer
+            file.seek(self._whole)
+            file.write(text + b"\t%08x\n" % self._chain)
+            file.flush()
+            os.fsync(file.fileno())
+            self._whole = file.tell()
+        if is_new:
+            sync_directory(self.path.parent)
+        self.records.append(record)
+        return record
+
+    def last(self, kind: str) -> dict | None:
+        """The latest record of a kind, or None."""
+        return next((r for r in reversed(self.records) if r["kind"] == kind), None)
+
+
+class Progress:
+    """What a journal says.
+
+    Attributes:
+      begin: the record that names source and map, or None.
+      rows: how many rows are translated.
+      ready: whether all are, and the gallery has its name.
+      stops: for every finished batch, how many items of the plan were done by its end.
+      pending: the record of a batch whose vectors are stored but not all in the gallery, or None.
+      rolling_back: the record of a rollback that was not finished, or None.
+      plan: the record of the plan that is followed, or None.
+      published: how many items of the plan Parquet files hold.
+    """
+
+    def __init__(self, records: list[dict]):
+        self.begin = self.pending = self.rolling_back = self.plan = None
+        self.laid_out = self.ready = False
+        self.rows = self.published = 0
+        self.stops: list[int] = []
+        for record in records:
+            self.add(record)
+
+    def add(self, record: dict) -> None:
+        """One more step."""
+        getattr(self, f"_{record['kind']}")(record)
+
+    @property
+    def items(self) -> int:
+        """How many items of the plan are re-embedded."""
+        return self.stops[-1] if self.stops else 0
+
+    def _begin(self, record):
+        self.begin = record
+
+    def _layout(self, record):
+        self.laid_out = True
+
+    def _chunk(self, record):
+        self.rows = record["stop"]
+
+    def _translated(self, record):
+        self.ready = True
+
+    def _plan(self, record):
+        self.plan = record
+
+    def _pending(self, record):
+        self.pending = record
+
+    def _batch(self, record):
+        self.stops.append(record["stop"])
+        self.pending = None
+
+    def _published(self, record):
+        self.published = record["items"]
+
+    def _rollback(self, record):
+        self.rolling_back = record
+
+    def _rolled_back(self, record):
+        del self.stops[record["to"] :]
+        self.pending = self.rolling_back = None
+        self.published = min(self.published, self.items)

@@ -1,0 +1,81 @@
+"""All that is checked before a gallery's first new vector is written."""
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.progress import Bar
+from fct_jax.upgrade.checks import guards
+from fct_jax.upgrade.checks.known_answers import check_known_answers
+from fct_jax.upgrade.galleries.base import Gallery
+from fct_jax.upgrade.migration.probe import Probe
+from fct_jax.upgrade.migration.reembed import NewVectors
+
+_ENOUGH = 8  # known answers
+_MOST = 0.5  # of a gallery: its items are then like any
+
+
+def check_before(
+    gallery: Gallery, map, new: NewVectors | None, probe: Probe | None, unchecked: bool = False
+) -> None:
+    """Space, direction, vectors, and known answers from whatever source there is.
+
+    Known answers are the map's own test pairs, the new vectors of a sample of ids, and the items
+    of the probe. ``unchecked``: go on where there is none of them.
+    Raises UserError.
+    """
+    guards.check_gallery_fits(gallery, map)
+    with Bar("checking vectors", len(gallery), "vectors") as bar:
+        guards.check_vectors(gallery, bar.advance)
+    answers = guards.check_known_pairs(gallery, map)
+    if new is not None:
+        answers += check_new_vectors(gallery, map, new)
+    if probe is not None:
+        rows = probe.rows(gallery)
+        some = _some(np.arange(len(rows)))
+        old = gallery.rows(rows[some])
+        at_least = guards.EXPECTED_SHARE * guards.expected_score(map, map.metric)
+        answers += _ask(old, probe.new[some], map, at_least, f"{probe.name}/new")
+    if answers < _ENOUGH and not unchecked:
+        raise UserError(
+            f"nothing shows that {gallery.name} fits the map: give config.apply.reembed or "
+            "config.probe for known answers, or take config.apply.unchecked=True"
+        )
+
+
+def check_new_vectors(gallery: Gallery, map, new: NewVectors) -> int:
+    """Space and known answers of the re-embedded vectors, by those of a sample of ids.
+
+    Returns how many answers there were. Raises UserError.
+    """
+    has = new.has(gallery.ids)
+    if not has.any():
+        raise UserError(f"{new.name} has no vector for any id of {gallery.name}")
+    rows = _some(np.flatnonzero(has))
+    ids = gallery.ids[rows]
+    vectors = guards.check_batch(ids, new(ids), map.dim_out, new.meta, new.name)
+    guards.check_space(new.name, guards.as_found(new.meta, vectors), guards.new_space(map), "new")
+    # A set that has only the planned items has those that the map is least sure of.
+    at_least = 0.0
+    if has.mean() > _MOST:
+        at_least = guards.EXPECTED_SHARE * guards.expected_score(map, map.metric)
+    return _ask(gallery.rows(rows), vectors, map, at_least, new.name)
+
+
+def _ask(old, new, map, at_least: float, what: str) -> int:
+    """Known answers: h(old) of some items is searched by their new vectors."""
+    if len(old) < _ENOUGH:
+        return 0
+    if old.shape == new.shape and np.allclose(old, new, rtol=1e-3, atol=1e-4):
+        raise UserError(
+            f"wrong direction: the gallery holds the vectors of {what} already, "
+            "so it is in the new model's space"
+        )
+    translated, _ = map.transform(old)
+    return check_known_answers(translated, new, map.metric, what, at_least)
+
+
+def _some(rows: np.ndarray) -> np.ndarray:
+    """At most so many of the rows, ascending."""
+    if len(rows) <= guards.SAMPLE:
+        return np.sort(rows)
+    return np.sort(np.random.default_rng(0).choice(rows, guards.SAMPLE, replace=False))

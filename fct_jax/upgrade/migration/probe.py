@@ -1,0 +1,160 @@
+"""A probe set: queries of the new model that measure a gallery while it is re-embedded.
+
+    PROBE/new/           EmbeddingSet: some items of the gallery, embedded by the new model
+    PROBE/query/         EmbeddingSet: queries, embedded by the new model
+    PROBE/query_old/     EmbeddingSet: the same queries by the old model, for dual and fused
+    PROBE/relevant.npy   (Q,) the id of the item that each query is after; optional
+
+Quality is the mean reciprocal rank of the relevant item where ``relevant.npy`` is there; else
+mean average precision where both sets have labels; else the agreement with the new model: the
+share of a query's ten nearest new vectors that are among its ten nearest in the gallery. All of
+it among the items of the probe, so that it costs seconds, whatever the gallery's size.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
+from fct_jax.evaluate.metrics import retrieval_metrics
+from fct_jax.storage.embedding_set import EmbeddingSet, check_paired
+from fct_jax.upgrade.galleries.base import rows_of
+from fct_jax.upgrade.ways import relevance
+from fct_jax.upgrade.ways.calibration import calibrate
+from fct_jax.upgrade.ways.scores import Space
+from fct_jax.upgrade.ways.serving import search
+
+_NEIGHBOURS = 10
+_QUERIES = 1000  # at most: enough for two digits
+_BLOCK = 128  # queries compared together
+_DEPTH = 1000  # results of a query that are judged, of dual and fused
+
+
+class Probe:
+    """The queries and the items of a probe set.
+
+    Attributes:
+      measure: "mrr", "map" or "agreement@10".
+      ids: (m,) of its items, all of which are in the gallery.
+      new: (m, D) float32: the items by the new model.
+      query: (Q, D) float32: at most 1,000 of the queries.
+      query_old: (Q, Do) float32: the same by the old model, or None.
+    """
+
+    def __init__(self, folder, metric: str):
+        folder = Path(folder)
+        for part in ("new", "query"):
+            if not (folder / part / "vectors.npy").is_file():
+                raise UserError(f"config.probe={folder} has no EmbeddingSet {part!r}")
+        items, queries = EmbeddingSet.read(folder / "new"), EmbeddingSet.read(folder / "query")
+        for found in (items, queries):
+            found.check_finite()
+        if items.dim != queries.dim:
+            raise UserError(f"{queries.name} has dimension {queries.dim}, {items.name} {items.dim}")
+        self.name, self.metric, self.meta = str(folder), metric, items.meta
+        self.query_meta = queries.meta
+        self.ids, self.new = items.ids, np.asarray(items.vectors, np.float32)
+        kept = np.arange(len(queries))
+        if len(kept) > _QUERIES:
+            kept = np.sort(np.random.default_rng(0).choice(len(kept), _QUERIES, replace=False))
+        self.query = np.asarray(queries.vectors[kept], np.float32)
+        self.query_old = None
+        if (folder / "query_old" / "vectors.npy").is_file():
+            asked = EmbeddingSet.read(folder / "query_old")
+            asked.check_finite()
+            check_paired(asked, queries)
+            self.query_old = np.asarray(asked.vectors[kept], np.float32)
+        self._labels = self._relevant = None
+        if (folder / "relevant.npy").is_file():
+            self.measure = "mrr"
+            relevant = np.load(folder / "relevant.npy", allow_pickle=False)
+            if relevant.shape != (len(queries),):
+                raise UserError(
+                    f"{folder}/relevant.npy has shape {relevant.shape}; "
+                    f"one id for each of {len(queries)} queries is needed"
+                )
+            self._relevant = rows_of(items.ids, relevant[kept], "relevant.npy", items.name)
+        elif items.labels is not None and queries.labels is not None:
+            self.measure = "map"
+            self._labels = np.asarray(queries.labels)[kept], np.asarray(items.labels)
+        else:
+            self.measure = f"agreement@{_NEIGHBOURS}"
+            self._ideal = self._nearest(self.new)
+
+    def rows(self, gallery) -> np.ndarray:
+        """The gallery's row of each item. Raises UserError for items that it does not have."""
+        return rows_of(gallery.ids, self.ids, f"items of the probe {self.name}", gallery.name)
+
+    def served(self, way: str, old: np.ndarray, new, migrated, old_metric: str) -> float:
+        """Quality of serving the items "dual" or "fused".
+
+        Args:
+          old: (m, Do) the items by the old model.
+          new: (m, D) by the new model; those not migrated are not looked at.
+          migrated: (m,) bool, which are re-embedded.
+          old_metric: "l2" or "cosine", of the old space.
+
+        The calibration is of the probe's items, which both models have embedded.
+        Raises UserError where there are no queries by the old model.
+        """
+        if self.query_old is None or self.query_old.shape[1] != old.shape[1]:
+            raise UserError(
+                f"config.serve={way} asks both models: config.probe={self.name} needs query_old, "
+                f"the queries by the old model, of dimension {old.shape[1]}"
+            )
+        made = calibrate(old, self.new, metric=self.metric, old_metric=old_metric)
+        depth = min(len(old), _DEPTH)
+        _, rows = search(way, self.query_old, self.query, old, new, migrated, depth, made)
+        name = self.measure.replace("agreement", "recall")
+        return float(relevance.per_query(rows, self._judged())[name].mean())
+
+    def _judged(self) -> relevance.Relevance:
+        if self._relevant is not None:
+            asked, gains = np.arange(len(self.query)), np.ones(len(self.query))
+            return relevance.by_pairs(asked, self._relevant, gains, len(asked), len(self.ids))
+        if self._labels is not None:
+            return relevance.by_labels(*self._labels)
+        return relevance.by_agreement(self.query, self.new, Space.of(self.new, self.metric))
+
+    def quality(self, vectors: np.ndarray) -> float:
+        """Of searching the items as one space, whose vectors (m, D) are given: "translated"."""
+        vectors = np.asarray(vectors, np.float32)
+        if self._relevant is not None:
+            return self._mean_reciprocal_rank(vectors)
+        if self._labels is not None:
+            query_labels, labels = self._labels
+            return retrieval_metrics(
+                self.query, vectors, query_labels, labels, metric=self.metric, ks=(1,)
+            )["map"]
+        found = self._nearest(vectors)
+        common = [
+            len(np.intersect1d(a, b, assume_unique=True))
+            for a, b in zip(found, self._ideal, strict=True)
+        ]
+        return float(np.mean(common)) / self._ideal.shape[1]
+
+    def _nearness(self, vectors: np.ndarray):
+        """Yields (first query, nearness (n, m)): larger is nearer."""
+        if self.metric == "cosine":
+            vectors = unit_rows(vectors)
+        half = 0 if self.metric == "cosine" else (vectors**2).sum(axis=1) / 2
+        for first in range(0, len(self.query), _BLOCK):
+            yield first, self.query[first : first + _BLOCK] @ vectors.T - half
+
+    def _mean_reciprocal_rank(self, vectors: np.ndarray) -> float:
+        total = 0.0
+        for first, near in self._nearness(vectors):
+            wanted = self._relevant[first : first + _BLOCK]
+            own = near[np.arange(len(near)), wanted][:, None]
+            # Of equally near items the lower row comes first.
+            earlier = np.arange(near.shape[1]) < wanted[:, None]
+            rank = 1 + ((near > own) | ((near == own) & earlier)).sum(axis=1)
+            total += float((1 / rank).sum())
+        return total / len(self.query)
+
+    def _nearest(self, vectors: np.ndarray) -> np.ndarray:
+        k = min(_NEIGHBOURS, len(vectors))
+        return np.concatenate(
+            [np.argsort(-near, axis=1, kind="stable")[:, :k] for _, near in self._nearness(vectors)]
+        )

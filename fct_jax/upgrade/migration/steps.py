@@ -1,0 +1,252 @@
+"""A gallery on its way to the new space: what the journal says was done, and the next step.
+
+    WORKDIR/plan/          what to re-embed, in order
+    WORKDIR/gallery/       the new-space gallery (``gallery.partial`` until it is translated)
+    WORKDIR/journal.jsonl  every step that is done
+    WORKDIR/followed.npy   rows of the plan that batches were taken from
+    WORKDIR/pending.npy    new vectors of the batch that is being written
+
+Every step can be repeated: killed at any moment, the same command finds the last recorded step
+and does the next one again, from the same rows in the same blocks, so that the gallery comes out
+the same byte for byte. New vectors are written to ``pending.npy`` before they go to the
+gallery, since they may have been paid for; translated ones are computed again from the source.
+"""
+
+import contextlib
+import fcntl
+import io
+import shutil
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
+from fct_jax.runtime.progress import Bar
+from fct_jax.storage.files import write_synced
+from fct_jax.upgrade.galleries.base import NEW, TRANSLATED, Gallery
+from fct_jax.upgrade.galleries.target import Target
+from fct_jax.upgrade.migration.journal import Journal, Progress
+from fct_jax.upgrade.migration.planning import Plan, digest_of
+
+_BLOCKS = 16  # blocks of the map in a chunk that is recorded
+
+
+class Migration:
+    """The steps from a source gallery to a new-space one, each recorded when it is done."""
+
+    def __init__(self, workdir, source: Gallery, map, batch_size: int):
+        self.workdir, self.source, self.map = Path(workdir), source, map
+        self.batch_size, self.chunk = batch_size, _BLOCKS * batch_size
+        self.journal = Journal(self.workdir / "journal.jsonl")
+        self.progress = Progress(self.journal.records)
+        self.target = Target(source.form, self.workdir)
+        self.meta, self._begun = {}, 0.0
+        begin = self.progress.begin
+        if begin is not None:
+            self._check_same(begin)
+            self.meta = begin["meta"]
+
+    def record(self, kind: str, **values) -> None:
+        """A step is done: it is in the journal when this returns."""
+        self.progress.add(self.journal.append(kind, **values))
+
+    def begin(self, new_meta: dict) -> None:
+        """Records what is migrated; ``new_meta`` is known of the re-embedded vectors."""
+        described = {**self.map.description.get("new_meta", {}), **new_meta}
+        unit = self.map.unit_output or self._scales()
+        known = {k: described[k] for k in ("model", "prefix") if k in described}
+        meta = {
+            "fingerprint": self.map.new_fingerprint or new_meta.get("fingerprint"),
+            **known,
+            "normalized": unit,
+            "metric": self.map.metric,
+            "transformation": self.map.fingerprint,
+            "old_fingerprint": self.map.old_fingerprint or self.source.fingerprint,
+            "count": len(self.source),
+            "dimension": self.map.dim_out,
+        }
+        self.record("begin", **self._identity(), meta=meta)
+        self.meta = meta
+
+    def translate(self) -> None:
+        """Streams every row through the map, and gives the gallery its name."""
+        done = self.progress
+        if done.ready:
+            return
+        if not done.laid_out:
+            for folder in (self.target.partial, self.workdir / "store"):
+                shutil.rmtree(folder, ignore_errors=True)  # a lay-out that was cut short
+            self.target.create(self.source, self.map.dim_out, self.map.metric)
+            self.describe("translating")
+            self.record("layout")
+        self.target.open(self.map.dim_out)
+        count = len(self.source)
+        self._begun = time.monotonic()
+        # A chunk goes to the disk while the next one is computed; in order, one at a time.
+        with Bar("translating", count, "vectors", done.rows) as bar, ThreadPoolExecutor(1) as disk:
+            writing = None
+            for start in range(done.rows, count, self.chunk):
+                vectors = self.translated(start, min(start + self.chunk, count))
+                if writing is not None:
+                    bar.advance(writing.result())
+                writing = disk.submit(self._write_chunk, start, vectors)
+            if writing is not None:
+                bar.advance(writing.result())
+        self.publish(None)
+        self.describe("translated")
+        self.target.complete()
+        self.record("translated")
+        self.target.close()
+
+    def _write_chunk(self, start: int, vectors: np.ndarray) -> int:
+        checksum = self.target.vectors.write(start, vectors)
+        self.target.vectors.sync()
+        now = time.monotonic()
+        seconds, self._begun = round(now - self._begun, 3), now
+        stop = start + len(vectors)
+        self.record("chunk", start=start, stop=stop, checksum=checksum, seconds=seconds)
+        return len(vectors)
+
+    def translated(self, start: int, stop: int) -> np.ndarray:
+        """h(old) of a run of rows; the same rows in the same blocks give the same bytes."""
+        vectors = self.source.read(start, stop)
+        blocks = [embedded for embedded, _ in self.map.blocks(vectors, self.batch_size)]
+        made = np.concatenate(blocks)
+        if not np.isfinite(made).all():
+            row = start + int(np.argmin(np.isfinite(made).all(axis=1)))
+            raise UserError(f"the map gives NaN or infinity for id {self.source.ids[row]}")
+        return self.scaled(made)
+
+    def scaled(self, vectors: np.ndarray) -> np.ndarray:
+        """As they are stored: a Faiss file has no cosine, but the product of unit vectors."""
+        return unit_rows(vectors) if self._scales() else vectors
+
+    def _scales(self) -> bool:
+        return self.source.form == "faiss" and self.map.metric == "cosine"
+
+    def follow(self, plan: Plan) -> None:
+        """Records the plan that batches are taken from. Raises UserError for a second one."""
+        done = self.progress
+        if done.plan is not None and done.plan["digest"] == plan.digest:
+            return
+        if done.items or done.pending:
+            raise UserError(
+                f"{self.workdir} follows another plan, of which {done.items} items are done; "
+                "`rollback` with --config.rollback_to=0 first"
+            )
+        _write_array(self.workdir / "followed.npy", plan.rows)
+        self.record("plan", digest=plan.digest, items=len(plan))
+
+    def followed(self) -> Plan:
+        """The plan whose batches were taken, whatever plan was made since."""
+        rows = np.load(self.workdir / "followed.npy", allow_pickle=False)
+        return Plan(self.source.ids[rows], rows, {})
+
+    def put_batch(self, plan: Plan, vectors, start: int, stop: int, begun: float) -> None:
+        """New vectors of the items from start to stop of the plan go to the gallery.
+
+        ``vectors`` None: those that were pending when the last run stopped. ``begun``: when work
+        on the batch did, by ``time.monotonic``.
+        """
+        number = len(self.progress.stops) + 1
+        path = self.workdir / "pending.npy"
+        if vectors is not None:
+            _write_array(path, self.scaled(vectors))
+            self.record("pending", batch=number, start=start, stop=stop, checksum=_checksum(path))
+        vectors = np.load(path, allow_pickle=False)
+        self.target.put(plan.rows[start:stop], vectors, NEW)
+        seconds = round(time.monotonic() - begun, 3)
+        self.record("batch", batch=number, start=start, stop=stop, seconds=seconds)
+        path.unlink(missing_ok=True)
+        self.describe("migrating", stop, len(plan))
+
+    def has_pending(self) -> bool:
+        """Whether the vectors of the next batch are stored already."""
+        pending, path = self.progress.pending, self.workdir / "pending.npy"
+        return bool(pending and path.is_file() and _checksum(path) == pending["checksum"])
+
+    def roll_back(self, plan: Plan, to: int) -> None:
+        """The items of all batches after batch ``to`` get their translated vectors back."""
+        done = self.progress
+        first = done.stops[to - 1] if to else 0
+        last = max(done.items, done.published, done.pending["stop"] if done.pending else 0)
+        if done.rolling_back is None:
+            self.record("rollback", to=to)
+        self.describe("migrating", first, len(plan))
+        rows = np.sort(plan.rows[first:last])
+        chunks = rows // self.chunk
+        with Bar("rolling back", len(rows), "vectors") as bar:
+            for number in np.unique(chunks):
+                start = int(number) * self.chunk
+                stop = min(start + self.chunk, len(self.source))
+                here = rows[chunks == number]
+                self.target.put(here, self.translated(start, stop)[here - start], TRANSLATED)
+                bar.advance(len(here))
+        if len(rows):
+            self.publish(rows)
+        (self.workdir / "pending.npy").unlink(missing_ok=True)
+        if to == 0:
+            self.describe("translated")
+        self.record("rolled_back", to=to)
+
+    def publish(self, rows) -> None:
+        """Parquet files are written again where any of the rows is (None: all)."""
+        if self.target.form == "parquet":
+            from fct_jax.upgrade.galleries.parquet_parts import publish
+
+            publish(
+                self.source, self.target.folder, self.target.vectors, self.target.versions, rows
+            )
+
+    def describe(self, state: str, reembedded: int | None = None, planned: int = 0) -> None:
+        """Writes the gallery's ``meta.json``: its space and how far it is."""
+        counts = {} if reembedded is None else {"reembedded": reembedded, "planned": planned}
+        self.target.describe({**self.meta, "state": state, **counts})
+
+    def _identity(self) -> dict:
+        """What must be the same when work goes on."""
+        values = np.ascontiguousarray(self.source.rows(self.source.spread_rows(64)))
+        return {
+            "gallery_ids": digest_of(self.source.ids),
+            "gallery_sample": f"{zlib.crc32(values.tobytes()):08x}",
+            "form": self.source.form,
+            "map": self.map.fingerprint,
+            "batch_size": self.batch_size,
+        }
+
+    def _check_same(self, begin: dict) -> None:
+        ours = self._identity()
+        differ = [f"{k}: {begin[k]!r} there, {v!r} now" for k, v in ours.items() if begin[k] != v]
+        if differ:
+            raise UserError(
+                f"{self.workdir} holds an upgrade of another gallery, map or batch size "
+                f"({'; '.join(differ)}); choose another --workdir"
+            )
+
+
+@contextlib.contextmanager
+def locked(workdir):
+    """Only one process at a time changes a migration. Raises UserError for a second."""
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("w") as file:
+        try:
+            # Given back by the system, even when the process is killed.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is at work in {workdir}") from None
+        yield
+
+
+def _write_array(path: Path, vectors: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    write_synced(path, buffer.getbuffer())
+
+
+def _checksum(path: Path) -> int:
+    return zlib.crc32(path.read_bytes())

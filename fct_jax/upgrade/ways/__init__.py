@@ -1,0 +1,1 @@
+"""Ways of serving a gallery that is only partly re-embedded."""

@@ -1,0 +1,232 @@
+"""What makes scores of two vector spaces comparable: each query's own scale, from its tails."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.storage.files import new_directory
+from fct_jax.upgrade.ways.scores import Space, without_own
+
+REFERENCE = 16_384  # items of a sample that are used, at most
+TAIL_SHARE = 0.01  # of the reference items
+_FEWEST, _MOST = 10, 32  # items of a tail
+_ASKED = 500  # items that stand for queries
+_FORMAT_VERSION = 1
+_FLOOR = 1e-6
+CROWD = 8192  # of the reference items, which tell how crowded an item's place is
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """How standardised scores z of the two spaces are put together.
+
+    An item that is not re-embedded scores z_old. One that is scores, when dual,
+    ``dual_new · z_new + dual_shift``, and fused ``fused_scale · Z(fused_old · z_old +
+    fused_new · z_new) + fused_shift`` where Z standardises by the tail once more. The damping is
+    that of both spaces. The defaults need no judged pairs.
+    """
+
+    dual_new: float = 1.0
+    dual_shift: float = 0.0
+    fused_old: float = 1.0
+    fused_new: float = 1.0
+    fused_scale: float = 1.0
+    fused_shift: float = 0.0
+    damping: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tail:
+    """Mean (Q,) and spread (Q,) of each query's tail in some score."""
+
+    mean: np.ndarray
+    spread: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """What a batch of queries has to do with scores of the two spaces; all (Q,) float32.
+
+    An old vector alone scores ``keep·s_old + keep_shift``, a new one alone ``dual·s_new +
+    dual_shift``, both ``fused_old·s_old + fused_new·s_new + fused_shift``.
+    """
+
+    keep: np.ndarray
+    keep_shift: np.ndarray
+    dual: np.ndarray
+    dual_shift: np.ndarray
+    fused_old: np.ndarray
+    fused_new: np.ndarray
+    fused_shift: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What makes the scores of two spaces comparable, query by query.
+
+    Attributes:
+      old, new: the two spaces.
+      reference_old, reference_new: (R, …) prepared vectors of the same R items in each.
+      spread: typical spreads of the old, new and fused tail; a query's own spread, which is
+        measured on few items, is shrunk half of the way to it.
+      weights: of the two spaces.
+    """
+
+    old: Space
+    new: Space
+    reference_old: np.ndarray
+    reference_new: np.ndarray
+    spread: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    weights: Weights = dataclasses.field(default_factory=Weights)
+
+    @property
+    def tail(self) -> int:
+        """How many of the reference items make a tail."""
+        count = round(TAIL_SHARE * len(self.reference_old))
+        return min(max(count, _FEWEST), _MOST)
+
+    def standardised(self, query_old, query_new) -> tuple[Tail, Tail, Tail]:
+        """Tails of the old, the new and the fused standardised score of some queries.
+
+        query_old (Q, do), query_new (Q, dn): the same queries by both models, as they come.
+        """
+        asked_old, asked_new = self.old.queries(query_old), self.new.queries(query_new)
+        items_old, items_new = self.old.items(query_old), self.new.items(query_new)
+        first = self._tail(asked_old, self.reference_old, items_old, 0)
+        second = self._tail(asked_new, self.reference_new, items_new, 1)
+        # z = factor · score + shift in each space, so that their sum is one inner product.
+        a, b = self.weights.fused_old / first.spread, self.weights.fused_new / second.spread
+        asked = np.hstack([asked_old * a[:, None], asked_new * b[:, None]]).astype(np.float32)
+        reference = np.hstack([self.reference_old, self.reference_new])
+        both = self._tail(asked, reference, np.hstack([items_old, items_new]), 2)
+        return first, second, Tail(both.mean - a * first.mean - b * second.mean, both.spread)
+
+    def _tail(self, asked, reference, itself, which: int) -> Tail:
+        """Of the inner products of queries with the reference; (Q, E), (R, E), (Q, E).
+
+        itself: each query as an item; one like it, which is the query's own, does not count.
+        """
+        largest, _ = faiss.knn(asked, reference, self.tail + 1, metric=faiss.METRIC_INNER_PRODUCT)
+        largest = largest.astype(np.float64)
+        largest = without_own(largest, np.einsum("qe,qe->q", asked, itself, dtype=np.float64))
+        spread = np.maximum(largest.std(axis=1), _FLOOR)
+        if self.spread[which]:
+            spread = np.sqrt(spread * self.spread[which])
+        return Tail(largest.mean(axis=1), spread)
+
+    def affine(self, query_old, query_new) -> Affine:
+        """The factors and shifts of some queries (Q, do), (Q, dn)."""
+        old, new, both = self.standardised(query_old, query_new)
+        w = self.weights
+        outer = w.fused_scale / both.spread
+        a, b = w.fused_old * outer / old.spread, w.fused_new * outer / new.spread
+        found = Affine(
+            keep=1 / old.spread,
+            keep_shift=-old.mean / old.spread,
+            dual=w.dual_new / new.spread,
+            dual_shift=w.dual_shift - w.dual_new * new.mean / new.spread,
+            fused_old=a,
+            fused_new=b,
+            fused_shift=w.fused_shift - a * old.mean - b * new.mean - outer * both.mean,
+        )
+        return Affine(*(np.asarray(v, np.float32) for v in vars(found).values()))
+
+    def save(self, folder) -> Path:
+        """Writes ``calibration.json`` and ``reference.npz`` in a new directory."""
+        described = {
+            "format_version": _FORMAT_VERSION,
+            "metric_old": self.old.metric,
+            "metric_new": self.new.metric,
+            "spread": list(self.spread),
+            "weights": dataclasses.asdict(self.weights),
+        }
+        with new_directory(folder) as partial:
+            (partial / "calibration.json").write_text(json.dumps(described, indent=2) + "\n")
+            np.savez(
+                partial / "reference.npz",
+                old=self.reference_old,
+                new=self.reference_new,
+                centre_old=self.old.centre,
+                centre_new=self.new.centre,
+            )
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder) -> "Calibration":
+        """What `save` wrote. Raises UserError where that is not there."""
+        folder = Path(folder)
+        if not (folder / "calibration.json").is_file():
+            raise UserError(f"no calibration in {folder}: calibration.json is missing")
+        described = json.loads((folder / "calibration.json").read_text())
+        if described["format_version"] > _FORMAT_VERSION:
+            raise UserError(f"{folder} was written by a newer fct_jax")
+        weights = Weights(**described["weights"])
+        with np.load(folder / "reference.npz", allow_pickle=False) as file:
+            spaces = []
+            for name in ("old", "new"):
+                # The damping is the last column of an item.
+                crowd = file[name][:CROWD, :-1].copy() if weights.damping else None
+                metric, centre = described[f"metric_{name}"], file[f"centre_{name}"]
+                spaces.append(Space(metric, centre, weights.damping, crowd))
+            return cls(*spaces, file["old"], file["new"], tuple(described["spread"]), weights)
+
+
+def calibrate(
+    old,
+    new,
+    *,
+    query_old=None,
+    query_new=None,
+    metric="l2",
+    old_metric=None,
+    weights: Weights | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """A calibration from items that both models embedded; no labels.
+
+    The more items, the better: a sample at first, and all that are re-embedded later on.
+
+    Args:
+      old, new: (R, do), (R, dn) vectors of the same items; of more than 16,384 some are taken.
+      query_old, query_new: (Q, do), (Q, dn) typical queries, by both models; without, items of
+        the sample stand for them.
+      metric, old_metric: "l2" or "cosine", of the new and of the old space (None: the same).
+      weights: of the two spaces, learnt before; None: equal ones.
+      seed: which items are taken and which stand for queries.
+    """
+    if len(old) != len(new) or len(old) < 2 * _FEWEST:
+        raise UserError(
+            f"a calibration needs the same items by both models, at least {2 * _FEWEST}: "
+            f"there are {len(old)} old and {len(new)} new vectors"
+        )
+    order = np.random.default_rng(seed).permutation(len(old))[:REFERENCE]
+    old, new = np.asarray(old)[order], np.asarray(new)[order]
+    weights = weights or Weights()
+    spaces = (
+        Space.of(old, old_metric or metric).damped(weights.damping, old[:CROWD]),
+        Space.of(new, metric).damped(weights.damping, new[:CROWD]),
+    )
+    made = Calibration(*spaces, spaces[0].items(old), spaces[1].items(new), weights=weights)
+    if query_old is not None:
+        return with_spread(made, query_old, query_new)
+    asked = min(_ASKED, len(old) // 3)  # an item is not its own neighbour
+    rest = dataclasses.replace(
+        made, reference_old=made.reference_old[asked:], reference_new=made.reference_new[asked:]
+    )
+    return dataclasses.replace(made, spread=with_spread(rest, old[:asked], new[:asked]).spread)
+
+
+def with_spread(calibration: Calibration, query_old, query_new) -> Calibration:
+    """The same with the typical spreads of these queries."""
+
+    def typical(spread):
+        tails = dataclasses.replace(calibration, spread=spread).standardised(query_old, query_new)
+        return tuple(float(np.exp(np.mean(np.log(tail.spread)))) for tail in tails)
+
+    old, new, _ = typical((0.0, 0.0, 0.0))
+    _, _, both = typical((old, new, 0.0))  # which depends on the first two
+    return dataclasses.replace(calibration, spread=(old, new, both))

@@ -1,0 +1,239 @@
+"""Feeds: the next batch is there before it is asked for; positions mean the same everywhere."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from tiny_data import write_folder
+
+from fct_jax.data import Preprocessing, open_source
+from fct_jax.errors import UserError
+from fct_jax.runtime import sharding
+from fct_jax.train.feeds import ResidentFeed, StreamFeed, rows_of_process
+from fct_jax.train.image_batches import image_feed
+from fct_jax.train.running_means import RunningMeans
+
+
+class Counting:
+    """Endless batches that take their time; ``log`` says when each was asked for and done."""
+
+    steps_per_epoch = 4
+
+    def __init__(self, seconds=0.0, fails_at=None):
+        self.seconds, self.fails_at = seconds, fails_at
+        self.position, self.log, self.closed = 0, [], False
+
+    def seek(self, position):
+        self.position = position
+
+    def __next__(self):
+        self.log.append(("read", self.position))
+        time.sleep(self.seconds)
+        if self.position == self.fails_at:
+            raise OSError(f"disk of batch {self.position} is gone")
+        self.position += 1
+        return {"index": np.full(2, self.position - 1, np.int64)}
+
+    def close(self):
+        self.closed = True
+
+
+def stream(batches, samples=8):
+    mesh = sharding.make_mesh()
+    return StreamFeed(batches, rows_of_process(2, mesh), 2, samples, mesh)
+
+
+def numbers(calls):
+    found = []
+    for steps, call in calls:
+        assert steps == 1 and call["index"].shape == (1, 2) and call["index"].dtype == np.int32
+        found.append(int(call["index"][0, 0]))
+    return found
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_epochs_follow_each_other_and_any_step_can_be_gone_to():
+    feed = stream(Counting())
+    assert numbers(feed.calls(0)) == [0, 1, 2, 3]
+    assert numbers(feed.calls(4)) == [4, 5, 6, 7]
+    assert numbers(feed.calls(2)) == [2, 3]
+    assert numbers(feed.calls(101)) == [101, 102, 103]
+    feed.close()
+
+
+def test_one_batch_is_read_ahead_and_on_the_device_but_not_counted():
+    batches = Counting()
+    feed = stream(batches)
+    calls = feed.calls(0)
+    next(calls)
+    wait_for(lambda: feed.ready)
+    assert batches.log == [("read", 0), ("read", 1)]
+    assert isinstance(feed._next.result()["index"], jax.Array)
+    assert json.loads(json.dumps(feed.position())) == {"batches": 1, "samples": 8}
+    next(calls)
+    wait_for(lambda: feed.ready)
+    assert batches.log[-1] == ("read", 2) and feed.position()["batches"] == 2
+    feed.close()
+    assert batches.closed
+
+
+class Idle:
+    """Stands for the checkpoints, which nothing asks for."""
+
+
+@pytest.mark.parametrize("read, waits", [(0.03, (0.0, 0.25)), (0.12, (0.3, 0.8))])
+def test_reading_hides_behind_the_steps(read, waits):
+    """Steps take 60 ms: half of that to read costs nothing; twice as much, half of the time."""
+    feed = stream(Counting(seconds=read))
+    running = RunningMeans(Idle())
+
+    class Step:
+        """The loss of a step on a device that is busy for 60 ms from when it is free."""
+
+        free = 0.0
+
+        def __init__(self):
+            Step.free = self.done = max(Step.free, time.monotonic()) + 0.06
+
+        def __float__(self):
+            time.sleep(max(self.done - time.monotonic(), 0))
+            return 1.0
+
+    for step in (0, 4, 8):
+        for _, _call in running.timed(feed, step):
+            running.add({"loss": Step()}, 1, step)
+    means = running.means("train/")
+    feed.close()
+    low, high = waits
+    assert low <= means["train/data_wait"] <= high
+
+
+def test_what_reading_raises_is_raised_where_the_batch_is_wanted():
+    feed = stream(Counting(fails_at=2))
+    calls = feed.calls(0)
+    assert [next(calls)[0], next(calls)[0]] == [1, 1]
+    with pytest.raises(OSError, match="disk of batch 2 is gone"):
+        next(calls)
+    assert feed.position()["batches"] == 2
+    feed.close()
+
+
+def test_other_data_are_refused():
+    for feed in (stream(Counting(), samples=8), resident(8)):
+        feed.seek(json.loads(json.dumps(feed.position())))
+        changed = {**feed.position(), "samples": 9}
+        with pytest.raises(UserError, match="training set of 9 samples, now there are 8"):
+            feed.seek(changed)
+        feed.close()
+
+
+def resident(count, **changes):
+    settings = {"batch_size": 3, "seed": 1, "mesh": sharding.make_mesh(), **changes}
+    return ResidentFeed(np.zeros(count), count, None, **settings)
+
+
+def test_resident_order_is_one_permutation_an_epoch():
+    feed = resident(10, steps_per_call=2)
+    assert feed.steps_per_epoch == 3 and feed.ready
+    epochs = []
+    for epoch in range(3):
+        calls = list(feed.calls(3 * epoch))
+        assert [steps for steps, _ in calls] == [2, 1]
+        epochs.append(np.concatenate([np.asarray(call)[:steps] for steps, call in calls]).ravel())
+        assert len(set(epochs[-1])) == 9
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    ((_, call),) = resident(10).calls(4)
+    np.testing.assert_array_equal(np.asarray(call)[:2].ravel(), epochs[1][3:])
+    with pytest.raises(UserError, match="batch_size 11 is larger .* of 10; largest possible: 10"):
+        resident(10, batch_size=11)
+
+
+def test_both_feeds_show_the_same_images(tmp_path):
+    write_folder(tmp_path, size=(8, 8))
+    config = ml_collections.ConfigDict(
+        {
+            "batch_size": 6,
+            "seed": 3,
+            "data": {"name": "folder", "dir": str(tmp_path), "workers": 0, "on_error": "raise"},
+        }
+    )
+    source = open_source(config.data, "train")
+    seen = []
+    for in_memory in ("yes", "no"):
+        config.data.in_memory = in_memory
+        feed = image_feed(source, Preprocessing(size=8), config, sharding.make_mesh())
+        key = jax.random.key(0)
+        found = []
+        for step in range(0, 2 * feed.steps_per_epoch, feed.steps_per_epoch):
+            for _, call in feed.calls(step):
+                element = jax.tree.map(lambda array: array[0], call)
+                batch = feed.pick(feed.data, element, key)
+                found.append((np.asarray(batch["index"]), np.asarray(batch["image"])))
+        feed.close()
+        seen.append(found)
+    for (one, image), (other, same) in zip(*seen, strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(image, same)
+
+
+def test_rows_of_processes_share_a_batch(monkeypatch):
+    """Whatever the order of the devices: this process's part of it, and the batch put together."""
+    mesh = sharding.make_mesh()
+    np.testing.assert_array_equal(rows_of_process(6, mesh), np.arange(6))
+
+    class Scattered:
+        """Four devices, of which this process has the second and the fourth."""
+
+        def addressable_devices_indices_map(self, shape):
+            part = shape[0] // 4
+            return {n: (slice(n * part, (n + 1) * part),) for n in (3, 1)}
+
+    monkeypatch.setattr(sharding, "split_batch", lambda mesh: Scattered())
+    np.testing.assert_array_equal(rows_of_process(8, mesh), [2, 3, 6, 7])
+
+
+ON_FOUR_DEVICES = """
+import sys
+import jax, numpy as np, ml_collections
+from fct_jax import sharding
+from fct_jax.data import Preprocessing, open_source
+from fct_jax.data.order import Shuffled
+from fct_jax.train.images import image_feed
+
+data = {"name": "digits", "workers": 0, "on_error": "raise", "in_memory": "no"}
+config = ml_collections.ConfigDict({"batch_size": 8, "seed": 3, "data": data})
+source = open_source(config.data, "train")
+order = Shuffled(len(source), 8, seed=3)(0)
+mesh = sharding.make_mesh(2, 2)
+feed = image_feed(source, Preprocessing(size=8), config, mesh)
+for step, (_, call) in zip(range(3), feed.calls(0)):
+    np.testing.assert_array_equal(call["index"][0], order[step])
+    for shard in call["index"].addressable_shards:
+        assert shard.data.shape == (1, 4)
+    assert call["image"].sharding.is_equivalent_to(sharding.split_batch(mesh, 1), 5)
+feed.close()
+assert jax.device_count() == 4
+"""
+
+
+def test_batches_lie_on_a_grid_of_devices():
+    done = subprocess.run(
+        [sys.executable, "-c", ON_FOUR_DEVICES],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,73 @@
+"""Several processes on loopback, for the tests; none of them outlives its test."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    """Of loopback, at this moment."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(arguments_of, count: int, logs: Path, devices: int = 2):
+    """Context: ``count`` Python processes, process i with ``arguments_of(i)``; killed at the end.
+
+    Output of process i goes to ``logs/i.txt``.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "PYTHONPATH": str(REPOSITORY / "tests" / "helpers"),
+    }
+    running = []
+    try:
+        for index in range(count):
+            with (logs / f"{index}.txt").open("w") as log:
+                command = [sys.executable, *map(str, arguments_of(index))]
+                running.append(
+                    subprocess.Popen(
+                        command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log
+                    )
+                )
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+        for process in running:
+            process.wait(timeout=30)
+
+
+def finished(running, logs: Path, timeout: float) -> tuple[list[int], list[str]]:
+    """Exit codes and outputs, once all have ended. Raises TimeoutExpired with the outputs."""
+    deadline = time.monotonic() + timeout
+    codes = []
+    for process in running:
+        try:
+            codes.append(process.wait(max(deadline - time.monotonic(), 0.1)))
+        except subprocess.TimeoutExpired as error:
+            said = "\n---\n".join(outputs(logs, len(running)))
+            raise AssertionError(f"still running after {timeout} s:\n{said}") from error
+    return codes, outputs(logs, len(running))
+
+
+def outputs(logs: Path, count: int) -> list[str]:
+    """What each process has printed so far."""
+    return [(logs / f"{index}.txt").read_text(errors="replace") for index in range(count)]
+
+
+def run(arguments_of, count: int, logs: Path, timeout: float, devices: int = 2):
+    """Exit codes and outputs of processes that end by themselves."""
+    with started(arguments_of, count, logs, devices) as running:
+        return finished(running, logs, timeout)

@@ -1,0 +1,104 @@
+"""Runs an upgrade in child processes that kill themselves (signal 9) at a given moment.
+
+    python tests/kill_apply.py GALLERY NEW WORKDIR SEED...
+
+A moment is the n-th time that something is written, synced or renamed; a write is cut in its
+middle. After every death the next child goes on, dies later, and so on; they also
+roll back once on the way. Every seed has a directory of its own, WORKDIR/SEED, and its line of
+output: how many children were killed.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import tiny_galleries as tiny
+
+from fct_jax.upgrade.migration.applying import apply, rollback
+from fct_jax.upgrade.migration.journal import Journal, Progress
+
+BATCH = 16  # rows translated together
+ITEMS = 23  # re-embedded together
+
+
+def run(gallery, new, workdir, max_batches=0):
+    """The upgrade of the tests, or the first batches of it."""
+    return apply(
+        tiny.plain_map(),
+        gallery,
+        workdir,
+        reembed=str(new),
+        batch_size=BATCH,
+        batch_items=ITEMS,
+        max_batches=max_batches,
+    )
+
+
+def work(gallery, new, workdir):
+    """Seven batches, back to the third, and on to the end: whichever of it is still to do."""
+    records = Journal(workdir / "journal.jsonl").records
+    turned = any(r["kind"] == "rollback" for r in records)
+    if not turned:
+        if len(Progress(records).stops) < 7:
+            run(gallery, new, workdir, 7 - len(Progress(records).stops))
+        rollback(tiny.plain_map(), gallery, workdir, 3, batch_size=BATCH)
+    run(gallery, new, workdir)
+
+
+def die_at(moment: int) -> None:
+    """Kills this process when it changes a file for the n-th time."""
+    left = [moment]
+
+    def dying(function):
+        def changed(*arguments, **keywords):
+            left[0] -= 1
+            if left[0] == 0:
+                if function is pwrite:
+                    file, data, at = arguments
+                    pwrite(file, bytes(data)[: len(bytes(data)) // 2], at)
+                elif moment % 2:
+                    function(*arguments, **keywords)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        return changed
+
+    pwrite = os.pwrite
+    for name in ("pwrite", "fsync", "rename"):
+        setattr(os, name, dying(getattr(os, name)))
+
+
+def kill_until_done(gallery: Path, new: Path, workdir: Path, seed: int) -> int:
+    """How many children were killed before one of them came to the end; −1 if one failed."""
+    rng = np.random.default_rng(seed)
+    killed = 0
+    while True:
+        # Far enough that a rollback, which is one step, can come to its end.
+        moment = int(rng.integers(1, 400))
+        child = os.fork()
+        if child == 0:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 – until the process ends
+            die_at(moment)
+            try:
+                work(gallery, new, workdir)
+            except BaseException as error:
+                os.write(2, f"{type(error).__name__}: {error}\n".encode())
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            return -1 if os.WEXITSTATUS(status) else killed
+        killed += 1
+
+
+def main() -> None:
+    """The command."""
+    gallery, new, workdir = map(Path, sys.argv[1:4])
+    for seed in sys.argv[4:]:
+        print(kill_until_done(gallery, new, workdir / seed, int(seed)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Embeds in child processes that kill themselves (signal 9) at a given moment.
+
+    python tests/kill_embed.py KIND FOLDER SEED...
+
+KIND is "images" or "vectors". A moment is the n-th time that something is written, synced or
+renamed; a write is cut in its middle. After every death the next child goes on, dies later, and so
+on. Every seed has a set of its own, FOLDER/SEED, and its line of output: how many were killed.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tiny_models
+
+from fct_jax.embed.images import embed_images
+from fct_jax.embed.transform import transform_set
+from fct_jax.frozen.callable_model import CallableModel
+from fct_jax.frozen.model import load_model
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.storage.rows import Columns
+
+BATCH, SHARD = 40, 160  # 5 shards of 797 rows, the last of them shorter
+BAD = (3, 170, 171, 500)  # images that cannot be read
+DEADLINE = 120  # seconds
+
+
+def embed(kind: str, folder: Path, out: Path) -> EmbeddingSet:
+    """What is done again and again."""
+    if kind == "images":
+        source = tiny_models.Patchy(tiny_models.digits(), BAD)
+        model = CallableModel("tiny_models:pixels")
+        sizes = {"batch_size": BATCH, "shard_size": SHARD}
+        return embed_images(model, source, out, on_error="skip", num_classes=10, **sizes)
+    old = EmbeddingSet.read(folder / "old")
+    return transform_set(load_model(folder / "transformation"), old, None, out, BATCH, SHARD)
+
+
+def die_at(moment: int) -> None:
+    """Kills this process when it changes a file for the n-th time."""
+    left = [moment]
+
+    def dying(function):
+        def changed(*arguments, **keywords):
+            left[0] -= 1
+            if left[0] == 0:
+                if function is write:
+                    files, name, row, array, *_ = arguments
+                    write(files, name, row, array[: len(array) // 2])
+                    files.sync()
+                elif moment % 2:
+                    function(*arguments, **keywords)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        return changed
+
+    write = Columns.write
+    Columns.write = dying(write)
+    for name in ("fsync", "rename", "rmdir"):
+        setattr(os, name, dying(getattr(os, name)))
+
+
+def records(out: Path) -> dict[str, int]:
+    """When each finished shard was recorded."""
+    folder = out.with_name(f".{out.name}.partial") / "shards"
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+
+
+def kill_until_done(kind: str, folder: Path, out: Path, seed: int) -> int:
+    """How many children were killed before one came to the end; raises where one failed."""
+    rng = np.random.default_rng(seed)
+    end, killed = time.monotonic() + DEADLINE, 0
+    while time.monotonic() < end:
+        before, moment = records(out), int(rng.integers(1, 50))
+        child = os.fork()
+        if child == 0:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 – until the process ends
+            die_at(moment)
+            try:
+                embed(kind, folder, out)
+            except BaseException as error:
+                os.write(2, f"{type(error).__name__}: {error}\n".encode())
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0, "a child failed"
+            return killed
+        killed += 1
+        after = records(out)
+        if out.exists():  # it was killed after its work
+            EmbeddingSet.read(out)
+            return killed
+        assert all(after[name] == when for name, when in before.items()), "a shard was made again"
+    raise TimeoutError(f"no child came to the end in {DEADLINE} s")
+
+
+def main() -> None:
+    """The command."""
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    for seed in sys.argv[3:]:
+        print(kill_until_done(kind, folder, folder / seed, int(seed)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

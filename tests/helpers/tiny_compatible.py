@@ -1,0 +1,58 @@
+"""Compatible training of a model that compiles at once, on 8-px digits."""
+
+import flax.linen as nn
+import numpy as np
+import pytest
+import tiny_runs
+
+from fct_jax import models, recipes
+from fct_jax.models.batch_norm import BatchNorm
+from fct_jax.models.linear import Linear
+from fct_jax.models.projection import ProjectionHead
+
+
+class FlatModel(nn.Module):
+    """``(logits, embedding)`` of the pixels themselves, through the ordinary head."""
+
+    num_classes: int
+    embedding_dim: int = 8
+    small_stem: bool = False
+    width: int = 64
+    dtype: object = np.float32
+    remat: bool = False
+    has_classifier: bool = True
+    last_nonlin: bool = True  # of ResNets alone
+    last_stride: int = 2
+    normalize_embedding: bool = False
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        pixels = images.reshape(images.shape[0], -1)
+        if self.has_classifier:
+            head = ProjectionHead(self.num_classes, self.embedding_dim)
+            nn.share_scope(self, head)
+            return head(pixels, train)
+        embedding = BatchNorm(name="bn")(Linear(self.embedding_dim, name="fc")(pixels), not train)
+        return embedding[:, :0], embedding
+
+
+def config(**changes):
+    """Two epochs of 16 steps."""
+    made = recipes.digits_compatible()
+    made.model.name = "flat"
+    made.preprocessing.size = 8
+    made.model.embedding_dim = 8
+    made.batch_size = 60
+    made.epochs = 2
+    made.log_every_steps = 4
+    made.optimizer.schedule.warmup_epochs = 1
+    made.method = "none"
+    return tiny_runs.changed(made, changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def flat_model():
+    """The model's name, for the tests alone."""
+    models.MODELS["flat"] = (FlatModel, {})
+    yield
+    models.MODELS.pop("flat", None)  # each test file that imports this ends it

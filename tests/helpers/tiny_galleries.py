@@ -1,0 +1,121 @@
+"""Small galleries in every form, and a map that needs no fitting, for the upgrade's tests."""
+
+import itertools
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade.maps.map import KnownPairs, Map
+from fct_jax.upgrade.migration.applying import apply
+
+OLD_DIM, NEW_DIM = 6, 5
+FORMS = ("set", "parquet", "faiss")
+
+
+class PlainMap(Map):
+    """A linear map computed by NumPy: processes that are forked and killed need no JAX."""
+
+    def _run(self, old):
+        mapped = old @ self.weights["weight"] * self.weights["scale"] + self.weights["bias"]
+        if self.unit_output:
+            mapped = mapped / np.linalg.norm(mapped, axis=1, keepdims=True)
+        return mapped.astype(np.float32), (old[:, 0] * 2).astype(np.float32)
+
+
+def vectors(count=300, seed=0, noise=0.1):
+    """(ids, old, new) of items: new ones are a rotation of the old and some noise."""
+    rng = np.random.default_rng(seed)
+    old = rng.standard_normal((count, OLD_DIM)).astype(np.float32)
+    new = old @ weight() + noise * rng.standard_normal((count, NEW_DIM)).astype(np.float32)
+    return rng.permutation(count) * 3 + 1, old, new.astype(np.float32)
+
+
+def weight():
+    rng = np.random.default_rng(99)
+    return np.linalg.qr(rng.standard_normal((OLD_DIM, OLD_DIM)))[0][:, :NEW_DIM].astype(np.float32)
+
+
+def plain_map(known=True, **description):
+    """The map of `vectors`; its test pairs are other items than a gallery's."""
+    described = {
+        "method": "ridge",
+        "dim_in": OLD_DIM,
+        "dim_out": NEW_DIM,
+        "old_fingerprint": "old-model",
+        "new_fingerprint": "new-model",
+        **description,
+    }
+    _, old, new = vectors(100, seed=5)
+    pairs = KnownPairs(np.arange(100) + 10**6, old, new) if known else None
+    weights = {"weight": weight(), "scale": np.float32(1), "bias": np.zeros(NEW_DIM, np.float32)}
+    made = PlainMap(described, weights, known=pairs)
+    made.has_uncertainty = True
+    return made
+
+
+def write_gallery(form, folder, ids, values, meta=None):
+    """A gallery of the form; returns its path."""
+    meta = {"fingerprint": "old-model"} if meta is None else meta
+    if form == "set":
+        return EmbeddingSet.of(values, ids, np.arange(len(ids)) % 7, meta=meta).write(folder)
+    folder.mkdir()
+    if form == "parquet":
+        write_parquet(folder, ids, values)
+        return folder
+    path = folder / "old.faiss"
+    index = faiss.IndexIDMap2(faiss.IndexFlatL2(values.shape[1]))
+    index.add_with_ids(np.ascontiguousarray(values, np.float32), ids)
+    faiss.write_index(index, str(path))
+    return path
+
+
+def write_parquet(folder, ids, values, sizes=(70, 0, 130), group=50, kind=None):
+    """Files of the sizes, the rest in a last one; ``kind``: Arrow type of the vectors."""
+    kind = kind or pa.list_(pa.float32())
+    bounds = np.minimum(np.cumsum([0, *sizes, len(ids)]), len(ids))
+    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
+        rows = list(values[first:last].astype(kind.value_type.to_pandas_dtype()))
+        table = pa.table(
+            {
+                "title": [f"item {i}" for i in ids[first:last]],
+                "vector": pa.array(rows, type=kind),
+                "id": pa.array(ids[first:last]),
+            }
+        )
+        pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=group)
+
+
+def contents(folder) -> dict[str, bytes]:
+    """Every file of a directory by its name."""
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())}
+
+
+def made_galleries(folder, count):
+    """(paths of a gallery in each form, path of all new vectors, ids, old, new)."""
+    ids, old, new = vectors(count)
+    paths = {form: write_gallery(form, folder / form, ids, old) for form in FORMS}
+    as_set(folder / "new", new, ids, fingerprint="new-model")
+    return paths, folder / "new", ids, old, new
+
+
+def upgraded(made, form, workdir, **settings):
+    """The upgrade of one of `made_galleries` with the plain map, in small blocks and batches."""
+    settings = {"reembed": str(made[1]), "batch_size": 16, "batch_items": 23, **settings}
+    return apply(plain_map(), made[0][form], workdir, **settings)
+
+
+def as_set(folder, values, ids, **meta):
+    """An EmbeddingSet's directory."""
+    return EmbeddingSet.of(values, ids, meta=meta).write(folder)
+
+
+def write_probe(folder, ids, new, count=80):
+    """A probe of all items, and queries near the first of them."""
+    rng = np.random.default_rng(3)
+    queries = new[:count] + 0.05 * rng.standard_normal((count, NEW_DIM)).astype(np.float32)
+    EmbeddingSet.of(new, ids, meta={"fingerprint": "new-model"}).write(folder / "new")
+    EmbeddingSet.of(queries, meta={"fingerprint": "new-model"}).write(folder / "query")

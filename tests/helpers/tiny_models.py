@@ -1,0 +1,93 @@
+"""Frozen models that need no training, for tests of what is done with them; and their images."""
+
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fct_jax import config as configs
+from fct_jax import data, models
+from fct_jax.data import UnreadableImage
+from fct_jax.frozen.model import read_description, write_model
+
+
+def pixels(images):
+    """Every other pixel of an 8×8 digit: a model that costs nothing, "tiny_models:pixels"."""
+    return images[:, ::2, ::2, 0].reshape(len(images), -1) / 255.0
+
+
+pixels.image_size = 8
+
+
+def slow_pixels(images):
+    """The same at a pace at which one can be stopped."""
+    time.sleep(0.2)
+    return pixels(images)
+
+
+slow_pixels.image_size = 8
+
+
+def backbone_run(folder, dim=8):
+    """A run of an untrained ResNet-18 of 4 channels on digits, 10 classes."""
+    kwargs = {"num_classes": 10, "embedding_dim": dim, "width": 4, "small_stem": True}
+    shape = np.zeros((1, 8, 8, 3), np.float32)
+    variables = jax.jit(models.build("resnet18", **kwargs).init)(jax.random.key(0), shape)
+    description = {
+        "kind": "backbone",
+        "name": "resnet18",
+        "kwargs": kwargs,
+        "dim": dim,
+        "preprocessing": {"size": 8, "flip": True},
+        "data": configs.data().to_dict(),
+    }
+    write_model(folder / "model", description, variables)
+    return folder
+
+
+def transformation_run(folder, kind="fastfill", old=None, new=None, side=None):
+    """A run of an untrained FCT or FastFill between runs; without them from dimension 6 to 5."""
+    parts = {"old": old, "new": new, "side": side}
+    known = {role: read_description(run) for role, run in parts.items() if run}
+    dims = {role: found["dim"] for role, found in known.items()}
+    dims = {"old": 6, "new": 5, "side": dims.get("old", 6)} | dims
+    kwargs = {"embedding_dim": dims["new"], "inner_dim": 16}
+    inputs = [np.zeros((2, dims[role]), np.float32) for role in ("old", "side")]
+    variables = jax.jit(models.build(kind, **kwargs).init)(jax.random.key(0), *inputs)
+    fingerprints = {role: known.get(role, {}).get("fingerprint") for role in parts}
+    description = {
+        "kind": "transformation",
+        "name": kind,
+        "kwargs": kwargs,
+        "dim": dims["new"],
+        "old_dim": dims["old"],
+        "side_dim": dims["side"],
+        "needs_side": side is not None,
+        **{f"{role}_fingerprint": value for role, value in fingerprints.items()},
+    }
+    write_model(folder / "model", description, variables)
+    return folder
+
+
+def digits():
+    """The 797 images of the validation split."""
+    return data.open_source(ConfigDict({"name": "digits"}), "validation")
+
+
+class Patchy:
+    """A source of which some images cannot be read, and every read is counted."""
+
+    def __init__(self, source, bad=()):
+        self._source, self.bad, self.reads = source, set(bad), []
+        self.name, self.ids, self.labels = source.name, source.ids, source.labels
+        self.image_size, self.on_error = source.image_size, source.on_error
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        self.reads.append(index)
+        if index in self.bad:
+            raise UnreadableImage(f"image {index} is broken")
+        return self._source[index]

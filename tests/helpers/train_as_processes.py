@@ -1,0 +1,87 @@
+"""Train, go on, embed and evaluate; run by test_multiprocess.py as one of several processes.
+
+Usage: train_as_processes.py FOLDER PORT INDEX COUNT
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import tiny_runs
+
+from fct_jax import config as configs
+from fct_jax import models
+from fct_jax.embed.command import embed
+from fct_jax.evaluate.command import evaluate
+from fct_jax.runtime import processes
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.train.loop import train
+
+# A ResNet-18 cut down to its first block: compiled in a fraction of the time.
+MODULE, FIXED = models.MODELS["resnet18"]
+models.MODELS["resnet18_block"] = (MODULE, {**FIXED, "depths": (1,)})
+
+
+def streamed(**changes):
+    """A backbone with BatchNorm on images that are read batch by batch: two epochs of 3 steps."""
+    config = tiny_runs.backbone(
+        model__name="resnet18_block",
+        data__in_memory="no",
+        data__classes="",
+        batch_size=320,
+        optimizer__lr=1e-3,
+        evaluate_every_epochs=1,
+        log_every_steps=1,
+        keep_checkpoints=9,
+        keep_best="min loss",
+    )
+    return tiny_runs.changed(config, changes)
+
+
+def resident(folder, **changes):
+    """FastFill on embeddings that stay on the devices, with a classifier of its own."""
+    sets = folder / "sets"
+    config = tiny_runs.transformation(sets / "old", sets / "new", "fastfill", epochs=1)
+    config.classifier = str(sets / "classifier.npy")
+    config.batch_size = 64
+    config.log_every_steps = 4
+    config.optimizer.schedule.warmup_epochs = 0
+    config.validation_old, config.validation_new = str(sets / "old"), str(sets / "new")
+    return tiny_runs.changed(config, changes)
+
+
+def write_sets(folder: Path) -> None:
+    """Old and new vectors of the same 512 items."""
+    rng = np.random.default_rng(0)
+    old = rng.standard_normal((512, 8), np.float32)
+    new = np.tanh(old @ rng.standard_normal((8, 8), np.float32))
+    ids, labels = np.arange(512), rng.integers(0, 5, 512)
+    for name, vectors in (("old", old), ("new", new)):
+        EmbeddingSet(vectors, ids, labels, meta={"fingerprint": name}).write(folder / name)
+    np.save(folder / "classifier.npy", rng.standard_normal((5, 8), np.float32))
+
+
+def stages(folder: Path) -> None:
+    """Everything that is compared: the same calls on any number of processes."""
+    train(streamed(), folder / "streamed")
+    train(resident(folder), folder / "resident")
+    images = tiny_runs.changed(
+        configs.embed(), {"model": str(folder / "streamed"), "batch_size": 64, "shard_size": 128}
+    )
+    embed(images, folder / "set")
+    moved = f"fastfill={folder / 'resident'}"
+    sets = folder / "sets"
+    evaluate(tiny_runs.evaluation(sets / "old", sets / "new", moved), folder / "report")
+
+
+def main(folder: Path, port: str, index: int, count: int) -> None:
+    jax.config.update("jax_default_matmul_precision", "highest")
+    processes.start(f"localhost:{port}", index, count, timeout=60)
+    stages(folder)
+    train(streamed(), folder / "continued")
+    processes.barrier("end")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

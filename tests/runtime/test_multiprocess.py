@@ -1,0 +1,195 @@
+"""Two processes of two devices each do what one process with one device does."""
+
+import json
+import shutil
+import signal
+import time
+
+import cluster
+import numpy as np
+import pytest
+import tiny_runs
+import train_as_processes
+from safetensors.numpy import load_file
+
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.train.loop import train
+
+SCRIPT = tiny_runs.REPOSITORY / "tests" / "helpers" / "train_as_processes.py"
+
+
+def first_half(run, out):
+    """A copy of a run as it was after its first epoch: as if killed then."""
+    shutil.copytree(run, out)
+    shutil.rmtree(out / "model")
+    steps = sorted(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
+    for step in steps[1:]:
+        shutil.rmtree(out / "checkpoints" / str(step))
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders "one" and "two" of what one and two processes made, and what the two printed."""
+    folder = tmp_path_factory.mktemp("cluster")
+    one, two = folder / "one", folder / "two"
+    train_as_processes.write_sets(one / "sets")
+    train_as_processes.stages(one)
+    shutil.copytree(one / "sets", two / "sets")
+    first_half(one / "streamed", two / "continued")
+    port = cluster.free_port()
+    codes, said = cluster.run(
+        lambda index: [SCRIPT, two, port, index, 2], 2, folder / "logs", timeout=400
+    )
+    assert codes == [0, 0], said
+    return one, two, said
+
+
+def entries(run):
+    """The log without what depends on the machine's speed."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    timing = ("train/steps_per_second", "train/data_wait")
+    return [{key: value for key, value in line.items() if key not in timing} for line in lines]
+
+
+def assert_close(found, expected, name=""):
+    scale = max(np.abs(expected).max(), 1e-3)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * scale, err_msg=name)
+
+
+def assert_same_run(run, other):
+    found, expected = entries(run), entries(other)
+    assert [line.keys() for line in found] == [line.keys() for line in expected]
+    for one, two in zip(found, expected, strict=True):
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
+    found, expected = (load_file(r / "model" / "weights.safetensors") for r in (run, other))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(found[name], value, name)
+
+
+@pytest.mark.parametrize("name", ["streamed", "resident"])
+def test_training_gives_the_same_numbers(runs, name):
+    """Losses, validation and weights, BatchNorm's statistics included."""
+    one, two, _ = runs
+    assert len(entries(one / name)) >= 2
+    assert_same_run(two / name, one / name)
+
+
+def test_checkpoint_of_one_process_goes_on_with_two(runs):
+    one, two, said = runs
+    assert "going on from step 3" in said[0]
+    assert_same_run(two / "continued", one / "streamed")
+
+
+def test_checkpoint_of_two_processes_goes_on_with_one(runs, tmp_path, capsys):
+    one, two, _ = runs
+    run = first_half(two / "streamed", tmp_path / "run")
+    train(train_as_processes.streamed(), run)
+    assert "going on from step 3" in capsys.readouterr().out
+    assert_same_run(run, one / "streamed")
+
+
+def test_embedding_and_evaluation_give_the_same_numbers(runs):
+    one, two, _ = runs
+    found, expected = (EmbeddingSet.read(folder / "set") for folder in (two, one))
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert_close(found.vectors, expected.vectors)
+    found, expected = (
+        json.loads((folder / "report" / "results.json").read_text()) for folder in (two, one)
+    )
+    for kind in ("retrieval", "auc"):
+        assert found[kind].keys() == expected[kind].keys()
+        for row, values in expected[kind].items():
+            for name, value in values.items():
+                assert found[kind][row][name] == pytest.approx(value, abs=1e-4), (row, name)
+
+
+def test_one_process_writes_and_prints(runs):
+    _, two, said = runs
+    assert said[0].count("epoch 1/2: loss") == 1
+    for text in ("epoch", "parameters", "CMC@1", "going on"):
+        assert text in said[0] and text not in said[1]
+    for name in ("streamed", "resident", "continued"):
+        steps = [(line["step"], "train/loss" in line) for line in entries(two / name)]
+        assert len(steps) == len(set(steps))  # nobody else has written the same lines
+    assert len(list((two / "streamed" / "tensorboard").iterdir())) == 1
+
+
+def test_best_checkpoint_is_kept_by_both(runs):
+    for folder in runs[:2]:
+        losses = {
+            line["step"]: line["validation/loss"]
+            for line in entries(folder / "streamed")
+            if "validation/loss" in line
+        }
+        (best,) = (folder / "streamed" / "checkpoints" / "best").iterdir()
+        assert int(best.name) == min(losses, key=losses.get)
+
+
+def fastfill(sets, workdir, port, index, epochs):
+    """Arguments of the train command on the vectors in ``sets``."""
+    return [
+        "-m", "fct_jax.train", "--config=configs/digits_fastfill.py", f"--workdir={workdir}",
+        f"--config.old={sets / 'old'}", f"--config.new={sets / 'new'}", "--config.side=",
+        f"--config.classifier={sets / 'classifier.npy'}", "--config.model.inner_dim=16",
+        "--config.batch_size=64", f"--config.epochs={epochs}",
+        f"--coordinator=localhost:{port}", f"--process_id={index}", "--num_processes=2",
+    ]  # fmt: skip
+
+
+def steps_saved(run):
+    folder = run / "checkpoints"
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.name.isdigit())
+
+
+def test_sigterm_to_one_process_saves_on_both(tmp_path):
+    """Both end with 0 after the same step, and one process goes on from there."""
+    sets, run, port = tmp_path / "sets", tmp_path / "run", cluster.free_port()
+    train_as_processes.write_sets(sets)
+    logs = tmp_path / "logs"
+    with cluster.started(
+        lambda index: fastfill(sets, run, port, index, 100_000), 2, logs
+    ) as running:
+        deadline = time.monotonic() + 200
+        while not steps_saved(run) and time.monotonic() < deadline:
+            assert all(process.poll() is None for process in running), cluster.outputs(logs, 2)
+            time.sleep(0.1)
+        running[1].send_signal(signal.SIGTERM)
+        codes, said = cluster.finished(running, logs, timeout=100)
+    assert codes == [0, 0], said
+    step = steps_saved(run)[-1]
+    assert f"terminated: saved at step {step};" in said[0]
+    assert not (run / "model").exists()
+
+
+def test_error_in_one_process_ends_both(tmp_path):
+    """In the middle of training, while the other waits for its gradients."""
+    sets, run, port = tmp_path / "sets", tmp_path / "run", cluster.free_port()
+    train_as_processes.write_sets(sets)
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import runpy, sys\n"
+        "from fct_jax.errors import UserError\n"
+        "from fct_jax.train.feeds import ResidentFeed\n"
+        "calls = ResidentFeed.calls\n"
+        "def fails(self, step):\n"
+        "    if step >= 16:\n"
+        "        raise UserError('cat.png cannot be read')\n"
+        "    return calls(self, step)\n"
+        "if '--process_id=1' in sys.argv:\n"
+        "    ResidentFeed.calls = fails\n"
+        "runpy.run_module('fct_jax.train', run_name='__main__', alter_sys=True)\n"
+    )
+    codes, said = cluster.run(
+        lambda index: [script, *fastfill(sets, run, port, index, 100_000)[2:]],
+        2,
+        tmp_path / "logs",
+        timeout=250,
+    )
+    assert codes == [1, 1], said
+    assert "error: cat.png cannot be read" in said[1]
+    assert "error: process 1 ended: cat.png cannot be read" in said[0]
+    assert not (run / "model").exists()

@@ -1,0 +1,323 @@
+"""Every compatible method trains; what does not belong together is refused before."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_runs
+from losses_golden import close, statistics
+from ml_collections import ConfigDict, FrozenConfigDict
+from safetensors.numpy import load_file
+from tiny_compatible import config, flat_model  # noqa: F401 - a fixture
+
+from fct_jax import config as configs
+from fct_jax import data, load_model, losses
+from fct_jax.embed.command import embed
+from fct_jax.errors import UserError
+from fct_jax.models.lce_transformation import LCETransformation
+from fct_jax.runtime import sharding
+from fct_jax.storage.class_statistics import class_statistics, load_statistics, save_statistics
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.train.compatible.methods import METHODS, Compatibility, Step
+from fct_jax.train.compatible.task import Compatible
+from fct_jax.train.loop import train
+
+OLD_DATA, NEW_DATA = "old classes 0.5", "new classes 0.5"
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory, flat_model):  # noqa: F811
+    """An old model of five renumbered classes."""
+    run = tmp_path_factory.mktemp("runs") / "old"
+    train(config(data__subset=OLD_DATA, seed=9), run)
+    return str(run)
+
+
+def new_config(old, method="advbct", **changes):
+    return config(**{"method": method, "old": old, "data__subset": NEW_DATA, **changes})
+
+
+def task_of(config):
+    return Compatible(config, sharding.make_mesh())
+
+
+def refused(config, match, tmp_path):
+    with pytest.raises(UserError, match=match):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(method, old, tmp_path):
+    run = tmp_path / "run"
+    train(new_config(old, method), run)
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first, last = [entry for entry in entries if "train/base" in entry][:: len(entries) - 2]
+    assert last["train/base"] < first["train/base"]
+    assert 0 <= last["train/share"] <= 1
+    assert (last["train/share"] > 0) == (method != "none")
+    parts = {f"train/{name}" for name in (*METHODS, "boundary", "alignment", "adversarial")}
+    parts &= set(last)
+    assert last["train/loss"] == pytest.approx(
+        last["train/base"] + sum(last[name] for name in parts), rel=1e-4
+    )
+    assert bool(parts) == (method != "none")
+    # An ordinary backbone, without what only its training needed.
+    model = load_model(run)
+    assert model.description["kind"] == "backbone" and model.classifier.shape == (10, 8)
+    assert set(model.variables["params"]) == {"projection", "projection_bn", "classifier"}
+    assert model.embed(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, 8)
+
+
+def test_method_changes_the_model(old, tmp_path):
+    weights = {}
+    for name, method, scale in (("a", "bct", 1.0), ("b", "bct", 0.0), ("c", "none", 1.0)):
+        train(new_config(old, method, compatibility__weight=scale), tmp_path / name)
+        weights[name] = load_file(tmp_path / name / "model" / "weights.safetensors")
+    kernel = "params/projection/kernel"
+    np.testing.assert_array_equal(weights["b"][kernel], weights["c"][kernel])
+    assert np.abs(weights["a"][kernel] - weights["c"][kernel]).max() > 1e-3
+
+
+def test_same_seed_same_weights(old, tmp_path):
+    for name in ("a", "b"):
+        train(new_config(old), tmp_path / name)
+    one, other = (load_file(tmp_path / n / "model" / "weights.safetensors") for n in ("a", "b"))
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("base", ["arcface", "cosface"])
+def test_base_losses(base, old):
+    task = task_of(new_config(old, "bct_ract", base_loss=base))
+    variables = jax.jit(task.init)(jax.random.key(0))
+    batch = first_batch(task)
+    step = jax.jit(lambda variables, frozen: task.loss(variables, frozen, batch, 0, None, False))
+    loss, (_, metrics) = step(variables, task.frozen)
+    embedding = task._module.apply(
+        task.export(variables),
+        task._preprocessing.on_device(batch["image"], batch["flip"]),
+        train=True,
+        mutable=["batch_stats"],
+    )[0][1]
+    classifier = variables["params"]["model"]["classifier"]["kernel"].T
+    logits = losses.base_logits(base, embedding, classifier, batch["label"], 30.0, 0.3)
+    expected = losses.cross_entropy(logits, batch["label"]).mean()
+    np.testing.assert_allclose(metrics["base"], expected, rtol=1e-5)
+    assert loss > expected
+    refused_name = new_config(old, base_loss="sphereface")
+    with pytest.raises(UserError, match="unknown base loss 'sphereface'.*arcface"):
+        task_of(refused_name)
+
+
+def first_batch(task):
+    _, call = next(iter(task.feed.calls(0)))
+    return task.feed.pick(task.feed.data, call[0], jax.random.key(0))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_old_embeddings_are_those_of_the_very_images(flip, old):
+    task = task_of(new_config(old, "l2", preprocessing__flip=flip))
+    batch = first_batch(task)
+    assert task.frozen["embeddings"].shape == (2 if flip else 1, 1000, 8)
+    assert bool(batch["flip"].any()) == flip
+    outputs = jnp.zeros((60, 10)), jnp.zeros((60, 8))
+    params = jax.jit(task.init)(jax.random.key(0))["params"]["model"]
+    seen, _ = task._see(params, outputs, task.frozen, batch, 5)
+    model = load_model(old)
+    expected = model.forward(model.variables, batch["image"], batch["flip"])[1]
+    np.testing.assert_allclose(seen.old_embedding, expected, rtol=1e-4, atol=1e-5)
+    # Step 5 of two epochs of 16 steps.
+    assert seen.progress == pytest.approx(5 / 32)
+    assert float(seen.adversarial_weight) == pytest.approx(3 / 2)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0])
+def test_advbct_step_equals_the_published_code(golden_advbct, threshold):
+    arrays = golden_advbct.arrays("adversarial")
+    labels = jnp.asarray(arrays["step/labels"])
+    num_old = int(arrays["step/old_class_ids"].max()) + 1
+    epoch, epochs, batch, batches = (int(n) for n in arrays["step/epoch_nepoch_batchidx_len"])
+    options = configs.compatibility()
+    options.threshold = threshold
+    method = Compatibility(METHODS["advbct"].losses, FrozenConfigDict(options))
+
+    def weight(name):
+        return jnp.asarray(arrays[f"disc/d_{name}"])
+
+    discriminator = {
+        "fc1": {"kernel": weight("fc1.weight").T, "bias": weight("fc1.bias")},
+        "bn1": {"scale": weight("bn1.weight"), "bias": weight("bn1.bias")},
+        "fc2": {"kernel": weight("fc2.weight").T, "bias": weight("fc2.bias")},
+    }
+    running = {"mean": weight("bn1.running_mean"), "var": weight("bn1.running_var")}
+
+    def total(feat, w_new, learned):
+        logits = feat @ w_new.T
+        step = Step(
+            embedding=feat,
+            logits=logits,
+            base_logits=logits,
+            classifier=w_new,
+            labels=labels,
+            old_embedding=jnp.asarray(arrays["step/feat_old"]),
+            old_classifier=None,
+            statistics=statistics(arrays, num_old, "euclidean", prefix="step/"),
+            progress=(batch + epoch * batches) / (epochs * batches),
+            adversarial_weight=losses.adversarial_weight(epoch, epochs),
+        )
+        variables = {"params": learned, "batch_stats": {"discriminator": {"bn1": running}}}
+        (parts, share), new = method.apply(variables, step, mutable=["batch_stats"])
+        base = losses.cross_entropy(logits, labels).mean()
+        return base + sum(parts.values()), (parts, share, new)
+
+    learned = {"elastic": jnp.asarray(arrays["step/eb_weight"]), "discriminator": discriminator}
+    (value, (parts, share, new)), (feat, w_new, gradients) = jax.jit(
+        jax.value_and_grad(total, (0, 1, 2), has_aux=True)
+    )(jnp.asarray(arrays["step/feat"]), jnp.asarray(arrays["step/w_new"]), learned)
+
+    expected = {
+        key.removeprefix(f"step_t{threshold}/"): value
+        for key, value in arrays.items()
+        if key.startswith(f"step_t{threshold}/")
+    }
+    close(value, expected["total_loss"])
+    close(parts["boundary"], expected["comp_loss"])
+    close(parts["adversarial"], expected["model_loss_weight"] * expected["model_loss"])
+    assert round(float(share) * len(labels)) == expected["violators"]
+    close(feat, expected["grad_feat"])
+    close(w_new, expected["grad_w_new"])
+    close(gradients["elastic"], expected["grad_eb_weight"])
+    judged = gradients["discriminator"]
+    close(judged["fc1"]["kernel"].T, expected["grad_disc.d_fc1.weight"])
+    close(judged["bn1"]["scale"], expected["grad_disc.d_bn1.weight"])
+    close(judged["fc2"]["kernel"].T, expected["grad_disc.d_fc2.weight"])
+    after = new["batch_stats"]["discriminator"]["bn1"]
+    assert np.abs(after["mean"] - running["mean"]).max() > 1e-3
+
+
+def test_lce_transformation_learns(old):
+    task = task_of(new_config(old, "lce", compatibility__transformation_blocks=2))
+    variables = jax.jit(task.init)(jax.random.key(0))
+    batch = first_batch(task)
+
+    def loss(params):
+        seen = {**variables, "params": params}
+        return task.loss(seen, task.frozen, batch, 0, None, False)[0]
+
+    gradients = jax.jit(jax.grad(loss))(variables["params"])["method"]["transformation"]
+    assert {name.split("_")[0] for name in gradients} == {"block0", "block1"}
+    assert np.abs(gradients["block0_fc0"]["kernel"]).max() > 0
+
+
+def test_lce_transformation_is_exported(old, tmp_path):
+    run = tmp_path / "run"
+    train(new_config(old, "lce", compatibility__transformation_blocks=2), run)
+    gallery = load_model(run / "gallery")
+    assert gallery.old_fingerprint == load_model(old).fingerprint
+    assert gallery.new_fingerprint == load_model(run).fingerprint
+    vectors = np.random.default_rng(0).standard_normal((5, 8), np.float32)
+    moved, uncertainty = gallery.transform(vectors)
+    expected = LCETransformation(2).apply(gallery.variables, vectors)
+    np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-6)
+    assert uncertainty is None and np.abs(moved - vectors).max() > 1e-3
+    train(new_config(old, "lce"), tmp_path / "plain")
+    assert not (tmp_path / "plain" / "gallery").exists()
+
+
+def test_statistics_by_hand_and_by_the_task_agree(old, tmp_path):
+    command = configs.embed()
+    command.model, command.split, command.class_statistics = old, "train", True
+    made = embed(command, tmp_path / "old_train")
+    for kind, method in (("euclidean", "advbct"), ("angle", "lce")):
+        file = tmp_path / "old_train" / f"class_statistics_{kind}.npz"
+        stats = load_statistics(file, fingerprint=made.fingerprint, num_classes=5, kind=kind)
+        by_task = task_of(new_config(old, method)).frozen["statistics"]
+        np.testing.assert_allclose(by_task.center, stats.center, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(by_task.radius, stats.radius, rtol=1e-4, atol=1e-6)
+        for where in (file, file.parent):
+            given = task_of(new_config(old, method, statistics=str(where))).frozen["statistics"]
+            np.testing.assert_array_equal(given.center, stats.center)
+    # The old model's own training images, and those alone.
+    assert len(made) == (np.asarray(made.labels) < 5).sum() < 600
+
+
+def test_vectors_of_another_program_may_be_the_old_side(old, tmp_path):
+    source = data.open_source(ConfigDict({"name": "digits", "subset": NEW_DATA}), "train")
+    rng = np.random.default_rng(0)
+    shuffled = rng.permutation(len(source))
+    vectors = rng.standard_normal((len(source), 8), np.float32)
+    labels = source.labels
+    there = EmbeddingSet.of(vectors[shuffled], source.ids[shuffled], labels[shuffled])
+    there.write(tmp_path / "foreign")
+    task = task_of(new_config(str(tmp_path / "foreign"), "advbct"))
+    np.testing.assert_array_equal(task.frozen["embeddings"][0], vectors)
+    expected = class_statistics(vectors, labels, 10)
+    np.testing.assert_allclose(task.frozen["statistics"].center, expected.center, atol=1e-6)
+
+    foreign = str(tmp_path / "foreign")
+    refused(new_config(foreign, "bct"), "bct needs the old model's classifier", tmp_path)
+    there = EmbeddingSet.of(vectors[:990], source.ids[:990])
+    there.write(tmp_path / "short")
+    short = str(tmp_path / "short")
+    refused(new_config(short, "l2"), "10 of 1000 training images have no embedding", tmp_path)
+    there = EmbeddingSet.of(vectors, source.ids, (labels + 1) % 10)
+    there.write(tmp_path / "relabelled")
+    refused(new_config(str(tmp_path / "relabelled"), "l2"), "has label", tmp_path)
+
+
+def test_refusals(old, tmp_path):
+    refused(new_config(old, "bkt"), "unknown compatible training method 'bkt'.*'bct'", tmp_path)
+    refused(new_config("", "bct"), "config.old is empty", tmp_path)
+    refused(new_config(str(tmp_path), "bct"), "no run and no EmbeddingSet", tmp_path)
+    other_size = new_config(old, model__embedding_dim=16)
+    refused(other_size, "set config.model.embedding_dim=8, not 16", tmp_path)
+    refused(new_config(old, data__subset=""), "config.data.subset='new classes 0.5", tmp_path)
+    crops = new_config(old, preprocessing__train_crop="random_resized")
+    refused(crops, "train_crop=none", tmp_path)
+    task_of(new_config(old, "lwf", model__embedding_dim=16))  # compares logits
+
+
+def test_statistics_that_do_not_fit_are_refused(old, tmp_path):
+    rng = np.random.default_rng(0)
+
+    def given(num_classes, fingerprint, kind="euclidean"):
+        vectors, labels = rng.standard_normal((40, 8)), np.arange(40) % num_classes
+        stats = class_statistics(vectors, labels, num_classes, kind)
+        save_statistics(tmp_path / "stats.npz", stats, fingerprint=fingerprint)
+        return new_config(old, "advbct", statistics=str(tmp_path / "stats.npz"))
+
+    own = load_model(old).fingerprint
+    task_of(given(5, own))
+    refused(given(5, "another"), "fingerprint 'another'", tmp_path)
+    refused(given(7, own), "num_classes 7, expected 5", tmp_path)
+    refused(given(5, own, "angle"), "kind 'angle'", tmp_path)
+    missing = new_config(old, "advbct", statistics=str(tmp_path / "none.npz"))
+    refused(missing, "no class statistics there", tmp_path)
+
+
+def test_classes_of_an_old_model_that_was_never_renumbered(tmp_path):
+    train(config(data__classes="first 4"), tmp_path / "first")
+    task = task_of(new_config(str(tmp_path / "first"), "bct", data__subset=""))
+    assert task.frozen["classifier"].shape == (4, 8)  # of ten rows, the trained ones
+    train(config(data__classes="2-5"), tmp_path / "middle")
+    middle = new_config(str(tmp_path / "middle"), "bct", data__subset="")
+    refused(middle, "numbered from 0 on", tmp_path)
+
+
+def test_old_model_is_validated_on_its_own_classes(old):
+    metrics = json.loads((Path(old) / "metrics.jsonl").read_text().splitlines()[-1])
+    assert np.isfinite(metrics["validation/loss"])
+    assert metrics["validation/top1"] > 0.8
+
+
+def test_pretrained_weights_must_fit(old, tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"conv1.weight": np.zeros((8, 3, 7, 7), np.float32)}, tmp_path / "w.safetensors")
+    wrong = tiny_runs.changed(new_config(old), {"pretrained": str(tmp_path / "w.safetensors")})
+    with pytest.raises(UserError, match="weights do not fit"):
+        train(wrong, tmp_path / "run")

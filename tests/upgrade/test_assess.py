@@ -1,0 +1,412 @@
+"""Assessments: metrics against loops, the curves against plain searches, verdicts, the report."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fct_jax import config as configs
+from fct_jax import upgrade
+from fct_jax.errors import UserError
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade.assessment.assessing import assess_command
+from fct_jax.upgrade.assessment.report import Budget, group_values
+from fct_jax.upgrade.assessment.verdict import Bootstrap, recommend
+from fct_jax.upgrade.inputs import row_hashes
+from fct_jax.upgrade.ways import relevance
+from fct_jax.upgrade.ways.scores import Space
+
+SAMPLE = Path(__file__).parents[1] / "text_sample.npz"
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def text():
+    with np.load(SAMPLE) as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.fixture(scope="module")
+def text_map(text):
+    """Fitted on 160 of the entries, none of which a query asks for."""
+    free = np.flatnonzero(~np.isin(text["ids"], text["query_relevant"]))[:160]
+    return upgrade.fit(text["old"][free], text["new"][free], method="ridge")
+
+
+def of_ids(text, name):
+    return EmbeddingSet.of(text[name], text["ids"])
+
+
+# What counts as found
+
+
+def slow_metrics(rows, gains, depth):
+    """Of one query: rows ranked, gains {row: gain}; from the textbook."""
+    hits = [row in gains for row in rows]
+    precision = [sum(hits[: i + 1]) / (i + 1) for i in range(depth) if hits[i]]
+    dcg = sum(gains.get(row, 0) / np.log2(i + 2) for i, row in enumerate(rows[:10]))
+    ideal = sorted(gains.values(), reverse=True)[:10]
+    return {
+        "cmc@1": float(hits[0]),
+        "cmc@5": float(any(hits[:5])),
+        "recall@10": sum(hits[:10]) / len(gains),
+        "ndcg@10": dcg / sum(gain / np.log2(i + 2) for i, gain in enumerate(ideal)),
+        "mrr": next((1 / (i + 1) for i, hit in enumerate(hits) if hit), 0.0),
+        "map": sum(precision) / min(len(gains), depth),
+    }
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 1000), graded=st.booleans())
+def test_metrics_are_the_slow_ones(seed, graded):
+    rng = np.random.default_rng(seed)
+    rows = np.stack([rng.permutation(30)[:15] for _ in range(6)])
+    table, gains = [], []
+    for query in range(6):
+        relevant = rng.permutation(30)[: rng.integers(1, 14)]
+        gains.append({int(r): float(rng.integers(1, 4)) if graded else 1.0 for r in relevant})
+        table += [(query, r, gain) for r, gain in gains[-1].items()]
+    table = np.array(table)[rng.permutation(len(table))]
+    judged = relevance.by_table(table if graded else table[:, :2], np.arange(6), np.arange(30))
+    found = relevance.per_query(rows, judged)
+    some = np.array([4, 1])
+    part = relevance.per_query(rows[some], judged.of(some))
+    for query in range(6):
+        for name, value in slow_metrics(list(rows[query]), gains[query], 15).items():
+            assert found[name][query] == pytest.approx(value), name
+    for name, values in part.items():
+        np.testing.assert_allclose(values, found[name][some])
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_labels_are_pairs_of_equal_labels(leave_one_out):
+    rng = np.random.default_rng(0)
+    gallery = rng.integers(0, 5, 40)
+    own = rng.permutation(40)[:8] if leave_one_out else None
+    asked = gallery[own] if leave_one_out else rng.integers(0, 5, 8)
+    judged = relevance.by_labels(asked, gallery, own)
+    pairs = [
+        (q, row)
+        for q in range(8)
+        for row in range(40)
+        if gallery[row] == asked[q] and not (leave_one_out and row == own[q])
+    ]
+    same = relevance.by_table(np.array(pairs), np.arange(8), np.arange(40))
+    np.testing.assert_array_equal(judged.total, same.total)
+    np.testing.assert_array_equal(judged.ideal, same.ideal)
+    rows = np.stack([rng.permutation(40)[:20] for _ in range(8)])
+    rows[0, 5:] = -1
+    np.testing.assert_array_equal(judged.gains(rows), same.gains(rows))
+
+
+def test_agreement_is_with_the_nearest_by_the_new_model():
+    rng = np.random.default_rng(0)
+    new = rng.normal(size=(30, 4)).astype(np.float32)
+    judged = relevance.by_agreement(new[:7], new, Space.of(new, "l2"), np.arange(7))
+    for i in range(7):
+        near = np.argsort(((new - new[i]) ** 2).sum(axis=1))[1:11]  # itself is the nearest
+        assert judged.gains(np.tile(near, (7, 1)))[i].sum() == 10 == judged.total[i]
+
+
+def test_judged_pairs_name_ids_of_any_kind():
+    ids, asked = np.array(["a", "b", "c"]), np.array([70, 71])
+    judged = relevance.by_table(np.array(["c", "zz"]), asked, ids)
+    np.testing.assert_array_equal(judged.total, [1, 0])
+    pairs = np.array([["71", "a"], ["71", "b"], ["99", "a"]])
+    judged = relevance.by_table(pairs, asked.astype(str), ids)
+    np.testing.assert_array_equal(judged.total, [0, 2])
+    with pytest.raises(UserError, match="more than once"):
+        relevance.by_table(np.array([[70, 1], [70, 1]]), asked, np.arange(3))
+    with pytest.raises(UserError, match=r"must have shape \(Q,\)"):
+        relevance.by_table(np.zeros((2, 4)), asked, np.arange(3))
+    with pytest.raises(UserError, match="judged has 3 ids"):
+        relevance.by_table(np.zeros(3), asked, np.arange(3))
+
+
+# Verdicts
+
+
+def paths_of(rng, **levels):
+    """{(way, "uncertainty"): (points, Q)} around given means, with noise that pairs share."""
+    noise = rng.normal(size=400) * 0.1
+    small = rng.normal(size=(20, 400)) * 0.01
+    return {
+        (way, "uncertainty"): np.stack([level + noise + small[i] for i, level in enumerate(path)])
+        for way, path in levels.items()
+    }, noise
+
+
+@pytest.mark.parametrize(
+    ("levels", "whole", "action", "way", "share"),
+    [
+        # Translated dips below keep: out, though it ends highest; dual is safe.
+        ({"translated": (0.1, 0.2, 0.6), "dual": (0.5, 0.52, 0.55)}, 0.6, "upgrade", "dual", 1.0),
+        # Both are safe and alike: the simpler one. Nearly all of the gain is there half-way.
+        ({"fused": (0.5, 0.6, 0.6), "dual": (0.5, 0.6, 0.6)}, 0.6, "upgrade", "dual", 0.5),
+        ({"translated": (0.6, 0.6, 0.6)}, 0.6, "upgrade", "translated", 0.0),
+        # Nothing gained: don't.
+        ({"fused": (0.5, 0.5, 0.5)}, 0.5, "keep", None, None),
+        ({"dual": (0.5, 0.49, 0.45)}, 0.45, "keep", None, None),
+        # The new model is better, but every way there leads through a valley.
+        ({"dual": (0.5, 0.4, 0.6)}, 0.6, "re-embed, then switch", None, 1.0),
+    ],
+)
+def test_verdicts(levels, whole, action, way, share):
+    rng = np.random.default_rng(0)
+    paths, noise = paths_of(rng, **levels)
+    # Means of the small noise are no gain.
+    keep = 0.5 + noise + rng.normal(size=400) * 0.01
+    paths = {name: v - (v - noise).mean(axis=1, keepdims=True) for name, v in paths.items()}
+    for (name, _), values in paths.items():
+        values += np.array(levels[name])[:, None] + (keep - noise).mean() - 0.5
+    found = recommend(paths, (0.0, 0.5, 1.0), keep, whole + noise, Bootstrap(400, 300, 0))
+    assert (found.action, found.way, found.share) == (action, way, share), found
+    assert found.text
+
+
+def test_bootstrap_intervals_are_those_of_normal_means():
+    values = np.random.default_rng(0).normal(size=400)
+    low, high = Bootstrap(400, 4000, 0).interval(values)
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
+
+
+def test_groups_and_budgets():
+    values = np.concatenate([np.full(10, 0.2), np.full(20, 0.7), np.full(9, 0.0)])
+    found = group_values(values, np.repeat([3, 5, 8], [10, 20, 9]))  # the last has too few
+    assert found["gap"] == pytest.approx(0.5)
+    assert (found["worst"][0], found["best"][0]) == ("3", "5")
+    assert group_values(values[:9], np.zeros(9))["gap"] is None
+    budget = Budget(10_000, 10.0, 0.5).of(0.36)
+    assert budget == {"items": 3600, "hours": pytest.approx(0.1), "cost": pytest.approx(1.8)}
+    assert Budget(10).of(1.0) == {"items": 10, "hours": None, "cost": None}
+
+
+# The whole
+
+
+def test_text_is_advised_to_ask_both_models(text, text_map, tmp_path):
+    found = upgrade.assess(
+        text_map,
+        of_ids(text, "old"),
+        of_ids(text, "new"),
+        query_old=text["query_old"],
+        query_new=text["query_new"],
+        judged=text["query_relevant"],
+        groups=np.arange(120) % 3,
+        shares=(0.25, 0.5, 0.75),
+        gallery_size=10**6,
+        items_per_second=100,
+        cost_per_1000=0.1,
+        out=tmp_path / "report",
+    )
+    assert (found.by, found.target) == ("judged pairs", "mrr")
+    # So few queries cannot tell dual from fused, but both from translated.
+    assert found.verdict.action == "upgrade" and found.verdict.way in ("dual", "fused")
+    assert found.items == 500 - 128  # without those that the map was fitted on
+    keep, whole = found.point("keep"), found.point("re-embed all")
+    # Their own searches, by the plain definition.
+    left = ~np.isin(row_hashes(text["old"]), text_map.fitted)
+    for point, name in ((keep, "old"), (whole, "new")):
+        near = text[f"query_{name}"].astype(np.float64) @ text[name][left].astype(np.float64).T
+        own = near[np.arange(120), np.searchsorted(text["ids"][left], text["query_relevant"])]
+        rank = 1 + (near > own[:, None]).sum(axis=1)
+        assert point.values["mrr"] == pytest.approx(np.where(rank <= 100, 1 / rank, 0).mean())
+        assert point.values["cmc@1"] == pytest.approx((rank == 1).mean())
+    hit = [
+        (text[f"query_{n}"].astype(np.float64) @ text[n][left].astype(np.float64).T).argmax(axis=1)
+        == np.searchsorted(text["ids"][left], text["query_relevant"])
+        for n in ("old", "new")
+    ]
+    assert whole.negative_flips == pytest.approx((hit[0] & ~hit[1]).mean())
+    assert whole.gain[0] == pytest.approx(whole.values["mrr"] - keep.values["mrr"])
+    assert whole.gain[1] < whole.gain[0] < whole.gain[2]
+    # Curves begin and end where they should.
+    for order in ("uncertainty", "random", "certainty"):
+        for way, first, last in (
+            ("translated", "translate", "re-embed all"),
+            ("dual", "keep", "re-embed all"),
+            ("fused", "keep", None),
+        ):
+            curve = found.curve(way, order)
+            if (way, order) == ("translated", "certainty"):
+                assert not curve  # a map needs help where it is least certain
+                continue
+            assert [share for share, _ in curve] == [0.0, 0.25, 0.5, 0.75, 1.0]
+            assert curve[0][1] == found.point(first).values["mrr"]
+            if last:
+                assert curve[-1][1] == found.point(last).values["mrr"]
+    # Never below keep on the advised path.
+    for point in found.points:
+        if (point.way, point.order) == (found.verdict.way, found.verdict.order):
+            assert point.gain[2] >= 0
+    assert whole.budget == {"items": 10**6, "hours": pytest.approx(2.7778, abs=1e-3), "cost": 100}
+    assert whole.groups["values"].keys() == {"0", "1", "2"}
+
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert len(report["points"]) == len(found.points) == 3 + (2 + 3 + 3) * 5
+    assert report["verdict"]["way"] == found.verdict.way
+    lines = (tmp_path / "report" / "report.md").read_text().splitlines()
+    assert sum(line.startswith("|") for line in lines) == 2 + len(found.points)
+    assert {line.count("|") for line in lines if line.startswith("|")} == {lines[-1].count("|")}
+    assert (tmp_path / "report" / "curves.png").stat().st_size > 10_000
+    again = upgrade.Calibration.load(tmp_path / "report" / "calibration")
+    assert again.spread == found.calibration.spread
+    with pytest.raises(UserError, match="exists already"):
+        upgrade.assess(text_map, text["old"], text["new"], out=tmp_path / "report")
+
+
+def test_a_worse_model_is_advised_against(text, text_map):
+    """The old vectors as the new ones' gallery, and new ones that are noise: keep."""
+    rng = np.random.default_rng(0)
+
+    def worse(vectors):
+        noisy = vectors + rng.normal(size=vectors.shape) * 0.12
+        return (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
+
+    bad, asked = worse(text["new"]), worse(text["query_new"])
+    found = upgrade.assess(
+        text_map,
+        of_ids(text, "old"),
+        EmbeddingSet.of(bad, text["ids"]),
+        query_old=text["query_old"],
+        query_new=asked,
+        judged=text["query_relevant"],
+        ways=("translated", "dual"),
+        shares=(0.5,),
+    )
+    assert found.verdict.action == "keep"
+    assert found.verdict.text.startswith("Don't upgrade")
+
+
+def test_without_judgements_it_says_what_it_measures(text, text_map):
+    found = upgrade.assess(
+        text_map, text["old"], text["new"], shares=(0.5,), ways=("translated",), max_queries=100
+    )
+    assert (found.by, found.target, found.queries) == ("agreement", "recall@10", 100)
+    assert found.point("re-embed all").values["recall@10"] == 1.0
+    assert any("not whether the new model is better" in note for note in found.notes)
+    assert "agreement with the new model's neighbours" in found.markdown()
+    translated = [value for _, value in found.curve("translated", "uncertainty")]
+    assert translated[0] < translated[1] < translated[2] == 1.0
+
+
+def test_labels_judge_where_there_are_some(text, text_map):
+    old, new = (
+        EmbeddingSet.of(text[name], labels=text["group"].astype(np.int64))
+        for name in ("old", "new")
+    )
+    found = upgrade.assess(text_map, old, new, shares=(), ways=("dual",), judged_calibration=0.3)
+    assert (found.by, found.target) == ("labels", "map")
+    left = ~np.isin(row_hashes(text["old"]), text_map.fitted)
+    labels = text["group"][left]
+    alone = np.array([np.sum(labels == label) == 1 for label in labels]).sum()
+    assert f"{alone} queries without a relevant item" in " ".join(found.notes)
+    assert found.queries == (372 - alone) - int(0.3 * (372 - alone))
+
+
+def test_mistakes_are_one_line(text, text_map, tmp_path):
+    old, new = of_ids(text, "old"), of_ids(text, "new")
+    seen = np.isin(row_hashes(text["old"]), text_map.fitted)
+    other = EmbeddingSet.of(text["new"], text["ids"], meta={"fingerprint": "other"})
+    marked = upgrade.maps.Map({**text_map.description, "new_fingerprint": "this"}, text_map.weights)
+    asked = upgrade.maps.Map(
+        {**text_map.description, "old_meta": {"prefix": "passage: "}}, text_map.weights
+    )
+    prefixed = EmbeddingSet.of(text["old"], text["ids"], meta={"prefix": "query: "})
+    longer = EmbeddingSet.of(2 * text["new"], text["ids"])
+    known = upgrade.maps.Map(text_map.description, text_map.weights, known=text_map.known)
+    mixed = EmbeddingSet.of(np.random.default_rng(0).permutation(text["new"]), text["ids"])
+    queries = {"query_old": text["query_old"], "query_new": text["query_new"]}
+    for arguments, keywords, message in (
+        ((text_map, new, old), {}, "has dimension 384, but the old model's 256"),
+        ((text_map, old, mixed), {}, "known-answer queries fail"),
+        ((marked, old, other), {}, "comes from model other, but the new model is this"),
+        (
+            (asked, prefixed, new),
+            {},
+            "prefix 'query: ', but the old space of the map has 'passage: '",
+        ),
+        ((known, old, longer), {}, "normalized False, but the new space of the map has True"),
+        ((text_map, text["old"][seen], text["new"][seen]), {}, "128 of 128 items are among those"),
+        ((text_map, old, new), {"target": "mapp"}, "unknown target 'mapp'; did you mean 'map'"),
+        ((text_map, old, new), {"ways": ("fuse",)}, "did you mean 'fused'"),
+        ((text_map, old, new), {"shares": (1.5,)}, "shares must be from 0 to 1"),
+        ((text_map, old, new), {"query_old": text["query_old"]}, "give both query_old"),
+        ((text_map, old, new), {"judged_calibration": 0.5}, "needs judged pairs or labels"),
+        ((text_map, old, new), {"ways": ()}, "ways must be some of translated, dual, fused"),
+        ((text_map, old, new), {"depth": -1}, "depth must be 0 or more, not -1"),
+        ((text_map, old, new), {"max_queries": 0}, "max_queries must be 20 or more, not 0"),
+        ((text_map, old, new), {"items_per_second": -1.0}, "items_per_second must be 0 or more"),
+        ((text_map, old, new), {"groups": np.zeros(7)}, "groups must be one for each"),
+        (
+            (text_map, old, new),
+            {**queries, "judged": np.full(120, -1)},
+            "0 queries have a relevant item",
+        ),
+        ((tmp_path, old, new), {}, "no map in"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            upgrade.assess(*arguments, **keywords)
+        assert "\n" not in str(error.value)
+
+
+# Commands
+
+
+def test_commands_lead_from_files_to_a_report(text, tmp_path, capsys):
+    from fct_jax.upgrade.maps.fitting import fit_command
+
+    for name in ("old", "new", "query_old", "query_new", "query_relevant"):
+        np.save(tmp_path / f"{name}.npy", text[name])
+    for name in ("old", "new"):
+        np.save(tmp_path / f"{name}_ids.npy", text["ids"])
+    config = configs.upgrade()
+    config.old, config.new = str(tmp_path / "old.npy"), str(tmp_path / "new.npy")
+    config.fit.candidates = "procrustes,ridge"
+    config.fit.held_out = 0.7
+    fit_command(config, tmp_path / "map")
+    config.map = str(tmp_path / "map")
+    config.assess.query_old = str(tmp_path / "query_old.npy")
+    config.assess.query_new = str(tmp_path / "query_new.npy")
+    config.assess.judged = str(tmp_path / "query_relevant.npy")
+    config.assess.shares, config.assess.ways = (0.5,), "translated,dual"
+    made = assess_command(config, tmp_path / "report")
+    said = capsys.readouterr().out
+    assert "procrustes" in said and "ridge" in said
+    assert made.verdict.text.split(":")[0] in said
+    assert (tmp_path / "report" / "report.md").is_file()
+    with pytest.raises(UserError, match="config.map is empty"):
+        config.map = ""
+        assess_command(config, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 0, "learn a map from old to new vectors"),
+        (["fitt", "--config", "configs/upgrade.py", "--workdir", "x"], 1, "did you mean 'fit'"),
+        (["--config", "configs/upgrade.py", "--workdir", "x"], 1, "give a subcommand first"),
+        (
+            ["fit", "--config", "configs/upgrade.py", "--workdir", "x", "--config.fit.metod=ridge"],
+            1,
+            "did you mean 'method'",
+        ),
+    ],
+)
+def test_the_command_line_answers(arguments, status, said):
+    found = subprocess.run(
+        [sys.executable, "-m", "fct_jax.upgrade", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == status, found.stderr
+    assert said in found.stdout + found.stderr
+    assert "Traceback" not in found.stderr

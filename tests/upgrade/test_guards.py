@@ -1,0 +1,355 @@
+"""Everything that an upgrade refuses: each guard is provoked, and nothing may be written."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_galleries as tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_galleries import as_set, contents, upgraded, write_probe
+
+from fct_jax.errors import UserError
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade.checks.known_answers import check_known_answers, evidence
+from fct_jax.upgrade.galleries.base import open_gallery
+from fct_jax.upgrade.migration import applying
+from fct_jax.upgrade.migration.applying import apply, rollback
+from fct_jax.upgrade.migration.planning import plan
+from fct_jax.upgrade.migration.steps import locked
+
+COUNT = 300
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Paths of a gallery in each form, of all new vectors, and the arrays."""
+    return tiny.made_galleries(tmp_path_factory.mktemp("galleries"), COUNT)
+
+
+def refused(tmp_path, gallery, message, map=None, **settings):
+    work = tmp_path / "refused"
+    with pytest.raises(UserError, match=message) as caught:
+        apply(map or tiny.plain_map(), gallery, work, **settings)
+    assert "\n" not in str(caught.value)
+    assert {p.name for p in work.glob("*")} <= {"lock"}
+
+
+@pytest.mark.parametrize("form", tiny.FORMS)
+def test_unusable_vectors(tmp_path, form):
+    ids, old, new = tiny.vectors(100)
+    old = old.copy()
+    old[5:17, 2] = np.nan
+    old[40, 1] = np.inf
+    old[70] = 0
+    path = tiny.write_gallery(form, tmp_path / form, ids, old)
+    named = ", ".join(map(str, ids[5:15]))
+    message = rf"NaN or infinity: 13 ids \({named}, …\); zero vectors: 1 id \({ids[70]}\)"
+    refused(tmp_path, path, message, reembed=lambda wanted: new)
+
+
+def test_wrong_space(made, tmp_path):
+    ids, old, new = tiny.vectors(100)
+    path = as_set(tmp_path / "other", old, ids, fingerprint="a third model")
+    refused(tmp_path, path, "has fingerprint 'a third model', but the old space of the map has")
+    path = as_set(tmp_path / "new", new, ids, fingerprint="new-model")
+    refused(tmp_path, path, "wrong direction: .* is in the new model's space already")
+    path = as_set(tmp_path / "new2", new, ids)
+    refused(tmp_path, path, r"has dimension 5, but the map takes 6 .*wrong direction\?")
+
+    path = as_set(tmp_path / "prefixed", old, ids, prefix="query: ")
+    map = tiny.plain_map(old_meta={"prefix": "passage: "}, new_meta={"model": "e5"})
+    refused(tmp_path, path, "prefix 'query: ', but the old space of the map has 'passage: '", map)
+    unit = old / np.linalg.norm(old, axis=1, keepdims=True)
+    path = as_set(tmp_path / "unit", unit, ids)
+    refused(tmp_path, path, "has normalized True, but the old space of the map has False", map)
+    path = as_set(tmp_path / "said", old, ids, normalized=True)
+    refused(tmp_path, path, "normalized")
+
+    good = as_set(tmp_path / "good", old, ids)
+    for name, message, vectors, meta in (
+        ("f", "has fingerprint 'x', but the new space", new, {"fingerprint": "x"}),
+        ("m", "has model 'bge', but the new space", new, {"model": "bge"}),
+        ("c", "has metric 'cosine', but the new space", new, {"metric": "cosine"}),
+        ("d", r"gave float32 \(100, 6\) for 100 ids; floats \(100, 5\)", old, {}),
+    ):
+        where = as_set(tmp_path / name, vectors, ids, **meta)
+        refused(tmp_path, good, message, map, reembed=str(where))
+
+
+def test_known_answers(tmp_path):
+    ids, old, new = tiny.vectors(100)
+    good = as_set(tmp_path / "good", old, ids)
+    row = {i: r for r, i in enumerate(ids)}
+    shuffled = np.random.default_rng(0).permutation(new)
+    message = "known-answer queries fail on .*score -?0.[0-2].*shuffled"
+    refused(tmp_path, good, message, reembed=str(as_set(tmp_path / "s", shuffled, ids)))
+    refused(tmp_path, good, message, reembed=lambda wanted: shuffled[[row[i] for i in wanted]])
+    half = new.copy()
+    half[::2] = half[::2][::-1]
+    refused(tmp_path, good, "known-answer", reembed=str(as_set(tmp_path / "h", half, ids)))
+    # A model of the same size, and the map of another pair of models.
+    other = np.random.default_rng(1).standard_normal(new.shape).astype(np.float32)
+    refused(tmp_path, good, "known-answer", reembed=str(as_set(tmp_path / "o", other, ids)))
+    turned = tiny.plain_map(known=False)
+    turned.weights["weight"] = np.roll(turned.weights["weight"], 1, axis=1)
+    refused(tmp_path, good, "known-answer", turned, reembed=str(as_set(tmp_path / "n", new, ids)))
+    # By a probe, where nothing is re-embedded.
+    write_probe(tmp_path / "probe", ids, shuffled)
+    refused(tmp_path, good, "known-answer queries fail on .*probe/new", probe=tmp_path / "probe")
+
+
+@pytest.fixture(scope="module")
+def poor():
+    """(h(old), old, new) of text, h fitted on 100 pairs; the items that it maps worst first."""
+    with np.load(Path(__file__).parents[1] / "text_sample.npz") as file:
+        old, new = file["old"].astype(np.float32), file["new"].astype(np.float32)
+    left, right = old[:100] - old[:100].mean(0), new[:100] - new[:100].mean(0)
+    weight = np.linalg.solve(left.T @ left + 0.5 * np.eye(256), left.T @ right)
+    mapped = (old[100:] - old[:100].mean(0)) @ weight + new[:100].mean(0)
+    mapped /= np.linalg.norm(mapped, axis=1, keepdims=True)
+    hardest = np.argsort((mapped * new[100:]).sum(axis=1))
+    return mapped[hardest], old[100:][hardest], new[100:][hardest]
+
+
+@pytest.mark.parametrize("count", [16, 100, 256])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_known_answers_of_hard_items(poor, count, metric):
+    """The hardest quarter of a poor map passes; shuffled, of another model, or turned round not."""
+    mapped, old, new = (part[:count] for part in poor)
+    assert check_known_answers(mapped, new, metric, "a batch") == count
+    rng = np.random.default_rng(count)
+    turned = new @ np.linalg.qr(rng.standard_normal((384, 384)))[0]
+    padded = np.pad(old, ((0, 0), (0, 128)))
+    for wrong in (rng.permutation(new), np.roll(new, 1, axis=0), turned, padded, -new):
+        with pytest.raises(UserError, match="known-answer queries fail on a batch"):
+            check_known_answers(mapped, wrong, metric, "a batch")
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 1000), count=st.integers(16, 60), dim=st.integers(4, 30))
+def test_evidence_has_the_deviations_that_it_says(seed, count, dim):
+    """Against permutations and rotations that are drawn one by one."""
+    rng = np.random.default_rng(seed)
+    mapped = rng.standard_normal((count, dim)) * rng.random(dim)
+    new = mapped + 0.5 * rng.standard_normal((count, dim))
+    drawn = [evidence(mapped, rng.permutation(new)).paired for _ in range(300)]
+    assert abs(np.mean(drawn)) < 0.3 and abs(np.std(drawn) - 1) < 0.25
+    left, right = mapped - mapped.mean(0), new - new.mean(0)
+    left, right = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (left, right))
+    left, right = left - left.mean(0), right - right.mean(0)
+    turns = [np.linalg.qr(rng.standard_normal((dim, dim)))[0] for _ in range(300)]
+    signs = [np.sign(rng.standard_normal(dim)) for _ in turns]
+    sums = [np.sum(left * (right @ (t * s))) for t, s in zip(turns, signs, strict=True)]
+    expected = np.sum(left * right) / np.std(sums)
+    assert evidence(mapped, new).related == pytest.approx(expected, rel=0.25)
+
+
+def test_items_that_are_all_alike_are_no_answers(tmp_path):
+    ids, old, new = tiny.vectors(300)
+    old[:100], new[:100] = old[0] * [5, 1, 1, 1, 1, 1], new[0]
+    row = {i: r for r, i in enumerate(ids)}
+    good = as_set(tmp_path / "good", old, ids)
+    made = apply(
+        tiny.plain_map(),
+        good,
+        tmp_path / "work",
+        reembed=lambda wanted: new[[row[i] for i in wanted]],
+        batch_items=20,
+    )
+    np.testing.assert_array_equal(made.read(0, 300), new)
+
+
+def test_disk_that_fills_up(made, tmp_path, monkeypatch, capsys):
+    """The command says so in a line; once there is room it goes on, to the same bytes."""
+    from fct_jax.upgrade import __main__ as command
+
+    upgraded(made, "set", tmp_path / "whole")
+    left, pwrite = [5], os.pwrite
+
+    def full(*arguments):
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pwrite(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        patch.setattr(command, "_WORKDIR", SimpleNamespace(value=str(tmp_path / "work")))
+        patch.setattr(command, "_CONFIG", SimpleNamespace(value=None))
+        patch.setattr(
+            applying, "apply_command", lambda *_: upgraded(made, "set", tmp_path / "work")
+        )
+        with pytest.raises(
+            UserError, match=r"work: No space left on device; give the same command"
+        ):
+            command.main("apply")
+    upgraded(made, "set", tmp_path / "work")
+    assert contents(tmp_path / "work" / "gallery") == contents(tmp_path / "whole" / "gallery")
+
+
+def test_a_work_directory_in_the_gallery(made):
+    before = contents(made[0]["set"])
+    for where in (made[0]["set"], made[0]["set"] / "upgrade"):
+        with pytest.raises(UserError, match="is in the gallery, which is never changed"):
+            upgraded(made, "set", where)
+    assert contents(made[0]["set"]) == before
+
+
+def test_a_damaged_gallery(made, tmp_path):
+    folder = as_set(tmp_path / "old", made[3], made[2], fingerprint="old-model")
+    data = bytearray((folder / "vectors.npy").read_bytes())
+    data[-7] ^= 1
+    (folder / "vectors.npy").write_bytes(data)
+    refused(tmp_path, folder, r"vectors.npy is damaged in shard 0 \(rows 0–299\)", reembed=made[1])
+    with pytest.raises(UserError, match="is damaged in shard 0"):
+        plan(tiny.plain_map(), folder, tmp_path / "up")
+
+
+def test_no_room(made, tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=10**3)
+    monkeypatch.setattr("fct_jax.upgrade.galleries.target.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"has 0.0 GB free, but the new gallery takes"):
+        upgraded(made, "set", tmp_path)
+
+
+def test_wrong_direction_of_equal_sizes(tmp_path):
+    ids, old, _ = tiny.vectors(100)
+    turn = np.linalg.qr(np.random.default_rng(4).standard_normal((6, 6)))[0].astype(np.float32)
+    map = tiny.plain_map(dim_out=6, known=False)
+    map.dim_out, map.weights = 6, {**map.weights, "weight": turn, "bias": np.zeros(6, np.float32)}
+    new = as_set(tmp_path / "new", old @ turn, ids)
+    refused(tmp_path, new, "wrong direction: the gallery holds the vectors", map, reembed=str(new))
+    backwards = as_set(tmp_path / "old", old, ids)
+    refused(tmp_path, new, "known-answer queries fail", map, reembed=str(backwards))
+
+
+def test_pairs_that_the_map_was_tested_on(tmp_path):
+    known = tiny.plain_map().known
+    good = as_set(tmp_path / "good", known.old, known.ids)
+    apply(tiny.plain_map(), good, tmp_path / "work")  # known answers enough
+    shuffled = as_set(tmp_path / "shuffled", known.old[::-1].copy(), known.ids)
+    refused(tmp_path, shuffled, "does not pair ids and vectors as the sample did")
+    # The same ids for other items: row numbers, say.
+    _, old, _ = tiny.vectors(100)
+    refused(tmp_path, as_set(tmp_path / "other", old, known.ids), "nothing shows that")
+
+
+def test_nothing_to_check_against(made, tmp_path):
+    message = "nothing shows that .* fits the map: give config.apply.reembed or config.probe"
+    refused(tmp_path, made[0]["set"], message)
+    work = tmp_path / "work"
+    gallery = apply(tiny.plain_map(), made[0]["set"], work, unchecked=True, batch_size=16)
+    assert gallery.meta["state"] == "translated" and not gallery.versions.any()
+    # New vectors that come later are checked then, before one of them is written.
+    ids, new = made[2], made[4]
+    shuffled = as_set(tmp_path / "shuffled", new[::-1].copy(), ids)
+    with pytest.raises(UserError, match="known-answer queries fail"):
+        upgraded(made, "set", work, reembed=str(shuffled))
+    assert not open_gallery(work / "gallery").versions.any()
+
+
+def test_reembed_that_does_not_cover_the_plan(made, tmp_path):
+    ids, new = made[2], made[4]
+    where = as_set(tmp_path / "some", new[:250], ids[:250])
+    with pytest.raises(UserError, match=r"has no vectors for 50 ids \(.*, …\) of the plan"):
+        upgraded(made, "set", tmp_path / "work", reembed=str(where))
+    where = as_set(tmp_path / "none", new, ids + 10**7)
+    refused(tmp_path, made[0]["set"], "has no vector for any id", reembed=str(where))
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "nowhere:function", "json:missing", "json:__doc__"])
+def test_reembed_that_is_nothing(made, tmp_path, wrong):
+    refused(tmp_path, made[0]["set"], f"config.apply.reembed={wrong} (is|cannot)", reembed=wrong)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"batch_items": 0}, "config.apply.batch_items must be 1 or more, not 0"),
+        ({"max_batches": -1}, "config.apply.max_batches must be 0 or more, not -1"),
+        ({"serve": "both"}, "unknown way of serving 'both'"),
+    ],
+)
+def test_wrong_settings(made, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        upgraded(made, "set", tmp_path, **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_batches_change_nothing(made, tmp_path):
+    """Each batch is checked; after a good answer the same command goes on."""
+    ids, new = made[2], made[4]
+    row = {i: r for r, i in enumerate(ids)}
+    answers = []
+
+    def reembed(wanted):
+        rows = [row[i] for i in wanted]
+        return answers.pop(0)(new[rows]) if answers else new[rows]
+
+    def run():
+        return upgraded(made, "set", tmp_path, reembed=reembed)
+
+    def fails(vectors):
+        raise ConnectionError("no route\nto host")
+
+    def nan(vectors):
+        return np.where(np.arange(len(vectors))[:, None] == 3, np.nan, vectors)
+
+    good = upgraded(made, "set", tmp_path, reembed=reembed, max_batches=1)
+    before = contents(tmp_path / "gallery")
+    for wrong, message in (
+        (fails, r"reembed failed on 23 ids .*ConnectionError: no route to host"),
+        (nan, r"gave NaN or infinity for 1 id"),
+        (lambda v: v * 0, r"gave zero vectors for 23 ids"),
+        (lambda v: v[:-1], r"gave float32 \(22, 5\) for 23 ids"),
+        (lambda v: v.astype(int), r"gave int64"),
+        (lambda v: np.roll(v, 5, axis=0), r"known-answer queries fail on batch 2 of reembed"),
+    ):
+        answers[:] = [wrong]
+        with pytest.raises(UserError, match=message) as caught:
+            run()
+        assert "\n" not in str(caught.value)
+        assert contents(tmp_path / "gallery") == before
+    assert good.versions.sum() == 23 and run().meta["state"] == "finished"
+
+
+def test_another_upgrade_in_the_same_place(made, tmp_path):
+    paths, where, ids, old, _ = made
+    upgraded(made, "set", tmp_path, max_batches=1)
+    other = as_set(tmp_path / "other", old[::-1].copy(), ids, fingerprint="old-model")
+    with pytest.raises(
+        UserError, match="upgrade of another gallery, map or batch size .gallery_sample"
+    ):
+        apply(tiny.plain_map(), other, tmp_path, reembed=str(where), batch_size=16)
+    with pytest.raises(UserError, match="batch_size: 16 there, 32 now"):
+        upgraded(made, "set", tmp_path, batch_size=32)
+    with pytest.raises(UserError, match="23 items re-embedded; say where new vectors come from"):
+        apply(tiny.plain_map(), paths["set"], tmp_path, batch_size=16)
+    with locked(tmp_path), pytest.raises(UserError, match="another process is at work in"):
+        upgraded(made, "set", tmp_path)
+    (tmp_path / "plan").rename(tmp_path / "old plan")
+    plan(tiny.plain_map(), paths["set"], tmp_path, order="random")
+    with pytest.raises(UserError, match="follows another plan, of which 23 items are done"):
+        upgraded(made, "set", tmp_path)
+    assert rollback(tiny.plain_map(), paths["set"], tmp_path, 0, batch_size=16) == 0
+    assert not open_gallery(tmp_path / "gallery").versions.any()
+    assert upgraded(made, "set", tmp_path).versions.all()
+
+
+def test_unfinished_galleries_are_not_mistaken(made, tmp_path):
+    upgraded(made, "set", tmp_path, max_batches=1)
+    with pytest.raises(UserError, match="unfinished gallery .migrating: 23 of 300 planned"):
+        EmbeddingSet.read(tmp_path / "gallery")
+    assert len(EmbeddingSet.read(tmp_path / "gallery", unfinished=True)) == COUNT
+    meta = json.loads((tmp_path / "gallery" / "meta.json").read_text())
+    for state in ("translating", "something new"):
+        (tmp_path / "gallery" / "meta.json").write_text(json.dumps({**meta, "state": state}))
+        with pytest.raises(UserError, match=f"unfinished gallery .{state}"):
+            EmbeddingSet.read(tmp_path / "gallery", unfinished=True)
+    upgraded(made, "set", tmp_path)
+    assert len(EmbeddingSet.read(tmp_path / "gallery")) == COUNT

@@ -1,0 +1,362 @@
+"""Searching half-migrated galleries: against loops over all items, and on real text vectors."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fct_jax.errors import UserError
+from fct_jax.upgrade.ways import relevance, serving
+from fct_jax.upgrade.ways import scores as spaces
+from fct_jax.upgrade.ways.calibration import Calibration, Weights, calibrate
+from fct_jax.upgrade.ways.judged_weights import fit_weights
+from fct_jax.upgrade.ways.serving import search
+
+SAMPLE = Path(__file__).parents[1] / "text_sample.npz"
+
+
+@pytest.fixture(scope="module")
+def text():
+    with np.load(SAMPLE) as file:
+        return {name: file[name] for name in file.files}
+
+
+def world(n=60, queries=9, do=4, dn=6, seed=0):
+    """Gallery and queries by both models, and a sample for the calibration."""
+    rng = np.random.default_rng(seed)
+    sizes = {"old": (n, do), "new": (n, dn), "query_old": (queries, do), "query_new": (queries, dn)}
+    made = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    sample = rng.normal(size=(80, do)) * 2 + 1, rng.normal(size=(80, dn)) * 5
+    return made, tuple(part.astype(np.float32) for part in sample), rng
+
+
+def raw_score(query, item, metric):
+    query, item = query.astype(np.float64), item.astype(np.float64)
+    if metric == "cosine":
+        return query @ item / np.linalg.norm(query) / np.linalg.norm(item)
+    return -((query - item) ** 2).sum() / 2
+
+
+def slow_search(way, w, sample, metric, migrated, k, weights, typical):
+    """Every item of every query by the definition, in float64."""
+
+    def tail(scores, which):
+        largest = np.sort(scores)[-10:]
+        return largest.mean(), np.sqrt(largest.std() * typical[which])
+
+    def standard(score, tail):
+        return (score - tail[0]) / tail[1]
+
+    found = []
+    for q_old, q_new in zip(w["query_old"], w["query_new"], strict=True):
+        old = [raw_score(q_old, item, metric) for item in sample[0]]
+        new = [raw_score(q_new, item, metric) for item in sample[1]]
+        t_old, t_new = tail(old, 0), tail(new, 1)
+        mixed = [
+            weights.fused_old * standard(a, t_old) + weights.fused_new * standard(b, t_new)
+            for a, b in zip(old, new, strict=True)
+        ]
+        t_mixed = tail(mixed, 2)
+        scores = []
+        for row, done in enumerate(migrated):
+            z_old = standard(raw_score(q_old, w["old"][row], metric), t_old)
+            z_new = standard(raw_score(q_new, w["new"][row], metric), t_new)
+            mixed = standard(weights.fused_old * z_old + weights.fused_new * z_new, t_mixed)
+            if not done:
+                scores.append(z_old)
+            elif way == "dual":
+                scores.append(weights.dual_new * z_new + weights.dual_shift)
+            else:
+                scores.append(weights.fused_scale * mixed + weights.fused_shift)
+        order = np.argsort(-np.array(scores), kind="stable")[:k]
+        found.append((order, np.array(scores)[order]))
+    return found
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    way=st.sampled_from(["dual", "fused"]),
+    metric=st.sampled_from(["l2", "cosine"]),
+    share=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    seed=st.integers(0, 100),
+)
+def test_search_is_the_definition(way, metric, share, seed):
+    w, sample, rng = world(seed=seed)
+    weights = Weights(1.2, -0.3, 0.7, 1.4, 0.9, 0.2)
+    made = calibrate(*sample, query_old=w["query_old"], query_new=w["query_new"], metric=metric)
+    made = dataclasses.replace(made, weights=weights)
+    migrated = rng.random(60) < share
+    scores, rows = search(
+        way, w["query_old"], w["query_new"], w["old"], w["new"], migrated, 12, made
+    )
+    expected = slow_search(way, w, sample, metric, migrated, 12, weights, made.spread)
+    for i, (order, best) in enumerate(expected):
+        np.testing.assert_allclose(scores[i], best, atol=2e-4)
+        # Ranks may differ where scores are all but equal.
+        assert np.mean(rows[i] == order) > 0.9
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_translated_search_is_the_definition(metric):
+    w, _, rng = world()
+    translated = rng.normal(size=(60, 6)).astype(np.float32)
+    migrated = rng.random(60) < 0.5
+    _, rows = search(
+        "translated",
+        None,
+        w["query_new"],
+        None,
+        w["new"],
+        migrated,
+        60,
+        translated=translated,
+        metric=metric,
+    )
+    stored = np.where(migrated[:, None], w["new"], translated)
+    for i, query in enumerate(w["query_new"]):
+        order = np.argsort([-raw_score(query, item, metric) for item in stored], kind="stable")
+        np.testing.assert_array_equal(rows[i], order)
+
+
+def test_a_query_that_is_in_the_reference_is_not_its_own_neighbour(text):
+    """Items that query each other: the calibration is that of the other items."""
+    old, new = (text[name][:200].astype(np.float32) for name in ("old", "new"))
+    for metric in ("l2", "cosine"):
+        with_it = calibrate(old, new, metric=metric)
+        for row in (0, 57):
+            item = np.flatnonzero(
+                (
+                    with_it.reference_old[:, :256] == with_it.old.items(old[row : row + 1])[:, :256]
+                ).all(axis=1)
+            )
+            without = dataclasses.replace(
+                with_it,
+                reference_old=np.delete(with_it.reference_old, item, axis=0),
+                reference_new=np.delete(with_it.reference_new, item, axis=0),
+            )
+            asked = old[row : row + 1], new[row : row + 1]
+            for one, other in zip(
+                with_it.standardised(*asked), without.standardised(*asked), strict=True
+            ):
+                np.testing.assert_allclose(one.mean, other.mean, rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(one.spread, other.spread, rtol=1e-4)
+
+
+def test_more_items_make_the_better_calibration(text):
+    """A calibration that has grown with the migration keeps dual above today's quality."""
+    keep = mrr(text, "dual", np.zeros(500, bool), calibrate(text["old"], text["new"]))
+    rng = np.random.default_rng(1)
+    sample = rng.permutation(500)[:60]
+    found = {"sample": [], "grown": []}
+    for share in (0.25, 0.5, 0.75):
+        for _ in range(3):
+            state = rng.permutation(500) < share * 500
+            grown = np.union1d(sample, np.flatnonzero(state))
+            for name, rows in (("sample", sample), ("grown", grown)):
+                found[name].append(
+                    mrr(text, "dual", state, calibrate(text["old"][rows], text["new"][rows]))
+                )
+    assert np.mean(found["grown"]) > np.mean(found["sample"])
+    assert np.mean(found["grown"]) > keep - 0.005
+
+
+def test_ends_are_the_two_models_alone(text):
+    made = calibrate(text["old"][::2], text["new"][::2])
+    queries = text["query_old"], text["query_new"]
+    for way, state, (query, gallery) in (
+        ("dual", False, (text["query_old"], text["old"])),
+        ("fused", False, (text["query_old"], text["old"])),
+        ("dual", True, (text["query_new"], text["new"])),
+    ):
+        migrated = np.full(500, state)
+        _, rows = search(way, *queries, text["old"], text["new"], migrated, 5, made)
+        near = query.astype(np.float32) @ gallery.astype(np.float32).T
+        assert np.mean(rows == np.argsort(-near, axis=1)[:, :5]) > 0.99  # but for equal scores
+
+
+def test_blocks_own_rows_and_small_galleries(monkeypatch):
+    w, sample, rng = world()
+    made = calibrate(*sample)
+    migrated = rng.random(60) < 0.5
+    arguments = ("fused", w["query_old"], w["query_new"], w["old"], w["new"], migrated)
+    whole = search(*arguments, 70, made)
+    assert whole[1].shape == (9, 70)
+    assert (whole[1][:, 60:] == -1).all() and np.isneginf(whole[0][:, 60:]).all()
+    for line in whole[1][:, :60]:
+        np.testing.assert_array_equal(np.sort(line), np.arange(60))
+    own = whole[1][:, 0]
+    _, rows = search(*arguments, 20, made, own=own)
+    np.testing.assert_array_equal(rows, whole[1][:, 1:21])
+    monkeypatch.setattr(spaces, "BLOCK", 7)
+    parts = search(*arguments, 20, made)
+    np.testing.assert_array_equal(parts[1], whole[1][:, :20])
+    np.testing.assert_allclose(parts[0], whole[0][:, :20], rtol=1e-5)
+
+
+def test_equal_scores_go_by_row():
+    scores = np.array([[1.0, 2.0, 2.0, 1.0]], np.float32)
+    _, rows = spaces.best(scores, np.array([[7, 9, 3, 1]]), 3)
+    np.testing.assert_array_equal(rows, [[3, 9, 1]])
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_damping_takes_off_an_items_mean_score_with_its_five_nearest(metric):
+    """By the definition, item by item; an item of the crowd is not its own neighbour."""
+    w, (sample, _), _ = world()
+    gallery = np.concatenate([w["old"][:20], sample[:10]])
+    plain = spaces.Space.of(sample, metric)
+    damped = plain.damped(0.5, sample[:30])
+
+    def nearness(one, other):
+        return raw_score(one, other, metric)
+
+    crowded = []
+    for number, item in enumerate(gallery):
+        others = [c for i, c in enumerate(sample[:30]) if i != number - 20]
+        crowded.append(np.mean(sorted(nearness(item, c) for c in others)[-5:]))
+    expected = np.array([[nearness(q, g) for g in gallery] for q in w["query_old"]])
+    expected = expected - 0.5 * np.array(crowded)
+    scores = damped.queries(w["query_old"]) @ damped.items(gallery).T
+    # But for what is the same of all items of a query.
+    expected, scores = (s - s.mean(axis=1, keepdims=True) for s in (expected, scores))
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert plain.damped(0.0, sample).crowd is None
+
+
+def test_scales_of_the_spaces_do_not_matter(text):
+    """The new space stretched by a hundred and shifted: cosine aside, the same results."""
+    rows = []
+    for factor, shift in ((1.0, 0.0), (100.0, 5.0)):
+        new, asked = (
+            factor * text[name].astype(np.float32) + shift for name in ("new", "query_new")
+        )
+        made = calibrate(text["old"][::2], new[::2])
+        migrated = np.arange(500) % 3 == 0
+        found = search("fused", text["query_old"], asked, text["old"], new, migrated, 10, made)
+        rows.append(found[1])
+    assert np.mean(rows[0] == rows[1]) > 0.98
+
+
+def test_an_ordinary_index_gives_the_same():
+    """Two inner-product indexes, whose vectors do not depend on the query, and a shift each."""
+    w, sample, rng = world()
+    made = calibrate(*sample)
+    migrated = rng.random(60) < 0.5
+    affine = made.affine(w["query_old"], w["query_new"])
+    asked = made.old.queries(w["query_old"]), made.new.queries(w["query_new"])
+    stored = made.old.items(w["old"]), made.new.items(w["new"])
+    left = asked[0] * affine.keep[:, None] @ stored[0].T + affine.keep_shift[:, None]
+    both = np.hstack([asked[0] * affine.fused_old[:, None], asked[1] * affine.fused_new[:, None]])
+    done = both @ np.hstack(stored).T + affine.fused_shift[:, None]
+    scores = np.where(migrated, done, left)
+    _, rows = search(
+        "fused", w["query_old"], w["query_new"], w["old"], w["new"], migrated, 10, made
+    )
+    np.testing.assert_array_equal(rows, np.argsort(-scores, axis=1)[:, :10])
+
+
+def mrr(text, way, migrated, made, translated=None):
+    _, rows = search(
+        way,
+        text["query_old"],
+        text["query_new"],
+        text["old"],
+        text["new"],
+        migrated,
+        100,
+        made,
+        translated=translated,
+    )
+    judged = relevance.by_table(text["query_relevant"], np.arange(120), text["ids"])
+    return relevance.per_query(rows, judged)["mrr"].mean()
+
+
+def raw_mix(text, migrated):
+    old, new = (
+        text[f"query_{name}"].astype(np.float32) @ text[name].astype(np.float32).T
+        for name in ("old", "new")
+    )
+    scores = np.where(migrated, new, old)
+    place = np.searchsorted(text["ids"], text["query_relevant"])
+    own = scores[np.arange(120), place][:, None]
+    return np.mean(1 / (1 + (scores > own).sum(axis=1)))
+
+
+def test_calibrated_beats_uncalibrated_on_text(text):
+    made = calibrate(text["old"], text["new"])
+    rng = np.random.default_rng(0)
+    shares = (0.25, 0.5, 0.75)
+    states = [rng.permutation(500) < share * 500 for share in shares for _ in range(4)]
+    raw = np.mean([raw_mix(text, state) for state in states])
+    dual = np.mean([mrr(text, "dual", state, made) for state in states])
+    fused = np.mean([mrr(text, "fused", state, made) for state in states])
+    keep = mrr(text, "dual", np.zeros(500, bool), made)
+    assert raw < dual < fused
+    assert dual > keep - 0.01
+    assert fused > keep + 0.01
+    whole = mrr(text, "dual", np.ones(500, bool), made)
+    assert mrr(text, "fused", np.ones(500, bool), made) > max(keep, whole) + 0.02
+
+
+def test_judged_queries_help_where_the_models_are_unequal(text):
+    """The old model hardly knows anything: it should get less weight than the new one."""
+    rng = np.random.default_rng(0)
+    poor = dict(text)
+    noise = rng.normal(size=(256, 24)) / 16
+    for name in ("old", "query_old"):
+        poor[name] = text[name].astype(np.float32) @ noise.astype(np.float32)
+    plain = calibrate(poor["old"], poor["new"])
+    judged = relevance.by_table(text["query_relevant"], np.arange(120), text["ids"])
+    learn, rest = np.arange(0, 120, 2), np.arange(1, 120, 2)
+    weights = fit_weights(
+        (poor["old"][:0], poor["new"][:0]),
+        poor["query_old"][learn],
+        poor["query_new"][learn],
+        poor["old"],
+        poor["new"],
+        judged.of(learn),
+    )
+    assert weights.fused_new > 1.5 * weights.fused_old
+    learnt = calibrate(poor["old"], poor["new"], weights=weights)
+    every = np.ones(500, bool)
+    queries = poor["query_old"][rest], poor["query_new"][rest]
+    before, after = (
+        relevance.per_query(
+            search("fused", *queries, poor["old"], poor["new"], every, 100, made)[1],
+            judged.of(rest),
+        )["mrr"].mean()
+        for made in (plain, learnt)
+    )
+    assert after > before + 0.02
+
+
+def test_a_calibration_is_saved_and_read_again(text, tmp_path):
+    weights = Weights(dual_new=1.5, damping=0.25)
+    made = calibrate(
+        text["old"][:200], text["new"][:200], metric="cosine", old_metric="l2", weights=weights
+    )
+    made.save(tmp_path / "c")
+    again = Calibration.load(tmp_path / "c")
+    assert (again.spread, again.weights) == (made.spread, made.weights)
+    for name in ("old", "new"):
+        one, other = (getattr(c, name).items(text[name][:9]) for c in (made, again))
+        np.testing.assert_array_equal(one, other)
+    one, other = (c.affine(text["query_old"], text["query_new"]) for c in (made, again))
+    for a, b in zip(vars(one).values(), vars(other).values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(UserError, match="no calibration in"):
+        Calibration.load(tmp_path)
+
+
+def test_mistakes_are_one_line(text):
+    old, new = text["old"], text["new"]
+    with pytest.raises(UserError, match="unknown way of serving 'fusd'; did you mean 'fused'"):
+        search("fusd", None, None, old, new, np.zeros(500, bool), 5)
+    with pytest.raises(UserError, match="dual search needs a calibration"):
+        search("dual", None, None, old, new, np.zeros(500, bool), 5)
+    with pytest.raises(UserError, match="at least 20: there are 500 old and 30 new"):
+        calibrate(old, new[:30])
+    assert serving.WAYS == ("translated", "dual", "fused")

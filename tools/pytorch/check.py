@@ -1,0 +1,163 @@
+"""Whether a run gives the same embeddings as PyTorch does."""
+
+import warnings
+
+import jax
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.frozen.model import Embedder, Transformer
+from fct_jax.models.preprocessing import Preprocessing
+from fct_jax.models.torch_import import to_numpy
+from tools.pytorch.archives import first_line, torch_or_none
+from tools.pytorch.parts import Part
+
+TOLERANCE = 1e-4  # of the largest absolute embedding value
+COUNT = 4  # random images, or vectors, that are compared
+
+
+def compare(descriptions: dict[str, dict], parts: dict[str, Part], archive=None) -> float:
+    """How far embeddings of random inputs are from PyTorch's, by `difference`.
+
+    Args:
+      descriptions: ``model.json`` by role; fingerprints may be missing.
+      parts: of ``torch_parts.read_parts``, by the same roles.
+      archive: the PyTorch program to compare with; None: a module of ``torch_models``.
+
+    Raises:
+      UserError: the difference is above the tolerance, or the program fails.
+    """
+    runs = {
+        role: _load({"fingerprint": "", **description}, parts[role].variables)
+        for role, description in descriptions.items()
+    }
+    module = _module(descriptions, parts) if archive is None else archive
+    final = runs.get("transformation") or runs["model"]
+    if "old" in runs:
+        images, pixels = _random_images(runs["old"].preprocessing)
+        old = _embed(runs["old"], images)
+        side = _embed(runs["side"], images) if "side" in runs else old
+        return check(_embed(final, old, side), _embed_torch(module, pixels))
+    if isinstance(final, Embedder):
+        images, pixels = _random_images(final.preprocessing)
+        return check(_embed(final, images), _embed_torch(module, pixels))
+    if final.description["name"] == "lce":
+        (vectors,) = _random_vectors(final.dim)
+        return check(_embed(final, vectors), _embed_torch(module, vectors, flat=True))
+    vectors = _random_vectors(*(final.description[key] for key in ("old_dim", "side_dim")))
+    return check(_embed(final, *vectors), _embed_torch(module, *vectors))
+
+
+def check(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Their `difference`. Raises UserError where it is above the tolerance or not a number."""
+    if ours.shape != theirs.shape:
+        raise UserError(f"the PyTorch model gives embeddings {theirs.shape}, the run {ours.shape}")
+    found = difference(ours, theirs)
+    if not found <= TOLERANCE:
+        raise UserError(
+            f"the run's embeddings differ from those of the PyTorch model by {found:.1e} "
+            f"of their largest value, more than {TOLERANCE:.0e}"
+        )
+    return found
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference, relative to the largest absolute value of ``theirs``."""
+    with np.errstate(invalid="ignore"):  # values that are not finite give NaN, which is refused
+        return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+
+
+def load_strictly(module, state) -> None:
+    """Puts weights into a module of ``torch_models``; every name has its place.
+
+    Counters of batches may be missing (embeddings do not depend on them), and a 1×1 convolution
+    may come as a matrix.
+    """
+    torch = torch_or_none()
+    wanted = module.state_dict()
+    given = {n: torch.zeros_like(v) for n, v in wanted.items() if n.endswith("batches_tracked")}
+    for name, value in state.items():
+        if name not in given:
+            given[name] = torch.from_numpy(to_numpy(value).copy())
+            if name in wanted:
+                given[name] = given[name].reshape(wanted[name].shape)
+    module.load_state_dict(given, strict=True)
+
+
+def _random_images(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """Images (COUNT, size, size, 3) uint8, noise around another grey each, and model input."""
+    size, rng = preprocessing.size, np.random.default_rng(0)
+    grey = np.linspace(30, 220, COUNT)[:, None, None, None]
+    noise = rng.normal(0, 60, (COUNT, size, size, 3))
+    images = np.clip(grey + noise, 0, 255).astype(np.uint8)
+    return images, np.asarray(preprocessing.on_device(images))
+
+
+def _random_vectors(*dims: int) -> list[np.ndarray]:
+    """A (COUNT, D) float32 for each D."""
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(COUNT, dim)).astype(np.float32) for dim in dims]
+
+
+def _embed(model: Embedder | Transformer, *inputs: np.ndarray) -> np.ndarray:
+    """(COUNT, D) embeddings of a run, or (COUNT, D + 1) with the uncertainty as the last."""
+    with jax.default_matmul_precision("highest"):
+        if isinstance(model, Embedder):
+            return np.asarray(model.run(*inputs))
+        embedding, log_variance = model.run(*inputs)
+    if log_variance is None:
+        return np.asarray(embedding)
+    return np.concatenate([embedding, log_variance[:, None]], 1)
+
+
+def _embed_torch(module, *inputs: np.ndarray, flat: bool = False) -> np.ndarray:
+    """What a PyTorch module makes of normalised images (N, H, W, 3), or of vectors (N, D).
+
+    FCT's modules take vectors as (N, D, 1, 1), those that are ``flat`` as they are.
+
+    Raises UserError where it fails, and where the result is not one tensor (or a pair with the
+    embedding last, as of `ResNet`).
+    """
+    torch = torch_or_none()
+    tensors = [torch.from_numpy(array if flat else _nchw(array)) for array in inputs]
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            out = module(*tensors)
+    except Exception as error:  # an archive's program can raise almost anything
+        raise UserError(f"the PyTorch model failed: {first_line(error)}") from error
+    if isinstance(out, tuple):
+        out = out[-1]
+    if not torch.is_tensor(out) or out.ndim < 2 or len(out) != COUNT:
+        shape = f" {tuple(out.shape)}" if torch.is_tensor(out) else ""
+        raise UserError(f"the PyTorch model gives a {type(out).__name__}{shape}, not embeddings")
+    return to_numpy(out).reshape(len(out), -1)
+
+
+def _nchw(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 4:
+        return np.ascontiguousarray(array.transpose(0, 3, 1, 2), np.float32)
+    return np.asarray(array, np.float32)[:, :, None, None]
+
+
+def _load(description: dict, variables) -> Embedder | Transformer:
+    kind = Embedder if description["kind"] == "backbone" else Transformer
+    return kind(description, variables)
+
+
+def _module(descriptions: dict[str, dict], parts: dict[str, Part]):
+    """The parts in PyTorch, joined if they are more than one."""
+    from tools.pytorch import models as torch_models  # only here is PyTorch needed
+
+    modules = {}
+    for role, description in descriptions.items():
+        modules[role] = torch_models.build(description, parts[role].classifier)
+        load_strictly(modules[role], parts[role].state)
+    if "model" in modules:
+        return modules["model"]
+    if descriptions["transformation"]["name"] == "lce":
+        joined = torch_models.ModelWithTransformation(modules["old"], modules["transformation"])
+        return joined.eval()
+    old = torch_models.FeatureExtractor(modules["old"])
+    side = torch_models.FeatureExtractor(modules["side"]) if "side" in modules else old
+    return torch_models.TransformedOldModel(old, side, modules["transformation"]).eval()

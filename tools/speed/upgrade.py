@@ -1,0 +1,210 @@
+"""How fast a map is solved for, a gallery translated and re-embedded, and in how much memory.
+
+    python tools/benchmark.py --only upgrade
+
+A gallery of Gaussian vectors, D = 384 to 384, through a ridge map with its uncertainty, in
+each form; then a tenth of its items re-embedded from an EmbeddingSet. The baseline is
+reading the vectors, one NumPy product a block and writing the result. Every figure runs in a
+process of its own. Peak memory leaves out files that are mapped, which the system
+takes back as it needs to.
+"""
+
+import multiprocessing
+import tempfile
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from tools.speed.common import figure
+
+DIM = 384
+BLOCK = 1 << 16
+
+
+def run(quick: bool) -> list[dict]:
+    """All figures: 200,000 vectors in each form, or 5 million; a map of 4,096 dimensions."""
+    count = 200_000 if quick else 5_000_000
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as fresh_process:
+        results = fresh_process.submit(
+            solve, *((10_000, 512) if quick else (100_000, 4096))
+        ).result()
+    for form in ("set", "faiss", "parquet") if quick else ("set", "faiss"):
+        with ProcessPoolExecutor(1, mp_context=context) as fresh_process:
+            results += fresh_process.submit(measure, form, count).result()
+    return results
+
+
+def solve(count: int, dim: int) -> list[dict]:
+    """Ridge of float32 pairs against the map that made them; run in a fresh process."""
+    from fct_jax.upgrade.maps import linear as closed_form
+
+    rng = np.random.default_rng(0)
+    true = rng.standard_normal((dim, dim), np.float32) / dim**0.5
+    # A common part, as behind a ReLU, and variances over four orders of magnitude.
+    old = 3 + rng.standard_normal((count, dim), np.float32) * np.geomspace(1, 1e-4, dim, dtype="f4")
+    new = old @ true + 3
+    fold = np.arange(count) % 3
+    with AnonymousMemory() as memory:
+        start = time.perf_counter()
+        found, _ = closed_form.ridge(*closed_form.fold_sums(old, new, fold, 3))
+        seconds, peak = time.perf_counter() - start, memory.peak_mb
+    centred = old[:1000].astype(np.float64) - old.mean(axis=0, dtype=np.float64)
+    error = np.linalg.norm(centred @ (found.weight - true)) / np.linalg.norm(centred @ true)
+    note = f"λ by cross-validation; relative error {error:.1e}"
+    return [figure(f"ridge {count:,} pairs × {dim}", seconds, None, peak, note)]
+
+
+def measure(form: str, count: int) -> list[dict]:
+    """Translating, planning and re-embedding in one form; run in a fresh process."""
+    from fct_jax.upgrade.migration.applying import apply
+    from fct_jax.upgrade.migration.planning import plan
+
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        folder = Path(folder)
+        source, map = _gallery(folder, form, count), _map()
+        apply(map, _gallery(folder / "warm", "set", 8192), folder / "warm" / "up", unchecked=True)
+        with AnonymousMemory() as memory:
+            plain = _plain(folder, map, count) if form == "set" else None
+            start = time.perf_counter()
+            apply(map, source, folder / "up", unchecked=True)
+            translating = time.perf_counter() - start
+            translating_peak = memory.peak_mb
+            start = time.perf_counter()
+            plan(map, source, folder / "up", budget_items=count // 10)
+            planning = time.perf_counter() - start
+            start = time.perf_counter()
+            apply(map, source, folder / "up", reembed=_Answers(map), batch_items=BLOCK // 4)
+            reembedding = time.perf_counter() - start
+        size = f"{count:,} × {DIM}"
+        rate = f"{count / translating:,.0f} vectors a second with checks and syncs"
+        return [
+            figure(f"translate {form} {size}", translating, plain, translating_peak, rate),
+            figure(f"plan {form} {size}", planning, None, memory.peak_mb, "checked, ordered, cut"),
+            figure(
+                f"re-embed {form} {count // 10:,}",
+                reembedding,
+                None,
+                memory.peak_mb,
+                f"{count // 10 / reembedding:,.0f} items a second without the model's own time",
+            ),
+        ]
+
+
+class AnonymousMemory:
+    """Context: the most memory beyond mapped files that the process adds (Linux), megabytes."""
+
+    def __enter__(self) -> "AnonymousMemory":
+        self._first = self._most = _anonymous_mb()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @property
+    def peak_mb(self) -> float:
+        """So far."""
+        return self._most - self._first
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            self._most = max(self._most, _anonymous_mb())
+
+
+def _anonymous_mb() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    raise OSError("/proc/self/status has no RssAnon")
+
+
+class _Answers:
+    """New vectors of ids: translated ones and noise, so that known answers are found."""
+
+    __name__ = "answers"
+
+    def __init__(self, map):
+        self.map = map
+
+    def __call__(self, ids):
+        # Ids are row numbers; what is slow in a model is not measured here.
+        rng = np.random.default_rng(0)
+        vectors = _rows_of_ids(ids) @ self.map.weights["weight"]
+        return vectors + 0.01 * rng.standard_normal(vectors.shape, np.float32)
+
+
+def _rows_of_ids(ids: np.ndarray) -> np.ndarray:
+    """The old vector of each id: a function of it, so that no file has to be searched."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((1 << 12, DIM), np.float32)
+    # Two rows of a table for every id: 16 million different sums.
+    return table[ids % 4096] + table[(ids // 4096 * 2654435761 + ids) % 4096 ^ 1]
+
+
+def _gallery(folder: Path, form: str, count: int) -> Path:
+    """A gallery whose ids are row numbers, written block by block."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"old-{form}"
+    path.mkdir()
+    if form == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for number, ids in enumerate(_id_blocks(count)):
+            flat = pa.array(_rows_of_ids(ids).reshape(-1))
+            lists = pa.FixedSizeListArray.from_arrays(flat, DIM)
+            table = pa.table({"id": ids, "vector": lists})
+            pq.write_table(table, path / f"part-{number:04d}.parquet")
+        return path
+    if form == "faiss":
+        from fct_jax.upgrade.galleries.faiss_file import vectors_offset, write_empty
+
+        path = path / "old.faiss"
+        write_empty(path, np.arange(count), DIM, "l2")
+        vectors = np.memmap(path, np.float32, "r+", vectors_offset(), (count, DIM))
+    else:
+        np.save(path / "ids.npy", np.arange(count))
+        vectors = np.lib.format.open_memmap(path / "vectors.npy", "w+", np.float32, (count, DIM))
+    for ids in _id_blocks(count):
+        vectors[ids[0] : ids[-1] + 1] = _rows_of_ids(ids)
+    vectors.flush()
+    return path
+
+
+def _id_blocks(count: int):
+    for first in range(0, count, BLOCK):
+        yield np.arange(first, min(first + BLOCK, count))
+
+
+def _map():
+    """A ridge map with a fitted uncertainty."""
+    from fct_jax.storage.embedding_set import EmbeddingSet
+    from fct_jax.upgrade.maps.fitting import fit
+
+    rng = np.random.default_rng(1)
+    old = _rows_of_ids(np.arange(4000) + 10**9)
+    turn = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0].astype(np.float32)
+    new = old @ turn + 0.1 * rng.standard_normal(old.shape, np.float32)
+    return fit(EmbeddingSet.of(old), EmbeddingSet.of(new), method="ridge")
+
+
+def _plain(folder: Path, map, count: int) -> float:
+    """Seconds of reading, one product a block and writing: what cannot be saved."""
+    weight = map.weights["weight"]
+    start = time.perf_counter()
+    with (folder / "old-set" / "vectors.npy").open("rb") as source:
+        np.lib.format.read_magic(source)
+        np.lib.format.read_array_header_1_0(source)
+        with (folder / "plain").open("wb") as target:
+            for ids in _id_blocks(count):
+                block = np.fromfile(source, np.float32, len(ids) * DIM).reshape(-1, DIM)
+                (block @ weight).tofile(target)
+    (folder / "plain").unlink()
+    return time.perf_counter() - start
