@@ -2,7 +2,7 @@
 
 Every process runs the same program; process 0, the *writer*, writes the files and prints. They
 talk through JAX's coordination service, so nothing here touches a device. With one process
-everything is a no-op.
+everything is a no-op, and JAX is not even imported.
 """
 
 import contextlib
@@ -16,11 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 
-import jax
-
-# Its key-value store and barriers have no public name; Orbax uses them in the same way.
-from jax._src.distributed import global_state
-
 from fct_jax.errors import UserError
 
 START_SECONDS = 300  # until every process must have come
@@ -31,6 +26,21 @@ _FAILED = "fct_jax/failed"
 
 _counts: dict[str, int] = {}
 _ending = threading.Event()
+
+
+class _Alone:
+    """The state of a process that has not joined any others."""
+
+    process_id, num_processes, client, coordinator_address = 0, 1, None, None
+
+
+def _state():
+    """Return JAX's coordination state, without importing JAX where nothing else has.
+
+    Its key-value store and barriers have no public name; Orbax uses them in the same way.
+    """
+    module = sys.modules.get("jax._src.distributed")
+    return getattr(module, "global_state", _Alone)
 
 
 def start(
@@ -65,6 +75,8 @@ def start(
     late = threading.Timer(timeout, _too_late, (coordinator, num_processes, timeout))
     late.daemon = True
     late.start()
+    import jax
+
     try:
         # JAX ends the program with a stack trace when its own time is over.
         jax.distributed.initialize(
@@ -98,7 +110,7 @@ def _check(coordinator: str, process_id: int, num_processes: int) -> None:
 
 def _too_late(coordinator: str | None, num_processes: int | None, timeout: int) -> None:
     """Ends this process with one line that says what was waited for."""
-    where = global_state.coordinator_address or coordinator
+    where = _state().coordinator_address or coordinator
     reason = f"not all of {num_processes or 'the'} processes came to {where}"
     host, _, port = (where or "").rpartition(":")
     try:
@@ -115,16 +127,18 @@ def _too_late(coordinator: str | None, num_processes: int | None, timeout: int) 
 
 def index() -> int:
     """Number of this process, from 0."""
-    return global_state.process_id
+    return _state().process_id
 
 
 def count() -> int:
     """How many processes there are."""
-    return global_state.num_processes
+    return _state().num_processes
 
 
 def summary() -> str:
     """How many processes and devices take part, for the log."""
+    import jax
+
     return f"{count()} processes, {jax.device_count()} devices"
 
 
@@ -142,7 +156,7 @@ def say(text) -> None:
 def barrier(name: str) -> None:
     """Waits until every process is here."""
     if count() > 1:
-        global_state.client.wait_at_barrier(_unique(f"fct_jax/barrier/{name}"), _FOREVER)
+        _state().client.wait_at_barrier(_unique(f"fct_jax/barrier/{name}"), _FOREVER)
 
 
 def from_writer(function: Callable[[], object], name: str):
@@ -163,9 +177,9 @@ def from_writer(function: Callable[[], object], name: str):
             answer = {"result": function()}
         except UserError as error:
             answer = {"error": str(error)}
-        global_state.client.key_value_set(key, json.dumps(answer))
+        _state().client.key_value_set(key, json.dumps(answer))
     else:
-        answer = json.loads(global_state.client.blocking_key_value_get(key, _FOREVER))
+        answer = json.loads(_state().client.blocking_key_value_get(key, _FOREVER))
     if "error" in answer:
         raise UserError(answer["error"])
     return answer["result"]
@@ -175,7 +189,7 @@ def gather(value, name: str) -> list:
     """Every process's ``value`` (what JSON holds), by process, on all of them."""
     if count() == 1:
         return [value]
-    client, key = global_state.client, _unique(f"fct_jax/gather/{name}")
+    client, key = _state().client, _unique(f"fct_jax/gather/{name}")
     client.key_value_set(f"{key}/{index()}", json.dumps(value))
     return [
         json.loads(client.blocking_key_value_get(f"{key}/{process}", _FOREVER))
@@ -188,11 +202,11 @@ def end_all(reason: str, status: int = 1) -> None:
 
     Without it the others would wait for this one in their next common step.
     """
-    if count() == 1 or global_state.client is None:
+    if count() == 1 or _state().client is None:
         return
     _ending.set()
     with contextlib.suppress(RuntimeError):  # another process was first, or the coordinator is gone
-        global_state.client.key_value_set(_FAILED, json.dumps([index(), reason]))
+        _state().client.key_value_set(_FAILED, json.dumps([index(), reason]))
     if is_writer():
         time.sleep(NOTICE_SECONDS)  # the others ask this process, so it leaves last
     _leave(status)
@@ -201,10 +215,10 @@ def end_all(reason: str, status: int = 1) -> None:
 def _watch() -> None:
     """Ends this process when another one has failed."""
     while not _ending.wait(_POLL_SECONDS):
-        if global_state.client is None:
+        if _state().client is None:
             return
         try:
-            process, reason = json.loads(global_state.client.key_value_try_get(_FAILED))
+            process, reason = json.loads(_state().client.key_value_try_get(_FAILED))
         except RuntimeError:  # nobody has
             continue
         if not _ending.is_set():

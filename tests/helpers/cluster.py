@@ -29,7 +29,7 @@ def started(arguments_of, count: int, logs: Path, devices: int = 2):
         **os.environ,
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "PYTHONPATH": str(REPOSITORY / "tests" / "helpers"),
+        "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests' / 'helpers'}",
     }
     running = []
     try:

@@ -14,7 +14,7 @@ def program(folder, text):
     path = folder / "program.py"
     start = """
         import sys
-        from fct_jax import processes
+        from fct_jax.runtime import processes
         from fct_jax.errors import UserError
         index = int(sys.argv[2])
         processes.start(f"localhost:{sys.argv[1]}", index, 2, timeout=60)
@@ -94,7 +94,7 @@ def test_nonsense_is_named(arguments, message):
 def test_no_cluster_found(tmp_path):
     """In a process of its own: nothing may have used a device before."""
     text = """
-        from fct_jax import processes
+        from fct_jax.runtime import processes
         from fct_jax.errors import UserError
         try:
             processes.start()
@@ -114,7 +114,7 @@ def test_no_cluster_found(tmp_path):
 def test_others_that_do_not_come(tmp_path, index, message):
     path = tmp_path / "alone.py"
     path.write_text(
-        "import sys\nfrom fct_jax import processes\n"
+        "import sys\nfrom fct_jax.runtime import processes\n"
         "processes.start(f'localhost:{sys.argv[1]}', int(sys.argv[2]), 2, timeout=2)\n"
     )
     arguments = [path, cluster.free_port(), index]
