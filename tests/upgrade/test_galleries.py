@@ -13,7 +13,6 @@ from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.ids import find_rows
 from fct_jax.upgrade.galleries.base import first_ten, open_gallery, rows_of
-from fct_jax.upgrade.galleries.target import Rows, Target
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +181,9 @@ def test_faiss_inverted_lists(tmp_path):
 def test_no_gallery(tmp_path):
     with pytest.raises(UserError, match="no gallery at .*nowhere; give an EmbeddingSet"):
         open_gallery(tmp_path / "nowhere")
-    (tmp_path / "text").write_text("no index")
+    (tmp_path / "x.faiss").write_text("no index")
     with pytest.raises(UserError, match="is no Faiss index"):
-        open_gallery(tmp_path / "text")
+        open_gallery(tmp_path / "x.faiss")
     (tmp_path / "bad.parquet").write_text("no table")
     with pytest.raises(UserError, match=r"bad.parquet cannot be read"):
         open_gallery(tmp_path)
@@ -195,8 +194,8 @@ def test_no_gallery(tmp_path):
 def test_target_is_filled_in_place(galleries, tmp_path, form, metric):
     opened, ids, _ = galleries
     values = np.random.default_rng(1).standard_normal((300, 4)).astype(np.float32)
-    target = Target(form, tmp_path)
-    target.create(opened[form], 4, metric)
+    target = opened[form].writer(opened[form], tmp_path)
+    target.create(4, metric)
     target.describe({"state": "translating", "count": 300})
     target.open(4)
     target.vectors.write(0, values[:200])
@@ -207,10 +206,8 @@ def test_target_is_filled_in_place(galleries, tmp_path, form, metric):
     expected[rows] *= 2
     np.testing.assert_array_equal(target.vectors.read(0, 300), expected)
     np.testing.assert_array_equal(target.vectors.get(rows), expected[rows])
-    if form == "parquet":
-        from fct_jax.upgrade.galleries.parquet_parts import publish
-
-        assert publish(opened[form], target.folder, target.vectors, target.versions) == 4
+    assert target.publish() == (4 if form == "parquet" else 0)
+    assert target.unit(metric) == (form == "faiss" and metric == "cosine")
     with pytest.raises(UserError, match="unfinished gallery \\(translating"):
         open_gallery(target.folder, unfinished=True)
     target.describe({"state": "migrating", "reembedded": 5, "planned": 9, "count": 300})
@@ -238,16 +235,6 @@ def test_target_is_filled_in_place(galleries, tmp_path, form, metric):
         assert table.column_names == ["title", "vector", "id", "version"]
         assert table["title"].to_pylist() == [f"item {i}" for i in ids[70:200]]
         assert table["version"].to_pylist()[49:52] == ["translated", "new", "translated"]
-
-
-def test_rows_of_float16(tmp_path):
-    np.save(tmp_path / "x.npy", np.zeros((4, 3), np.float16))
-    offset = np.load(tmp_path / "x.npy", mmap_mode="r").offset
-    rows = Rows(tmp_path / "x.npy", offset, 3, np.float16)
-    rows.put(np.array([3, 1]), np.array([[1, 2, 3], [4, 5, 6]], np.float32))
-    rows.put(np.empty(0, int), np.empty((0, 3), np.float32))
-    rows.close()
-    np.testing.assert_array_equal(np.load(tmp_path / "x.npy")[[1, 3]], [[4, 5, 6], [1, 2, 3]])
 
 
 def test_ids_are_found():

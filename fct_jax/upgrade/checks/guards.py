@@ -146,6 +146,9 @@ def as_found(meta: dict, vectors) -> dict:
     if vectors is None or not len(vectors):
         return {k: v for k, v in meta.items() if k != "normalized" or v}
     lengths = np.linalg.norm(np.asarray(vectors, np.float32), axis=1)
+    lengths = lengths[np.isfinite(lengths) & (lengths > 0)]  # the others are reported by id
+    if not len(lengths):
+        return as_found(meta, None)
     unit = bool(np.abs(lengths - 1).max() <= _UNIT)
     if meta.get("normalized") and not unit:
         return dict(meta)  # a contradiction in itself, which is reported with its lengths

@@ -10,10 +10,29 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import console
 from fct_jax.storage.embedding_set import check_ids, check_state
-from fct_jax.upgrade.galleries.base import Gallery
+from fct_jax.upgrade.galleries.base import Gallery, Options, Target
+from fct_jax.upgrade.galleries.rows import Rows
 
 _EXACT = (faiss.IndexFlat, faiss.IndexHNSWFlat, faiss.IndexNSGFlat, faiss.IndexIVFFlat)
 _METRICS = {faiss.METRIC_INNER_PRODUCT: "cosine", faiss.METRIC_L2: "l2"}
+
+
+class FaissTarget(Target):
+    """``index.faiss``, whose vectors are written at their places inside the file.
+
+    A Faiss file has no cosine, but the product of vectors that are stored with length 1.
+    """
+
+    meta_name, version_name = "index.meta.json", "index.version.npy"
+
+    def lay_out(self, dim: int, metric: str) -> None:
+        write_empty(self.store / "index.faiss", self.source.ids, dim, metric)
+
+    def open_vectors(self, dim: int) -> Rows:
+        return Rows(self.store / "index.faiss", vectors_offset(), dim, np.float32)
+
+    def unit(self, metric: str) -> bool:
+        return metric == "cosine"
 
 
 class FaissGallery(Gallery):
@@ -23,11 +42,12 @@ class FaissGallery(Gallery):
     ``NAME.meta.json`` beside ``NAME.faiss`` says which model the vectors are of.
     """
 
-    form = "faiss"
+    writer = FaissTarget
     dtype = np.dtype(np.float32)
 
-    def __init__(self, path, unfinished: bool = False):
+    def __init__(self, path, options: Options):
         path = Path(path)
+        path = path / "index.faiss" if path.is_dir() else path
         side = path.with_suffix(".meta.json")
         meta = {}
         if side.is_file():
@@ -35,7 +55,7 @@ class FaissGallery(Gallery):
                 meta = json.loads(side.read_text())
             except ValueError as error:
                 raise UserError(f"{side} cannot be read: {error}") from None
-        check_state(str(path), meta, unfinished)
+        check_state(str(path), meta, options.unfinished)
         self._index = _opened(path)
         inner = faiss.downcast_index(self._index.index)
         if self._index.metric_type not in _METRICS:

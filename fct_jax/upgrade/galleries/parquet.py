@@ -1,6 +1,7 @@
 """A folder of Parquet files as a gallery: row groups streamed, ids held in memory."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,49 @@ import pyarrow.parquet as pq
 
 from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import check_ids, check_state
-from fct_jax.upgrade.galleries.base import VERSIONS, Gallery
+from fct_jax.storage.files import sync_directory
+from fct_jax.upgrade.galleries.base import VERSIONS, Gallery, Options, Target
+from fct_jax.upgrade.galleries.rows import Rows, empty_npy, npy_rows
 
 VERSION_COLUMN = "version"
 _ROWS = 1 << 14  # decoded together
+_GROUP = 1 << 16  # rows of a row group that is written
+
+
+class ParquetTarget(Target):
+    """The source's files with new vectors and a column of versions; every other column is kept.
+
+    Parquet cannot be changed in place: rows are written to ``store`` beside the folder, and files
+    are made from it, each whole or not at all.
+    """
+
+    copies = 2
+
+    @property
+    def store(self) -> Path:
+        return self.workdir / "store"
+
+    def lay_out(self, dim: int, metric: str) -> None:
+        empty_npy(self.store / "vectors.npy", (len(self.source), dim), self.source.dtype)
+
+    def open_vectors(self, dim: int) -> Rows:
+        return npy_rows(self.store / "vectors.npy")
+
+    def publish(self, rows=None) -> int:
+        source, folder = self.source, self.folder
+        if rows is None:
+            wanted = np.arange(len(source.files))
+        else:
+            wanted = np.unique(np.searchsorted(source.starts, rows, side="right") - 1)
+        for number in wanted:
+            path = folder / source.files[number].name
+            partial = path.with_name(f".{path.name}.partial")
+            _write(source, int(number), partial, self.vectors, self.versions)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.rename(path)
+        sync_directory(folder)
+        return len(wanted)
 
 
 class ParquetGallery(Gallery):
@@ -22,10 +62,11 @@ class ParquetGallery(Gallery):
     A ``meta.json`` beside them says, as in an EmbeddingSet, which model the vectors are of.
     """
 
-    form = "parquet"
+    writer = ParquetTarget
 
-    def __init__(self, path, id_column: str, vector_column: str, unfinished: bool = False):
+    def __init__(self, path, options: Options):
         path = Path(path)
+        id_column, vector_column = options.id_column or "id", options.vector_column or "vector"
         self.id_column, self.vector_column = id_column, vector_column
         self.files = sorted(path.glob("*.parquet"))
         self._readers = [_opened(file) for file in self.files]
@@ -36,7 +77,7 @@ class ParquetGallery(Gallery):
         if self.starts[-1] == 0:
             raise UserError(f"{path} is empty: its Parquet files have no rows")
         meta = _meta(path)
-        check_state(str(path), meta, unfinished)
+        check_state(str(path), meta, options.unfinished)
         self._cursor = (0, None)  # row that comes next, and the batches from there on
         self._left = None
         first = int(np.argmax(np.diff(self.starts) > 0))
@@ -206,3 +247,42 @@ def _meta(path: Path) -> dict:
         return json.loads((path / "meta.json").read_text())
     except ValueError as error:
         raise UserError(f"{path}/meta.json cannot be read: {error}") from None
+
+
+def _write(source, number: int, path: Path, vectors: Rows, versions: Rows) -> None:
+    reader = pq.ParquetFile(source.files[number], buffer_size=1 << 20, pre_buffer=False)
+    schema = _schema(reader.schema_arrow, source.vector_column, vectors.dim)
+    others = [n for n in schema.names if n not in (source.vector_column, VERSION_COLUMN)]
+    row = int(source.starts[number])
+    with pq.ParquetWriter(path, schema) as writer:
+        for batch in reader.iter_batches(_GROUP, columns=others, use_threads=False):
+            last = row + batch.num_rows
+            made = {name: batch.column(batch.schema.get_field_index(name)) for name in others}
+            values = vectors.read(row, last)
+            made[source.vector_column] = _lists(values, schema.field(source.vector_column).type)
+            codes = versions.read(row, last)[:, 0].astype(np.int8)
+            made[VERSION_COLUMN] = pa.DictionaryArray.from_arrays(codes, list(VERSIONS))
+            arrays = [made[name] for name in schema.names]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+            row = last
+
+
+def _schema(schema: pa.Schema, vector_column: str, dim: int) -> pa.Schema:
+    """The source's columns, vectors of the new dimension, and the versions at the end."""
+    place = schema.get_field_index(vector_column)
+    kind = schema.field(place).type
+    if pa.types.is_fixed_size_list(kind):
+        schema = schema.set(place, pa.field(vector_column, pa.list_(kind.value_type, dim)))
+    if VERSION_COLUMN in schema.names:
+        schema = schema.remove(schema.get_field_index(VERSION_COLUMN))
+    return schema.append(pa.field(VERSION_COLUMN, pa.dictionary(pa.int8(), pa.string())))
+
+
+def _lists(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    flat = pa.array(values.reshape(-1))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    offsets = np.arange(len(values) + 1) * values.shape[1]
+    if pa.types.is_large_list(kind):
+        return pa.LargeListArray.from_arrays(offsets.astype(np.int64), flat, type=kind)
+    return pa.ListArray.from_arrays(offsets.astype(np.int32), flat, type=kind)

@@ -15,7 +15,6 @@ gallery, since they may have been paid for; translated ones are computed again f
 import contextlib
 import fcntl
 import io
-import shutil
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,6 @@ from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime.progress import Bar
 from fct_jax.storage.files import write_synced
 from fct_jax.upgrade.galleries.base import NEW, TRANSLATED, Gallery
-from fct_jax.upgrade.galleries.target import Target
 from fct_jax.upgrade.migration.journal import Journal, Progress
 from fct_jax.upgrade.migration.planning import Plan, digest_of
 
@@ -43,7 +41,7 @@ class Migration:
         self.batch_size, self.chunk = batch_size, _BLOCKS * batch_size
         self.journal = Journal(self.workdir / "journal.jsonl")
         self.progress = Progress(self.journal.records)
-        self.target = Target(source.form, self.workdir)
+        self.target = source.writer(source, self.workdir)
         self.meta, self._begun = {}, 0.0
         begin = self.progress.begin
         if begin is not None:
@@ -78,9 +76,7 @@ class Migration:
         if done.ready:
             return
         if not done.laid_out:
-            for folder in (self.target.partial, self.workdir / "store"):
-                shutil.rmtree(folder, ignore_errors=True)  # a lay-out that was cut short
-            self.target.create(self.source, self.map.dim_out, self.map.metric)
+            self.target.create(self.map.dim_out, self.map.metric)
             self.describe("translating")
             self.record("layout")
         self.target.open(self.map.dim_out)
@@ -122,11 +118,11 @@ class Migration:
         return self.scaled(made)
 
     def scaled(self, vectors: np.ndarray) -> np.ndarray:
-        """As they are stored: a Faiss file has no cosine, but the product of unit vectors."""
+        """Return vectors as they are stored: with length 1 where the target's form needs it."""
         return unit_rows(vectors) if self._scales() else vectors
 
     def _scales(self) -> bool:
-        return self.source.form == "faiss" and self.map.metric == "cosine"
+        return self.target.unit(self.map.metric)
 
     def follow(self, plan: Plan) -> None:
         """Records the plan that batches are taken from. Raises UserError for a second one."""
@@ -194,13 +190,8 @@ class Migration:
         self.record("rolled_back", to=to)
 
     def publish(self, rows) -> None:
-        """Parquet files are written again where any of the rows is (None: all)."""
-        if self.target.form == "parquet":
-            from fct_jax.upgrade.galleries.parquet_parts import publish
-
-            publish(
-                self.source, self.target.folder, self.target.vectors, self.target.versions, rows
-            )
+        """Make what was put reach the gallery's readers, for these rows (None: all)."""
+        self.target.publish(rows)
 
     def describe(self, state: str, reembedded: int | None = None, planned: int = 0) -> None:
         """Writes the gallery's ``meta.json``: its space and how far it is."""

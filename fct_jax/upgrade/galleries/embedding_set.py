@@ -1,0 +1,45 @@
+"""An EmbeddingSet's folder as a gallery: blocks are read, not mapped."""
+
+import numpy as np
+
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade.galleries.base import Gallery, Options, Target
+from fct_jax.upgrade.galleries.rows import Rows, empty_npy, npy_rows
+
+
+class SetTarget(Target):
+    """An EmbeddingSet that is filled in place; also of sources whose form is only read."""
+
+    def lay_out(self, dim: int, metric: str) -> None:
+        source = self.source
+        empty_npy(self.store / "vectors.npy", (len(source), dim), source.dtype)
+        np.save(self.store / "ids.npy", source.ids)
+        if source.labels is not None:
+            np.save(self.store / "labels.npy", source.labels)
+
+    def open_vectors(self, dim: int) -> Rows:
+        return npy_rows(self.store / "vectors.npy")
+
+
+class SetGallery(Gallery):
+    """An EmbeddingSet. Mapped pages would count as memory, so blocks are read."""
+
+    writer = SetTarget
+
+    def __init__(self, path, options: Options):
+        found = EmbeddingSet.read(path, unfinished=options.unfinished, verify=False)
+        super().__init__(path, found.ids, found.dim, found.meta)
+        self.dtype, self.labels, self._mapped = found.vectors.dtype, found.labels, found.vectors
+        if (self.path / "version.npy").is_file():
+            self.versions = np.load(self.path / "version.npy", allow_pickle=False)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        if not self._mapped.flags.c_contiguous:
+            return np.asarray(self._mapped[start:stop], np.float32)
+        values = np.fromfile(
+            self.path / "vectors.npy",
+            self.dtype,
+            (stop - start) * self.dim,
+            offset=self._mapped.offset + start * self.dim * self.dtype.itemsize,
+        )
+        return values.reshape(-1, self.dim).astype(np.float32, copy=False)

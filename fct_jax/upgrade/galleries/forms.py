@@ -1,0 +1,78 @@
+"""A form of gallery: how it is recognised, and which class reads it."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.plugins import imported
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One row of the table of forms.
+
+    Attributes:
+      name: stands in journals, and before ``@`` where a user names the form (``NAME@PATH``).
+      what: the form in words, for messages: "a folder of .parquet files".
+      recognises: whether a path is of this form; looks at names and first bytes only.
+      reader: a subclass of `Gallery`, or its ``module:name``, which is imported when it is needed,
+        as each form has a library of its own. Its ``writer`` is the `Target` that new-space
+        galleries are written with.
+      extra: extra of this package that installs the form's library; "" if none is needed.
+
+    Example (a form of one's own, offered to this package by another one's pyproject.toml):
+
+        [project.entry-points."fct_jax.galleries"]
+        mine = "mypackage.galleries:MINE"
+    """
+
+    name: str
+    what: str
+    recognises: Callable[[Path], bool]
+    reader: str | Callable
+    extra: str = ""
+
+    def open(self, path, options):
+        """Return the gallery at ``path``. Raises UserError if it is unsound."""
+        made = self.load()(path, options)
+        made.form = self.name
+        return made
+
+    def load(self) -> type:
+        """Return the reader's class. Raises UserError if its library is not installed."""
+        if not isinstance(self.reader, str):
+            return self.reader
+        try:
+            return imported(self.reader, "form of gallery")
+        except UserError as error:
+            if not self.extra:
+                raise
+            raise UserError(f"{error}; pip install 'fct_jax[{self.extra}]'") from None
+
+
+def suffix(*endings: str) -> Callable[[Path], bool]:
+    """Return a test for files whose names have one of these endings, in any case."""
+    return lambda path: path.is_file() and path.name.lower().endswith(endings)
+
+
+def folder_with(pattern: str) -> Callable[[Path], bool]:
+    """Return a test for folders that hold a file of this pattern."""
+    return lambda path: path.is_dir() and any(path.glob(pattern))
+
+
+def starts(*magic: bytes) -> Callable[[Path], bool]:
+    """Return a test for files that begin with one of these bytes."""
+
+    def test(path: Path) -> bool:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(max(map(len, magic))).startswith(magic)
+
+    return test
+
+
+def either(*tests: Callable[[Path], bool]) -> Callable[[Path], bool]:
+    """Return a test for paths that pass one of these."""
+    return lambda path: any(test(path) for test in tests)

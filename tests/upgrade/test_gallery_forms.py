@@ -1,0 +1,106 @@
+"""A form of gallery is one row: recognised, named by the user, or offered by another package."""
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fct_jax.errors import UserError
+from fct_jax.upgrade.galleries import FORMS, Form, suffix
+from fct_jax.upgrade.galleries.base import Gallery, Target, open_gallery
+from fct_jax.upgrade.galleries.embedding_set import SetTarget
+from fct_jax.upgrade.galleries.rows import Rows
+
+_MODULE = """
+import numpy as np
+from fct_jax.upgrade.galleries import Form, suffix
+from fct_jax.upgrade.galleries.base import Gallery
+from fct_jax.upgrade.galleries.embedding_set import SetTarget
+
+
+class Lines(Gallery):
+    writer = SetTarget
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, path, options):
+        self.values = np.loadtxt(path, dtype=np.float32)
+        super().__init__(path, np.arange(len(self.values)), self.values.shape[1], {})
+
+    def read(self, start, stop):
+        return self.values[start:stop]
+
+
+LINES = Form("lines", "a file of lines (.lines)", suffix(".lines"), Lines)
+"""
+
+
+@pytest.fixture
+def lines(tmp_path, monkeypatch):
+    """A module with a form of its own in the current folder, and a gallery of it."""
+    (tmp_path / "my_forms.py").write_text(_MODULE)
+    (tmp_path / "x.lines").write_text("1 2\n3 4\n5 6\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path / "x.lines"
+
+
+def test_a_form_by_module_and_name(lines):
+    for gallery in (
+        open_gallery(lines, form="my_forms:LINES"),
+        open_gallery(f"my_forms:LINES@{lines}"),
+    ):
+        assert (gallery.form, len(gallery), gallery.dim) == ("lines", 3, 2)
+        np.testing.assert_array_equal(gallery.rows([2, 0]), [[5, 6], [1, 2]])
+        assert gallery.writer is SetTarget
+    with pytest.raises(UserError, match="unknown form of gallery 'parket'; did you mean 'parquet'"):
+        open_gallery(lines, form="parket")
+
+
+def test_an_entry_point_is_recognised(lines, monkeypatch):
+    offered = importlib.metadata.EntryPoint("lines", "my_forms:LINES", "fct_jax.galleries")
+    monkeypatch.setattr(
+        importlib.metadata,
+        "entry_points",
+        lambda group: [offered] if group == "fct_jax.galleries" else [],
+    )
+    assert open_gallery(lines).form == "lines"
+    assert len(open_gallery(f"lines@{lines}")) == 3
+    with pytest.raises(UserError, match=r"no gallery at .* or a file of lines \(.lines\)"):
+        open_gallery(lines.with_name("nothing"))
+
+
+def test_an_absent_library_is_named(tmp_path):
+    form = Form("x", "x", suffix(".x"), "no_such_library_here:Reader", extra="x")
+    with pytest.raises(UserError, match=r"no such module.*; pip install 'fct_jax\[x\]'"):
+        form.open(tmp_path, None)
+
+
+def test_every_row_has_reader_and_writer():
+    for name, form in FORMS.items():
+        assert form.name == name
+        reader = pytest.importorskip(form.reader.partition(":")[0]) and form.load()
+        assert issubclass(reader, Gallery) and issubclass(reader.writer, Target)
+
+
+def test_no_form_is_compared_by_name_outside_its_file():
+    """Forms differ by their objects: names stand in the table, in journals and in messages."""
+    found = subprocess.run(
+        ["grep", "-rnE", r"\.form\s*(==|!=|in\b|not in\b)", "fct_jax/upgrade"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+    )
+    assert found.stdout == ""
+
+
+def test_rows_of_float16(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 3), np.float16))
+    offset = np.load(tmp_path / "x.npy", mmap_mode="r").offset
+    rows = Rows(tmp_path / "x.npy", offset, 3, np.float16)
+    rows.put(np.array([3, 1]), np.array([[1, 2, 3], [4, 5, 6]], np.float32))
+    rows.put(np.empty(0, int), np.empty((0, 3), np.float32))
+    rows.close()
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy")[[1, 3]], [[4, 5, 6], [1, 2, 3]])
