@@ -2,7 +2,7 @@
 
   python -m fct_jax.train --config configs/digits_compatible.py --workdir runs/compatible/old \\
       --config.method=none --config.data.subset="old images 0.3"
-  python -m fct_jax.embed --config configs/embed.py --workdir runs/compatible/old_train \\
+  python -m fct_jax.embed --workdir runs/compatible/old_train \\
       --config.model=runs/compatible/old --config.split=train --config.class_statistics=True
   python -m fct_jax.train --config configs/digits_compatible.py --workdir runs/compatible/new \\
       --config.method=advbct --config.old=runs/compatible/old \\

@@ -1,9 +1,9 @@
 """Embed images with a run's model, or move an EmbeddingSet to the new space.
 
-  python -m fct_jax.embed --config configs/embed.py --workdir embeddings/old \\
+  python -m fct_jax.embed --workdir embeddings/old \\
       --config.model=runs/digits/old --config.split=validation
 
-  python -m fct_jax.embed --config configs/embed.py --workdir embeddings/moved \\
+  python -m fct_jax.embed --workdir embeddings/moved \\
       --config.model=runs/digits/fastfill --config.old=embeddings/old
 
 The work directory becomes an EmbeddingSet: vectors.npy, ids.npy, labels.npy,
@@ -11,15 +11,17 @@ uncertainty.npy (FastFill) and meta.json. A run that was killed goes on, by the 
 the next shard (config.shard_size); with --distributed several processes share the shards.
 """
 
-from absl import flags
-from ml_collections import config_flags
+from fct_jax.runtime import starting  # noqa: F401, I001 - first, for an early Ctrl-C
 
+from absl import flags
+
+from fct_jax import config as defaults
 from fct_jax.runtime import command_line as cli
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file; see configs/embed.py")
+_CONFIG = cli.define_config(defaults.embed)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the EmbeddingSet to make")
 cli.define_process_flags()
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:

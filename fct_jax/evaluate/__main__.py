@@ -5,15 +5,17 @@
 The work directory receives results.json, table.md and curve.png.
 """
 
-from absl import flags
-from ml_collections import config_flags
+from fct_jax.runtime import starting  # noqa: F401, I001 - first, for an early Ctrl-C
 
+from absl import flags
+
+from fct_jax import config as defaults
 from fct_jax.runtime import command_line as cli
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file; see configs/")
+_CONFIG = cli.define_config(defaults.evaluate)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the report to make")
 cli.define_process_flags()
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
@@ -24,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, "stopped; nothing was written, and the same command starts anew")

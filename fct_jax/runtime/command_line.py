@@ -1,8 +1,8 @@
 """What the commands share: flags, the config file, one line for every mistake."""
 
 import difflib
+import errno
 import re
-import runpy
 import sys
 import time
 import traceback
@@ -10,14 +10,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from fct_jax.errors import UserError
+from fct_jax.runtime import extras, starting
+from fct_jax.runtime.config_files import find_config, read_config
 
 flags.disclaim_key_flags()  # flags defined here are shown as the command's own
 
 # What ml_collections and absl raise for flags that they cannot accept.
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
+# A full, read-only or forbidden place is the user's to mend: one line says where.
+_OF_THE_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
 
 
 def define_process_flags() -> None:
@@ -33,14 +47,19 @@ def define_process_flags() -> None:
     flags.DEFINE_integer("num_processes", None, "how many processes there are")
 
 
-def run(main: Callable[[], None], help_text: str) -> None:
-    """Parses the command line, runs ``main`` and exits: 0, 1 (a UserError) or 130 (Ctrl-C).
+def run(
+    main: Callable[[], None],
+    help_text: str,
+    interrupted: str = "stopped; the same command goes on from the last checkpoint",
+) -> None:
+    """Parse the command line, run ``main`` and exit: 0, 1 (a UserError) or 130 (Ctrl-C).
 
     An error in one of several processes ends them all.
 
     Args:
       main: the command, which finds its values in ``flags.FLAGS``.
       help_text: shown above the flags by ``--help``.
+      interrupted: the line that Ctrl-C leaves.
     """
     if {"-h", "--help", "-help"} & set(sys.argv[1:]):
         print(help_text.strip(), "\n\nFlags:")
@@ -49,12 +68,15 @@ def run(main: Callable[[], None], help_text: str) -> None:
     logging.set_verbosity(logging.WARNING)
     try:
         _parse(sys.argv)
+        from fct_jax.runtime import processes  # late, so that mistakes are answered at once
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    from fct_jax.runtime import processes  # late, so that mistakes in flags are answered at once
+    except ModuleNotFoundError as error:
+        _tell_missing(error)
 
     try:
+        starting.begun()
         _start(processes)
         main()
         processes.barrier("end of the command")
@@ -63,11 +85,18 @@ def run(main: Callable[[], None], help_text: str) -> None:
         processes.end_all(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         processes.end_all("stopped from the keyboard", status=130)
         sys.exit(130)
     except Exception as error:
         if processes.count() == 1:
+            if isinstance(error, ModuleNotFoundError):
+                _tell_missing(error)
+            if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+                where = f"{error.filename}: " if error.filename else ""
+                hint = "once that is mended, the same command goes on"
+                print(f"error: {where}{error.strerror}; {hint}", file=sys.stderr)
+                sys.exit(1)
             raise
         # Where another process failed first, its reason is worth more than what follows from it.
         time.sleep(processes.NOTICE_SECONDS)
@@ -80,6 +109,15 @@ def run(main: Callable[[], None], help_text: str) -> None:
         processes.end_all(reason)
 
 
+def _tell_missing(error: ModuleNotFoundError) -> None:
+    """Say which extra is missing and exit; raise the error again where none would help."""
+    said = extras.missing(error)
+    if said is None:
+        raise error
+    print(f"error: {said}", file=sys.stderr)
+    sys.exit(1)
+
+
 def _start(processes) -> None:
     if "distributed" not in flags.FLAGS:
         return
@@ -89,13 +127,28 @@ def _start(processes) -> None:
         processes.say(processes.summary())
 
 
+def define_config(default: Callable[[], ConfigDict] | None = None):
+    """Define ``--config``, a file or the name of a packaged config.
+
+    Args:
+      default: makes the config of a command line without ``--config``; None: the flag is required.
+    """
+    if default is not None and _config_path(sys.argv) is None:
+        return config_flags.DEFINE_config_dict("config", default())
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "config file, or the name of a packaged one such as digits_fct"
+    )
+    if default is None:
+        flags.mark_flag_as_required("config")
+    return holder
+
+
 def _parse(argv: list[str]) -> None:
-    path = _config_path(argv)
-    if path is not None:
-        if not path.is_file():
-            raise UserError(_no_such_config(path))
-        # `from configs import common` works from any current directory.
-        sys.path.append(str(path.resolve().parent.parent))
+    given = _config_path(argv)
+    if given is not None:
+        path = find_config(given)
+        read_config(path)  # its mistakes are told here, with their place
+        _put_config_path(argv, path)
     try:
         rest = flags.FLAGS(argv)
     except _FLAG_ERRORS as error:
@@ -104,25 +157,30 @@ def _parse(argv: list[str]) -> None:
         raise UserError(f"{rest[1]!r} is not a flag; flags look like --name=value")
 
 
-def _config_path(argv: list[str]) -> Path | None:
+_CONFIG_FLAG = re.compile(r"--?config(=(?P<path>.*))?")
+
+
+def _config_path(argv: list[str]) -> str | None:
     for here, after in zip(argv, [*argv[1:], ""], strict=True):
-        found = re.fullmatch(r"--?config(=(?P<path>.*))?", here)
+        found = _CONFIG_FLAG.fullmatch(here)
         if found:
-            return Path(found["path"] or after)
+            return found["path"] or after
     return None
 
 
-def _no_such_config(path: Path) -> str:
-    there = sorted(file.name for file in path.parent.glob("*.py")) if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, there, n=1, cutoff=0.0)
-    hint = f"; did you mean {path.parent / close[0]}?" if close else ""
-    return f"no config file {path}{hint}"
+def _put_config_path(argv: list[str], path: Path) -> None:
+    """Put the file's path where the command line names the config."""
+    for place, word in enumerate(argv):
+        found = _CONFIG_FLAG.fullmatch(word)
+        if found:
+            argv[place : place + (1 if found["path"] else 2)] = [f"--config={path}"]
+            return
 
 
 def _one_line(error: Exception, argv: list[str]) -> str:
     """What was wrong with the flags, as a sentence."""
     if isinstance(error, AttributeError | KeyError):
-        config = runpy.run_path(str(_config_path(argv)))["get_config"]()
+        config = read_config(Path(_config_path(argv)))
         for argument in argv:
             flag = argument.split("=")[0]
             if flag.startswith("--config.") and (found := _unknown_key(flag, config)):

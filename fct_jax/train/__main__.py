@@ -8,18 +8,19 @@ was when the same command is given again. With --distributed several processes, 
 one machine or many, train as one: docs/pods.md.
 """
 
+from fct_jax.runtime import starting  # noqa: F401, I001 - first, for an early Ctrl-C
+
 from absl import flags
-from ml_collections import config_flags
 
 from fct_jax.runtime import command_line as cli
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file; see configs/")
+_CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 _ALLOW = flags.DEFINE_bool(
     "allow_config_change", False, "go on with a run although its config has changed"
 )
 cli.define_process_flags()
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:

@@ -318,8 +318,8 @@ def test_old_runs_that_do_not_fit(refused, finished, runs, tmp_path):
     refused(message, method="bct", old=tmp_path / "bare")
 
     status, errors, _ = command(
-        *("-m", "fct_jax.embed", "--config", tiny_runs.REPOSITORY / "configs" / "embed.py"),
-        *("--workdir", tmp_path / "train", f"--config.model={old}", "--config.split=train"),
+        *("-m", "fct_jax.embed", "--workdir", tmp_path / "train"),
+        *(f"--config.model={old}", "--config.split=train"),
         "--config.class_statistics=True",
         cwd=finished,
     )

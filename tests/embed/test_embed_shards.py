@@ -124,7 +124,7 @@ def test_command_killed_and_given_again(tmp_path):
     config.model, config.data.name = "tiny_models:slow_pixels", "digits"
     out = tmp_path / "set"
     flags = [f"--config.{k}={config[k]}" for k in ("model", "batch_size", "shard_size")]
-    command = [sys.executable, "-m", "fct_jax.embed", "--config=configs/embed.py", *flags]
+    command = [sys.executable, "-m", "fct_jax.embed", *flags]
     child = subprocess.Popen(
         [*command, "--config.data.name=digits", f"--workdir={out}"],
         cwd=tiny_runs.REPOSITORY,

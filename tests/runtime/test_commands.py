@@ -23,9 +23,34 @@ def run(module, *arguments):
 def test_help_shows_an_example_and_the_flags(module):
     done = run(module, "--help")
     assert done.returncode == 0
-    assert f"python -m fct_jax.{module} --config configs/" in done.stdout
+    assert f"python -m fct_jax.{module} --" in done.stdout
     assert "--workdir" in done.stdout
     assert done.stderr == ""
+
+
+def test_a_packaged_config_by_its_name(tmp_path):
+    done = run("train", "--config", "digits_fct", "--workdir", tmp_path / "run")
+    assert done.returncode == 1 and "config.old=runs/digits/old is no run" in done.stderr, (
+        done.stderr
+    )
+    done = run("train", "--config=digits_ftc", "--workdir", tmp_path / "run")
+    assert done.stderr == "error: no config file digits_ftc; did you mean digits_fct?\n"
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("x = 1\n", "has no function get_config()"),
+        ("def get_config(:\n", "is no Python: invalid syntax"),
+        ("import no_such_module\n", "cannot be run: ModuleNotFoundError: No module named"),
+        ("def get_config():\n    return 1 / 0\n", "failed: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_config_file_that_cannot_be_used(tmp_path, text, said):
+    (tmp_path / "mine.py").write_text(text)
+    done = run("train", "--config", tmp_path / "mine.py", "--workdir", tmp_path / "run")
+    assert done.returncode == 1 and said in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and str(tmp_path / "mine.py") in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -75,7 +100,7 @@ def test_config_file_with_an_unknown_key(tmp_path):
 
 
 def test_embed_and_evaluate_name_what_is_missing(tmp_path):
-    done = run("embed", "--config", "configs/embed.py", "--workdir", tmp_path / "set",
+    done = run("embed", "--workdir", tmp_path / "set",
                "--config.model", tmp_path / "no_run")  # fmt: skip
     assert done.returncode == 1 and "no exported model in" in done.stderr
     done = run("evaluate", "--config", "configs/digits_evaluate.py", "--workdir", tmp_path / "r",

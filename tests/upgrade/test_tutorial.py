@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fct_jax import config as defaults
 from fct_jax.embed.command import embed
 from fct_jax.train.loop import train
 from fct_jax.upgrade import __main__ as upgrade_main
@@ -33,7 +34,11 @@ SMALLER = {
 
 def configured(argv: list[str], changes: dict):
     """The config of ``--config FILE --config.a.b=value …``, and the work directory."""
-    config = runpy.run_path(str(REPOSITORY / argv[argv.index("--config") + 1]))["get_config"]()
+    if "--config" in argv:
+        path = str(REPOSITORY / argv[argv.index("--config") + 1])
+        config = runpy.run_path(path)["get_config"]()
+    else:
+        config = defaults.embed()
     given = dict(a[len("--config.") :].split("=", 1) for a in argv if a.startswith("--config."))
     for key, value in {**given, **changes}.items():
         *path, last = key.split(".")

@@ -1,0 +1,86 @@
+"""The command ``fct-jax``: one table of subcommands, each in a file of this folder.
+
+Exit codes: 0 done; 1 a mistake, said in one line; 2 look at this (a verdict other than "upgrade",
+findings of ``doctor``); 3 interrupted, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A row of `COMMANDS`: the module in this folder that implements it, and its one-line help."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "demo": Command("demo", "upgrade a small bundled gallery and show the verdict (a minute)"),
+    "doctor": Command("doctor", "look a file of vectors over before you trust it"),
+    "fit": Command("fit", "learn a map from old to new vectors on a sample of pairs"),
+    "assess": Command("assess", "say what each way of upgrading would gain and cost"),
+    "plan": Command("plan", "choose what to re-embed first, within a budget"),
+    "apply": Command("apply", "translate the gallery, then take re-embedded vectors"),
+    "status": Command("status", "show how far an upgrade has come"),
+    "rollback": Command("rollback", "take an upgrade back to the end of an earlier batch"),
+    "train": Command("experiments", "train a model from a config"),
+    "embed": Command("experiments", "embed images with a model, or vectors with a transformation"),
+    "evaluate": Command("experiments", "measure retrieval and draw backfilling curves"),
+    "compare": Command("experiments", "judge compatible models side by side"),
+    "completion": Command("completion", "print a script that completes this command in your shell"),
+}
+
+DONE, MISTAKE, LOOK, INTERRUPTED = 0, 1, 2, 3
+
+_USAGE = """usage: fct-jax COMMAND …        fct-jax COMMAND --help        fct-jax --version
+
+Change the embedding model of a retrieval service without re-embedding its gallery.
+
+{commands}
+
+Start with `fct-jax demo`, or with two files of vectors of the same items:
+
+  fct-jax assess vectors_old.npy vectors_new.npy
+
+Exit codes: 0 done, 1 mistake, 2 look at this (verdict, findings), 3 interrupted and resumable.
+"""
+
+
+def usage() -> str:
+    """Return the page that ``fct-jax --help`` prints."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{command.help}" for name, command in COMMANDS.items()]
+    return _USAGE.format(commands="\n".join(lines))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; never raises for a user's mistake.
+
+    Args:
+      argv: the words behind ``fct-jax``; None: those of this process.
+    """
+    from fct_jax.runtime import starting
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    starting.exit_status(INTERRUPTED)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return DONE if argv else MISTAKE
+    if argv[0] in ("-V", "--version", "version"):
+        from fct_jax import __version__
+
+        print(f"fct-jax {__version__}")
+        return DONE
+    # Modules are imported late, so that --help and mistakes are answered at once.
+    from fct_jax.cli.running import run
+
+    return run(argv[0], argv[1:])
+
+
+def load(name: str):
+    """Import the module that implements a subcommand."""
+    return importlib.import_module(f"fct_jax.cli.{COMMANDS[name].module}")

@@ -1,0 +1,31 @@
+"""Optional parts of the package: which extra brings a module that is missing."""
+
+# module (its top-level name) -> extra of this package
+EXTRAS = {
+    "datasets": "all",
+    "flax": "train",
+    "grain": "train",
+    "h5py": "hdf5",
+    "lance": "lance",
+    "lancedb": "lance",
+    "mkdocs": "docs",
+    "optax": "train",
+    "orbax": "train",
+    "pgvector": "pgvector",
+    "psycopg": "pgvector",
+    "pymilvus": "milvus",
+    "qdrant_client": "qdrant",
+    "ray": "ray",
+    "sklearn": "train",
+    "tensorboardX": "train",
+    "tensorflow_datasets": "train",
+    "torch": "torch",
+}
+
+
+def missing(error: ModuleNotFoundError) -> str | None:
+    """Return the line that says which extra is missing, or None where none would help."""
+    name = (error.name or "").split(".")[0]
+    if name not in EXTRAS:
+        return None
+    return f"this needs {name}, which is not installed: pip install 'fct_jax[{EXTRAS[name]}]'"
