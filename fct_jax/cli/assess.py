@@ -52,9 +52,7 @@ def run(arguments):
     given = vars(arguments)
     what = given.pop("what")
     if len(what) not in (2, 3):
-        raise UserError(
-            f"assess takes OLD NEW or MAP OLD NEW, not {len(what)} names (see fct-jax assess --help)"
-        )
+        raise UserError(f"assess takes OLD NEW or MAP OLD NEW, not {len(what)} names")
     mapping, old, new = (None, *what) if len(what) == 2 else what
     made = assess(mapping, old, new, **given)
     made.print()
