@@ -24,6 +24,8 @@ class Bar:
 
     Of several processes the writer alone shows it.
 
+    Speed and time left are measured from the first step's end: the first one may compile programs.
+
     Args:
       description: what is being done.
       total: how many units there are.
@@ -33,7 +35,7 @@ class Bar:
 
     def __init__(self, description: str, total: int, unit: str, done: int = 0):
         self.description, self.total, self.unit = description, total, unit
-        self._first = self._done = done
+        self._first, self._done = None, done
         self._start = self._said = time.monotonic()
         self._rich = None
         self._shown = processes.is_writer()
@@ -62,24 +64,26 @@ class Bar:
 
     @property
     def rate(self) -> float:
-        """Units a second since the start."""
+        """Units a second since the end of the first step; 0 before there is a second one."""
+        if self._first is None:
+            return 0.0
         return (self._done - self._first) / max(time.monotonic() - self._start, 1e-9)
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Counts units as done; the note stands at the end of the line."""
         self._done += units
-        rate = f"{self.rate:,.1f} {self.unit}/s"
+        if self._first is None:
+            self._first, self._start = self._done, time.monotonic()
+        rate = f"{self.rate:,.1f} {self.unit}/s" if self._done > self._first else ""
         if self._rich:
             self._rich.update(self._task, completed=self._done, rate=rate, note=note)
         elif self._shown and time.monotonic() - self._said >= _PLAIN_EVERY:
             self._said = time.monotonic()
-            left = (self.total - self._done) / max(self.rate, 1e-9)
-            print(
-                f"{self.description} {self._done}/{self.total}, {rate}, "
-                f"{int(left) // 60}:{int(left) % 60:02d} left  {note}",
-                file=sys.stderr,
-                flush=True,
-            )
+            said = f"{self.description} {self._done}/{self.total}"
+            if rate:
+                left = (self.total - self._done) / self.rate
+                said += f", {rate}, {int(left) // 60}:{int(left) % 60:02d} left"
+            print(f"{said}  {note}".rstrip(), file=sys.stderr, flush=True)
 
 
 def track(

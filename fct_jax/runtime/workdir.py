@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fct_jax.errors import UserError
+from fct_jax.storage.files import write_synced
 
 
 def to_json(config: ConfigDict) -> dict:
@@ -19,7 +20,8 @@ def claim_workdir(config: ConfigDict, workdir: Path, allow_change: bool = False)
     Raises UserError, with the differing keys, where it holds another one.
     """
     path = workdir / "config.json"
-    partial = path.with_suffix(".partial")  # perhaps left by a kill
+    # What a kill may have left behind, of this version and an earlier one.
+    leftovers = {path.with_name(f".{path.name}.partial"), path.with_suffix(".partial")}
     new = to_json(config)
     if path.is_file():
         try:
@@ -36,11 +38,10 @@ def claim_workdir(config: ConfigDict, workdir: Path, allow_change: bool = False)
             )
         if not changes:
             return
-    elif workdir.is_dir() and any(file != partial for file in workdir.iterdir()):
+    elif workdir.is_dir() and any(file not in leftovers for file in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(new, indent=2) + "\n")
-    partial.rename(path)
+    write_synced(path, (json.dumps(new, indent=2) + "\n").encode())
 
 
 def _differences(old, new, where: str = "") -> list[str]:

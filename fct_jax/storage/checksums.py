@@ -4,6 +4,7 @@ They are CRC-32, as of ``zlib.crc32``, written as eight hexadecimal digits: of t
 they lie in the file, and of a whole file's. They tell damage, not forgery.
 """
 
+import hashlib
 import os
 import tokenize
 import zlib
@@ -112,14 +113,58 @@ def _check_whole(folder: Path, shards: list | None, files: dict, expected: int |
         raise UserError(f"{path} is cut off: {_shard_with(shards, there)} is not whole")
 
 
-def check_content(folder: Path, meta: dict) -> None:
-    """Every file has its checksum. Raises UserError with the file, and the rows of the shard."""
+def digest_of(array: np.ndarray) -> str:
+    """Return a fingerprint of an array's values, whatever width its integers or text have."""
+    digest = hashlib.sha256(array.dtype.kind.encode())
+    for start in range(0, len(array), 1 << 20):
+        part = array[start : start + (1 << 20)]
+        if part.dtype.kind == "U":
+            digest.update("\0".join(part.tolist()).encode() + b"\0")
+        else:
+            digest.update(np.ascontiguousarray(part, np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_files(folder: Path, meta: dict) -> None:
+    """Compare the checksum of every file but ``vectors.npy``. Raises UserError with the file."""
     for name, expected in meta.get("checksums", {}).items():
         if of_file(folder / name) != expected:
             raise UserError(
                 f"{folder / name} is damaged: its checksum is not that of meta.json "
                 f"({_ON_PURPOSE.format(key='checksums')})"
             )
+
+
+class RunningShards:
+    """Compares the checksums of shards with rows that are read anyway, block after block.
+
+    Attributes:
+      state: checksum of the shard that is under way, to go on with later.
+    """
+
+    def __init__(self, path: Path, shards: list[dict], row: int = 0, state: int = 0):
+        """``row``, ``state``: where an earlier pass stopped, and its state there."""
+        self._path, self._shards, self._row, self.state = path, shards, row, state
+        self._number = next(
+            (n for n, s in enumerate(shards) if row < s["start"] + s["count"]), len(shards)
+        )
+
+    def take(self, vectors: np.ndarray) -> None:
+        """Take the next rows, as they lie in the file. Raises UserError where they are damaged."""
+        while len(vectors) and self._number < len(self._shards):
+            shard = self._shards[self._number]
+            here = vectors[: shard["start"] + shard["count"] - self._row]
+            self.state = update(self.state, here)
+            self._row, vectors = self._row + len(here), vectors[len(here) :]
+            if self._row == shard["start"] + shard["count"]:
+                if text(self.state) != shard.get("checksum"):
+                    raise _damaged(self._path, self._shards, shard)
+                self._number, self.state = self._number + 1, 0
+
+
+def check_content(folder: Path, meta: dict) -> None:
+    """Every file has its checksum. Raises UserError with the file, and the rows of the shard."""
+    check_files(folder, meta)
     shards, path = meta.get("shards"), folder / "vectors.npy"
     if not shards:
         return
@@ -127,10 +172,14 @@ def check_content(folder: Path, meta: dict) -> None:
     sums = of_rows(path, offset, width, [(s["start"], s["count"]) for s in shards])
     for shard, found in zip(shards, sums, strict=True):
         if found != shard.get("checksum"):
-            raise UserError(
-                f"{path} is damaged in {_shard_with(shards, shard['start'])}: their checksum is "
-                f"not that of meta.json ({_ON_PURPOSE.format(key='shards')})"
-            )
+            raise _damaged(path, shards, shard)
+
+
+def _damaged(path: Path, shards: list[dict], shard: dict) -> UserError:
+    return UserError(
+        f"{path} is damaged in {_shard_with(shards, shard['start'])}: their checksum is "
+        f"not that of meta.json ({_ON_PURPOSE.format(key='shards')})"
+    )
 
 
 def _shard_with(shards: list[dict], row: int) -> str:

@@ -1,5 +1,6 @@
 """Where the old model's classes lie: centres and radii, computed once from its embeddings."""
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from flax import struct
 
 from fct_jax.errors import UserError, unknown
+from fct_jax.storage.files import write_synced
 
 KINDS = ("euclidean", "angle")
 
@@ -85,21 +87,19 @@ def save_statistics(path: str | Path, stats: ClassStatistics, *, fingerprint: st
     if stats.kind not in KINDS or stats.smallest_radius is None:
         raise UserError(f"{path}: only statistics made by class_statistics can be saved")
     path = Path(path)
-    # Complete or absent: a reader never sees half a file.
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
-        np.savez(
-            file,
-            version=_VERSION,
-            kind=stats.kind,
-            fingerprint=fingerprint,
-            num_classes=stats.center.shape[0],
-            center=stats.center,
-            radius=stats.radius,
-            num_kept=stats.num_kept,
-            smallest_radius=stats.smallest_radius,
-        )
-    unfinished.replace(path)
+    content = io.BytesIO()
+    np.savez(
+        content,
+        version=_VERSION,
+        kind=stats.kind,
+        fingerprint=fingerprint,
+        num_classes=stats.center.shape[0],
+        center=stats.center,
+        radius=stats.radius,
+        num_kept=stats.num_kept,
+        smallest_radius=stats.smallest_radius,
+    )
+    write_synced(path, content.getbuffer())
 
 
 def load_statistics(

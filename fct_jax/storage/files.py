@@ -1,12 +1,20 @@
-"""Writing so that a kill at any moment leaves what was there before, or what is meant to be."""
+"""Crash-safe writes: after a kill, a file has either its old or its new content.
+
+Windows has neither ``flock`` nor directories that can be synced: there, nothing refuses a second
+run in the same place, and a power cut may undo a rename.
+"""
 
 import contextlib
-import fcntl
 import os
 import shutil
 from pathlib import Path
 
 from fct_jax.errors import UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 
 @contextlib.contextmanager
@@ -22,7 +30,9 @@ def disk_errors(path: Path):
 
 
 def sync_directory(path: Path) -> None:
-    """Makes the names in a directory (new files, renames) survive a crash."""
+    """Make the names in a directory (new files, renames) survive a crash."""
+    if os.name == "nt":
+        return  # Windows cannot open a directory
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -39,13 +49,13 @@ def sync_files(folder: Path) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Replaces a small file, whole or not at all."""
+    """Replace a small file, whole or not at all; it is on the disk when this returns."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    partial.rename(path)
+    partial.replace(path)
     sync_directory(path.parent)
 
 
@@ -53,11 +63,23 @@ class Lock:
     """One run at a time makes ``path``: a lock file beside it, which dies with its process.
 
     The processes of one run share it: the first takes it alone, and then shares it with the rest.
+    As a context it is taken, and removed at the end. On Windows it refuses nobody.
     """
 
-    def __init__(self, path: Path):
-        self.path, self._what = path.with_name(f".{path.name}.lock"), path
+    def __init__(self, path: Path, refusal: str = ""):
+        """``refusal``: what a second run is told; by default that ``path`` is being made."""
+        self.path = path.with_name(f".{path.name}.lock")
+        self._refusal = refusal or (
+            f"another run is making {path} just now; wait for it, or choose another name"
+        )
         self._file = None
+
+    def __enter__(self) -> "Lock":
+        self.take()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.remove()
 
     @property
     def held(self) -> bool:
@@ -67,7 +89,7 @@ class Lock:
     def take(self) -> None:
         """Raises UserError where another run has it, or any process of a run that is left over."""
         while True:
-            self._lock(fcntl.LOCK_EX)
+            self._lock(exclusive=True)
             # Its last owner may have removed the name since it was opened.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
@@ -76,18 +98,19 @@ class Lock:
 
     def share(self) -> None:
         """Raises UserError where a process has it that does not share it."""
-        self._lock(fcntl.LOCK_SH)
+        self._lock(exclusive=False)
 
-    def _lock(self, kind: int) -> None:
+    def _lock(self, exclusive: bool) -> None:
         if self._file is None:
             self._file = self.path.open("a")
+        if fcntl is None:
+            return
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         try:
             fcntl.flock(self._file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
-            raise UserError(
-                f"another run is making {self._what} just now; wait for it, or choose another name"
-            ) from None
+            raise UserError(self._refusal) from None
         except OSError:
             pass  # a file system without locks, which cannot refuse a second run
 
@@ -100,6 +123,8 @@ class Lock:
     def remove(self) -> None:
         """Gives it back at the end of the run, with its file."""
         if self._file is not None:
+            if os.name == "nt":
+                self.close()  # Windows removes no file that is open
             self.path.unlink(missing_ok=True)
             self.close()
 

@@ -6,6 +6,8 @@ strings takes long, and NumPy holds four bytes a character.
 
 import numpy as np
 
+from fct_jax.errors import UserError
+
 _BLOCK = 1 << 17
 
 
@@ -64,3 +66,30 @@ class Finder:
 def find_rows(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """`Finder` for a single question."""
     return Finder(ids)(wanted)
+
+
+def rows_of(ids: np.ndarray, wanted, what: str, name: str) -> np.ndarray:
+    """Return the row of each wanted id, (len(wanted),) int64.
+
+    Args:
+      ids: (N,) the ids that are there, each once.
+      wanted: (n,) the ids that are looked for.
+      what, name: the wanted ids and the place that is searched, for the message.
+
+    Raises:
+      UserError: if an id is not there, or integers are looked for among text.
+    """
+    wanted = np.asarray(wanted)
+    if (wanted.dtype.kind == "U") != (ids.dtype.kind == "U"):
+        raise UserError(f"{what} are {wanted.dtype}, but the ids of {name} are {ids.dtype}")
+    rows = find_rows(ids, wanted)
+    missing = wanted[rows < 0]
+    if len(missing):
+        raise UserError(f"{what}: {first_ten(missing)} not in {name}")
+    return rows
+
+
+def first_ten(ids) -> str:
+    """Return a count and the first ten of some ids: ``3 ids (7, 12, 40)``."""
+    more = ", …" if len(ids) > 10 else ""
+    return f"{len(ids)} id{'s' * (len(ids) != 1)} ({', '.join(map(str, ids[:10]))}{more})"

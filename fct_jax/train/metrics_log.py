@@ -6,6 +6,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 
 from fct_jax.runtime import processes
+from fct_jax.storage.files import write_synced
 
 
 class MetricsLog:
@@ -25,9 +26,7 @@ class MetricsLog:
         path = workdir / "metrics.jsonl"
         entries = [json.loads(line) for line in _lines(path)]
         kept = [entry for entry in entries if entry["step"] <= step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        partial.rename(path)
+        write_synced(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         last = [name for entry in kept if entry["step"] == step for name in entry]

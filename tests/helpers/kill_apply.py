@@ -66,7 +66,7 @@ def die_at(moment: int) -> None:
         return changed
 
     pwrite = os.pwrite
-    for name in ("pwrite", "fsync", "rename"):
+    for name in ("pwrite", "fsync", "rename", "replace"):
         setattr(os, name, dying(getattr(os, name)))
 
 

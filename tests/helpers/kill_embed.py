@@ -60,7 +60,7 @@ def die_at(moment: int) -> None:
 
     write = Columns.write
     Columns.write = dying(write)
-    for name in ("fsync", "rename", "rmdir"):
+    for name in ("fsync", "rename", "replace", "rmdir"):
         setattr(os, name, dying(getattr(os, name)))
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.storage.ids import find_rows
-from fct_jax.upgrade.galleries.base import first_ten, open_gallery, rows_of
+from fct_jax.storage.ids import find_rows, first_ten, rows_of
+from fct_jax.upgrade.galleries.base import open_gallery
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ import tiny_galleries as tiny
 from fct_jax import config as configs
 from fct_jax.errors import UserError
 from fct_jax.evaluate.metrics import retrieval_metrics
+from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.migration.budget import Forecast
-from fct_jax.upgrade.migration.planning import digest_of, plan, plan_command, ranked, read_plan
+from fct_jax.upgrade.migration.planning import plan, plan_command, ranked, read_plan
 from fct_jax.upgrade.migration.probe import Probe
 
 COUNT = 200

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.storage.ids import find_rows
+from fct_jax.storage.ids import find_rows, first_ten
 from fct_jax.upgrade.checks.known_answers import known_answer_score
-from fct_jax.upgrade.galleries.base import Gallery, first_ten
+from fct_jax.upgrade.galleries.base import Gallery
 
 # What must agree between two sets of one space, as far as both say it.
 SPACE = ("fingerprint", "model", "prefix", "normalized", "metric")

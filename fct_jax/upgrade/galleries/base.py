@@ -19,7 +19,6 @@ from fct_jax.runtime import plugins
 from fct_jax.storage import checksums
 from fct_jax.storage.embedding_set import FORMAT_VERSION
 from fct_jax.storage.files import sync_directory, sync_files, write_synced
-from fct_jax.storage.ids import find_rows
 from fct_jax.upgrade.galleries import FORMS
 from fct_jax.upgrade.galleries.rows import Rows, npy_rows
 
@@ -264,21 +263,3 @@ def _offered() -> list:
 
 def _entry_points() -> list[str]:
     return [e.name for e in importlib.metadata.entry_points(group="fct_jax.galleries")]
-
-
-def rows_of(ids: np.ndarray, wanted, what: str, name: str) -> np.ndarray:
-    """Return the row of each wanted id, (len(wanted),) int64. Raises UserError for others."""
-    wanted = np.asarray(wanted)
-    if (wanted.dtype.kind == "U") != (ids.dtype.kind == "U"):
-        raise UserError(f"{what} are {wanted.dtype}, but the ids of {name} are {ids.dtype}")
-    rows = find_rows(ids, wanted)
-    missing = wanted[rows < 0]
-    if len(missing):
-        raise UserError(f"{what}: {first_ten(missing)} not in {name}")
-    return rows
-
-
-def first_ten(ids) -> str:
-    """Return ``3 ids (7, 12, 40)``: a count and the first ten of them."""
-    more = ", …" if len(ids) > 10 else ""
-    return f"{len(ids)} id{'s' * (len(ids) != 1)} ({', '.join(map(str, ids[:10]))}{more})"

@@ -24,7 +24,7 @@ from fct_jax.upgrade.migration.planning import (
 from fct_jax.upgrade.migration.preflight import check_before, check_new_vectors
 from fct_jax.upgrade.migration.reembed import NewVectors, open_reembed
 from fct_jax.upgrade.migration.status import status, status_command
-from fct_jax.upgrade.migration.steps import Migration, locked
+from fct_jax.upgrade.migration.steps import Migration, lock_of
 
 __all__ = [
     "apply",
@@ -85,7 +85,7 @@ def _apply(config, workdir: Path, gallery: Gallery, map, reembed) -> Gallery:
             f"{workdir} is in the gallery, which is never changed; give another --workdir"
         )
     new = open_reembed(reembed) if reembed else None
-    with locked(workdir):
+    with lock_of(workdir):
         work = Migration(workdir, gallery, map, config.batch_size)
         if new is None and work.progress.stops:
             raise UserError(
@@ -181,7 +181,7 @@ def rollback(map, gallery, workdir, to: int, **settings) -> int:
 
 
 def _rollback(config, workdir: Path, gallery: Gallery, map, to: int) -> int:
-    with locked(workdir):
+    with lock_of(workdir):
         work = Migration(workdir, gallery, map, config.batch_size)
         if not work.progress.ready:
             raise UserError(f"nothing to roll back in {workdir}: the gallery is not translated yet")

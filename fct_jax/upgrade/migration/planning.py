@@ -1,7 +1,6 @@
 """What to re-embed first, how far to go, and what it will bring: ``upgrade plan``."""
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from rich.table import Table
 from fct_jax import config as configs
 from fct_jax.errors import UserError, unknown
 from fct_jax.runtime.progress import Bar, console
+from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.files import new_directory
-from fct_jax.storage.ids import find_rows
+from fct_jax.storage.ids import find_rows, first_ten
 from fct_jax.upgrade.assessment.verdict import ORDERS
 from fct_jax.upgrade.checks.guards import (
     as_found,
@@ -23,7 +23,7 @@ from fct_jax.upgrade.checks.guards import (
     check_vectors,
     new_space,
 )
-from fct_jax.upgrade.galleries.base import Gallery, first_ten, open_gallery
+from fct_jax.upgrade.galleries.base import Gallery, open_gallery
 from fct_jax.upgrade.maps.map import Map, load_map
 from fct_jax.upgrade.migration.budget import Forecast, check_budget, cut, forecast
 from fct_jax.upgrade.migration.probe import Probe
@@ -232,18 +232,6 @@ def ranked(order: str, uncertainty: np.ndarray, weights, seed: int) -> np.ndarra
     with np.errstate(divide="ignore"):
         score = uncertainty.astype(np.float64) + np.log(weights)
     return np.lexsort((-uncertainty, -score))
-
-
-def digest_of(array: np.ndarray) -> str:
-    """A fingerprint of an array's values, whatever width its text has."""
-    digest = hashlib.sha256(array.dtype.kind.encode())
-    for start in range(0, len(array), 1 << 20):
-        part = array[start : start + (1 << 20)]
-        if part.dtype.kind == "U":
-            digest.update("\0".join(part.tolist()).encode() + b"\0")
-        else:
-            digest.update(np.ascontiguousarray(part, np.int64).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _uncertainties(gallery: Gallery, map, batch_size: int) -> np.ndarray:

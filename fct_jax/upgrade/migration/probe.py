@@ -19,7 +19,7 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.evaluate.metrics import retrieval_metrics
 from fct_jax.storage.embedding_set import EmbeddingSet, check_paired
-from fct_jax.upgrade.galleries.base import rows_of
+from fct_jax.storage.ids import rows_of
 from fct_jax.upgrade.ways import relevance
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.scores import Space

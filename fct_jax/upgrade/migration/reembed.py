@@ -7,8 +7,7 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.runtime.plugins import imported, is_import_name
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.storage.ids import Finder
-from fct_jax.upgrade.galleries.base import first_ten
+from fct_jax.storage.ids import Finder, first_ten
 
 
 class NewVectors:

@@ -12,8 +12,6 @@ the same byte for byte. New vectors are written to ``pending.npy`` before they g
 gallery, since they may have been paid for; translated ones are computed again from the source.
 """
 
-import contextlib
-import fcntl
 import io
 import time
 import zlib
@@ -25,10 +23,11 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime.progress import Bar
-from fct_jax.storage.files import write_synced
+from fct_jax.storage.checksums import digest_of
+from fct_jax.storage.files import Lock, write_synced
 from fct_jax.upgrade.galleries.base import NEW, TRANSLATED, Gallery
 from fct_jax.upgrade.migration.journal import Journal, Progress
-from fct_jax.upgrade.migration.planning import Plan, digest_of
+from fct_jax.upgrade.migration.planning import Plan
 
 _BLOCKS = 16  # blocks of the map in a chunk that is recorded
 
@@ -219,18 +218,11 @@ class Migration:
             )
 
 
-@contextlib.contextmanager
-def locked(workdir):
-    """Only one process at a time changes a migration. Raises UserError for a second."""
+def lock_of(workdir) -> Lock:
+    """Return the lock of an upgrade's directory: one process at a time changes a migration."""
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "lock").open("w") as file:
-        try:
-            # Given back by the system, even when the process is killed.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is at work in {workdir}") from None
-        yield
+    return Lock(workdir / "upgrade", f"another process is at work in {workdir}")
 
 
 def _write_array(path: Path, vectors: np.ndarray) -> None:
