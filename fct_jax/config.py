@@ -250,7 +250,7 @@ def evaluate() -> ConfigDict:
     config.ks = (1, 5)
     config.map_at = 0  # 0: mAP over the full ranking; R: mAP@R and CMC through Faiss
     config.steps = 20  # interior points of a backfilling curve
-    config.orders = "random,sigma,distance"
+    config.orders = "random,uncertainty,distance"
     config.random_orders = 3  # random orders to average over
     config.per_class = False
     config.groups = ""  # .npy of N integers: results for each group

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.orders import ORDERS, Items
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -87,7 +88,7 @@ def hot_refresh_order(n: int, seed: int = 0) -> np.ndarray:
     The published evaluation refreshes whole batches, drawn anew for each share, so that an item
     may fall back to its old embedding. Here items are refreshed one by one and stay so.
     """
-    return np.random.default_rng(seed).permutation(n)
+    return ORDERS["random"].rank(Items(n, seed))
 
 
 def hot_refresh_curve(

@@ -11,9 +11,9 @@ from fct_jax.evaluate.backfill import (
     BackfillCurve,
     backfill_curve,
     backfill_curves,
-    backfill_order,
 )
 from fct_jax.evaluate.metrics import grouped, per_query_results, retrieval_metrics
+from fct_jax.evaluate.orders import backfill_order
 from fct_jax.evaluate.protocols.landmarks import map_at_k, revisited_map
 from fct_jax.evaluate.protocols.reid import k_reciprocal_rerank, market1501
 from fct_jax.evaluate.search import knn, ranked_metrics

@@ -1,4 +1,4 @@
-"""Backfilling: in which order to re-embed a gallery, and what each step of it gains."""
+"""Backfilling: what each step of re-embedding a gallery in some order gains."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,10 @@ from fct_jax.evaluate.distances import (
     check_metric,
     check_same_length,
     check_same_width,
-    distances,
     unit_rows,
 )
 from fct_jax.evaluate.metrics import PerQuery, check_ks
 from fct_jax.evaluate.ranking import rank_positives
-
-ORDERS = ("random", "uncertainty", "distance")
-SAME_ORDER = {"sigma": "uncertainty"}
 
 
 @dataclass(frozen=True)
@@ -41,65 +37,6 @@ class BackfillCurve:
         return float(np.mean(self.values[name]))
 
 
-def backfill_order(
-    kind: str,
-    *,
-    new=None,
-    transformed=None,
-    uncertainty=None,
-    n: int | None = None,
-    seed: int = 0,
-    metric: str = "l2",
-) -> np.ndarray:
-    """The order in which to re-embed n gallery items: a permutation (n,) int64, first item first.
-
-    kind: "random" (from ``seed``; n given, or the length of any array); "uncertainty", also called
-    "sigma" (descending ``uncertainty`` (n,), a log-variance: FastFill, ICLR 2023, section 4);
-    "distance" (descending distance between an item's ``new`` and ``transformed`` vectors (n, D),
-    an oracle: it needs the vectors that backfilling is about to compute).
-    Items that are equal keep their order.
-
-    Raises UserError for an unknown kind or metric, a missing array, NaN, or lengths that differ.
-    """
-    name = SAME_ORDER.get(kind, kind)
-    if name not in ORDERS:
-        raise unknown("backfilling order", kind, (*ORDERS, *SAME_ORDER))
-    check_metric(metric)
-    given = {"new": new, "transformed": transformed, "uncertainty": uncertainty}
-    needed = {"uncertainty": ("uncertainty",), "distance": ("new", "transformed")}
-    for key in needed.get(name, ()):
-        if given[key] is None:
-            raise UserError(f"backfilling order {kind!r} needs {key}=…")
-    lengths = {
-        key: (np.shape(value) or (0,))[0] for key, value in given.items() if value is not None
-    }
-    if n is not None:
-        lengths["n"] = int(n)
-    if not lengths:
-        raise UserError(f"backfilling order {kind!r} needs the number of items, n=…")
-    if len(set(lengths.values())) > 1:
-        raise UserError(f"backfilling order: the numbers of items differ: {lengths}")
-    count = next(iter(lengths.values()))
-    if count < 1:
-        raise UserError(f"backfilling order: there must be at least one item, not {count}")
-
-    if name == "random":
-        return np.random.default_rng(seed).permutation(count)
-    if name == "uncertainty":
-        score = np.asarray(uncertainty, np.float64)
-        if score.shape not in ((count,), (count, 1)):
-            raise UserError(f"uncertainty must have shape ({count},), not {score.shape}")
-        score = score.reshape(count)
-    else:
-        new, transformed = as_vectors("new", new), as_vectors("transformed", transformed)
-        check_same_width("new", new, "transformed", transformed)
-        score = distances(new, transformed, metric)
-    if np.isnan(score).any():
-        # The published code would put items of unknown uncertainty first.
-        raise UserError(f"uncertainty holds NaN, first in item {int(np.argmax(np.isnan(score)))}")
-    return np.argsort(-score, kind="stable")
-
-
 def backfill_curve(
     new,
     transformed,
@@ -113,7 +50,7 @@ def backfill_curve(
     """Metrics at ``steps`` + 2 points of re-embedding a gallery in the given order.
 
     new (n, D): the new model's vectors, which are also the queries; transformed (n, D): what
-    the gallery starts from; labels (n,); order (n,): a permutation, see `backfill_order`.
+    the gallery starts from; labels (n,); order (n,): a permutation, see `orders.backfill_order`.
     At point i the first ``floor(i·n/(steps+1))`` items of the order have their new vector, so the
     curve runs from none to all. Leave-one-out as in `retrieval_metrics`. Among equally near items
     the one earlier in ``order`` ranks first, as if the gallery were stored in that order;

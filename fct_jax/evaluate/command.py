@@ -8,16 +8,11 @@ from ml_collections import ConfigDict
 from fct_jax import config as configs
 from fct_jax.embed.images import embeddings_of
 from fct_jax.embed.transform import checked_inputs
-from fct_jax.errors import UserError, unknown
-from fct_jax.evaluate.backfill import (
-    ORDERS,
-    SAME_ORDER,
-    BackfillCurve,
-    backfill_curves,
-    backfill_order,
-)
+from fct_jax.errors import UserError
+from fct_jax.evaluate.backfill import BackfillCurve, backfill_curves
 from fct_jax.evaluate.distances import check_metric
 from fct_jax.evaluate.metrics import grouped, per_query_results, read_groups
+from fct_jax.evaluate.orders import Items, Order, find_order
 from fct_jax.evaluate.report import Report, write_report
 from fct_jax.evaluate.search import knn, ranked_results
 from fct_jax.frozen.model import Transformer, is_run, load_model
@@ -46,7 +41,7 @@ def evaluate(config: ConfigDict, workdir) -> Report | None:
     """
     configs.check(config)
     check_metric(config.metric)
-    orders = _order_names(config.orders)
+    orders = _orders(config.orders)
     workdir = Path(workdir)
     if processes.from_writer(workdir.exists, "is it evaluated"):
         raise UserError(f"{workdir} exists already; nothing was overwritten")
@@ -63,7 +58,7 @@ def evaluate(config: ConfigDict, workdir) -> Report | None:
     return report
 
 
-def _report(config: ConfigDict, workdir: Path, orders: list[str], old, new, side) -> Report:
+def _report(config: ConfigDict, workdir: Path, orders: list[Order], old, new, side) -> Report:
     check_paired(old, new)
     labels = _labels(old, new)
     report = Report(metric=config.metric, ks=tuple(config.ks), map_at=config.map_at)
@@ -169,19 +164,19 @@ def _transform(name: str, run: str, old: EmbeddingSet, side: EmbeddingSet | None
 def _curves(config, name, new, found, labels, queries, orders) -> dict[str, BackfillCurve]:
     """{order: curve} of one transformation; random orders are averaged."""
     wanted = {}
-    for kind in orders:
-        if kind == "uncertainty" and found.uncertainty is None:
-            continue  # FCT has none
-        repeats = config.random_orders if kind == "random" else 1
-        for repeat in range(repeats):
-            wanted[kind, repeat] = backfill_order(
-                kind,
+    for order in orders:
+        for repeat in range(1 if order.needs else config.random_orders):
+            items = Items(
+                len(new),
+                config.seed + repeat,
+                config.metric,
                 new=new.vectors,
                 transformed=found.vectors,
                 uncertainty=found.uncertainty,
-                seed=config.seed + repeat,
-                metric=config.metric,
+                classes=labels,
             )
+            if not order.lacks(items):  # FCT has no uncertainty
+                wanted[order.name, repeat] = order.rank(items)
     with Bar(f"{name} backfilling", len(queries["new"]), "queries") as bar:
         curves = backfill_curves(
             new.vectors,
@@ -205,9 +200,5 @@ def _mean(curves: list[BackfillCurve]) -> BackfillCurve:
     return BackfillCurve(curves[0].fraction, values)
 
 
-def _order_names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in (*ORDERS, *SAME_ORDER):
-            raise unknown("order", name, (*ORDERS, *SAME_ORDER))
-    return [SAME_ORDER.get(name, name) for name in names]
+def _orders(text: str) -> list[Order]:
+    return [find_order(name.strip()) for name in text.split(",") if name.strip()]

@@ -6,10 +6,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fct_jax.evaluate.backfill import BackfillCurve
+from fct_jax.evaluate.orders import ORDERS
 
 # Colours that the colour-blind can tell apart; an order keeps its line style in every figure.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
-_STYLES = {"random": "--", "uncertainty": "-", "distance": ":"}
 
 
 def draw_curves(
@@ -38,7 +38,7 @@ def draw_curves(
                 100 * curve.fraction,
                 100 * curve.values[column],
                 color=colour,
-                linestyle=_STYLES.get(order, "-"),
+                linestyle=ORDERS[order].line if order in ORDERS else "-",
                 label=name,
             )
         for (name, values), tone in zip(levels.items(), ("0.65", "0.2"), strict=False):

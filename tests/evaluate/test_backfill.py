@@ -14,10 +14,10 @@ from fct_jax.evaluate import ranking
 from fct_jax.evaluate.backfill import (
     backfill_curve,
     backfill_curves,
-    backfill_order,
     curves_of_rows,
 )
 from fct_jax.evaluate.metrics import retrieval_metrics
+from fct_jax.evaluate.orders import backfill_order
 
 METRICS = ("l2", "cosine")
 CASES = ("main", "ties")
@@ -227,7 +227,7 @@ def test_descending_orders_are_stable():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "sigm"}, "did you mean 'sigma'"),
+        ({"kind": "uncertanty"}, "did you mean 'uncertainty'"),
         ({"kind": "random"}, "needs the number of items"),
         ({"kind": "random", "n": 0}, "at least one item"),
         ({"kind": "sigma", "n": 3}, "needs uncertainty="),

@@ -8,9 +8,10 @@ import tiny_runs
 from PIL import Image
 
 from fct_jax.errors import UserError
-from fct_jax.evaluate.backfill import backfill_curve, backfill_order
+from fct_jax.evaluate.backfill import backfill_curve
 from fct_jax.evaluate.command import evaluate
 from fct_jax.evaluate.metrics import retrieval_metrics
+from fct_jax.evaluate.orders import backfill_order
 from fct_jax.storage.embedding_set import EmbeddingSet
 
 N, CLASSES = 90, 6
@@ -138,7 +139,10 @@ def corrupted(sets, folder, name, **changes):
     "changes, message",
     [
         ({"metric": "l3"}, "unknown metric 'l3'"),
-        ({"orders": "random,sgima"}, "unknown order 'sgima'; did you mean 'sigma'"),
+        (
+            {"orders": "random,uncertanty"},
+            "'uncertanty'; did you mean 'uncertainty'",
+        ),
         ({"transformed": "moved"}, "write NAME=DIR"),
         ({"transformed": "FCT=/no/where"}, "vectors.npy is missing"),
         ({"old": "/no/where"}, "is no run and no EmbeddingSet"),

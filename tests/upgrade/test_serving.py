@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fct_jax.errors import UserError
-from fct_jax.upgrade.ways import relevance, serving
+from fct_jax.upgrade.ways import relevance
 from fct_jax.upgrade.ways import scores as spaces
 from fct_jax.upgrade.ways.calibration import Calibration, Weights, calibrate
 from fct_jax.upgrade.ways.judged_weights import fit_weights
@@ -355,8 +355,43 @@ def test_mistakes_are_one_line(text):
     old, new = text["old"], text["new"]
     with pytest.raises(UserError, match="unknown way of serving 'fusd'; did you mean 'fused'"):
         search("fusd", None, None, old, new, np.zeros(500, bool), 5)
-    with pytest.raises(UserError, match="dual search needs a calibration"):
-        search("dual", None, None, old, new, np.zeros(500, bool), 5)
+    asked, migrated = (text["query_old"], text["query_new"]), np.zeros(500, bool)
+    made = calibrate(old, new)
+    for arguments, message in (
+        (("dual", *asked, old, new, migrated, 5), "dual search needs a calibration"),
+        (("dual", None, asked[1], old, new, migrated, 5, made), "dual search needs query_old="),
+        (("dual", *asked, old, None, migrated, 5, made), "dual search needs new="),
+        (("translated", *asked, old, new, migrated, 5), "translated search needs translated="),
+        (("dual", *asked[::-1], old, new, migrated, 5, made), "are old and new swapped"),
+        (("dual", *asked, new, old, migrated, 5, made), "are old and new swapped"),
+        (("dual", *asked, old, new, 5, migrated, made), r"migrated must be \(N,\) of True"),
+        (("dual", *asked, old, new, migrated.astype(int), 5, made), "it is int64"),
+        (("dual", *asked, old[:9], new, migrated, 5, made), "old has 9 rows, but migrated"),
+        (("dual", asked[0][:9], asked[1], old, new, migrated, 5, made), "the same queries by both"),
+        (("dual", asked[0][0], asked[1], old, new, migrated, 5, made), "must have shape"),
+        (("dual", *asked, old, new, migrated, 0, made), "k must be a whole number from 1"),
+        (("fused", *asked, old, new, migrated, 5, text), "calibration must be a Calibration"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            search(*arguments)
+        assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="at least 20: there are 500 old and 30 new"):
         calibrate(old, new[:30])
-    assert serving.WAYS == ("translated", "dual", "fused")
+
+
+def test_a_way_of_ones_own(text, tmp_path, monkeypatch):
+    """The newcomer's path of CONTRIBUTING.md: one file, named as module:name."""
+    (tmp_path / "my_ways.py").write_text(
+        "from fct_jax.upgrade.ways import Mix, Way\n\n"
+        'STAY = Way("stay", "keep the old index", ("old",), ("old",),'
+        ' lambda asked: Mix({"old": 1.0}))\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    migrated = np.arange(500) % 2 == 0
+    _, rows = search(
+        "my_ways:STAY", text["query_old"], None, text["old"], None, migrated, 5, metric="cosine"
+    )
+    near = text["query_old"].astype(np.float32) @ text["old"].astype(np.float32).T
+    assert np.mean(rows == np.argsort(-near, axis=1)[:, :5]) > 0.99
+    with pytest.raises(UserError, match=r"is no fct_jax.upgrade.ways.Way but function"):
+        search("json:loads", None, None, None, None, migrated, 5)

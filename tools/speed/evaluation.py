@@ -17,7 +17,8 @@ import faiss
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from fct_jax.evaluate.backfill import backfill_curve, backfill_order
+from fct_jax.evaluate.backfill import backfill_curve
+from fct_jax.evaluate.orders import backfill_order
 from fct_jax.evaluate.search import knn, ranked_metrics
 from tools.speed.common import figure, peak_mb
 from tools.speed.common import seconds as time_of

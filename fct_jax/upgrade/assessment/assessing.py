@@ -23,10 +23,10 @@ from fct_jax.upgrade.assessment.verdict import Bootstrap, recommend
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, paired, take
 from fct_jax.upgrade.maps.map import Map, load_map
+from fct_jax.upgrade.ways import WAYS, find_way
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.judged_weights import fit_weights
 from fct_jax.upgrade.ways.relevance import METRICS
-from fct_jax.upgrade.ways.serving import WAYS
 
 _ANSWERS = 1000  # items that must find their own translation
 _TARGETS = {"labels": "map", "judged pairs": "mrr", "agreement": "recall@10"}
@@ -45,7 +45,7 @@ def assess(
     groups=None,
     target: str = "",
     shares: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0),
-    ways: Sequence[str] = WAYS,
+    ways: Sequence[str] = tuple(WAYS),
     depth: int = 0,
     max_queries: int = 2000,
     judged_calibration: float = 0.0,
@@ -91,8 +91,7 @@ def assess(
     if target and target not in METRICS:
         raise unknown("target", target, METRICS)
     for way in ways:
-        if way not in WAYS:
-            raise unknown("way of serving", way, WAYS)
+        find_way(way)
     shares = _checked_shares(shares)
     if not ways:
         raise UserError(f"ways must be some of {', '.join(WAYS)}")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from fct_jax.evaluate.backfill import backfill_order
+from fct_jax.evaluate.orders import Items, find_order
 from fct_jax.runtime.progress import Bar
-from fct_jax.upgrade.assessment.verdict import ORDERS
+from fct_jax.upgrade.ways import find_way
 from fct_jax.upgrade.ways.calibration import Calibration, calibrate
 from fct_jax.upgrade.ways.relevance import per_query
 from fct_jax.upgrade.ways.serving import search
@@ -29,14 +29,22 @@ class Curves:
         self._depth = max(10, min(depth, len(old)))
         self._translated, self._uncertainty = found.transform(self._old)
         # Without an uncertainty there is nothing to order by.
-        self._ordered = found.has_uncertainty
+        self._uncertainty = self._uncertainty if found.has_uncertainty else None
 
     def orders(self, way: str) -> tuple[str, ...]:
-        """In which items may be re-embedded for a way of serving."""
-        if not self._ordered:
-            return ("random",)
-        # A map needs help where it is least certain; two models side by side may not.
-        return ORDERS[:2] if way == "translated" else ORDERS
+        """Return the names of the orders to try for a way of serving."""
+        items = self._items(0)
+        return tuple(o for o in find_way(way).orders if not find_order(o).lacks(items))
+
+    def _items(self, seed: int) -> Items:
+        return Items(
+            len(self._old),
+            seed,
+            self._metric,
+            old=self._old,
+            transformed=self._translated,
+            uncertainty=self._uncertainty,
+        )
 
     def run(self, ways, shares, seed: int) -> dict:
         """{(way or option, order, share): {metric: (Q,)}}."""
@@ -64,7 +72,7 @@ class Curves:
             if c.weights.damping:
                 first, last = measure("dual", none), measure("dual", every)
             for order in dict.fromkeys(order for _, order in paths):
-                rows = self._order(order, seed)
+                rows = find_order(order).rank(self._items(seed))
                 for share in inner:
                     migrated = none.copy()
                     migrated[rows[: int(share * count)]] = True
@@ -84,11 +92,6 @@ class Curves:
             for share in shares:
                 found[way, order, share] = ends.get(share) or measured[way, order, share]
         return found
-
-    def _order(self, name: str, seed: int) -> np.ndarray:
-        if name == "certainty":
-            return np.argsort(self._uncertainty, kind="stable")
-        return backfill_order(name, uncertainty=self._uncertainty, n=len(self._old), seed=seed)
 
     def _grown(self, migrated: np.ndarray) -> Calibration:
         """From the sample and all that is re-embedded by then: both models know these items."""

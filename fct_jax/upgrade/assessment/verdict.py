@@ -4,10 +4,9 @@ import dataclasses
 
 import numpy as np
 
-# Where two paths cannot be told apart, the one that asks less of the service is taken: translated
-# needs the new model alone for a query, dual both models, fused also both vectors of an item.
-SIMPLEST = ("translated", "dual", "fused")
-ORDERS = ("uncertainty", "random", "certainty")
+from fct_jax.evaluate.orders import find_order
+from fct_jax.upgrade.ways import find_way, simplicity
+
 _ENOUGH = 0.95  # of the gain that a path reaches
 
 
@@ -93,22 +92,13 @@ def _best(paths: dict, bootstrap: Bootstrap) -> tuple[str, str]:
     means = {name: values.mean(axis=0) for name, values in paths.items()}
     highest = max(means, key=lambda name: means[name].mean())
     alike = [n for n in means if bootstrap.interval(means[n] - means[highest])[1] >= 0]
-    simplest = min(SIMPLEST.index(way) for way, _ in alike)
-    same_way = [n for n in alike if SIMPLEST.index(n[0]) == simplest]
+    simplest = min(simplicity(way) for way, _ in alike)
+    same_way = [n for n in alike if simplicity(n[0]) == simplest]
     return max(same_way, key=lambda name: means[name].mean())
 
 
 def _advice(way: str, order: str, share: float, gain) -> str:
-    how = {
-        "translated": "translate the gallery and query it with the new model",
-        "dual": "query old vectors with the old model and re-embedded ones with the new model",
-        "fused": "keep the old vectors and score re-embedded items by both models",
-    }[way]
-    by = {
-        "uncertainty": "by descending uncertainty",
-        "random": "in random order",
-        "certainty": "by ascending uncertainty",
-    }[order]
+    how, by = find_way(way).text, find_order(order).text
     if share == 0:
         return f"Upgrade ({way}): {how}. No item need be re-embedded ({_said(gain)})."
     return f"Upgrade ({way}): {how}; re-embed {100 * share:.0f} % {by} ({_said(gain)})."

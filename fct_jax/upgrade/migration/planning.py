@@ -10,11 +10,11 @@ from rich.table import Table
 
 from fct_jax import config as configs
 from fct_jax.errors import UserError, unknown
+from fct_jax.evaluate.orders import Items, Order, find_order, times_traffic
 from fct_jax.runtime.progress import Bar, console
 from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.files import new_directory
 from fct_jax.storage.ids import find_rows, first_ten
-from fct_jax.upgrade.assessment.verdict import ORDERS
 from fct_jax.upgrade.checks.guards import (
     as_found,
     check_gallery_fits,
@@ -27,7 +27,7 @@ from fct_jax.upgrade.galleries.base import Gallery, open_gallery
 from fct_jax.upgrade.maps.map import Map, load_map
 from fct_jax.upgrade.migration.budget import Forecast, check_budget, cut, forecast
 from fct_jax.upgrade.migration.probe import Probe
-from fct_jax.upgrade.ways.serving import WAYS
+from fct_jax.upgrade.ways import find_way
 
 SHARED = ("probe", "serve", "batch_size", "seed", "id_column", "vector_column")
 
@@ -79,10 +79,8 @@ def plan(map, gallery, workdir, **settings) -> Plan:
 
 def check_settings(config) -> None:
     """Of the plan, before anything long is begun. Raises UserError."""
-    if config.plan.order not in ORDERS:
-        raise unknown("order of re-embedding", config.plan.order, ORDERS)
-    if config.serve not in WAYS:
-        raise unknown("way of serving", config.serve, WAYS)
+    find_order(config.plan.order)
+    find_way(config.serve)
     if config.batch_size < 1:
         raise UserError(f"config.batch_size must be 1 or more, not {config.batch_size}")
     check_budget(config.plan)
@@ -103,14 +101,15 @@ def _checked_plan(config, workdir, gallery: Gallery, map) -> Plan:
 def make_plan(config, workdir, gallery: Gallery, map, probe: Probe | None) -> Plan:
     """`plan` of a gallery that was checked."""
     weights = _traffic(config.plan.traffic, gallery) if config.plan.traffic else None
-    if config.plan.order != "random" and not map.has_uncertainty and weights is None:
+    asked = find_order(config.plan.order)
+    if "uncertainty" in asked.needs and not map.has_uncertainty and weights is None:
         raise UserError(
             f"the map ({map.method}) gives no uncertainty to order by; "
             "take config.plan.order=random, or give config.plan.traffic"
         )
     rows = None if probe is None else probe.rows(gallery)
     uncertainty = _uncertainties(gallery, map, config.batch_size)
-    order = ranked(config.plan.order, uncertainty, weights, config.seed)
+    order = ranked(asked, uncertainty, weights, config.seed)
     found = forecast(
         order,
         uncertainty,
@@ -215,23 +214,15 @@ def open_probe(config, map) -> Probe | None:
     return probe
 
 
-def ranked(order: str, uncertainty: np.ndarray, weights, seed: int) -> np.ndarray:
-    """Rows in the order of re-embedding, (N,) int64.
+def ranked(order: str | Order, uncertainty: np.ndarray, weights, seed: int) -> np.ndarray:
+    """Return the rows in the order of re-embedding, (N,) int64.
 
-    "uncertainty": descending expected squared error exp(``uncertainty``) (FastFill, ICLR 2023,
-    section 4), times the traffic ``weights`` (N,) where given. Equal rows keep their order, and
-    items without traffic come last, the most uncertain first. "certainty": ascending, and the
-    reciprocal times the traffic, for galleries that are served by both models.
+    The traffic ``weights`` (N,), where given, multiply the error that each item's order is by.
     """
-    if order == "random":
-        return np.random.default_rng(seed).permutation(len(uncertainty))
-    if order == "certainty":
-        uncertainty = -uncertainty
-    if weights is None:
-        return np.argsort(-uncertainty, kind="stable")
-    with np.errstate(divide="ignore"):
-        score = uncertainty.astype(np.float64) + np.log(weights)
-    return np.lexsort((-uncertainty, -score))
+    order = find_order(order)
+    if weights is not None and order.log_gain is not None:
+        order = times_traffic(order)
+    return order.rank(Items(len(uncertainty), seed, uncertainty=uncertainty, traffic=weights))
 
 
 def _uncertainties(gallery: Gallery, map, batch_size: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from fct_jax.upgrade.galleries.base import VERSIONS, open_gallery
 from fct_jax.upgrade.migration.budget import Forecast
 from fct_jax.upgrade.migration.journal import Journal, Progress
 from fct_jax.upgrade.migration.probe import Probe
+from fct_jax.upgrade.ways import find_way
 
 _RECENT = 20  # steps that the rate is taken from
 
@@ -87,7 +88,7 @@ def status(workdir, *, probe="", id_column: str = "id", vector_column: str = "ve
 
 def _measured(asked: Probe, gallery, plan: dict, way: str, *columns: str) -> float:
     rows = asked.rows(gallery)
-    if way == "translated":
+    if not find_way(way).needs_old_queries:
         return asked.quality(gallery.rows(rows))
     source = open_gallery(plan["gallery"], id_column=columns[0], vector_column=columns[1])
     migrated = gallery.versions[rows] == VERSIONS.index("new")

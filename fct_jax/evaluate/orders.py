@@ -1,0 +1,344 @@
+"""Orders of re-embedding: which items of a gallery get their new vector first.
+
+`ORDERS` is the only table of them. An order is an `Order`: what it needs to know of the items, and
+a score of which the largest comes first. `find_order` also takes ``module:name``, entry points of
+the group ``fct_jax.orders``, and ``NAME×traffic`` (or ``NAME*traffic``) for an order times the
+traffic of each item.
+
+A new order is one file and one row. For example, the shortest old vectors first:
+
+    import numpy as np
+    from fct_jax.evaluate.orders import Order
+
+    SHORTEST = Order(
+        "shortest", ("old",), lambda items: -np.linalg.norm(items.old, axis=1), "shortest first"
+    )
+
+which is found as ``mypackage.orders:SHORTEST``.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import (
+    as_vectors,
+    check_metric,
+    check_same_length,
+    check_same_width,
+    distances,
+)
+from fct_jax.evaluate.search import knn
+from fct_jax.runtime.plugins import find
+
+TRAFFIC = "traffic"
+FORMER_NAMES = {"sigma": "uncertainty"}  # in the configs of earlier runs
+_CELLS = 64  # of k-means, where items have no classes
+_PER_CELL = 64  # items that a centre is fitted on, at least two cells
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """What is known of n gallery items; an order says which of it it needs.
+
+    Attributes:
+      n: number of items.
+      seed: of random choices.
+      metric: "l2" or "cosine", by which vectors are compared.
+      old: (n, do) the old model's vectors.
+      new: (n, D) the new model's vectors, for orders by the true error.
+      transformed: (n, D) the translated vectors h(old).
+      uncertainty: (n,) log-variance of each translated vector.
+      traffic: (n,) how often each item is asked for, 0 or more.
+      training: (m, do) old vectors that the map was fitted on.
+      classes: (n,) a class of each item; without them cells of k-means stand for classes.
+      candidates: (n,) how often each item was among the candidates of a query.
+    """
+
+    n: int
+    seed: int = 0
+    metric: str = "l2"
+    old: np.ndarray | None = None
+    new: np.ndarray | None = None
+    transformed: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+    traffic: np.ndarray | None = None
+    training: np.ndarray | None = None
+    classes: np.ndarray | None = None
+    candidates: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """One row of the table of orders.
+
+    Attributes:
+      name: its key in the table.
+      needs: names of attributes of `Items` that must be there.
+      score: gives (n,) numbers for some `Items`; the largest comes first, equal ones by row.
+      text: ends a sentence: "re-embed 10 % …".
+      log_gain: turns scores into logarithms of the error that re-embedding an item removes, so
+        that traffic can multiply it; None where a score is no such thing.
+      oracle: whether it needs the vectors that re-embedding is about to compute.
+      line: Matplotlib's line style of its curves.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    score: Callable[[Items], np.ndarray]
+    text: str
+    log_gain: Callable[[np.ndarray], np.ndarray] | None = None
+    oracle: bool = False
+    line: str = "-"
+
+    def lacks(self, items: Items) -> list[str]:
+        """Return the names of what the order needs and nobody knows of these items."""
+        return [name for name in self.needs if getattr(items, name) is None]
+
+    def rank(self, items: Items) -> np.ndarray:
+        """Return the rows of the items in their order, (n,) int64.
+
+        Raises UserError where something that the order needs is missing or a score is NaN.
+        """
+        for name in self.lacks(items):
+            raise UserError(f"order of re-embedding {self.name!r} needs {name}=…")
+        score = np.asarray(self.score(items), np.float64)
+        if score.shape != (items.n,):
+            raise UserError(
+                f"order of re-embedding {self.name!r}: scores must have shape ({items.n},), "
+                f"not {score.shape}"
+            )
+        if np.isnan(score).any():
+            # The published code would put items of unknown uncertainty first.
+            what = self.needs[0] if len(self.needs) == 1 else self.name
+            raise UserError(f"{what} holds NaN, first in item {int(np.argmax(np.isnan(score)))}")
+        return np.argsort(-score, kind="stable")
+
+
+def times_traffic(order: Order) -> Order:
+    """Return the order by an order's gain times the traffic of each item.
+
+    Items that nobody asks for come last, in the order itself. Raises UserError for an order whose
+    score is no gain, such as "random".
+    """
+    if order.log_gain is None:
+        raise UserError(f"order of re-embedding {order.name!r} cannot be multiplied by traffic")
+
+    def score(items: Items) -> np.ndarray:
+        plain = np.asarray(order.score(items), np.float64)
+        with np.errstate(divide="ignore"):
+            gain = order.log_gain(plain) + np.log(np.asarray(items.traffic, np.float64))
+        gain[np.isnan(gain)] = -np.inf  # infinite error of an item that nobody asks for
+        place = np.empty(items.n)
+        place[np.lexsort((-plain, -gain))] = -np.arange(items.n)
+        place[np.isnan(plain)] = np.nan
+        return place
+
+    return Order(
+        f"{order.name}×{TRAFFIC}",
+        tuple(dict.fromkeys((*order.needs, TRAFFIC))),
+        score,
+        f"{order.text}, weighted by traffic",
+        oracle=order.oracle,
+        line="-.",
+    )
+
+
+def _by_chance(items: Items) -> np.ndarray:
+    place = np.empty(items.n)
+    place[np.random.default_rng(items.seed).permutation(items.n)] = -np.arange(items.n)
+    return place
+
+
+def _uncertainty(items: Items) -> np.ndarray:
+    values = np.asarray(items.uncertainty, np.float64)
+    if values.shape not in ((items.n,), (items.n, 1)):
+        raise UserError(f"uncertainty must have shape ({items.n},), not {values.shape}")
+    return values.reshape(items.n)
+
+
+def _true_error(items: Items) -> np.ndarray:
+    new, moved = as_vectors("new", items.new), as_vectors("transformed", items.transformed)
+    check_same_width("new", new, "transformed", moved)
+    return distances(new, moved, items.metric)
+
+
+def _strangeness(items: Items) -> np.ndarray:
+    nearest, _ = knn(items.old, items.training, 1)
+    return nearest[:, 0]
+
+
+def _from_class_mean(items: Items) -> np.ndarray:
+    moved = as_vectors("transformed", items.transformed)
+    classes = _cells(moved, items.seed) if items.classes is None else np.asarray(items.classes)
+    check_same_length("transformed", moved, "classes", classes)
+    _, place, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    means = np.zeros((len(counts), moved.shape[1]))
+    np.add.at(means, place, moved)
+    means /= counts[:, None]
+    return distances(means[place].astype(moved.dtype), moved, items.metric)
+
+
+def _cells(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """Return the nearest centre of k-means for each vector, (n,)."""
+    import faiss
+
+    count = max(1, min(_CELLS, len(vectors) // _PER_CELL))
+    kmeans = faiss.Kmeans(
+        vectors.shape[1],
+        count,
+        niter=10,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=_PER_CELL,
+    )
+    rows = np.ascontiguousarray(vectors, np.float32)
+    kmeans.train(rows)
+    return kmeans.index.search(rows, 1)[1][:, 0]
+
+
+def _log_square(distance: np.ndarray) -> np.ndarray:
+    return 2 * np.log(distance)
+
+
+def _same(score: np.ndarray) -> np.ndarray:
+    return score
+
+
+_UNCERTAINTY = Order(
+    # FastFill, ICLR 2023, section 4: https://arxiv.org/abs/2303.04766
+    "uncertainty",
+    ("uncertainty",),
+    _uncertainty,
+    "by descending uncertainty",
+    _same,
+)
+_CERTAINTY = Order(
+    "certainty",
+    ("uncertainty",),
+    lambda items: -_uncertainty(items),
+    "by ascending uncertainty",
+    _same,
+    line=(0, (3, 1, 1, 1)),
+)
+_ROWS = (
+    Order("random", (), _by_chance, "in random order", line="--"),
+    _UNCERTAINTY,
+    _CERTAINTY,
+    Order(
+        "distance",
+        ("new", "transformed"),
+        _true_error,
+        "by descending true error",
+        _log_square,
+        oracle=True,
+        line=":",
+    ),
+    Order(
+        TRAFFIC,
+        (TRAFFIC,),
+        lambda items: np.asarray(items.traffic, np.float64),
+        "most asked for first",
+        line=(0, (5, 1)),
+    ),
+    times_traffic(_UNCERTAINTY),
+    times_traffic(_CERTAINTY),
+    Order(
+        # Translation confidence of LA2M (SIGMOD 2026) falls with this distance.
+        "confidence",
+        ("old", "training"),
+        _strangeness,
+        "farthest from the pairs that the map was fitted on first",
+        _log_square,
+        line=(0, (1, 1)),
+    ),
+    Order(
+        # λ-orthogonality, NeurIPS 2025: https://arxiv.org/abs/2509.16664. The cells are ours.
+        "class_mean",
+        ("transformed",),
+        _from_class_mean,
+        "farthest from the mean of its class first",
+        _log_square,
+        line=(0, (3, 1)),
+    ),
+    Order(
+        "candidates",
+        ("candidates",),
+        lambda items: np.asarray(items.candidates, np.float64),
+        "most often among a query's candidates first",
+        line=(0, (5, 2, 1, 2)),
+    ),
+)
+ORDERS: Mapping[str, Order] = {order.name: order for order in _ROWS}
+
+
+def find_order(name: str | Order) -> Order:
+    """Return the order of a name: a row, an entry point, ``module:name`` or ``NAME×traffic``.
+
+    Raises UserError for a name that nothing has, with the nearest known one.
+    """
+    if isinstance(name, Order):
+        return name
+    name = FORMER_NAMES.get(name, name)
+    if name in ORDERS:
+        return ORDERS[name]
+    for sign in ("×", "*"):
+        plain, found, weight = str(name).rpartition(sign)
+        if found and weight == TRAFFIC:
+            return times_traffic(find_order(plain))
+    found = find(ORDERS, name, "order of re-embedding", "orders")
+    if not isinstance(found, Order):
+        raise UserError(f"{name} is no fct_jax.evaluate.orders.Order but {type(found).__name__}")
+    return found
+
+
+def backfill_order(
+    kind: str,
+    *,
+    new=None,
+    transformed=None,
+    uncertainty=None,
+    n: int | None = None,
+    seed: int = 0,
+    metric: str = "l2",
+) -> np.ndarray:
+    """Return the order in which to re-embed n gallery items: a permutation (n,) int64.
+
+    Args:
+      kind: a name of `ORDERS`: "random" (from ``seed``; n is given, or the length of any array);
+        "uncertainty" (descending; FastFill, ICLR 2023, section 4); "certainty"; "class_mean";
+        "distance" (descending distance between an item's ``new`` and ``transformed`` vectors, an
+        oracle: it needs the vectors that backfilling is about to compute).
+      new, transformed: (n, D) vectors.
+      uncertainty: (n,) log-variances.
+      n, seed: number of items, seed of random choices.
+      metric: "l2" or "cosine".
+
+    Items that are equal keep their order. Raises UserError for an unknown kind or metric, a missing
+    array, NaN, or lengths that differ.
+
+    Example:
+
+        backfill_order("uncertainty", uncertainty=[0.1, 2.0, 0.5])  # array([1, 2, 0])
+    """
+    order = find_order(kind)
+    check_metric(metric)
+    given = {"new": new, "transformed": transformed, "uncertainty": uncertainty}
+    for name in order.needs:
+        if given.get(name) is None:
+            raise UserError(f"backfilling order {kind!r} needs {name}=…")
+    lengths = {
+        key: (np.shape(value) or (0,))[0] for key, value in given.items() if value is not None
+    }
+    if n is not None:
+        lengths["n"] = int(n)
+    if not lengths:
+        raise UserError(f"backfilling order {kind!r} needs the number of items, n=…")
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"backfilling order: the numbers of items differ: {lengths}")
+    count = next(iter(lengths.values()))
+    if count < 1:
+        raise UserError(f"backfilling order: there must be at least one item, not {count}")
+    return order.rank(Items(count, seed, metric, **given))
