@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.evaluate.orders import ORDERS, Items
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -88,6 +87,9 @@ def hot_refresh_order(n: int, seed: int = 0) -> np.ndarray:
     The published evaluation refreshes whole batches, drawn anew for each share, so that an item
     may fall back to its old embedding. Here items are refreshed one by one and stay so.
     """
+    # Here, since fct_jax.evaluate offers the functions of this file.
+    from fct_jax.evaluate.orders import ORDERS, Items
+
     return ORDERS["random"].rank(Items(n, seed))
 
 
