@@ -14,10 +14,11 @@ from fct_jax.embed.statistics import write_missing
 from fct_jax.errors import UserError
 from fct_jax.frozen.callable_model import CallableModel
 from fct_jax.frozen.devices import run_batches
-from fct_jax.frozen.model import Embedder, Transformer, is_model, load_model
+from fct_jax.frozen.model import Embedder, Transformer, load_model
 from fct_jax.runtime import processes
 from fct_jax.storage import checksums
 from fct_jax.storage.embedding_set import EmbeddingSet, check_paired
+from fct_jax.storage.named import is_model, vectors_of
 from fct_jax.storage.partial import remove_leftover, wait_for
 from fct_jax.storage.shards import make_set, whole_batches
 
@@ -133,31 +134,22 @@ def embeddings_of(
     *,
     view: int | None = None,
 ) -> EmbeddingSet:
-    """The EmbeddingSet in a directory, or the embeddings that its run gives of ``config.data``.
+    """Return the vectors that are named, or the embeddings of ``config.data`` by the named model.
 
     A run's embeddings are made once and kept in ``RUN/embeddings``, those of a Python function in
     a folder of its fingerprint below ``config.callable_embeddings``; another stage that asks for
     the same ones reads them.
 
     Args:
-      where: directory of an EmbeddingSet or of a run, or "module:function".
+      where: a run, "module:function", or vectors as of `vectors_of`.
       role: "old", "new" or "side", for messages.
       config: with ``data``, ``preprocessing`` (where a view is asked for), ``seed`` and
         ``callable_embeddings``.
       split: "train" or "validation".
       view: number of an augmented view; None: as for evaluation.
     """
-    if not where:
-        raise UserError(f"config.{role} is empty; give the directory of a run or an EmbeddingSet")
     if not is_model(where):
-        if not (Path(where) / "vectors.npy").is_file():
-            reason = (
-                "its training has not ended"
-                if (Path(where) / "config.json").is_file()
-                else ("it holds neither an exported model nor vectors.npy")
-            )
-            raise UserError(f"config.{role}={where} is no run and no EmbeddingSet: {reason}")
-        return EmbeddingSet.read(where)
+        return vectors_of(where, f"config.{role}")
     embedder = load_model(where)
     if isinstance(embedder, Transformer):
         raise UserError(f"config.{role}={where} is a transformation; give a backbone's run")

@@ -1,7 +1,5 @@
 """Training FCT (CVPR 2022) or FastFill (ICLR 2023): h(old, side) ≈ new."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ from ml_collections import ConfigDict
 
 from fct_jax import losses, models
 from fct_jax.errors import UserError
-from fct_jax.frozen.model import is_run, load_model
+from fct_jax.storage.named import classifier_of, is_run
 from fct_jax.train.transformation_inputs import CachedInputs, OnlineInputs, validation_batch
 
 
@@ -140,18 +138,16 @@ def frozen_classifier(config: ConfigDict, dim: int, labels: np.ndarray | None) -
             f"{config.new} has no labels.npy, which the discriminative loss needs; "
             "or set config.loss.discriminative_weight=0"
         )
-    if is_run(where):
-        weights = load_model(where).classifier
-    elif Path(where).suffix == ".npy" and Path(where).is_file():
-        weights = np.load(where, allow_pickle=False)
-    else:
+    if not config.classifier and not is_run(where):
         raise UserError(
             "the discriminative loss needs the new model's classifier: give config.classifier "
             "(a run, or a .npy of shape (C, D)), or set config.loss.discriminative_weight=0"
         )
-    if weights is None or weights.ndim != 2 or weights.shape[1] != dim:
-        shape = None if weights is None else weights.shape
-        raise UserError(f"the classifier of {where} must have shape (C, {dim}), not {shape}")
+    weights = classifier_of(where, "config.classifier")
+    if weights.shape[1] != dim:
+        raise UserError(
+            f"the classifier of {where} must have shape (C, {dim}), not {weights.shape}"
+        )
     if labels.max() >= len(weights):
         raise UserError(
             f"label {labels.max()} does not fit the classifier of {where}, "

@@ -196,7 +196,7 @@ def test_pairs_that_do_not_fit_are_refused_before_training(runs, tmp_path):
         ("short", "200 vectors and .*short 150"),
         ("shuffled", "row 0 is id 0 in .*old and id 199"),
         ("broken", "the vector of id 17 is not finite"),
-        ("nowhere", "is no run and no EmbeddingSet"),
+        ("nowhere", "does not exist"),
     ):
         config = tiny_runs.transformation(tmp_path / "old", tmp_path / other)
         with pytest.raises(UserError, match=message):

@@ -145,7 +145,7 @@ def corrupted(sets, folder, name, **changes):
         ),
         ({"transformed": "moved"}, "write NAME=DIR"),
         ({"transformed": "FCT=/no/where"}, "vectors.npy is missing"),
-        ({"old": "/no/where"}, "is no run and no EmbeddingSet"),
+        ({"old": "/no/where"}, "does not exist"),
         ({"new": ""}, r"config\.new is empty"),
         ({"groups": "/no/where.npy"}, "is no file"),
         ({"ks": (0,)}, "0"),

@@ -1,0 +1,154 @@
+"""What a user names, resolved in one place, so that every command accepts the same things.
+
+vectors_of("sample.npy")             arrays, EmbeddingSets, and every form of galleries.FORMS
+vectors_of("runs/old", data=…)       a run, or module:function, embeds the images of `data`
+classifier_of("runs/new")            a run's classifier, an array or a .npy file
+array_of("labels.npy", "labels")     plain arrays
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.plugins import is_import_name
+from fct_jax.storage.embedding_set import EmbeddingSet
+
+
+def is_run(where) -> bool:
+    """Return whether the directory is a run that has exported its model."""
+    return (Path(where).expanduser() / "model" / "model.json").is_file()
+
+
+def is_model(where) -> bool:
+    """Return whether ``where`` names a model: a finished run, or ``module:function``."""
+    if not isinstance(where, str | Path):
+        return False
+    return is_run(where) or (is_import_name(where) and not Path(where).exists())
+
+
+def vectors_of(
+    where,
+    role: str = "vectors",
+    *,
+    data=None,
+    split: str = "train",
+    id_column: str | None = None,
+    vector_column: str | None = None,
+) -> EmbeddingSet:
+    """Return the vectors that a user named, as an EmbeddingSet.
+
+    Args:
+      where: an EmbeddingSet, an array (N, D), a path of any form in
+        ``fct_jax.upgrade.galleries.FORMS`` (an EmbeddingSet, ``.npy``, Parquet, Faiss, …), a run,
+        or ``module:function``. EmbeddingSets and ``.npy`` files stay on disk; other forms are read
+        into memory.
+      role: "old", "new", … for messages.
+      data: a config as of ``fct_jax.config.data``: the images that a run or a function embeds; the
+        embeddings are kept and used again.
+      split: of ``data``.
+      id_column, vector_column: names of columns, in forms that have columns; None: found.
+
+    Raises:
+      UserError: if nothing of the kind is there, or a run is named without images.
+
+    Example:
+      >>> vectors_of(np.eye(3, dtype=np.float32)).dim
+      3
+    """
+    if isinstance(where, EmbeddingSet):
+        return where
+    if not isinstance(where, str | Path):
+        return EmbeddingSet.of(where)
+    if not str(where):
+        raise UserError(
+            f"{role} is empty; give vectors: an EmbeddingSet, a .npy or Parquet file, …"
+        )
+    if is_model(where):
+        return _embedded(where, role, data, split)
+    path = Path(where).expanduser()
+    if (path / "vectors.npy").is_file():
+        return EmbeddingSet.read(path)
+    if path.suffix == ".npy" and path.is_file():
+        return _of_npy(path)
+    if (path / "config.json").is_file():
+        raise UserError(f"{role}={where} is a run whose training has not ended; train it first")
+    if not path.exists() and "://" not in str(where):
+        raise UserError(f"{role}={where} does not exist")
+    from fct_jax.upgrade.galleries.base import open_gallery
+
+    gallery = open_gallery(path, id_column=id_column, vector_column=vector_column)
+    vectors = gallery.read(0, len(gallery))
+    return EmbeddingSet(vectors, gallery.ids, meta=gallery.meta, name=str(path))
+
+
+def _of_npy(path: Path) -> EmbeddingSet:
+    """Return a .npy file of vectors, with the ids of NAME_ids.npy beside it where it exists."""
+    vectors = _load(path)
+    beside = path.with_name(f"{path.stem}_ids.npy")
+    if beside.is_file():
+        ids = np.asarray(_load(beside))
+    else:
+        ids = np.arange(len(vectors) if vectors.ndim else 0)
+    found = EmbeddingSet(vectors, ids, name=str(path))
+    found.check()
+    return found
+
+
+def _embedded(where, role: str, data, split: str) -> EmbeddingSet:
+    if data is None:
+        raise UserError(
+            f"{role}={where} is a model; say which images it embeds (data), or give vectors"
+        )
+    from fct_jax import config as configs
+    from fct_jax.embed.images import embeddings_of
+
+    config = configs.evaluate()
+    config.data = data
+    return embeddings_of(str(where), role, config, split)
+
+
+def classifier_of(where, role: str = "classifier") -> np.ndarray | None:
+    """Return the classifier (C, D) of a run, an array, or a ``.npy`` file; None if there is none.
+
+    Raises UserError for anything else, or another shape.
+    """
+    if where is None or (isinstance(where, str) and not where):
+        return None
+    if isinstance(where, str | Path) and is_run(where):
+        from fct_jax.frozen.model import load_model
+
+        weights = load_model(where).classifier
+        if weights is None:
+            raise UserError(f"{role}={where} is a run whose model has no classifier")
+    else:
+        weights = array_of(where, role)
+    if weights.ndim != 2 or weights.dtype.kind != "f":
+        raise UserError(
+            f"{role} must be floats of shape (C, D), not {weights.dtype} {weights.shape}"
+        )
+    return weights
+
+
+def array_of(where, role: str) -> np.ndarray | None:
+    """Return an array, or the array in a ``.npy`` file; None for None and ""."""
+    if where is None or (isinstance(where, str) and not where):
+        return None
+    if isinstance(where, str | Path):
+        return np.asarray(_load(Path(where).expanduser()))
+    array = np.asarray(where)
+    if array.dtype == object:
+        raise UserError(f"{role} must be an array of numbers or text, not {type(where).__name__}")
+    return array
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (ValueError, OSError, EOFError) as error:
+        reason = "it is no .npy array of numbers or text" if "pickle" in str(error) else error
+        raise UserError(f"{path} cannot be read: {reason}") from None
