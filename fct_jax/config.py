@@ -240,7 +240,8 @@ def evaluate() -> ConfigDict:
     config.new = ""
     config.side = ""  # likewise of the side information, where one was used
     config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
-    # Transformations: "NAME=RUN,NAME=RUN"; a transformed EmbeddingSet may stand for a run.
+    # Transformations: "NAME=RUN,NAME=RUN"; a transformed EmbeddingSet may stand for a run, and
+    # "identity" for none: a backward-compatible new model searches the old gallery as it is.
     config.transformed = ""
     config.data = data()
     config.split = "validation"

@@ -72,7 +72,7 @@ def train_and_evaluate(data: str, data_dir: str, seed: int, folder: Path) -> dic
         config = config_of(kind)
         config.update(changes)
         train(config, folder / name)
-    found = folder / "report" / "results.json"
+    found = folder / "report" / "report.json"
     if not found.is_file():
         config = config_of("evaluate")
         config.update({"old": old, "new": new, "side": side})
@@ -118,7 +118,8 @@ def run(arguments: list[str]) -> list[dict]:
     if (workdir / "report").exists():
         raise UserError(f"{workdir / 'report'} exists already; nothing was overwritten")
 
-    from fct_jax.evaluate.report import Report
+    from fct_jax.evaluate.report import Evaluation
+    from fct_jax.runtime.report import Report
     from fct_jax.storage.embedding_set import new_directory
 
     seeds = [
@@ -126,16 +127,19 @@ def run(arguments: list[str]) -> list[dict]:
         for seed in range(flags.seeds)
     ]
     shown = read_config(flags.data, "evaluate")
-    report = Report(shown.metric, tuple(shown.ks), shown.map_at, mean_rows(seeds))
-    lines = verdicts(seeds)
+    means = Evaluation(shown.metric, tuple(shown.ks), shown.map_at, mean_rows(seeds))
+    report = Report(
+        title=f"Side information on {flags.data}",
+        verdict=verdicts(seeds),
+        tables=means.tables(),
+        measured_on={"data": flags.data, "seeds": str(flags.seeds)},
+        settings={"data": flags.data, "data_dir": flags.data_dir, "seeds": flags.seeds},
+        data={"mean": means.rows, "seeds": seeds},
+    )
     with new_directory(workdir / "report") as folder:
-        text = report.markdown() + "\n" + "\n".join(f"- {line}" for line in lines) + "\n"
-        (folder / "table.md").write_text(text)
-        found = {"mean": report.rows, "seeds": seeds}
-        (folder / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+        report.write(folder)
     report.show()
-    print("\n".join(lines))
-    print(f"results.json and table.md are in {workdir / 'report'}")
+    print(f"The report is in {workdir / 'report'}")
     return seeds
 
 

@@ -2,7 +2,7 @@
 
   python -m fct_jax.evaluate --config configs/digits_evaluate.py --workdir runs/digits/report
 
-The work directory receives results.json, table.md and curve.png.
+The work directory receives report.html for the browser, report.md, report.json and curves.png.
 """
 
 from fct_jax.runtime import starting  # noqa: F401, I001 - first, for an early Ctrl-C
@@ -26,4 +26,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__, "stopped; nothing was written, and the same command starts anew")
+    cli.run(
+        main,
+        __doc__,
+        "stopped; embeddings that were made are kept, and the same command evaluates anew",
+    )

@@ -13,7 +13,7 @@ from fct_jax.evaluate.backfill import BackfillCurve, backfill_curves
 from fct_jax.evaluate.distances import check_metric
 from fct_jax.evaluate.metrics import grouped, per_query_results, read_groups
 from fct_jax.evaluate.orders import Items, Order, find_order
-from fct_jax.evaluate.report import Report, write_report
+from fct_jax.evaluate.report import Evaluation
 from fct_jax.evaluate.search import knn, ranked_results
 from fct_jax.frozen.model import Transformer, is_run, load_model
 from fct_jax.runtime import processes
@@ -27,14 +27,16 @@ from fct_jax.storage.embedding_set import (
 )
 
 
-def evaluate(config: ConfigDict, workdir) -> Report | None:
-    """Evaluates, prints the tables and writes them with the figure to ``workdir``.
+def evaluate(config: ConfigDict, workdir) -> Evaluation | None:
+    """Evaluate, print the tables and write the report to ``workdir``.
 
     Several processes share the embedding; the writer evaluates, and the others return None.
+    Embeddings that are made on the way are kept, so that a command that was stopped only makes
+    the rest of them when it is given again; the evaluation itself is then begun anew.
 
     Args:
       config: of ``fct_jax.config.evaluate``.
-      workdir: the directory to make: results.json, table.md, curve.png, config.json.
+      workdir: the directory to make: report.json, report.md, report.html, curves.png.
 
     Raises:
       UserError: sets that do not fit together, vectors that are not finite, unknown names.
@@ -48,34 +50,52 @@ def evaluate(config: ConfigDict, workdir) -> Report | None:
 
     old, new = (_gallery(config, role) for role in ("old", "new"))
     side = embeddings_of(config.side, "side", config, config.split) if config.side else None
-    report = None
+    found = None
 
     def make() -> None:
-        nonlocal report
-        report = _report(config, workdir, orders, old, new, side)
+        nonlocal found
+        found = _evaluated(config, orders, old, new, side)
+        report = found.report(to_json(config))
+        with new_directory(workdir) as folder:
+            report.write(folder)
+        report.show()
+        print(f"\nThe report is in {workdir}; report.html is for the browser.")
 
     processes.from_writer(make, "evaluate")
-    return report
+    return found
 
 
-def _report(config: ConfigDict, workdir: Path, orders: list[Order], old, new, side) -> Report:
+def _evaluated(config: ConfigDict, orders: list[Order], old, new, side) -> Evaluation:
     check_paired(old, new)
     labels = _labels(old, new)
-    report = Report(metric=config.metric, ks=tuple(config.ks), map_at=config.map_at)
     queries = _queries(config, old, new, labels)
+    made = Evaluation(config.metric, tuple(config.ks), config.map_at)
+    made.measured_on = _measured_on(config, old, new, queries)
     for name, gallery in (("old/old", old), ("new/new", new)):
         model = name.split("/")[0]
-        _measure(report, config, name, queries[model], gallery.vectors, labels, queries["labels"])
+        _measure(made, config, name, queries[model], gallery.vectors, labels, queries["labels"])
 
-    for name, found in _transformed(config, old, new, side).items():
+    for name, found in _transformed(config, old, new, side, made.notes).items():
         row = f"{name} new/old"
-        _measure(report, config, row, queries["new"], found.vectors, labels, queries["labels"])
-        report.curves[name] = _curves(config, name, new, found, labels, queries, orders)
-    with new_directory(workdir) as folder:
-        write_report(report, to_json(config), folder)
-    report.show()
-    print(f"\nresults.json, table.md and curve.png are in {workdir}")
-    return report
+        _measure(made, config, row, queries["new"], found.vectors, labels, queries["labels"])
+        made.curves[name] = _curves(config, name, new, found, labels, queries, orders)
+    made.notes.append("One data set, without intervals: a difference of a point may be chance.")
+    return made
+
+
+def _measured_on(config: ConfigDict, old, new, queries) -> dict[str, str]:
+    separate = queries["labels"] is not None
+    asked = (
+        f"{len(queries['labels']):,} of {config.query_new}"
+        if separate
+        else ("the gallery itself, leave-one-out")
+    )
+    return {
+        "gallery": f"{len(new):,} items, old {old.name} ({old.dim}), new {new.name} ({new.dim})",
+        "queries": asked,
+        "relevant": "items of the query's class",
+        "distance": config.metric,
+    }
 
 
 def _gallery(config: ConfigDict, role: str) -> EmbeddingSet:
@@ -103,7 +123,7 @@ def _queries(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet, labels) -
     return {"old": pair[0].vectors, "new": pair[1].vectors, "labels": _labels(*pair)}
 
 
-def _measure(report: Report, config, name: str, query, gallery, labels, query_labels) -> None:
+def _measure(made: Evaluation, config, name: str, query, gallery, labels, query_labels) -> None:
     """Adds one row to the table, and its per-class and per-group results where asked for."""
     separate = query_labels is not None
     own = query_labels if separate else labels
@@ -124,37 +144,64 @@ def _measure(report: Report, config, name: str, query, gallery, labels, query_la
                 ks=config.ks,
                 progress=bar.advance,
             )
-    report.rows[name] = results.mean()
+    made.rows[name] = results.mean()
     if config.per_class:
-        report.per_class[name] = grouped(results, own)
+        made.per_class[name] = grouped(results, own)
     if config.groups:
-        report.per_group[name] = grouped(results, read_groups(config.groups, len(own)))
+        made.per_group[name] = grouped(results, read_groups(config.groups, len(own)))
 
 
-def _transformed(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet, side):
-    """{name: EmbeddingSet in the new model's space} of config.transformed."""
+IDENTITY = "identity"
+
+
+def _transformed(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet, side, notes: list[str]):
+    """{name: EmbeddingSet that the new model searches} of config.transformed.
+
+    "identity", or a set of the old model's fingerprint, is the old gallery as it is: a
+    backward-compatible new model searches it without a transformation.
+    """
     found = {}
     for part in filter(None, (p.strip() for p in config.transformed.split(","))):
         name, equals, where = part.partition("=")
         if not equals:
             raise UserError(f"config.transformed holds {part!r}; write NAME=DIR,NAME=DIR")
-        if is_run(where):
-            found[name] = _transform(name, where, old, side)
+        if where == IDENTITY:
+            made = old
+        elif is_run(where):
+            made = _transform(name, where, old, new, side)
         else:
-            found[name] = EmbeddingSet.read(where)
-        made = found[name]
+            made = EmbeddingSet.read(where)
         check_paired(new, made)
-        check_fingerprint(made, new.fingerprint, "new")
         if made.dim != new.dim:
             raise UserError(f"{name} has dimension {made.dim}, the new model {new.dim}")
+        if made is old or (made.fingerprint and made.fingerprint == old.fingerprint):
+            notes.append(f"{name}: the new model searches the old gallery as it is.")
+        else:
+            check_fingerprint(made, new.fingerprint, "new")
         made.check_finite()
+        found[name] = made
     return found
 
 
-def _transform(name: str, run: str, old: EmbeddingSet, side: EmbeddingSet | None) -> EmbeddingSet:
+def _transform(
+    name: str, run: str, old: EmbeddingSet, new: EmbeddingSet, side: EmbeddingSet | None
+) -> EmbeddingSet:
     model = load_model(run)
     if not isinstance(model, Transformer):
-        raise UserError(f"config.transformed: {name}={run} is not the run of a transformation")
+        raise UserError(
+            f"config.transformed: {name}={run} is not the run of a transformation; a "
+            f"backward-compatible model is config.new, and {name}={IDENTITY} searches the old "
+            "gallery with it"
+        )
+    for role, given, trained in (
+        ("old", old, model.old_fingerprint),
+        ("new", new, model.new_fingerprint),
+    ):
+        if given.fingerprint and trained and given.fingerprint != trained:
+            raise UserError(
+                f"config.transformed: {name}={run} was trained with another {role} model "
+                f"({trained}) than config.{role} ({given.fingerprint}, {given.name})"
+            )
     side = checked_inputs(model, old, side)
     vectors, uncertainty = model.transform(old.vectors, None if side is None else side.vectors)
     meta = {"fingerprint": model.new_fingerprint}

@@ -33,13 +33,15 @@ class PerQuery:
     def mean(self, of=slice(None)) -> dict[str, float]:
         """``{"cmc@1": …, "map": …}`` over all queries, or over those that the mask ``of`` selects.
 
-        CMC counts a query without a positive as a miss. "map" is NaN if no query has a positive.
+        As published, CMC counts a query without a positive as a miss, and "map" leaves it out.
+        Where no query has a positive there is nothing to judge by: all values are NaN.
         """
-        values = {f"cmc@{k}": float(np.mean(hit[of])) for k, hit in self.hit.items()}
         ap = self.ap[of]
         ap = ap[~np.isnan(ap)]
-        values["map"] = float(np.mean(ap)) if len(ap) else float("nan")
-        return values
+        if not len(ap):
+            return dict.fromkeys([*(f"cmc@{k}" for k in self.hit), "map"], float("nan"))
+        values = {f"cmc@{k}": float(np.mean(hit[of])) for k, hit in self.hit.items()}
+        return {**values, "map": float(np.mean(ap))}
 
 
 def retrieval_metrics(
@@ -59,10 +61,11 @@ def retrieval_metrics(
     metric: "l2" or "cosine".
 
     Returns ``{"cmc@1": …, "cmc@5": …, "map": …}``. CMC@k is the share of queries with an item of
-    their class among the k nearest; of equally near items the lower gallery row comes first.
+    their class among the k nearest; of equally near items the lower gallery row comes first, and
+    a query whose class has no other item is a miss.
     "map" is the mean, over queries with a positive, of average precision over the
     whole ranking, equally near items forming one threshold (as in scikit-learn's
-    ``average_precision_score``); NaN if no query has a positive.
+    ``average_precision_score``). Where no query has a positive, all values are NaN.
     Protocol of FCT (CVPR 2022, section 5). Memory does not grow with Q·G.
 
     Raises UserError for an empty set, NaN or infinity, lengths or dimensions that do not agree,

@@ -1,21 +1,16 @@
-"""The result of an evaluation as console tables, Markdown, JSON and a figure."""
+"""The result of an evaluation: what its numbers say, and their tables and curves."""
 
 import dataclasses
-import json
-from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from fct_jax.evaluate.backfill import BackfillCurve
-from fct_jax.evaluate.figure import draw_curves
-
-TITLES = {"map": "mAP"}
+from fct_jax.evaluate.figure import panels_of
+from fct_jax.runtime.report import Report
+from fct_jax.runtime.tables import Table, percent
 
 
 @dataclasses.dataclass
-class Report:
-    """What an evaluation found; every number a fraction in [0, 1].
+class Evaluation:
+    """The rows and curves of an evaluation; every number is a fraction in [0, 1].
 
     Attributes:
       metric: "l2" or "cosine".
@@ -24,6 +19,8 @@ class Report:
       rows: {"old/old": {"cmc@1": …, "map": …}, …}: query model / gallery model.
       curves: {transformation: {order: curve}}.
       per_class, per_group: {row: {class or group: metrics}}, where asked for.
+      measured_on: {"gallery": …, "queries": …}, in words.
+      notes: sentences that a reader should know.
     """
 
     metric: str
@@ -33,6 +30,8 @@ class Report:
     curves: dict[str, dict[str, BackfillCurve]] = dataclasses.field(default_factory=dict)
     per_class: dict = dataclasses.field(default_factory=dict)
     per_group: dict = dataclasses.field(default_factory=dict)
+    measured_on: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def columns(self) -> list[str]:
@@ -40,53 +39,68 @@ class Report:
         return [*(f"cmc@{k}" for k in self.ks), "map"]
 
     def title(self, column: str) -> str:
-        """A metric's name as people write it."""
+        """Return a metric's name as people write it."""
         if column == "map":
             return f"mAP@{self.map_at}" if self.map_at else "mAP"
         return column.upper()
 
     def auc(self) -> dict[str, dict[str, float]]:
-        """{"FCT · random": {"cmc@1": …}, …}: the mean of a curve's points."""
+        """Return {"FCT · random": {"cmc@1": …}, …}: the mean of a curve's points."""
         return {
             f"{name} · {order}": {column: curve.auc(column) for column in curve.values}
             for name, curves in self.curves.items()
             for order, curve in curves.items()
         }
 
-    def sections(self) -> list[tuple[str, str, dict]]:
-        """(title, heading of the first column, rows) of each table."""
-        found = [("Retrieval (%)", "query / gallery", self.rows)]
+    def tables(self) -> list[Table]:
+        """Return the table of retrieval and, where there are curves, that of their areas."""
+        found = [self._table("Retrieval (%)", "query / gallery", self.rows)]
         if self.curves:
-            found.append(("Backfilling, area under the curve (%)", "order", self.auc()))
+            title = "Backfilling, area under the curve (%)"
+            found.append(self._table(title, "order", self.auc()))
         return found
 
-    def show(self) -> None:
-        """Prints the tables."""
-        console = Console(width=None)
-        for title, heading, rows in self.sections():
-            table = Table(title=title, title_justify="left")
-            table.add_column(heading)
-            for column in self.columns:
-                table.add_column(self.title(column), justify="right")
-            for name, values in rows.items():
-                table.add_row(name, *(f"{100 * values[column]:.1f}" for column in self.columns))
-            console.print(table)
+    def _table(self, title: str, heading: str, rows: dict) -> Table:
+        lines = [
+            [name, *(percent(values[column]) for column in self.columns)]
+            for name, values in rows.items()
+        ]
+        return Table(title, [heading, *map(self.title, self.columns)], lines)
 
-    def markdown(self) -> str:
-        """The tables in Markdown."""
-        parts = []
-        for title, heading, rows in self.sections():
-            head = [heading, *map(self.title, self.columns)]
-            lines = [f"**{title}**", "", "| " + " | ".join(head) + " |"]
-            lines.append("|---|" + "---:|" * len(self.columns))
-            for name, values in rows.items():
-                cells = [f"{100 * values[column]:.1f}" for column in self.columns]
-                lines.append("| " + " | ".join([name, *cells]) + " |")
-            parts.append("\n".join(lines) + "\n")
-        return "\n".join(parts)
+    def verdict(self) -> list[str]:
+        """Return sentences: is the new model better, and what comes without re-embedding."""
+        if not {"old/old", "new/new"} <= self.rows.keys():
+            return []
+        name = self.title("map")
+        old, new = (self.rows[row]["map"] for row in ("old/old", "new/new"))
+        if not new > old:
+            return [
+                f"The new model retrieves no better than the old one ({name} {percent(new)} % "
+                f"against {percent(old)} %): there is no gain to bring over."
+            ]
+        found = [
+            f"The new model retrieves better than the old one: {name} {percent(new)} % against "
+            f"{percent(old)} %."
+        ]
+        for model, curves in self.curves.items():
+            before = self.rows[f"{model} new/old"]["map"]
+            if before > old:
+                share = f"{100 * (before - old) / (new - old):.0f} % of the gain"
+            else:
+                share = "no better than keeping the old model"
+            sentence = f"{model}: {percent(before)} % before anything is re-embedded, {share}"
+            areas = {order: curve.auc("map") for order, curve in curves.items()}
+            if {"random", "uncertainty"} <= areas.keys():
+                more = 100 * (areas["uncertainty"] - areas["random"])
+                sentence += (
+                    f"; re-embedding by uncertainty instead of at random changes the area under "
+                    f"the curve by {more:+.1f} points"
+                )
+            found.append(f"{sentence}.")
+        return found
 
     def to_json(self) -> dict:
-        """Everything, as JSON holds it."""
+        """Return the numbers, as JSON holds them."""
         curves = {
             name: {
                 order: {
@@ -109,18 +123,22 @@ class Report:
                 found[name] = getattr(self, name)
         return found
 
-
-def write_report(report: Report, config: dict, folder: Path) -> None:
-    """Writes results.json, config.json, table.md and, where there are curves, curve.png."""
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "results.json").write_text(json.dumps(report.to_json(), indent=2) + "\n")
-    (folder / "table.md").write_text(report.markdown())
-    if report.curves:
+    def report(self, settings: dict | None = None) -> Report:
+        """Return the description that `Report.write` makes files of."""
         labelled = {
             f"{name} · {order}": curve
-            for name, curves in report.curves.items()
+            for name, curves in self.curves.items()
             for order, curve in curves.items()
         }
-        levels = {name: report.rows[name] for name in ("old/old", "new/new")}
-        titles = {column: report.title(column) for column in report.columns}
-        draw_curves(labelled, levels, titles, folder / "curve.png")
+        levels = {name: self.rows[name] for name in ("old/old", "new/new") if name in self.rows}
+        titles = {column: self.title(column) for column in self.columns}
+        return Report(
+            title="Evaluation of an upgrade",
+            verdict=self.verdict(),
+            tables=self.tables(),
+            panels=panels_of(labelled, levels, titles) if labelled else (),
+            measured_on=self.measured_on,
+            notes=self.notes,
+            settings=settings or {},
+            data=self.to_json(),
+        )

@@ -102,7 +102,8 @@ def ranked_metrics(
     Returns ``{"cmc@1": …, "map@100": …}``. CMC@k is the share of queries with an item of their
     class among the first k. AP@R is the sum, over ranks r ≤ R that hold a positive, of
     (positives up to r) / r, divided by min(positives in the gallery, R); mAP@R is its mean over
-    queries with a positive, NaN without any. The order of the ids stands: ties are not grouped.
+    queries with a positive. Where no query has one, all values are NaN. The order of the ids
+    stands: ties are not grouped.
 
     Raises UserError if K is smaller than R or a k (unless it covers the gallery), for ids outside
     the gallery, or for lengths that do not agree.

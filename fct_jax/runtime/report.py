@@ -23,7 +23,7 @@ class Curve:
       x, y: (P,) in the units of the panel's axes, x ascending.
       low, high: (P,) of an interval around y, or both None.
       group: curves of one group share a colour, in all panels; "" makes the name the group.
-      style: "solid", "dashed" or "dotted".
+      line: style as Matplotlib writes it: "-", "--", ":", "-.", or (0, (drawn, left out, …)).
     """
 
     name: str
@@ -32,7 +32,7 @@ class Curve:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     group: str = ""
-    style: str = "solid"
+    line: str | tuple = "-"
 
 
 @dataclass(frozen=True)

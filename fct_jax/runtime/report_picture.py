@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 
 from fct_jax.runtime.report_svg import groups_of
 
-# Colours that the colour-blind can tell apart; a style stands for the same order in every figure.
+# Colours that the colour-blind can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
-_STYLES = {"solid": "-", "dashed": "--", "dotted": ":"}
 _LEVELS = ("0.65", "0.2")
 _SIDE_BY_SIDE = 3  # panels in a row
 
@@ -26,9 +25,7 @@ def draw(panels: Sequence, path: Path) -> None:
     for axis, panel in zip(axes, panels, strict=False):
         for curve in panel.curves:
             colour = _COLOURS[colours[curve.group or curve.name]]
-            axis.plot(
-                curve.x, curve.y, color=colour, linestyle=_STYLES[curve.style], label=curve.name
-            )
+            axis.plot(curve.x, curve.y, color=colour, linestyle=curve.line, label=curve.name)
             if curve.low is not None:
                 axis.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.14, lw=0)
         for number, (name, value) in enumerate(panel.levels.items()):

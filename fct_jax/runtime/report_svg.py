@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 WIDTH, HEIGHT = 420, 290  # in the units of the drawing: about one CSS pixel on a phone
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 40
+# Drawn and left out in turns, in widths of the line.
+_DASHES = {"-": (), "--": (3, 2), ":": (1, 1.5), "-.": (3, 1.5, 1, 1.5)}
 COLOURS = 8  # classes c0 … c7 of the style sheet
 
 
@@ -20,8 +22,8 @@ def legend(panels: Sequence) -> str:
     colours = groups_of(panels)
     shown = {curve.name: curve for panel in panels for curve in panel.curves}
     items = "".join(
-        f'<li><svg class="key c{colours[curve.group or name]} {curve.style}" viewBox="0 0 26 8" '
-        f'aria-hidden="true"><path d="M1 4H25"/></svg>{html.escape(name)}</li>'
+        f'<li><svg class="key {_class(curve, colours)}" viewBox="0 0 26 8" aria-hidden="true">'
+        f'<path d="M1 4H25"{_dashes(curve)}/></svg>{html.escape(name)}</li>'
         for name, curve in shown.items()
     )
     return f'<ul class="legend">{items}</ul>'
@@ -122,7 +124,12 @@ def _levels(levels, y_axis: _Axis) -> list[str]:
 
 
 def _class(curve, colours) -> str:
-    return f"c{colours[curve.group or curve.name]} {curve.style}"
+    return f"c{colours[curve.group or curve.name]}"
+
+
+def _dashes(curve) -> str:
+    lengths = _DASHES[curve.line] if isinstance(curve.line, str) else curve.line[1]
+    return f' stroke-dasharray="{" ".join(f"{2 * n:g}" for n in lengths)}"' if lengths else ""
 
 
 def _line(curve, colours, x_axis: _Axis, y_axis: _Axis) -> str:
@@ -131,9 +138,10 @@ def _line(curve, colours, x_axis: _Axis, y_axis: _Axis) -> str:
         for x, y in zip(curve.x, curve.y, strict=True)
         if math.isfinite(y)
     ]
-    return (
-        f'<path class="line {_class(curve, colours)}" d="M{"L".join(places)}"/>' if places else ""
-    )
+    if not places:
+        return ""
+    path = f'class="line {_class(curve, colours)}" d="M{"L".join(places)}"{_dashes(curve)}'
+    return f"<path {path}/>"
 
 
 def _band(curve, colours, x_axis: _Axis, y_axis: _Axis) -> str:

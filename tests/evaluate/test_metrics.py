@@ -179,7 +179,7 @@ def test_per_class_and_per_group():
     assert list(classes) == [0, 1, 2]
     assert classes[0]["map"] == pytest.approx(np.mean(results.ap[:6]))
     assert classes[1]["cmc@1"] == pytest.approx(np.mean(results.hit[1][6:11]))
-    assert np.isnan(classes[2]["map"]) and classes[2]["cmc@5"] == 0
+    assert np.isnan(classes[2]["map"]) and np.isnan(classes[2]["cmc@5"])
     everyone = grouped(results, np.array(["all"] * 12))
     assert everyone["all"] == pytest.approx(retrieval_metrics(query, gallery, labels))
     with pytest.raises(UserError, match="groups"):
@@ -194,7 +194,7 @@ def test_own_item_never_counts():
         "map": pytest.approx(1 / 3),
     }
     alone = retrieval_metrics(vectors[:1], vectors[:1], [0])
-    assert alone["cmc@5"] == 0 and np.isnan(alone["map"])
+    assert all(np.isnan(value) for value in alone.values())  # nothing to judge by
     assert retrieval_metrics(vectors[:1], vectors[:1], [0], [0])["map"] == 1
     strings = retrieval_metrics(vectors, vectors[:1], ["a", "b", "zz", "a"], ["a"])
     assert strings == {"cmc@1": 0.5, "cmc@5": 0.5, "map": 1.0}

@@ -8,11 +8,14 @@ import tiny_runs
 from PIL import Image
 
 from fct_jax.errors import UserError
-from fct_jax.evaluate.backfill import backfill_curve
+from fct_jax.evaluate.backfill import BackfillCurve, backfill_curve
 from fct_jax.evaluate.command import evaluate
 from fct_jax.evaluate.metrics import retrieval_metrics
 from fct_jax.evaluate.orders import backfill_order
+from fct_jax.evaluate.report import Evaluation
+from fct_jax.runtime.report import FILES
 from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.train.loop import train
 
 N, CLASSES = 90, 6
 
@@ -85,14 +88,58 @@ def test_numbers_are_those_of_the_functions(sets, tmp_path, capsys, metric):
     assert report.auc()["FCT · random"]["map"] == pytest.approx(np.mean(random))
 
     shown = capsys.readouterr().out
-    written = json.loads((tmp_path / "report" / "results.json").read_text())
+    folder = tmp_path / "report"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    written = json.loads((folder / "report.json").read_text())
     assert written["retrieval"]["new/new"] == report.rows["new/new"]
     assert len(written["curves"]["FCT"]["random"]["map"]) == 22
-    table = (tmp_path / "report" / "table.md").read_text()
+    assert written["settings"]["metric"] == metric
     cell = f"{100 * report.rows['old/old']['map']:.1f}"
-    assert cell in table and cell in shown
-    with Image.open(tmp_path / "report" / "curve.png") as picture:
+    for text in (shown, *((folder / name).read_text() for name in ("report.md", "report.html"))):
+        assert cell in text and "The new model retrieves better" in text
+    with Image.open(folder / "curves.png") as picture:
         assert picture.size[0] > 800
+
+
+def test_words_follow_the_numbers():
+    def words(old, new, cross, areas):
+        curves = {
+            order: BackfillCurve(np.array([0.0, 1.0]), {"map": np.array([area, area])})
+            for order, area in areas.items()
+        }
+        rows = {"old/old": {"map": old}, "new/new": {"map": new}, "F new/old": {"map": cross}}
+        return Evaluation("l2", (1,), 0, rows, {"F": curves}).verdict()
+
+    first, second = words(0.3, 0.5, 0.45, {"random": 0.46, "uncertainty": 0.48})
+    assert "better than the old one: mAP 50.0 % against 30.0 %" in first
+    assert "F: 45.0 % before anything is re-embedded, 75 % of the gain" in second
+    assert "by +2.0 points" in second
+    assert "no better than keeping" in words(0.3, 0.5, 0.3, {})[1]
+    for new in (0.3, 0.2, float("nan")):
+        (only,) = words(0.3, new, 0.25, {"random": 0.3})
+        assert "no better than the old one" in only
+
+
+def test_a_compatible_model_searches_the_old_gallery_as_it_is(sets, tmp_path):
+    """No transformation, and a gallery of the old model's fingerprint: cross retrieval."""
+    old, new = (EmbeddingSet.read(sets / name) for name in ("old", "new"))
+    rng = np.random.default_rng(1)
+    compatible = np.array(old.vectors) + 0.3 * rng.standard_normal(old.vectors.shape)
+    EmbeddingSet.of(
+        compatible.astype(np.float32), labels=new.labels, meta={"fingerprint": "b"}
+    ).write(tmp_path / "bct")
+    config = config_of(sets, "", metric="cosine")
+    config.new = str(tmp_path / "bct")
+    config.transformed = f"BCT=identity,same={sets / 'old'}"
+    report = evaluate(config, tmp_path / "report")
+    right = retrieval_metrics(compatible, old.vectors, new.labels, metric="cosine")
+    assert report.rows["BCT new/old"] == pytest.approx(right, abs=1e-6)
+    assert report.rows["same new/old"] == report.rows["BCT new/old"]
+    assert "BCT: the new model searches the old gallery as it is." in report.notes
+    assert list(report.curves["BCT"]) == ["random", "distance"]
+    config.new = str(sets / "new")
+    with pytest.raises(UserError, match="BCT has dimension 5, the new model 8"):
+        evaluate(config, tmp_path / "other")
 
 
 def test_separate_queries(sets, tmp_path):
@@ -139,10 +186,7 @@ def corrupted(sets, folder, name, **changes):
     "changes, message",
     [
         ({"metric": "l3"}, "unknown metric 'l3'"),
-        (
-            {"orders": "random,uncertanty"},
-            "'uncertanty'; did you mean 'uncertainty'",
-        ),
+        ({"orders": "random,uncertanty"}, "'uncertanty'; did you mean 'uncertainty'"),
         ({"transformed": "moved"}, "write NAME=DIR"),
         ({"transformed": "FCT=/no/where"}, "vectors.npy is missing"),
         ({"old": "/no/where"}, "does not exist"),
@@ -179,3 +223,21 @@ def test_nothing_is_overwritten(sets, tmp_path):
     (tmp_path / "report").mkdir()
     with pytest.raises(UserError, match="exists already"):
         evaluate(config_of(sets), tmp_path / "report")
+
+
+def test_a_transformation_of_another_model_is_named(sets, tmp_path):
+    """The transformation does not fit the old model, which is itself no fault of the config."""
+    run = tmp_path / "fct"
+    train(tiny_runs.transformation(sets / "old", sets / "new", epochs=2, batch_size=30), run)
+    for name, expected in (
+        ("old", "another old model .o. than config.old"),
+        ("new", "another new"),
+    ):
+        config = config_of(sets, "")
+        config[name] = corrupted(sets, tmp_path / f"other {name}", name, meta={"fingerprint": "x"})
+        config.transformed = f"FCT={run}"
+        with pytest.raises(UserError, match=f"config.transformed: FCT=.* {expected}"):
+            evaluate(config, tmp_path / "report")
+    config = config_of(sets, "")
+    config.transformed = f"FCT={run}"
+    assert "FCT new/old" in evaluate(config, tmp_path / "report").rows

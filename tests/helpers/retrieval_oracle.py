@@ -40,7 +40,10 @@ def exact_distances(query, gallery, metric):
 
 
 def metrics_of_distances(distance, query_labels, gallery_labels, leave_one_out, ks=(1, 5)):
-    """CMC (lower gallery row first among equals) and mAP by scikit-learn, from a full matrix."""
+    """CMC (lower gallery row first among equals) and mAP by scikit-learn, from a full matrix.
+
+    All are NaN where no query has a positive.
+    """
     hits, aps = {k: [] for k in ks}, []
     for i, row in enumerate(distance):
         others = [j for j in range(len(row)) if not (leave_one_out and j == i)]
@@ -50,8 +53,10 @@ def metrics_of_distances(distance, query_labels, gallery_labels, leave_one_out, 
             hits[k].append(any(positive[m] for m in ranked[:k]))
         if any(positive):
             aps.append(average_precision_score(positive, [-row[j] for j in others]))
+    if not aps:
+        return dict.fromkeys([*(f"cmc@{k}" for k in ks), "map"], float("nan"))
     values = {f"cmc@{k}": float(np.mean(hits[k])) for k in ks}
-    return values | {"map": float(np.mean(aps)) if aps else float("nan")}
+    return values | {"map": float(np.mean(aps))}
 
 
 def curve_of_distances(to_new, to_old, labels, order, steps, ks=(1, 5)):

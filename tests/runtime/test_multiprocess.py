@@ -97,7 +97,7 @@ def test_embedding_and_evaluation_give_the_same_numbers(runs):
     np.testing.assert_array_equal(found.labels, expected.labels)
     assert_close(found.vectors, expected.vectors)
     found, expected = (
-        json.loads((folder / "report" / "results.json").read_text()) for folder in (two, one)
+        json.loads((folder / "report" / "report.json").read_text()) for folder in (two, one)
     )
     for kind in ("retrieval", "auc"):
         assert found[kind].keys() == expected[kind].keys()

@@ -24,8 +24,15 @@ def described():
     x = np.linspace(0, 100, 5).tolist()
     y = [40.0, 55.0, 61.5, 64.0, 70.0]
     curves = [
-        Curve("FCT · random", x, y, group="FCT", style="dashed"),
-        Curve(NAME, x, [50.0, 56.0, float("nan"), 66.0, 71.0], [49.0] * 5, [72.0] * 5),
+        Curve("FCT · random", x, y, group="FCT", line="--"),
+        Curve(
+            NAME,
+            x,
+            [50.0, 56.0, float("nan"), 66.0, 71.0],
+            [49.0] * 5,
+            [72.0] * 5,
+            line=(0, (3, 1)),
+        ),
     ]
     panels = [Panel(title, curves, {"old/old": 30.0}) for title in ("CMC@1", "mAP")]
     table = Table("Retrieval (%)", ["model", *map(str, range(20))], [[NAME, *["45.1"] * 20]])

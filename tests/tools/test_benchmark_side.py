@@ -43,10 +43,10 @@ def test_trains_and_reports(run, tmp_path, capsys, monkeypatch):
     for kind, side in (("fct", False), ("fct_side", True)):
         config = json.loads((tmp_path / "runs" / "seed0" / kind / "config.json").read_text())
         assert config["side"] == (str(tmp_path / "runs" / "seed0" / "simclr") if side else "")
-    text = (tmp_path / "runs" / "report" / "table.md").read_text()
-    assert f"| FCT{WITH} new/old |" in text and "- FCT: mAP " in text
-    written = json.loads((tmp_path / "runs" / "report" / "results.json").read_text())
-    assert written == {"mean": seeds[0], "seeds": seeds}
+    text = (tmp_path / "runs" / "report" / "report.md").read_text()
+    assert f"| FCT{WITH} new/old |" in text and "**FCT: mAP " in text
+    written = json.loads((tmp_path / "runs" / "report" / "report.json").read_text())
+    assert written["mean"] == seeds[0] and written["seeds"] == seeds
     with pytest.raises(UserError, match="report exists already"):
         run()
     # Only the report is made again from what is trained.
