@@ -71,7 +71,9 @@ class EmbeddingSet:
         return made
 
     @classmethod
-    def read(cls, path, unfinished: bool = False, verify: bool = True) -> "EmbeddingSet":
+    def read(
+        cls, path, unfinished: bool = False, verify: bool = True, unique: bool = True
+    ) -> "EmbeddingSet":
         """Opens a directory; vectors stay on disk. Raises UserError where it is not sound.
 
         Args:
@@ -79,6 +81,7 @@ class EmbeddingSet:
           unfinished: also a gallery of which a part is re-embedded and a part still to be.
           verify: read every file once and compare it with its checksum, at about the speed of
             the disk; False: only look whether every row is there.
+          unique: refuse repeated ids; False: for a caller that deals with them.
         """
         path = Path(path)
         if not (path / "vectors.npy").is_file():
@@ -98,7 +101,7 @@ class EmbeddingSet:
             meta=meta,
             name=str(path),
         )
-        found.check()
+        found.check(unique)
         if meta.get("count", len(found)) != len(found):
             raise UserError(f"{path} is incomplete: {len(found)} rows of {meta['count']}")
         if meta.get("dimension", found.dim) != found.dim:
@@ -145,8 +148,8 @@ class EmbeddingSet:
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 
-    def check(self) -> None:
-        """Shapes, types, unique ids. Raises UserError."""
+    def check(self, unique: bool = True) -> None:
+        """Check shapes, types, and, if ``unique``, that no id is repeated. Raises UserError."""
         if self.vectors.ndim != 2 or self.vectors.dtype.kind != "f":
             raise UserError(
                 f"{self.name}: vectors must be (N, D) floats, "
@@ -165,7 +168,8 @@ class EmbeddingSet:
             raise UserError(f"{self.name}: ids must be integers or text, not {self.ids.dtype}")
         if self.labels is not None and np.asarray(self.labels).dtype.kind not in "iu":
             raise UserError(f"{self.name}: labels must be integers")
-        check_ids(self.name, self.ids)
+        if unique:
+            check_ids(self.name, self.ids)
 
     def check_finite(self) -> None:
         """Reads every vector once. Raises UserError that names the first bad row."""

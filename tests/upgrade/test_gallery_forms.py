@@ -28,7 +28,7 @@ class Lines(Gallery):
         self.values = np.loadtxt(path, dtype=np.float32)
         super().__init__(path, np.arange(len(self.values)), self.values.shape[1], {})
 
-    def read(self, start, stop):
+    def read_stored(self, start, stop):
         return self.values[start:stop]
 
 
@@ -67,8 +67,10 @@ def test_an_entry_point_is_recognised(lines, monkeypatch):
     )
     assert open_gallery(lines).form == "lines"
     assert len(open_gallery(f"lines@{lines}")) == 3
-    with pytest.raises(UserError, match=r"no gallery at .* or a file of lines \(.lines\)"):
-        open_gallery(lines.with_name("nothing"))
+    with pytest.raises(
+        UserError, match=r"nothing is there; did you mean .* or a file of lines \(.lines\)"
+    ):
+        open_gallery(lines.with_name("x.line"))
 
 
 def test_an_absent_library_is_named(tmp_path):

@@ -1,6 +1,6 @@
 """Forms that galleries are kept in: each is a row of FORMS and one file with reader and writer."""
 
-from fct_jax.upgrade.galleries.forms import Form, either, folder_with, starts, suffix
+from fct_jax.upgrade.galleries.forms import Form, either, folder_with, starts, suffix, uri
 
 _HERE = "fct_jax.upgrade.galleries"
 
@@ -26,11 +26,15 @@ FORMS: dict[str, Form] = {
         ),
         Form(
             "parquet",
-            "a folder of .parquet files",
-            folder_with("*.parquet"),
+            "a .parquet file or a folder of such (also s3://, gs://, hf://)",
+            either(
+                suffix(".parquet"),
+                folder_with("**/*.parquet"),
+                uri("s3", "gs", "gcs", "hf", "file"),
+            ),
             f"{_HERE}.parquet:ParquetGallery",
         ),
     )
 }
 
-__all__ = ["FORMS", "Form", "either", "folder_with", "starts", "suffix"]
+__all__ = ["FORMS", "Form", "either", "folder_with", "starts", "suffix", "uri"]

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fct_jax.errors import UserError
+from fct_jax.errors import UserError, unknown
 from fct_jax.runtime import plugins
 from fct_jax.storage import checksums
-from fct_jax.storage.embedding_set import FORMAT_VERSION
+from fct_jax.storage.embedding_set import FORMAT_VERSION, check_ids
 from fct_jax.storage.files import sync_directory, sync_files, write_synced
+from fct_jax.storage.ids import repeated
 from fct_jax.upgrade.galleries import FORMS
+from fct_jax.upgrade.galleries.quarantine import REPEATED, Quarantine, reasons
+from fct_jax.upgrade.galleries.resembles import resembles
 from fct_jax.upgrade.galleries.rows import Rows, npy_rows
 
 VERSIONS = ("translated", "new")
@@ -33,15 +36,39 @@ class Options:
     Attributes:
       id_column, vector_column: names of columns; None: found by their kind.
       unfinished: read also a gallery of which only a part is re-embedded yet.
+      on_bad: "raise" or "quarantine" when a row is found that holds no usable vector.
+      duplicates: "raise", or which of the rows with one id is kept: "first" or "last".
     """
 
     id_column: str | None = None
     vector_column: str | None = None
     unfinished: bool = False
+    on_bad: str = "raise"
+    duplicates: str = "raise"
+
+    def __post_init__(self):
+        for what, given, known in (
+            ("on_bad", self.on_bad, ("raise", "quarantine")),
+            ("duplicates", self.duplicates, ("raise", "first", "last")),
+        ):
+            if given not in known:
+                raise unknown(what, given, known)
 
 
 class Gallery(abc.ABC):
     """N vectors of dimension D with unique ids, read from disk as they are asked for.
+
+    A form's reader gives ids, dimension and `read_stored`; the rest is here. Memory: the ids are
+    held, 8 bytes an integer and 4 bytes for each character of the longest text (144 for a UUID).
+
+    A row is bad if it holds no vector that can be used: NaN, infinity, zeros, null, or another
+    dimension. With ``on_bad="quarantine"`` whoever reads the whole gallery anyway sets such rows
+    aside in the same pass, and works with what is left:
+
+        for first, (ids, vectors) in ...:        # `blocks`
+            good = gallery.screen(first, vectors)
+        gallery.set_aside()                      # from now on these rows are not there
+        gallery.bad.write("quarantine.parquet")  # and `set_aside(Quarantine.read(…))` next time
 
     Attributes:
       form: name of its row in the table of forms.
@@ -49,22 +76,26 @@ class Gallery(abc.ABC):
       path: where it is.
       ids: (N,) integers or text.
       dim: D.
-      dtype: floats that vectors are kept in; what is read is float32.
+      dtype: floats that new vectors are kept in, those of the stored ones (float32 for integers
+        and text); what is read is float32.
       exact: whether what is read is what was stored, rather than a quantised index's likeness.
       meta: what is known of the vectors' space, as in an EmbeddingSet's ``meta.json``.
       versions: (N,) uint8, places in `VERSIONS`, or None where there is no such column.
       labels: (N,) integers, or None.
+      bad: the rows that were found to be unusable so far.
     """
 
     form: str = ""
     writer: "type[Target]"
-    dtype: np.dtype
+    dtype: np.dtype = np.dtype(np.float32)
     exact: bool = True
     versions: np.ndarray | None = None
     labels: np.ndarray | None = None
 
     def __init__(self, path, ids: np.ndarray, dim: int, meta: dict):
         self.path, self.ids, self.dim, self.meta = Path(path), ids, int(dim), meta
+        self.bad, self.options = Quarantine(), Options()
+        self._gone = np.empty(0, np.int64)  # stored rows that are set aside
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -79,8 +110,108 @@ class Gallery(abc.ABC):
         return self.meta.get("fingerprint")
 
     @abc.abstractmethod
+    def read_stored(self, start: int, stop: int) -> np.ndarray:
+        """Return the rows from start to stop of what is stored, (stop − start, D) float32."""
+
+    def place(self, row: int) -> str:
+        """Return where a stored row is, for messages."""
+        return f"row {row}"
+
+    def settle(self, options: Options) -> "Gallery":
+        """Deal with repeated ids, and with what was found unusable at opening; return self."""
+        self.options = options
+        self.set_aside()
+        again = repeated(self.ids)
+        if len(again) and options.duplicates == "raise":
+            check_ids(self.name, self.ids)
+        if len(again):
+            rows = np.flatnonzero(np.isin(self.ids, again))
+            rows = rows if options.duplicates == "first" else rows[::-1]
+            _, kept = np.unique(self.ids[rows], return_index=True)
+            for row in np.delete(rows, kept):
+                self._set_bad(self.stored(row), self.ids[row], REPEATED)
+            self.set_aside()
+        return self
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return the rows from start to stop, (stop − start, D) float32."""
+        if not len(self._gone) or start >= stop:
+            return self.read_stored(start, stop)
+        first, last = self.stored(start), self.stored(stop - 1)
+        return self.read_stored(first, last + 1)[self.kept(first, last + 1)]
+
+    def stored(self, rows):
+        """Return the stored number of a row, or of rows, that are numbered without bad ones."""
+        gaps = self._gone - np.arange(len(self._gone))
+        found = np.asarray(rows) + np.searchsorted(gaps, rows, side="right")
+        return int(found) if np.ndim(rows) == 0 else found
+
+    def kept(self, start: int, stop: int) -> np.ndarray:
+        """Return which of the stored rows from start to stop are not set aside, bool."""
+        kept = np.ones(stop - start, bool)
+        first, last = np.searchsorted(self._gone, [start, stop])
+        kept[self._gone[first:last] - start] = False
+        return kept
+
+    def screen(self, start: int, vectors: np.ndarray) -> np.ndarray:
+        """Return which vectors (n, D), of the rows from ``start`` on, are usable; note the others.
+
+        Raises UserError for unusable ones unless the gallery was opened with "quarantine".
+        """
+        good = np.ones(len(vectors), bool)
+        found = reasons(vectors)
+        for row, reason in found.items():
+            good[row] = False
+            self._set_bad(self.stored(start + row), self.ids[start + row], reason)
+        if found and self.options.on_bad == "raise":
+            raise UserError(f"{self.name} holds unusable vectors: {self.bad.summary()}")
+        return good
+
+    def set_aside(self, bad: Quarantine | None = None) -> np.ndarray:
+        """Leave out all rows that were found bad, or those of a quarantine; return which they were.
+
+        Rows are numbered anew; what is returned are the numbers that they had before, ascending.
+        """
+        if bad is not None:
+            self.bad.entries.update(bad.entries)
+        rows = np.setdiff1d(self.bad.rows, self._gone)
+        gone = rows - np.searchsorted(self._gone, rows)
+        if len(gone):
+            for held in ("ids", "versions", "labels"):
+                if getattr(self, held) is not None:
+                    setattr(self, held, np.delete(getattr(self, held), gone))
+            self._gone = self.bad.rows
+        if not len(self.ids):
+            raise UserError(f"{self.name} holds no usable vector: {self.bad.summary()}")
+        return gone
+
+    def sound(self, progress=None, batch_size: int = 1 << 14) -> "Gallery":
+        """Read every vector once and set bad ones aside; return self. For readers of a small one.
+
+        ``progress`` is called with the number of rows done. Raises UserError unless the gallery
+        was opened with "quarantine", or if more than a thousandth of it is bad.
+        """
+        start = 0
+        for ids, vectors in self.blocks(batch_size):
+            self.screen(start, vectors)
+            start += len(ids)
+            if progress is not None:
+                progress(len(ids))
+        self.bad.check(start, self.name)
+        self.set_aside()
+        return self
+
+    def unusable(self, row: int, reason: str) -> None:
+        """Called by a reader that finds a stored row without a vector, which it reads as NaN."""
+        if row in self.bad.entries:
+            return
+        id_ = self.ids[row - np.searchsorted(self._gone, row)]
+        if self.options.on_bad == "raise":
+            raise UserError(f"{self.name}: the vector of id {id_} ({self.place(row)}) is {reason}")
+        self._set_bad(row, id_, reason)
+
+    def _set_bad(self, row: int, id_, reason: str) -> None:
+        self.bad.add(row, id_, reason, self.place(row))
 
     def spread_rows(self, count: int) -> np.ndarray:
         """Return at most ``count`` row numbers from everywhere, ascending, quick to read."""
@@ -94,7 +225,7 @@ class Gallery(abc.ABC):
         """Return the rows in the order asked for, (len(rows), D) float32."""
         rows = np.asarray(rows, np.int64)
         found = np.empty((len(rows), self.dim), np.float32)
-        for place in np.argsort(rows, kind="stable"):  # forwards: Parquet reads in one pass
+        for place in np.argsort(rows, kind="stable"):  # forwards: tables are read in one pass
             row = int(rows[place])
             found[place] = self.read(row, row + 1)[0]
         return found
@@ -216,6 +347,8 @@ def open_gallery(
     id_column: str | None = None,
     vector_column: str | None = None,
     unfinished: bool = False,
+    on_bad: str = "raise",
+    duplicates: str = "raise",
     form: str | None = None,
 ) -> Gallery:
     """Open the gallery at a path, in whichever form it is.
@@ -225,6 +358,10 @@ def open_gallery(
       id_column, vector_column: names of columns, where the form has such; None or "": ``id`` and
         ``vector``.
       unfinished: also one of which only a part of the planned vectors is re-embedded yet.
+      on_bad: "quarantine": rows without a usable vector can be set aside, as `Gallery` shows;
+        "raise": the first of them is an error.
+      duplicates: "raise", or which of several rows with one id is kept, "first" or "last"; the
+        others are in `Gallery.bad`.
       form: a name in `FORMS`, an entry point of ``fct_jax.galleries``, or ``module:name`` of a
         `Form`; None: recognised.
 
@@ -240,15 +377,14 @@ def open_gallery(
     named, at, rest = str(where).partition("@")
     if form is None and at and not Path(where).exists() and _is_form(named):
         form, where = named, rest
-    path = Path(where)
-    options = Options(id_column or None, vector_column or None, unfinished)
+    path = where if "://" in str(where) else Path(where).expanduser()
+    options = Options(id_column or None, vector_column or None, unfinished, on_bad, duplicates)
     if form:
         return plugins.find(FORMS, form, "form of gallery", "galleries").open(path, options)
     for known in (*FORMS.values(), *_offered()):
         if known.recognises(path):
             return known.open(path, options)
-    *others, last = [known.what for known in (*FORMS.values(), *_offered())]
-    raise UserError(f"no gallery at {path}; give {', '.join(others)} or {last}")
+    raise UserError(f"no gallery at {path}{resembles(path, (*FORMS.values(), *_offered()))}")
 
 
 def _is_form(name: str) -> bool:

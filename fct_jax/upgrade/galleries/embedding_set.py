@@ -27,13 +27,13 @@ class SetGallery(Gallery):
     writer = SetTarget
 
     def __init__(self, path, options: Options):
-        found = EmbeddingSet.read(path, unfinished=options.unfinished, verify=False)
+        found = EmbeddingSet.read(path, unfinished=options.unfinished, verify=False, unique=False)
         super().__init__(path, found.ids, found.dim, found.meta)
         self.dtype, self.labels, self._mapped = found.vectors.dtype, found.labels, found.vectors
         if (self.path / "version.npy").is_file():
             self.versions = np.load(self.path / "version.npy", allow_pickle=False)
 
-    def read(self, start: int, stop: int) -> np.ndarray:
+    def read_stored(self, start: int, stop: int) -> np.ndarray:
         if not self._mapped.flags.c_contiguous:
             return np.asarray(self._mapped[start:stop], np.float32)
         values = np.fromfile(

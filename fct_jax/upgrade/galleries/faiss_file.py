@@ -9,7 +9,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import console
-from fct_jax.storage.embedding_set import check_ids, check_state
+from fct_jax.storage.embedding_set import check_state
 from fct_jax.upgrade.galleries.base import Gallery, Options, Target
 from fct_jax.upgrade.galleries.rows import Rows
 
@@ -83,12 +83,11 @@ class FaissGallery(Gallery):
                     f"{path}: {type(inner).__name__} gives no vectors: {reason}"
                 ) from None
         ids = faiss.vector_to_array(self._index.id_map)
-        check_ids(str(path), ids)
         super().__init__(path, ids, inner.d, {"metric": _METRICS[self._index.metric_type], **meta})
         if path.with_suffix(".version.npy").is_file():
             self.versions = np.load(path.with_suffix(".version.npy"), allow_pickle=False)
 
-    def read(self, start: int, stop: int) -> np.ndarray:
+    def read_stored(self, start: int, stop: int) -> np.ndarray:
         if self._flat is not None:
             return np.array(self._flat[start:stop], np.float32)
         return self._inner.reconstruct_n(start, stop - start)

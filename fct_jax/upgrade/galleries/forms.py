@@ -15,7 +15,8 @@ class Form:
     Attributes:
       name: stands in journals, and before ``@`` where a user names the form (``NAME@PATH``).
       what: the form in words, for messages: "a folder of .parquet files".
-      recognises: whether a path is of this form; looks at names and first bytes only.
+      recognises: whether a Path, or the text of a URI, is of this form; looks at names and first
+        bytes only.
       reader: a subclass of `Gallery`, or its ``module:name``, which is imported when it is needed,
         as each form has a library of its own. Its ``writer`` is the `Target` that new-space
         galleries are written with.
@@ -37,7 +38,7 @@ class Form:
         """Return the gallery at ``path``. Raises UserError if it is unsound."""
         made = self.load()(path, options)
         made.form = self.name
-        return made
+        return made.settle(options)
 
     def load(self) -> type:
         """Return the reader's class. Raises UserError if its library is not installed."""
@@ -53,19 +54,26 @@ class Form:
 
 def suffix(*endings: str) -> Callable[[Path], bool]:
     """Return a test for files whose names have one of these endings, in any case."""
-    return lambda path: path.is_file() and path.name.lower().endswith(endings)
+    return lambda path: (
+        isinstance(path, Path) and path.is_file() and path.name.lower().endswith(endings)
+    )
 
 
 def folder_with(pattern: str) -> Callable[[Path], bool]:
-    """Return a test for folders that hold a file of this pattern."""
-    return lambda path: path.is_dir() and any(path.glob(pattern))
+    """Return a test for folders that hold a file of this pattern (``**/`` for subfolders, too)."""
+    return lambda path: isinstance(path, Path) and path.is_dir() and any(path.glob(pattern))
+
+
+def uri(*schemes: str) -> Callable[[Path], bool]:
+    """Return a test for texts such as ``s3://bucket/folder``."""
+    return lambda path: isinstance(path, str) and path.partition("://")[0] in schemes
 
 
 def starts(*magic: bytes) -> Callable[[Path], bool]:
     """Return a test for files that begin with one of these bytes."""
 
     def test(path: Path) -> bool:
-        if not path.is_file():
+        if not (isinstance(path, Path) and path.is_file()):
             return False
         with path.open("rb") as file:
             return file.read(max(map(len, magic))).startswith(magic)

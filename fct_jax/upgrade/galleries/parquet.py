@@ -1,33 +1,38 @@
-"""A folder of Parquet files as a gallery: row groups streamed, ids held in memory."""
+"""Parquet files as a gallery, on the disk or in an object store, and their new-space copies."""
 
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.fs
 import pyarrow.parquet as pq
 
 from fct_jax.errors import UserError
-from fct_jax.storage.embedding_set import check_ids, check_state
+from fct_jax.storage.embedding_set import check_state
 from fct_jax.storage.files import sync_directory
-from fct_jax.upgrade.galleries.base import VERSIONS, Gallery, Options, Target
+from fct_jax.upgrade.galleries.base import VERSIONS, Options, Target
+from fct_jax.upgrade.galleries.columns import is_list, plain
 from fct_jax.upgrade.galleries.rows import Rows, empty_npy, npy_rows
+from fct_jax.upgrade.galleries.tables import Part, TableGallery
 
-VERSION_COLUMN = "version"
-_ROWS = 1 << 14  # decoded together
-_GROUP = 1 << 16  # rows of a row group that is written
+VERSION_COLUMN = "fct_version"
+_META = ("_meta.json", "meta.json")  # readers of Parquet skip names that begin with _
+_GROUP_BYTES = 1 << 28  # of a row group that is written; larger ones of a source are divided
 
 
 class ParquetTarget(Target):
     """The source's files with new vectors and a column of versions; every other column is kept.
 
     Parquet cannot be changed in place: rows are written to ``store`` beside the folder, and files
-    are made from it, each whole or not at all.
+    are made from it, each whole or not at all. Compression, folders and row groups are the
+    source's, but groups of more than 256 MiB are divided.
     """
 
-    copies = 2
+    copies, meta_name = 2, "_meta.json"
 
     @property
     def store(self) -> Path:
@@ -39,247 +44,224 @@ class ParquetTarget(Target):
     def open_vectors(self, dim: int) -> Rows:
         return npy_rows(self.store / "vectors.npy")
 
+    def describe(self, meta: dict) -> None:
+        super().describe({**meta, "version_column": self.source.version_column})
+
     def publish(self, rows=None) -> int:
-        source, folder = self.source, self.folder
-        if rows is None:
-            wanted = np.arange(len(source.files))
-        else:
-            wanted = np.unique(np.searchsorted(source.starts, rows, side="right") - 1)
+        source, wanted = self.source, range(len(self.source.parts))
+        if rows is not None:
+            wanted = np.unique(np.searchsorted(source.starts, source.stored(rows), "right") - 1)
+        folders = set()
         for number in wanted:
-            path = folder / source.files[number].name
+            path = self.folder / source.parts[number].name
             partial = path.with_name(f".{path.name}.partial")
+            path.parent.mkdir(parents=True, exist_ok=True)
             _write(source, int(number), partial, self.vectors, self.versions)
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             partial.rename(path)
-        sync_directory(folder)
+            folders.update(p for p in path.parents if p.is_relative_to(self.folder))
+        for folder in folders:
+            sync_directory(folder)
         return len(wanted)
 
 
-class ParquetGallery(Gallery):
-    """The ``*.parquet`` files of a folder in the order of their names.
+class ParquetGallery(TableGallery):
+    """A ``.parquet`` file, or those of a folder and its subfolders in the order of their names.
 
-    A ``meta.json`` beside them says, as in an EmbeddingSet, which model the vectors are of.
+    Numbers in names count (``part-2`` is before ``part-10``), and names that begin with ``_`` or
+    ``.`` are skipped. A ``_meta.json`` (or ``meta.json``) in the folder says, as in an
+    EmbeddingSet, which model the vectors are of. Files are open one at a time, and row groups are
+    streamed. Also ``s3://``, ``gs://`` and ``hf://``, through pyarrow and fsspec, with the
+    credentials of the environment.
+
+    Attributes:
+      version_column: that of versions, of this gallery or of its new-space copy: ``fct_version``,
+        or ``fct_version_2`` … where the user has a column of that name.
     """
 
     writer = ParquetTarget
 
     def __init__(self, path, options: Options):
-        path = Path(path)
-        id_column, vector_column = options.id_column or "id", options.vector_column or "vector"
-        self.id_column, self.vector_column = id_column, vector_column
-        self.files = sorted(path.glob("*.parquet"))
-        self._readers = [_opened(file) for file in self.files]
-        for file, reader in zip(self.files, self._readers, strict=True):
-            _check_columns(file, reader.schema_arrow, id_column, vector_column)
-        sizes = [reader.metadata.num_rows for reader in self._readers]
-        self.starts = np.concatenate([[0], np.cumsum(sizes)])
-        if self.starts[-1] == 0:
-            raise UserError(f"{path} is empty: its Parquet files have no rows")
-        meta = _meta(path)
-        check_state(str(path), meta, options.unfinished)
-        self._cursor = (0, None)  # row that comes next, and the batches from there on
-        self._left = None
-        first = int(np.argmax(np.diff(self.starts) > 0))
-        kind = self._readers[first].schema_arrow.field(vector_column).type.value_type
-        self.dtype = np.dtype(kind.to_pandas_dtype())
-        self.path = path
-        ids = self._ids()
-        check_ids(str(path), ids)
-        super().__init__(path, ids, 0, meta)
-        self.dim = self.read(0, 1).shape[1]
-        if VERSION_COLUMN in self._readers[0].schema_arrow.names:
-            new = [pc.equal(cells, VERSIONS[1]) for cells in self._cells(VERSION_COLUMN)]
-            self.versions = np.concatenate([n.to_numpy(zero_copy_only=False) for n in new]).astype(
-                np.uint8
-            )
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        parts, at = [], start
-        while at < stop:
-            block = self._from(at)[: stop - at]
-            parts.append(block)
-            at += len(block)
-        return np.concatenate(parts) if len(parts) != 1 else parts[0]
-
-    def spread_rows(self, count: int) -> np.ndarray:
-        """First rows of row groups: what is behind them must be decoded to be reached."""
-        self._group(0)
-        sizes = np.diff(self._group_starts)
-        starts = self._group_starts[:-1][sizes > 0]
-        few = np.unique(np.linspace(0, len(starts) - 1, min(8, len(starts))).astype(np.int64))
-        each = -(-count // len(few))
-        rows = np.concatenate(
-            [
-                np.arange(start, start + min(each, size))
-                for start, size in zip(starts[few], sizes[sizes > 0][few], strict=True)
+        self._where = str(path)
+        store, root, files = located(path)
+        if not files:
+            raise UserError(f"no .parquet files in {path}")
+        parts = [ParquetPart(store, root, file) for file in files]
+        meta = _meta(store, root)
+        check_state(self._where, meta, options.unfinished)
+        names = parts[0].schema.names
+        known = meta.get("version_column", "version" if "versions" in meta else None)
+        versioned = known in names
+        self.version_column = known if versioned else _free(VERSION_COLUMN, parts)
+        super().__init__(path, parts, meta, options, taken=(known,) if versioned else ())
+        if versioned:
+            new = [
+                np.array(batch.column(0).to_pylist()) == VERSIONS[1]
+                for batch in self._columns([known], 0, 1 << 16)
             ]
-        )
-        return rows[:count]
+            self.versions = np.concatenate(new).astype(np.uint8)
 
-    def _from(self, row: int) -> np.ndarray:
-        """Some rows from ``row`` on; reading forwards goes on where it stopped."""
-        first, batches = self._cursor
-        held = self._left
-        if held is None or not first <= row or self._group(row) > self._group(first) + 1:
-            first, batches, held = self._seek(row)
-        while row >= first + len(held):
-            first += len(held)
-            held = next(batches)
-        self._cursor, self._left = (first, batches), held
-        return held[row - first :]
-
-    def _seek(self, row: int):
-        file = int(np.searchsorted(self.starts, row, side="right")) - 1
-        metadata, first = self._readers[file].metadata, int(self.starts[file])
-        group = 0
-        while row >= first + metadata.row_group(group).num_rows:
-            first += metadata.row_group(group).num_rows
-            group += 1
-        batches = self._batches(file, group)
-        return first, batches, next(batches)
-
-    def _group(self, row: int) -> int:
-        """A number that grows by one from row group to row group."""
-        if not hasattr(self, "_group_starts"):
-            sizes = [
-                reader.metadata.row_group(g).num_rows
-                for reader in self._readers
-                for g in range(reader.metadata.num_row_groups)
-            ]
-            self._group_starts = np.cumsum([0, *sizes])
-        return int(np.searchsorted(self._group_starts, row, side="right")) - 1
-
-    def _batches(self, file: int, group: int):
-        """Blocks (n, D) float32 from a row group of a file to the end of the last file."""
-        for number in range(file, len(self.files)):
-            reader = self._readers[number]
-            groups = range(group if number == file else 0, reader.metadata.num_row_groups)
-            for batch in reader.iter_batches(
-                _ROWS, row_groups=list(groups), columns=[self.vector_column], use_threads=False
-            ):
-                if batch.num_rows:
-                    yield self._vectors(batch.column(0), self.files[number])
-
-    def _vectors(self, column, file) -> np.ndarray:
-        if column.null_count:
-            raise UserError(f"{file}: {column.null_count} rows of {self.vector_column!r} are null")
-        values = column.flatten()
-        wide = len(values) // len(column)
-        if not pa.types.is_fixed_size_list(column.type):
-            lengths = np.diff(column.offsets.to_numpy())
-            if (lengths != wide).any():
-                raise UserError(
-                    f"{file}: vectors of {lengths.min()} to {lengths.max()} values "
-                    f"in {self.vector_column!r}; all must have the same dimension"
-                )
-        dim = getattr(self, "dim", 0)
-        if wide == 0 or (dim and wide != dim):
-            raise UserError(f"{file}: vectors have dimension {wide}, others {dim or 'none'}")
-        values = values.to_numpy(zero_copy_only=False)
-        return values.reshape(-1, wide).astype(np.float32, copy=False)
-
-    def _ids(self) -> np.ndarray:
-        """(N,) integers or text; in memory once, and a batch beside them."""
-        kinds = [reader.schema_arrow.field(self.id_column).type for reader in self._readers]
-        if all(map(pa.types.is_integer, kinds)):
-            kind = np.result_type(*(k.to_pandas_dtype() for k in kinds))
-        elif all(map(_is_text, kinds)):
-            # NumPy's text has one width, which must be known first.
-            longest = [
-                pc.max(pc.utf8_length(cells)).as_py() for cells in self._cells(self.id_column)
-            ]
-            kind = np.dtype(f"U{max(1, *longest)}")
-        else:
-            names = ", ".join(dict.fromkeys(map(str, kinds)))
-            raise UserError(
-                f"{self.path}: ids in {self.id_column!r} must be integers or text, not {names}"
-            )
-        ids, row = np.empty(int(self.starts[-1]), kind), 0
-        for cells in self._cells(self.id_column):
-            ids[row : row + len(cells)] = cells.to_numpy(zero_copy_only=False)
-            row += len(cells)
-        return ids
-
-    def _cells(self, name: str):
-        """A column batch by batch. Raises UserError for nulls."""
-        for file, reader in zip(self.files, self._readers, strict=True):
-            for batch in reader.iter_batches(1 << 16, columns=[name], use_threads=False):
-                column = batch.column(0)
-                if column.null_count:
-                    raise UserError(f"{file}: {column.null_count} rows of {name!r} are null")
-                if pa.types.is_dictionary(column.type):
-                    column = column.dictionary_decode()
-                if len(column):
-                    yield column
+    @property
+    def name(self) -> str:
+        return self._where
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+class ParquetPart(Part):
+    """One file."""
 
+    def __init__(self, store: pa.fs.FileSystem, root: str, file: str):
+        self.store, self.file = store, file
+        self.name = os.path.relpath(file, root) if file != root else Path(file).name
+        try:
+            with self.opened() as reader:
+                metadata = reader.metadata
+                self.schema = reader.schema_arrow
+                self.groups = [
+                    metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)
+                ]
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
 
-def _opened(file: Path) -> pq.ParquetFile:
-    try:
+    def opened(self) -> pq.ParquetFile:
         # Buffered: a row group may be larger than memory should be.
-        return pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+        return pq.ParquetFile(
+            self.file, filesystem=self.store, buffer_size=1 << 20, pre_buffer=False
+        )
+
+    def batches(self, names: list[str], group: int, size: int) -> Iterator[pa.RecordBatch]:
+        groups = list(range(group, len(self.groups)))
+        try:
+            with self.opened() as reader:
+                yield from reader.iter_batches(size, groups, names, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{self.file} is damaged: {' '.join(str(error).split())}") from None
 
 
-def _check_columns(file: Path, schema: pa.Schema, id_column: str, vector_column: str) -> None:
-    for what, name in (("ids", id_column), ("vectors", vector_column)):
-        if name not in schema.names:
-            raise UserError(
-                f"{file} has no column {name!r} of {what}; its columns: {', '.join(schema.names)}"
-            )
-    kind = schema.field(vector_column).type
-    lists = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not (lists or pa.types.is_large_list(kind)) or not pa.types.is_floating(kind.value_type):
-        raise UserError(f"{file}: column {vector_column!r} must be lists of floats, not {kind}")
+def located(path) -> tuple[pa.fs.FileSystem, str, list[str]]:
+    """Return where a path is: file system, path in it, and its Parquet files in natural order."""
+    if "://" not in str(path):
+        store, root = pa.fs.LocalFileSystem(), str(Path(path))
+        if Path(path).is_file():
+            return store, root, [root]
+        # Not by FileSelector, which follows links in circles.
+        found = [f"{at}/{name}" for at, _, names in os.walk(root) for name in names]
+    else:
+        try:
+            store, root = pa.fs.FileSystem.from_uri(str(path))
+        except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        info = store.get_file_info(root)
+        if info.type == pa.fs.FileType.File:
+            return store, root, [root]
+        if info.type == pa.fs.FileType.NotFound:
+            raise UserError(f"{path}: nothing is there")
+        found = [f.path for f in store.get_file_info(pa.fs.FileSelector(root, recursive=True))]
+    kept = [f for f in found if f.endswith(".parquet") and not _hidden(os.path.relpath(f, root))]
+    return store, root, sorted(kept, key=lambda f: natural(os.path.relpath(f, root)))
 
 
-def _meta(path: Path) -> dict:
-    if not (path / "meta.json").is_file():
-        return {}
-    try:
-        return json.loads((path / "meta.json").read_text())
-    except ValueError as error:
-        raise UserError(f"{path}/meta.json cannot be read: {error}") from None
+def natural(name: str) -> list:
+    """Return a key by which numbers in names count: ``part-2`` comes before ``part-10``."""
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
-def _write(source, number: int, path: Path, vectors: Rows, versions: Rows) -> None:
-    reader = pq.ParquetFile(source.files[number], buffer_size=1 << 20, pre_buffer=False)
-    schema = _schema(reader.schema_arrow, source.vector_column, vectors.dim)
-    others = [n for n in schema.names if n not in (source.vector_column, VERSION_COLUMN)]
-    row = int(source.starts[number])
-    with pq.ParquetWriter(path, schema) as writer:
-        for batch in reader.iter_batches(_GROUP, columns=others, use_threads=False):
-            last = row + batch.num_rows
-            made = {name: batch.column(batch.schema.get_field_index(name)) for name in others}
-            values = vectors.read(row, last)
-            made[source.vector_column] = _lists(values, schema.field(source.vector_column).type)
-            codes = versions.read(row, last)[:, 0].astype(np.int8)
-            made[VERSION_COLUMN] = pa.DictionaryArray.from_arrays(codes, list(VERSIONS))
-            arrays = [made[name] for name in schema.names]
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-            row = last
+def _hidden(name: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in Path(name).parts)
 
 
-def _schema(schema: pa.Schema, vector_column: str, dim: int) -> pa.Schema:
+def _free(name: str, parts: list[Part]) -> str:
+    """A name that no part has a column of."""
+    taken = {column for part in parts for column in part.schema.names}
+    names = [name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))]
+    return next(n for n in names if n not in taken)
+
+
+def _meta(store: pa.fs.FileSystem, root: str) -> dict:
+    for name in _META:
+        file = f"{root}/{name}"
+        try:
+            with store.open_input_file(file) as opened:
+                return json.loads(opened.read())
+        except ValueError as error:
+            raise UserError(f"{file} cannot be read: {error}") from None
+        except OSError:
+            continue  # not there
+    return {}
+
+
+def _write(source: ParquetGallery, number: int, path: Path, vectors: Rows, versions: Rows) -> None:
+    """Write one file of the source again, with the target's vectors and without bad rows."""
+    part, first = source.parts[number], int(source.starts[number])
+    with part.opened() as reader:
+        schema = _schema(part.schema, source, vectors.dim)
+        others = [n for n in part.schema.names if n in schema.names and n != source.vector_column]
+        with pq.ParquetWriter(path, schema, compression=_codecs(reader, source)) as writer:
+            for group, rows in enumerate(part.groups):
+                if not rows:
+                    continue
+                bytes_ = reader.metadata.row_group(group).total_byte_size
+                bytes_ += rows * vectors.dim * vectors.dtype.itemsize
+                size = max(1, min(rows, rows * _GROUP_BYTES // bytes_))
+                for held in _stretches(reader, group, rows, size, others):
+                    kept = source.kept(first, first + held.num_rows)
+                    at = first - int(np.searchsorted(source._gone, first))
+                    first += held.num_rows
+                    made = _made(held.filter(pa.array(kept)), at, schema, source, vectors, versions)
+                    writer.write_table(made, row_group_size=max(1, made.num_rows))
+
+
+def _stretches(reader, group: int, rows: int, size: int, names: list[str]) -> Iterator[pa.Table]:
+    """Tables of ``size`` rows of a group; a file may have no other columns than the vectors."""
+    if not names:
+        for start in range(0, rows, size):
+            yield pa.table({"row": pa.nulls(min(size, rows - start))})
+        return
+    for batch in reader.iter_batches(size, [group], names, use_threads=False):
+        yield pa.Table.from_batches([batch])
+
+
+def _made(held: pa.Table, at: int, schema: pa.Schema, source, vectors, versions) -> pa.Table:
+    """The rows with their new vectors and versions; ``at``: the first of them in the target."""
+    last = at + held.num_rows
+    codes = versions.read(at, last)[:, 0].astype(np.int8)
+    field = schema.field(source.vector_column)
+    made = {
+        source.vector_column: _lists(vectors.read(at, last), field.type),
+        source.version_column: pa.DictionaryArray.from_arrays(codes, list(VERSIONS)),
+    }
+    return pa.table([made[n] if n in made else held[n] for n in schema.names], schema)
+
+
+def _schema(schema: pa.Schema, source: ParquetGallery, dim: int) -> pa.Schema:
     """The source's columns, vectors of the new dimension, and the versions at the end."""
-    place = schema.get_field_index(vector_column)
-    kind = schema.field(place).type
-    if pa.types.is_fixed_size_list(kind):
-        schema = schema.set(place, pa.field(vector_column, pa.list_(kind.value_type, dim)))
-    if VERSION_COLUMN in schema.names:
-        schema = schema.remove(schema.get_field_index(VERSION_COLUMN))
-    return schema.append(pa.field(VERSION_COLUMN, pa.dictionary(pa.int8(), pa.string())))
+    place = schema.get_field_index(source.vector_column)
+    kind = plain(schema.field(place).type)
+    if not is_list(kind) or not pa.types.is_floating(kind.value_type):
+        kind = pa.list_(pa.from_numpy_dtype(source.dtype))
+    elif pa.types.is_fixed_size_list(kind):
+        kind = pa.list_(kind.value_type, dim)
+    schema = schema.set(place, pa.field(source.vector_column, kind))
+    if source.version_column in schema.names:
+        schema = schema.remove(schema.get_field_index(source.version_column))
+    return schema.append(pa.field(source.version_column, pa.dictionary(pa.int8(), pa.string())))
+
+
+def _codecs(reader: pq.ParquetFile, source: ParquetGallery) -> dict[str, str] | str:
+    """The compression of each of the source's columns."""
+    if not reader.metadata.num_row_groups:
+        return "snappy"
+    group = reader.metadata.row_group(0)
+    found = [group.column(c) for c in range(group.num_columns)]
+    codecs = {column.path_in_schema: column.compression for column in found}
+    codecs = {path: "NONE" if codec == "UNCOMPRESSED" else codec for path, codec in codecs.items()}
+    vector = next(c for p, c in codecs.items() if p.split(".")[0] == source.vector_column)
+    codecs.setdefault(f"{source.vector_column}.list.element", vector)  # may have been text
+    return {**codecs, source.version_column: vector}
 
 
 def _lists(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    flat = pa.array(values.reshape(-1))
+    flat = pa.array(values.reshape(-1)).cast(kind.value_type)
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(flat, type=kind)
     offsets = np.arange(len(values) + 1) * values.shape[1]

@@ -1,0 +1,396 @@
+"""Parquet galleries as people keep them: nothing of the source is lost, whatever its layout."""
+
+import subprocess
+import sys
+import textwrap
+import uuid
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_galleries import made_galleries, upgraded
+
+from fct_jax.errors import UserError
+from fct_jax.upgrade.galleries.base import open_gallery
+
+FLOATS = pa.list_(pa.float32())
+
+
+def write(path, ids, vectors, kind=FLOATS, **columns):
+    """A file with an id, a vector and other columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = columns.pop("settings", {})
+    table = pa.table({"id": ids, "vector": pa.array(list(vectors), kind), **columns})
+    pq.write_table(table, path, **settings)
+    return path
+
+
+def published(gallery, workdir, values):
+    """The new-space copy of a gallery, filled with values; its folder."""
+    workdir.mkdir(exist_ok=True)
+    target = gallery.writer(gallery, workdir)
+    target.create(values.shape[1], "l2")
+    target.open(values.shape[1])
+    target.vectors.write(0, values)
+    target.publish()
+    target.describe({"state": "finished"})
+    target.complete()
+    target.close()
+    return workdir / "gallery"
+
+
+def random(count, dim=3):
+    return np.random.default_rng(count).standard_normal((count, dim)).astype(np.float32)
+
+
+def test_columns_of_the_user_are_never_overwritten(tmp_path):
+    write(tmp_path / "g" / "a.parquet", [1, 2], random(2), version=["v7", "v8"], fct_version=[3, 4])
+    gallery = open_gallery(tmp_path / "g")
+    assert gallery.versions is None and gallery.version_column == "fct_version_2"
+    folder = published(gallery, tmp_path / "w", random(2, 5))
+    table = pq.read_table(folder)
+    assert table["version"].to_pylist() == ["v7", "v8"]
+    assert table["fct_version"].to_pylist() == [3, 4]
+    made = open_gallery(folder)
+    assert made.versions.tolist() == [0, 0] and made.version_column == "fct_version_2"
+    # Upgraded once more, the column is the tool's own and is written anew.
+    again = pq.read_table(published(made, tmp_path / "w2", random(2, 4)))
+    assert again.column_names == ["id", "vector", "version", "fct_version", "fct_version_2"]
+
+
+def test_galleries_of_earlier_releases_are_read(tmp_path):
+    states = pa.array(["translated", "new"]).dictionary_encode()
+    write(tmp_path / "a.parquet", [1, 2], random(2), version=states)
+    (tmp_path / "meta.json").write_text('{"versions": ["translated", "new"], "model": "m"}')
+    gallery = open_gallery(tmp_path)
+    assert gallery.versions.tolist() == [0, 1] and gallery.meta["model"] == "m"
+
+
+def test_folders_in_folders(tmp_path):
+    vectors = random(6)
+    where = ["top.parquet", "date=2026-01-02/part-0.parquet", "date=2026-01-01/x/part-0.parquet"]
+    for number, name in enumerate(where):
+        rows = slice(2 * number, 2 * number + 2)
+        write(tmp_path / "g" / name, np.arange(6)[rows], vectors[rows])
+    write(tmp_path / "g" / "_temporary" / "0.parquet", [0], vectors[:1])  # of a killed Spark job
+    write(tmp_path / "g" / ".hidden.parquet", [0], vectors[:1])
+    (tmp_path / "g" / "again").symlink_to(tmp_path / "g")
+    gallery = open_gallery(tmp_path / "g")
+    assert sorted(gallery.ids.tolist()) == list(range(6))
+    np.testing.assert_array_equal(gallery.read(0, 6), vectors[gallery.ids])
+    folder = published(gallery, tmp_path / "w", vectors[gallery.ids])
+    found = pq.read_table(folder)  # as any reader does, in spite of the description beside
+    assert "date" in found.column_names
+    assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.parquet")) == sorted(
+        where
+    )
+    (tmp_path / "alone" / "deep").mkdir(parents=True)
+    write(tmp_path / "alone" / "deep" / "a.parquet", [1], vectors[:1])
+    assert len(open_gallery(tmp_path / "alone")) == 1
+    assert len(open_gallery(tmp_path / "alone" / "deep" / "a.parquet")) == 1
+
+
+def test_numbers_in_names_count(tmp_path):
+    vectors = random(12)
+    for number in range(12):
+        write(tmp_path / f"part-{number}.parquet", [number], vectors[number : number + 1])
+    assert open_gallery(tmp_path).ids.tolist() == list(range(12))
+
+
+def test_compression_and_row_groups_are_the_sources(tmp_path):
+    vectors, codecs = random(100), {"id": "gzip", "vector.list.element": "zstd", "note": "none"}
+    settings = {"row_group_size": 30, "compression": codecs}
+    write(tmp_path / "g" / "a.parquet", range(100), vectors, note=["x"] * 100, settings=settings)
+    folder = published(open_gallery(tmp_path / "g"), tmp_path / "w", random(100, 5))
+    metadata = pq.ParquetFile(folder / "a.parquet").metadata
+    groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+    assert [group.num_rows for group in groups] == [30, 30, 30, 10]
+    found = {c.path_in_schema: c.compression for c in map(groups[0].column, range(4))}
+    expected = {"id": "GZIP", "vector.list.element": "ZSTD", "note": "UNCOMPRESSED"}
+    assert found == {**expected, "fct_version": "ZSTD"}
+    np.testing.assert_array_equal(open_gallery(folder).read(0, 100), random(100, 5))
+
+
+def test_large_row_groups_are_divided(tmp_path, monkeypatch):
+    monkeypatch.setattr("fct_jax.upgrade.galleries.parquet._GROUP_BYTES", 4096)
+    write(tmp_path / "g" / "a.parquet", range(1000), random(1000))
+    folder = published(open_gallery(tmp_path / "g"), tmp_path / "w", random(1000, 5))
+    metadata = pq.ParquetFile(folder / "a.parquet").metadata
+    assert metadata.num_rows == 1000 and metadata.num_row_groups > 5
+    np.testing.assert_array_equal(open_gallery(folder).read(0, 1000), random(1000, 5))
+
+
+def test_files_without_rows(tmp_path):
+    for number, count in enumerate((0, 2, 0, 1, 0)):
+        write(
+            tmp_path / "g" / f"{number}.parquet",
+            pa.array(range(count), pa.int64()),
+            random(3)[:count],
+        )
+    with pytest.raises(UserError, match="id 0 occurs more than once"):
+        open_gallery(tmp_path / "g")
+    write(tmp_path / "g" / "3.parquet", [7], random(3)[2:])
+    gallery = open_gallery(tmp_path / "g")
+    np.testing.assert_array_equal(gallery.read(0, 3), random(3))
+    folder = published(gallery, tmp_path / "w", random(3))
+    assert (
+        pq.read_table(folder)["id"].to_pylist() == [0, 1, 7]
+        and len(list(folder.glob("*.parquet"))) == 5
+    )
+    write(tmp_path / "empty" / "a.parquet", pa.array([], pa.int64()), [])
+    with pytest.raises(UserError, match="is empty: it has no rows"):
+        open_gallery(tmp_path / "empty")
+
+
+def test_many_files_are_not_open_at_once(tmp_path):
+    """Far more files than may be open (P5); 10,000 of them under 1,024 behave alike."""
+    for number in range(150):
+        write(
+            tmp_path / "g" / f"date={number % 7}" / f"part-{number}.parquet",
+            [number],
+            [[number, 1.0]],
+        )
+    code = """
+        import resource, sys
+        from fct_jax.upgrade.galleries.base import open_gallery
+        import pyarrow.parquet, fct_jax.upgrade.galleries.parquet
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        gallery = open_gallery(sys.argv[1])
+        assert (gallery.read(0, 150)[:, 0] == gallery.ids).all()
+        assert (gallery.rows([149, 3, 77])[:, 0] == gallery.ids[[149, 3, 77]]).all()
+        print(len(gallery))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "g")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.stdout == "150\n", done.stderr
+
+
+def test_memory_of_a_large_row_group(tmp_path):
+    """One row group of 100,000 × 256 floats (P28), 100 MB, takes a few blocks of memory."""
+    write(tmp_path / "a.parquet", range(100_000), random(100_000, 256))
+    code = """
+        import resource, sys
+        import numpy as np
+        from fct_jax.upgrade.galleries.base import open_gallery
+        import pyarrow.parquet, fct_jax.upgrade.galleries.parquet
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        gallery = open_gallery(sys.argv[1])
+        total = sum(float(vectors.sum()) for _, vectors in gallery.blocks(4096))
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    # Two blocks of 16,384 rows, 17 MB each, as Arrow's and as read, and what the pages take.
+    assert float(done.stdout) < 90, done.stderr
+
+
+def test_two_columns_of_vectors(tmp_path):
+    other = pa.array(list(random(2, 4)), FLOATS)
+    table = pa.table({"id": [1, 2], "embedding_0": other, "embedding_1": other})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="embedding_0, embedding_1 hold vectors; say which"):
+        open_gallery(tmp_path)
+    assert open_gallery(tmp_path, vector_column="embedding_1").dim == 4
+
+
+def test_ids_that_could_be_several(tmp_path):
+    vectors = pa.array(list(random(2)), FLOATS)
+    pq.write_table(
+        pa.table({"a": [1, 2], "b": ["x", "y"], "vector": vectors}), tmp_path / "a.parquet"
+    )
+    with pytest.raises(UserError, match="any of the columns a, b may hold ids; say which"):
+        open_gallery(tmp_path)
+    assert open_gallery(tmp_path, id_column="b").ids.tolist() == ["x", "y"]
+    pq.write_table(pa.table({"vector": vectors}), tmp_path / "a.parquet")
+    gallery = open_gallery(tmp_path)
+    assert gallery.ids.tolist() == [0, 1]
+    folder = published(gallery, tmp_path.parent / f"{tmp_path.name}w", random(2, 4))
+    assert pq.read_table(folder).column_names == ["vector", "fct_version"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, None])
+def test_bad_vectors_are_called_by_their_name(tmp_path, bad):
+    """Not "normalized False, but … True": whatever is read first, the reason is the vector."""
+    paths, new, ids, old, _ = made_galleries(tmp_path, 60)
+    rows = list(old.astype(object))
+    rows[0] = None if bad is None else [bad, *old[0][1:]]
+    write(tmp_path / "g" / "a.parquet", ids, rows)
+    (tmp_path / "g" / "meta.json").write_text('{"normalized": false}')
+    paths["parquet"] = tmp_path / "g"
+    with pytest.raises(UserError, match="NaN or inf|is null") as caught:
+        upgraded((paths, new, ids, old, None), "parquet", tmp_path / "w")
+    assert str(ids[0]) in str(caught.value) and "normalized" not in str(caught.value)
+
+
+def test_two_dimensions_name_their_files(tmp_path):
+    write(tmp_path / "a.parquet", [1, 2], random(2, 4), pa.list_(pa.float32(), 4))
+    write(tmp_path / "b.parquet", [3], random(1, 5), pa.list_(pa.float32(), 5))
+    with pytest.raises(UserError, match=r"id 3 \(b.parquet, row 0\) is of dimension 5, not 4"):
+        open_gallery(tmp_path).read(0, 3)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.list_(pa.float16(), 4),
+        pa.list_(pa.float16()),
+        pa.large_list(pa.float64()),
+        pa.list_(pa.int8()),
+        pa.list_(pa.uint8(), 4),
+        pa.fixed_shape_tensor(pa.float32(), [4]),
+    ],
+    ids=str,
+)
+def test_types_of_vectors(tmp_path, kind):
+    values = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
+    storage = getattr(kind, "storage_type", kind)
+    array = pa.array(values.astype(storage.value_type.to_pandas_dtype()).tolist(), storage)
+    if storage is not kind:
+        array = pa.ExtensionArray.from_storage(kind, array)
+    pq.write_table(pa.table({"id": [1, 2], "vector": array}), tmp_path / "a.parquet")
+    gallery = open_gallery(tmp_path)
+    np.testing.assert_array_equal(gallery.read(0, 2), values)
+    of_floats = pa.types.is_floating(storage.value_type)
+    assert gallery.dtype == (storage.value_type.to_pandas_dtype() if of_floats else np.float32)
+    folder = published(gallery, tmp_path / "w", values * 2)
+    np.testing.assert_array_equal(open_gallery(folder).read(0, 2), values * 2)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["[0.5, -2e-1]", "[1,3]"],
+        ["{0.5,-0.2}", "{1,3}"],
+        ["[ 0.5 -0.2]", "[1.  3. ]"],
+        ["0.5;-0.2", "1;3"],
+    ],
+)
+def test_vectors_as_text(tmp_path, cells):
+    pq.write_table(pa.table({"id": [1, 2], "vector": cells}), tmp_path / "a.parquet")
+    gallery = open_gallery(tmp_path)
+    np.testing.assert_array_equal(gallery.read(0, 2), np.float32([[0.5, -0.2], [1, 3]]))
+    folder = published(gallery, tmp_path / "w", np.float32([[1, 2, 3], [4, 5, 6]]))
+    np.testing.assert_array_equal(open_gallery(folder).read(1, 2), [[4, 5, 6]])
+
+
+def test_text_that_is_no_vector(tmp_path):
+    cells = ["[1,2]", "[1 2 ... 9]", "", None, "[1,2,3]", "[null, 2]"]
+    pq.write_table(pa.table({"id": range(6), "vector": cells}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"id 1 \(a.parquet, row 1\) is null"):
+        open_gallery(tmp_path).read(0, 6)
+    gallery = open_gallery(tmp_path, on_bad="quarantine")
+    gallery.screen(0, gallery.read(0, 6))
+    reasons = {id_: reason for id_, reason, _ in gallery.bad.entries.values()}
+    assert list(reasons) == [1, 2, 3, 4, 5] and reasons[4] == "of dimension 3, not 2 in 'vector'"
+    assert reasons[5] == "NaN"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_vectors_as_bytes(tmp_path, dtype, fixed):
+    values = random(50, 8).astype(dtype)
+    kind = pa.binary(values.itemsize * 8) if fixed else pa.binary()
+    cells = pa.array([row.tobytes() for row in values], kind)
+    pq.write_table(pa.table({"id": range(50), "vector": cells}), tmp_path / "a.parquet")
+    gallery = open_gallery(tmp_path)
+    assert gallery.dtype == dtype
+    np.testing.assert_array_equal(gallery.read(0, 50), values.astype(np.float32))
+    cells = pa.array([b"\xff" * 7] * 50, pa.binary())
+    pq.write_table(pa.table({"id": range(50), "vector": cells}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="bytes that are neither float32 nor"):
+        open_gallery(tmp_path)
+
+
+def test_float16_as_polars_once_wrote_it(tmp_path):
+    values = random(2, 4).astype(np.float16)
+    cells = pa.array([[v.tobytes() for v in row] for row in values], pa.list_(pa.binary(2)))
+    pq.write_table(pa.table({"id": [1, 2], "vector": cells}), tmp_path / "a.parquet")
+    np.testing.assert_array_equal(open_gallery(tmp_path).read(0, 2), values.astype(np.float32))
+
+
+UUIDS = [uuid.UUID(int=3), uuid.uuid5(uuid.NAMESPACE_DNS, "x"), uuid.UUID(int=2**128 - 1)]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([u.bytes for u in UUIDS], pa.uuid()),
+        pa.array([u.bytes for u in UUIDS], pa.binary(16)),
+        pa.array([str(u) for u in UUIDS]),
+        pa.array([str(u).encode() for u in UUIDS]),
+        pa.array([str(u) for u in UUIDS], pa.large_string()),
+        pa.array([str(u) for u in UUIDS]).dictionary_encode(),
+    ],
+    ids=lambda a: str(a.type).partition("<")[0],
+)
+def test_uuids(tmp_path, ids):
+    write(tmp_path / "a.parquet", ids, random(3))
+    gallery = open_gallery(tmp_path)
+    assert gallery.ids.tolist() == [str(u) for u in UUIDS]
+    made = pq.read_table(published(gallery, tmp_path / "w", random(3, 2)))
+    assert made["id"].combine_chunks().type == pq.read_table(tmp_path / "a.parquet")["id"].type
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.uint64(), pa.int8()], ids=str)
+def test_integers_as_ids(tmp_path, kind):
+    write(tmp_path / "a.parquet", pa.array([3, 1, 2], kind), random(3))
+    assert open_gallery(tmp_path).ids.dtype == kind.to_pandas_dtype()
+
+
+def test_bytes_that_are_no_text_are_no_ids(tmp_path):
+    write(tmp_path / "a.parquet", pa.array([b"\xff\xfe", b"a"]), random(2))
+    with pytest.raises(UserError, match="ids are bytes but no text; write UUIDs as such"):
+        open_gallery(tmp_path)
+
+
+def test_many_vectors_an_item_are_refused(tmp_path):
+    """ColBERT's (P24), packed bits (P10) and sparse vectors."""
+    kind = pa.list_(pa.list_(pa.float16(), 2))
+    many = pa.array([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]]], kind)
+    pq.write_table(pa.table({"id": [1, 2], "colbert": many}), tmp_path / "a.parquet")
+    for options in ({}, {"vector_column": "colbert"}):
+        with pytest.raises(UserError, match="holds many vectors an item .*pool them"):
+            open_gallery(tmp_path, **options)
+    bits = pa.array([[255, 3], [0, 1]], pa.list_(pa.uint8()))
+    pq.write_table(pa.table({"_id": [1, 2], "emb_ubinary": bits}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="packed bits, which are no numbers; unpack"):
+        open_gallery(tmp_path)
+    sparse = pa.array([{"indices": [1], "values": [0.5]}] * 2)
+    pq.write_table(pa.table({"id": [1, 2], "vector": sparse}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="not sparse vectors"):
+        open_gallery(tmp_path)
+
+
+def test_columns_of_cohere(tmp_path):
+    numbers = pa.array([[1, -2], [3, 127]], pa.list_(pa.int8()))
+    table = pa.table({"_id": ["a", "b"], "title": ["x", "x"], "emb_int8": numbers})
+    pq.write_table(table, tmp_path / "a.parquet")
+    gallery = open_gallery(tmp_path)
+    assert gallery.ids.tolist() == ["a", "b"] and gallery.read(1, 2).tolist() == [[3, 127]]
+
+
+def test_an_object_store(tmp_path):
+    """A file system of pyarrow's by its URI; S3 and others are asked in the same way."""
+    write(tmp_path / "a=1" / "x.parquet", [1, 2], random(2))
+    gallery = open_gallery(f"file://{tmp_path}")
+    assert gallery.name == f"file://{tmp_path}" and gallery.parts[0].name == "a=1/x.parquet"
+    np.testing.assert_array_equal(gallery.read(0, 2), random(2))
+    folder = published(gallery, tmp_path / "w", random(2, 4))
+    assert (folder / "a=1" / "x.parquet").is_file()
+    with pytest.raises(UserError, match="nothing is there"):
+        open_gallery(f"file://{tmp_path}/none")
+
+
+def test_damaged_and_foreign_files(tmp_path):
+    path = write(
+        tmp_path / "a.parquet", range(1000), random(1000, 16), settings={"compression": "none"}
+    )
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 : len(data) // 2] = b"\0" * (len(data) // 2 - len(data) // 3)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="damaged|unusable|NaN|null|dimension|zero"):
+        open_gallery(tmp_path).sound()
+    path.write_bytes(data[:-9])
+    with pytest.raises(UserError, match="a.parquet cannot be read"):
+        open_gallery(tmp_path)
