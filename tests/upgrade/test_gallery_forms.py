@@ -9,9 +9,10 @@ import pytest
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade.galleries import FORMS, Form, suffix
-from fct_jax.upgrade.galleries.base import Gallery, Target, open_gallery
+from fct_jax.upgrade.galleries.base import Gallery, open_gallery
 from fct_jax.upgrade.galleries.embedding_set import SetTarget
 from fct_jax.upgrade.galleries.rows import Rows
+from fct_jax.upgrade.galleries.target import Target
 
 _MODULE = """
 import numpy as np

@@ -143,6 +143,7 @@ def test_files_without_rows(tmp_path):
         open_gallery(tmp_path / "empty")
 
 
+@pytest.mark.multiprocess
 def test_many_files_are_not_open_at_once(tmp_path):
     """Far more files than may be open (P5); 10,000 of them under 1,024 behave alike."""
     for number in range(150):
@@ -166,6 +167,7 @@ def test_many_files_are_not_open_at_once(tmp_path):
     assert done.stdout == "150\n", done.stderr
 
 
+@pytest.mark.multiprocess
 def test_memory_of_a_large_row_group(tmp_path):
     """One row group of 100,000 × 256 floats (P28), 100 MB, takes a few blocks of memory."""
     write(tmp_path / "a.parquet", range(100_000), random(100_000, 256))

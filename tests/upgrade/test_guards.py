@@ -212,7 +212,7 @@ def test_a_damaged_gallery(made, tmp_path):
 
 def test_no_room(made, tmp_path, monkeypatch):
     usage = SimpleNamespace(free=10**3)
-    monkeypatch.setattr("fct_jax.upgrade.galleries.base.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("fct_jax.upgrade.galleries.target.shutil.disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"has 0.0 GB free, but the new gallery takes"):
         upgraded(made, "set", tmp_path)
 

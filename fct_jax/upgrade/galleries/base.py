@@ -1,15 +1,13 @@
-"""Galleries of vectors: read row by row, whatever their form and size, and written in place.
+"""Galleries of vectors: read row by row, whatever their form and size.
 
 A form of gallery (`fct_jax.upgrade.galleries.FORMS`) is a `Gallery`, which reads, and a `Target`,
-which writes a new-space gallery of the same form. A gallery that ``apply`` made has a version for
-every vector: ``translated`` or ``new``.
+which writes a new-space gallery of the same form in place. A gallery that ``apply`` made has a
+version for every vector: ``translated`` or ``new``.
 """
 
 import abc
 import dataclasses
 import importlib.metadata
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +15,11 @@ import numpy as np
 from fct_jax.errors import UserError, unknown
 from fct_jax.runtime import plugins
 from fct_jax.storage import checksums
-from fct_jax.storage.embedding_set import FORMAT_VERSION, check_ids
-from fct_jax.storage.files import sync_directory, sync_files, write_synced
+from fct_jax.storage.embedding_set import check_ids
 from fct_jax.storage.ids import repeated
 from fct_jax.upgrade.galleries import FORMS
 from fct_jax.upgrade.galleries.quarantine import REPEATED, Quarantine, reasons
 from fct_jax.upgrade.galleries.resembles import resembles
-from fct_jax.upgrade.galleries.rows import Rows, npy_rows
 
 VERSIONS = ("translated", "new")
 TRANSLATED, NEW = 0, 1
@@ -86,7 +82,7 @@ class Gallery(abc.ABC):
     """
 
     form: str = ""
-    writer: "type[Target]"
+    writer: type
     dtype: np.dtype = np.dtype(np.float32)
     exact: bool = True
     versions: np.ndarray | None = None
@@ -146,6 +142,10 @@ class Gallery(abc.ABC):
         found = np.asarray(rows) + np.searchsorted(gaps, rows, side="right")
         return int(found) if np.ndim(rows) == 0 else found
 
+    def served(self, rows):
+        """Return the number without bad rows of a stored row, or of the next one that is kept."""
+        return np.asarray(rows) - np.searchsorted(self._gone, rows)
+
     def kept(self, start: int, stop: int) -> np.ndarray:
         """Return which of the stored rows from start to stop are not set aside, bool."""
         kept = np.ones(stop - start, bool)
@@ -175,7 +175,7 @@ class Gallery(abc.ABC):
         if bad is not None:
             self.bad.entries.update(bad.entries)
         rows = np.setdiff1d(self.bad.rows, self._gone)
-        gone = rows - np.searchsorted(self._gone, rows)
+        gone = self.served(rows)
         if len(gone):
             for held in ("ids", "versions", "labels"):
                 if getattr(self, held) is not None:
@@ -205,7 +205,7 @@ class Gallery(abc.ABC):
         """Called by a reader that finds a stored row without a vector, which it reads as NaN."""
         if row in self.bad.entries:
             return
-        id_ = self.ids[row - np.searchsorted(self._gone, row)]
+        id_ = self.ids[self.served(row)]
         if self.options.on_bad == "raise":
             raise UserError(f"{self.name}: the vector of id {id_} ({self.place(row)}) is {reason}")
         self._set_bad(row, id_, reason)
@@ -235,110 +235,6 @@ class Gallery(abc.ABC):
         for first in range(start, len(self), batch_size):
             last = min(first + batch_size, len(self))
             yield self.ids[first:last], self.read(first, last)
-
-
-class Target(abc.ABC):
-    """A new-space gallery under way, written in place: its rows, versions and description.
-
-    It is called ``gallery.partial`` until every row is translated. A form writes itself by
-    `lay_out` and `open_vectors`; the rest is here, and may be overridden.
-
-    Attributes:
-      source: the gallery that is translated.
-      folder: where the gallery is; its name ends in ``.partial`` until it is translated.
-      vectors: Rows of D floats, while it is open.
-      versions: Rows of one uint8, places in `VERSIONS`, while it is open.
-    """
-
-    copies = 1  # of the vectors on disk
-    meta_name, version_name = "meta.json", "version.npy"
-
-    def __init__(self, source: Gallery, workdir):
-        self.source, self.workdir = source, Path(workdir)
-        self.final, self.partial = self.workdir / "gallery", self.workdir / "gallery.partial"
-        self.vectors = self.versions = None
-
-    @abc.abstractmethod
-    def lay_out(self, dim: int, metric: str) -> None:
-        """Make the gallery's files at their full size, with no vectors in them yet."""
-
-    @abc.abstractmethod
-    def open_vectors(self, dim: int) -> Rows:
-        """Open the vectors' rows for writing."""
-
-    def unit(self, metric: str) -> bool:
-        """Return whether vectors that are compared by ``metric`` are stored with length 1."""
-        return False
-
-    def publish(self, rows=None) -> int:
-        """Make what was put reach readers, for these rows (None: all); return files written.
-
-        Nothing is to be done where readers see the rows themselves.
-        """
-        return 0
-
-    @property
-    def folder(self) -> Path:
-        return self.final if self.final.is_dir() else self.partial
-
-    @property
-    def store(self) -> Path:
-        """Where the rows are."""
-        return self.folder
-
-    def create(self, dim: int, metric: str) -> None:
-        """Lay out all files in place of any that a killed run left. Raises UserError: disk full."""
-        self.discard()
-        needed = self.copies * len(self.source) * dim * self.source.dtype.itemsize
-        free = shutil.disk_usage(self.workdir).free
-        if free < needed:
-            raise UserError(
-                f"{self.workdir} has {free / 1e9:.1f} GB free, "
-                f"but the new gallery takes {needed / 1e9:.1f} GB"
-            )
-        for folder in {self.partial, self.store}:
-            folder.mkdir()
-        self.lay_out(dim, metric)
-        versions = np.full(len(self.source), TRANSLATED, np.uint8)
-        np.save(self.store / self.version_name, versions)
-        for folder in {self.partial, self.store}:
-            sync_files(folder)
-        sync_directory(self.workdir)
-
-    def discard(self) -> None:
-        """Remove a lay-out that was cut short."""
-        for folder in {self.partial, self.store}:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def open(self, dim: int) -> None:
-        """Open the rows for writing."""
-        self.vectors = self.open_vectors(dim)
-        self.versions = npy_rows(self.store / self.version_name)
-
-    def close(self) -> None:
-        """Close the rows."""
-        for rows in (self.vectors, self.versions):
-            if rows is not None:
-                rows.close()
-        self.vectors = self.versions = None
-
-    def put(self, rows: np.ndarray, vectors: np.ndarray, version: int) -> None:
-        """Write vectors first, then versions: a row never claims to be newer than it is."""
-        self.vectors.put(rows, vectors)
-        self.vectors.sync()
-        self.versions.put(rows, np.full((len(rows), 1), version, np.uint8))
-        self.versions.sync()
-
-    def describe(self, meta: dict) -> None:
-        """Write the description; nothing in it depends on when or how often work stopped."""
-        meta = {**meta, "format_version": FORMAT_VERSION, "versions": list(VERSIONS)}
-        write_synced(self.folder / self.meta_name, (json.dumps(meta, indent=2) + "\n").encode())
-
-    def complete(self) -> None:
-        """Give the directory its name, once every row is there."""
-        if self.partial.is_dir():
-            self.partial.rename(self.final)
-            sync_directory(self.workdir)
 
 
 def open_gallery(

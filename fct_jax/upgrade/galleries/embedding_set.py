@@ -3,8 +3,9 @@
 import numpy as np
 
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.upgrade.galleries.base import Gallery, Options, Target
+from fct_jax.upgrade.galleries.base import Gallery, Options
 from fct_jax.upgrade.galleries.rows import Rows, empty_npy, npy_rows
+from fct_jax.upgrade.galleries.target import Target
 
 
 class SetTarget(Target):

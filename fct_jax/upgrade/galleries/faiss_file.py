@@ -10,8 +10,9 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import console
 from fct_jax.storage.embedding_set import check_state
-from fct_jax.upgrade.galleries.base import Gallery, Options, Target
+from fct_jax.upgrade.galleries.base import Gallery, Options
 from fct_jax.upgrade.galleries.rows import Rows
+from fct_jax.upgrade.galleries.target import Target
 
 _EXACT = (faiss.IndexFlat, faiss.IndexHNSWFlat, faiss.IndexNSGFlat, faiss.IndexIVFFlat)
 _METRICS = {faiss.METRIC_INNER_PRODUCT: "cosine", faiss.METRIC_L2: "l2"}

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import check_state
 from fct_jax.storage.files import sync_directory
-from fct_jax.upgrade.galleries.base import VERSIONS, Options, Target
+from fct_jax.upgrade.galleries.base import VERSIONS, Options
 from fct_jax.upgrade.galleries.columns import is_list, plain
 from fct_jax.upgrade.galleries.rows import Rows, empty_npy, npy_rows
 from fct_jax.upgrade.galleries.tables import Part, TableGallery
+from fct_jax.upgrade.galleries.target import Target
 
 VERSION_COLUMN = "fct_version"
 _META = ("_meta.json", "meta.json")  # readers of Parquet skip names that begin with _
@@ -205,7 +206,7 @@ def _write(source: ParquetGallery, number: int, path: Path, vectors: Rows, versi
                 size = max(1, min(rows, rows * _GROUP_BYTES // bytes_))
                 for held in _stretches(reader, group, rows, size, others):
                     kept = source.kept(first, first + held.num_rows)
-                    at = first - int(np.searchsorted(source._gone, first))
+                    at = int(source.served(first))
                     first += held.num_rows
                     made = _made(held.filter(pa.array(kept)), at, schema, source, vectors, versions)
                     writer.write_table(made, row_group_size=max(1, made.num_rows))

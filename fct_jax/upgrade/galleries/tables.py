@@ -101,8 +101,7 @@ class TableGallery(Gallery):
         each = -(-count // len(few))
         rows = [np.arange(starts[f], starts[f] + min(each, sizes[f])) for f in few]
         rows = np.concatenate(rows)
-        there = ~np.isin(rows, self._gone)
-        return (rows - np.searchsorted(self._gone, rows))[there][:count]
+        return np.unique(self.served(rows[~np.isin(rows, self._gone)]))[:count]
 
     def _from(self, row: int) -> pa.Array:
         """Some rows from ``row`` on; reading forwards goes on where it stopped."""
