@@ -93,13 +93,7 @@ def test_killed_from_outside(tmp_path):
     ids, old, new = tiny.vectors(1500)
     tiny.write_gallery("set", tmp_path / "old", ids, old)
     EmbeddingSet.of(new, ids, meta={"fingerprint": "new-model"}).write(tmp_path / "new")
-    plain = tiny.plain_map()
-    real = type(plain).__mro__[1](
-        {k: v for k, v in plain.description.items() if k not in ("fingerprint", "format_version")},
-        plain.weights,
-        known=plain.known,
-    )
-    real.save(tmp_path / "map")
+    tiny.plain_map().save(tmp_path / "map")
     (tmp_path / "slow.py").write_text(
         "import time\nfrom fct_jax.storage.embedding_set import EmbeddingSet\n"
         "found = EmbeddingSet.read('new')\nrow = {i: r for r, i in enumerate(found.ids)}\n"
@@ -127,7 +121,8 @@ def test_killed_from_outside(tmp_path):
 
     whole = tmp_path / "whole"
     plan(tmp_path / "map", tmp_path / "old", whole, order="random", batch_size=16)
-    apply(real, tmp_path / "old", whole, reembed=tmp_path / "new", batch_size=16, batch_items=20)
+    sizes = {"batch_size": 16, "batch_items": 20}
+    apply(tmp_path / "map", tmp_path / "old", whole, reembed=tmp_path / "new", **sizes)
     chance = random.Random(0)
     for target in (0.2, 0.7):
         process = start("killed", "slow:vectors")

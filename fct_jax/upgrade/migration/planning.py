@@ -24,7 +24,8 @@ from fct_jax.upgrade.checks.guards import (
     new_space,
 )
 from fct_jax.upgrade.galleries.base import Gallery, open_gallery
-from fct_jax.upgrade.maps.map import Map, load_map
+from fct_jax.upgrade.maps.loading import load_map
+from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.migration.budget import Forecast, check_budget, cut, forecast
 from fct_jax.upgrade.migration.probe import Probe
 from fct_jax.upgrade.ways import find_way
@@ -178,10 +179,10 @@ def opened(config, map=None) -> tuple:
         config.gallery, id_column=config.id_column, vector_column=config.vector_column
     )
     if isinstance(map, Map):
-        return gallery, map
+        return gallery, map.forward().for_dim(gallery.dim)
     if not config.map:
         raise UserError("config.map is empty; give a directory that `fit` made")
-    return gallery, load_map(config.map)
+    return gallery, load_map(config.map).forward().for_dim(gallery.dim)
 
 
 def configured(section: str, map, gallery, settings: dict) -> ConfigDict:
