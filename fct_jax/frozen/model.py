@@ -76,7 +76,7 @@ def load_model(run) -> "Embedder | Transformer | CallableModel":
     if is_callable_name(run):
         return CallableModel(str(run))
     description = read_description(run)
-    path = Path(run) / "model" / "weights.safetensors"
+    path = Path(run).expanduser() / "model" / "weights.safetensors"
     try:
         flat = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:

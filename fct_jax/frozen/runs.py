@@ -9,17 +9,17 @@ from fct_jax.runtime.plugins import is_import_name
 
 def is_run(path) -> bool:
     """Return whether the directory is a run that has exported its model."""
-    return (Path(path) / "model" / "model.json").is_file()
+    return (Path(path).expanduser() / "model" / "model.json").is_file()
 
 
 def is_model(where) -> bool:
     """Return whether ``load_model`` takes it: a finished run, or "module:function"."""
-    return is_run(where) or is_callable_name(where)
+    return isinstance(where, str | Path) and (is_run(where) or is_callable_name(where))
 
 
 def read_description(run) -> dict:
     """Return the ``model.json`` of a run. Raises UserError where there is none."""
-    path = Path(run) / "model" / "model.json"
+    path = Path(run).expanduser() / "model" / "model.json"
     if not path.is_file():
         reason = "training has not ended" if (Path(run) / "config.json").is_file() else "not a run"
         raise UserError(f"no exported model in {run} ({reason})")
