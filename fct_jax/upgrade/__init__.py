@@ -4,9 +4,9 @@
 
     h = upgrade.fit("sample_old", "sample_new", out="map")
     print(upgrade.assess(h, "test_old", "test_new", out="report").verdict.text)
-    upgrade.apply(h, "gallery_old", "upgrade", reembed="mymodel:embed_ids")
+    upgrade.Upgrade("upgrade").apply(h, "gallery_old", reembed="mymodel:embed_ids")
 
-The functions are imported when first used.
+The names are imported when first used.
 """
 
 import importlib
@@ -15,16 +15,13 @@ import importlib
 _PUBLIC = {
     "Calibration": "ways.calibration",
     "Map": "maps.map",
-    "apply": "migration.applying",
+    "Upgrade": "migration.upgrade",
     "assess": "assessment.assessing",
     "calibrate": "ways.calibration",
     "fit": "maps.fitting",
-    "load_map": "maps.loading",
+    "load_map": "maps.map",
     "open_gallery": "galleries.base",
-    "plan": "migration.planning",
-    "rollback": "migration.applying",
     "search": "ways.serving",
-    "status": "migration.status",
 }
 
 __all__ = sorted(_PUBLIC)

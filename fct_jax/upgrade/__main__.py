@@ -24,10 +24,10 @@ from fct_jax.runtime import command_line as cli
 COMMANDS = {
     "fit": ("maps.fitting", "fit_command"),
     "assess": ("assessment.assessing", "assess_command"),
-    "plan": ("migration.planning", "plan_command"),
-    "apply": ("migration.applying", "apply_command"),
-    "status": ("migration.applying", "status_command"),
-    "rollback": ("migration.applying", "rollback_command"),
+    "plan": ("migration.config_commands", "plan_command"),
+    "apply": ("migration.config_commands", "apply_command"),
+    "status": ("migration.config_commands", "status_command"),
+    "rollback": ("migration.config_commands", "rollback_command"),
 }
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "config file; see configs/")

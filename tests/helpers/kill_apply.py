@@ -16,19 +16,18 @@ from pathlib import Path
 import numpy as np
 import tiny_galleries as tiny
 
-from fct_jax.upgrade.migration.applying import apply, rollback
 from fct_jax.upgrade.migration.journal import Journal, Progress
+from fct_jax.upgrade.migration.upgrade import Upgrade
 
 BATCH = 16  # rows translated together
 ITEMS = 23  # re-embedded together
 
 
-def run(gallery, new, workdir, max_batches=0):
+def run(gallery, new, workdir, max_batches=None):
     """The upgrade of the tests, or the first batches of it."""
-    return apply(
+    return Upgrade(workdir).apply(
         tiny.plain_map(),
         gallery,
-        workdir,
         reembed=str(new),
         batch_size=BATCH,
         batch_items=ITEMS,
@@ -43,7 +42,7 @@ def work(gallery, new, workdir):
     if not turned:
         if len(Progress(records).stops) < 7:
             run(gallery, new, workdir, 7 - len(Progress(records).stops))
-        rollback(tiny.plain_map(), gallery, workdir, 3, batch_size=BATCH)
+        Upgrade(workdir).rollback(3, map=tiny.plain_map())
     run(gallery, new, workdir)
 
 

@@ -1,5 +1,6 @@
 """Applying an upgrade: killed and gone on with, rolled back, watched, and refused."""
 
+import json
 import os
 import random
 import subprocess
@@ -13,13 +14,15 @@ import pytest
 import tiny_galleries as tiny
 from tiny_galleries import as_set, contents, upgraded, write_probe
 
-from fct_jax import config as configs
 from fct_jax.errors import UserError
+from fct_jax.storage import checksums
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.galleries.base import open_gallery
-from fct_jax.upgrade.migration.applying import apply, rollback, status
+from fct_jax.upgrade.galleries.embedding_set import SetGallery
+from fct_jax.upgrade.maps.map import load_map as open_map
 from fct_jax.upgrade.migration.journal import Journal, Progress
-from fct_jax.upgrade.migration.planning import plan
+from fct_jax.upgrade.migration.reading import stamps_of
+from fct_jax.upgrade.migration.upgrade import Upgrade
 
 REPOSITORY = Path(__file__).parents[2]
 HELPERS = REPOSITORY / "tests" / "helpers"
@@ -36,7 +39,7 @@ def made(tmp_path_factory):
 def test_translated_then_new_in_plan_order(made, tmp_path, form):
     paths, _, ids, old, new = made
     before = contents(paths[form].parent if form == "faiss" else paths[form])
-    plan(tiny.plain_map(), paths[form], tmp_path, budget_items=100, batch_size=16)
+    Upgrade(tmp_path).plan(tiny.plain_map(), paths[form], budget_items=100, batch_size=16)
     gallery = upgraded(made, form, tmp_path, max_batches=2)
     assert gallery.form == form and gallery.meta["state"] == "migrating"
     # The stand-in map is least sure of the largest first values.
@@ -93,26 +96,32 @@ def test_killed_from_outside(tmp_path):
     ids, old, new = tiny.vectors(1500)
     tiny.write_gallery("set", tmp_path / "old", ids, old)
     EmbeddingSet.of(new, ids, meta={"fingerprint": "new-model"}).write(tmp_path / "new")
-    tiny.plain_map().save(tmp_path / "map")
+    plain = tiny.plain_map()
+    real = type(plain).__mro__[1](
+        {k: v for k, v in plain.description.items() if k not in ("fingerprint", "format_version")},
+        plain.weights,
+        known=plain.known,
+    )
+    real.save(tmp_path / "map")
     (tmp_path / "slow.py").write_text(
         "import time\nfrom fct_jax.storage.embedding_set import EmbeddingSet\n"
         "found = EmbeddingSet.read('new')\nrow = {i: r for r, i in enumerate(found.ids)}\n"
         "def vectors(ids):\n    time.sleep(0.01)\n"
         "    return found.vectors[[row[i] for i in ids]]\n"
     )
-    (tmp_path / "config.py").write_text(
-        "from fct_jax import config\ndef get_config():\n    return config.upgrade()\n"
-    )
-    command = [sys.executable, "-m", "fct_jax.upgrade", "apply", "--config=config.py"]
-    command += ["--config.gallery=old", "--config.map=map", "--config.batch_size=16"]
-    command += ["--config.plan.order=random", "--config.apply.batch_items=20"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from fct_jax.upgrade import Upgrade; Upgrade(sys.argv[1]).apply("
+        "'map', 'old', reembed=sys.argv[2], batch_size=16, batch_items=20)",
+    ]
 
     said = tmp_path / "said.txt"  # not a pipe: nobody reads it while the command runs
 
     def start(workdir, source):
         with said.open("w") as file:
             return subprocess.Popen(
-                [*command, f"--workdir={workdir}", f"--config.apply.reembed={source}"],
+                [*command, workdir, source],
                 cwd=tmp_path,
                 env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
                 stdout=subprocess.DEVNULL,
@@ -120,9 +129,10 @@ def test_killed_from_outside(tmp_path):
             )
 
     whole = tmp_path / "whole"
-    plan(tmp_path / "map", tmp_path / "old", whole, order="random", batch_size=16)
-    sizes = {"batch_size": 16, "batch_items": 20}
-    apply(tmp_path / "map", tmp_path / "old", whole, reembed=tmp_path / "new", **sizes)
+    Upgrade(whole).plan(tmp_path / "map", tmp_path / "old", order="random", batch_size=16)
+    Upgrade(whole).apply(
+        real, tmp_path / "old", reembed=tmp_path / "new", batch_size=16, batch_items=20
+    )
     chance = random.Random(0)
     for target in (0.2, 0.7):
         process = start("killed", "slow:vectors")
@@ -149,15 +159,15 @@ def test_rollback_returns_to_any_batch(made, tmp_path, form):
     for batch in range(4):
         # An own run for each batch, so that Parquet files are written for each.
         if batch == 0:
-            apply(tiny.plain_map(), paths[form], tmp_path, batch_size=16, unchecked=True)
+            Upgrade(tmp_path).apply(tiny.plain_map(), paths[form], batch_size=16, unchecked=True)
         else:
             upgraded(made, form, tmp_path, max_batches=1)
         at[batch] = contents(tmp_path / "gallery")
     for batch in (3, 2, 1, 0):
-        assert rollback(tiny.plain_map(), paths[form], tmp_path, batch, batch_size=16) == 23 * batch
+        assert Upgrade(tmp_path).rollback(batch, map=tiny.plain_map()) == 23 * batch
         assert contents(tmp_path / "gallery") == at[batch]
-    with pytest.raises(UserError, match=r"rollback_to must be the number of a batch, 0 … 0, not 1"):
-        rollback(tiny.plain_map(), paths[form], tmp_path, 1, batch_size=16)
+    with pytest.raises(UserError, match=r"number of a batch to roll back to, 0 … 0, not 1"):
+        Upgrade(tmp_path).rollback(1, map=tiny.plain_map())
     upgraded(made, form, tmp_path, max_batches=3)
     assert contents(tmp_path / "gallery") == at[3]
 
@@ -165,39 +175,40 @@ def test_rollback_returns_to_any_batch(made, tmp_path, form):
 def test_nothing_to_roll_back(made, tmp_path):
     path = made[0]["set"]
     with pytest.raises(UserError, match="not translated yet"):
-        rollback(tiny.plain_map(), path, tmp_path, 0)
-    apply(tiny.plain_map(), path, tmp_path, unchecked=True)
+        Upgrade(tmp_path).rollback(0, map=tiny.plain_map())
+    Upgrade(tmp_path).apply(tiny.plain_map(), path, unchecked=True)
     with pytest.raises(UserError, match="no item is re-embedded"):
-        rollback(tiny.plain_map(), path, tmp_path, 0)
+        Upgrade(tmp_path).rollback(0, map=tiny.plain_map())
 
 
-def test_status(made, tmp_path, capsys):
+def test_status(made, tmp_path):
     paths, _, ids, _, new = made
     with pytest.raises(UserError, match="no upgrade in"):
-        status(tmp_path / "none")
+        Upgrade(tmp_path / "none").status()
     work = tmp_path / "work"
     write_probe(tmp_path / "probe", ids, new)
-    plan(tiny.plain_map(), paths["set"], work, probe=tmp_path / "probe", budget_items=200)
-    found = status(work)
-    assert (found["state"], found["planned"], found["reembedded"]) == ("not begun", 200, 0)
+    Upgrade(work).plan(tiny.plain_map(), paths["set"], probe=tmp_path / "probe", budget_items=200)
+    found = Upgrade(work).status()
+    assert (found.state, found.planned, found.reembedded) == ("not begun", 200, 0)
 
     upgraded(made, "set", work, max_batches=4)
-    found = status(work, probe=tmp_path / "probe")
-    assert (found["state"], found["count"], found["translated"]) == ("migrating", COUNT, COUNT)
-    assert (found["reembedded"], found["batches"], found["planned"]) == (92, 4, 200)
-    assert found["share"] == 92 / COUNT and found["measure"] == "agreement@10"
+    found = Upgrade(work).status()
+    assert json.loads(json.dumps(found.to_json()))["workdir"] == str(work)
+    assert (found.state, found.count, found.translated) == ("migrating", COUNT, COUNT)
+    assert (found.reembedded, found.batches, found.planned) == (92, 4, 200)
+    assert found.share == 92 / COUNT and found.measure == "agreement@10"
     # The forecast is interpolated between steps of 5 %, the measurement is exact.
-    assert abs(found["measured"] - found["forecast"]) < 0.02 < found["measured"]
-    assert found["rate"] > 0 and found["seconds_left"] == 108 / found["rate"]
-    said = capsys.readouterr().out
+    assert abs(found.measured - found.forecast) < 0.02 < found.measured
+    assert found.rate > 0 and found.seconds_left == 108 / found.rate
+    said = str(found)
     assert "re-embedded 92 of 200 planned items in 4 batches (30.7% of the gallery)" in said
-    assert f"agreement@10 (translated): measured {found['measured']:.4f}, forecast" in said
+    assert f"agreement@10 (translated): measured {found.measured:.4f}, forecast" in said
 
     upgraded(made, "set", work)
-    found = status(work, probe=tmp_path / "probe")
-    assert (found["state"], found["seconds_left"]) == ("finished", 0)
-    rollback(tiny.plain_map(), paths["set"], work, 0, batch_size=16)
-    assert status(work)["state"] == "translated"
+    found = Upgrade(work).status(probe=tmp_path / "probe")
+    assert (found.state, found.seconds_left) == ("finished", 0)
+    Upgrade(work).rollback(0, map=tiny.plain_map())
+    assert Upgrade(work).status().state == "translated"
 
 
 @pytest.mark.parametrize("way", ["dual", "fused"])
@@ -206,13 +217,13 @@ def test_status_measures_the_way_of_serving(made, tmp_path, way):
     write_probe(tmp_path / "probe", ids, new)
     noise = 0.05 * np.random.default_rng(4).standard_normal((80, tiny.OLD_DIM))
     EmbeddingSet.of((old[:80] + noise).astype(np.float32)).write(tmp_path / "probe" / "query_old")
-    plan(tiny.plain_map(), paths["set"], tmp_path, probe=tmp_path / "probe", serve=way)
+    Upgrade(tmp_path).plan(tiny.plain_map(), paths["set"], probe=tmp_path / "probe", serve=way)
     for batches in (4, 0):
-        upgraded(made, "set", tmp_path, max_batches=batches)
-        found = status(tmp_path, probe=tmp_path / "probe")
-        assert (found["way"], found["measure"]) == (way, "agreement@10")
+        upgraded(made, "set", tmp_path, max_batches=batches or None)
+        found = Upgrade(tmp_path).status(probe=tmp_path / "probe")
+        assert (found.way, found.measure) == (way, "agreement@10")
         # The forecast is interpolated between steps of 5 %, the measurement is exact.
-        assert abs(found["measured"] - found["forecast"]) < (0.02 if batches else 1e-9)
+        assert abs(found.measured - found.forecast) < (0.02 if batches else 1e-9)
 
 
 def test_journal(tmp_path):
@@ -241,7 +252,7 @@ def test_faiss_of_cosine_holds_unit_vectors(tmp_path):
     path = tiny.write_gallery("faiss", tmp_path / "old", ids, old)
     where = as_set(tmp_path / "new", new, ids, metric="cosine")
     map = tiny.plain_map(metric="cosine")
-    gallery = apply(map, path, tmp_path / "work", reembed=str(where))
+    gallery = Upgrade(tmp_path / "work").apply(map, path, reembed=str(where))
     lengths = np.linalg.norm(gallery.read(0, 100), axis=1)
     np.testing.assert_allclose(lengths, 1, atol=1e-6)
     assert gallery.meta["normalized"] and gallery.meta["metric"] == "cosine"
@@ -262,20 +273,215 @@ def test_text_ids_and_half_precision(tmp_path, form):
     # Another width of text, and another order.
     others = np.append(names[::-1], "one that is in no gallery")
     where = as_set(tmp_path / "new", np.append(new[::-1], new[:1], axis=0), others)
-    made = apply(tiny.plain_map(), path, tmp_path / "work", reembed=str(where), batch_items=30)
+    made = Upgrade(tmp_path / "work").apply(
+        tiny.plain_map(), path, reembed=str(where), batch_items=30
+    )
     assert made.dtype == np.float16 and made.versions.all()
     np.testing.assert_array_equal(made.ids, names)
     np.testing.assert_array_equal(made.read(0, 100), new.astype(np.float16))
 
 
-def test_command_checks_its_config(made, tmp_path):
-    from fct_jax.upgrade.migration.applying import apply_command
+def test_settings_are_remembered(made, tmp_path):
+    """The first call names map, gallery and settings; a contradiction is refused with both."""
+    paths, where, *_ = made
+    upgrade = Upgrade(tmp_path)
+    with pytest.raises(UserError, match="knows no map yet; give map"):
+        upgrade.apply(reembed=where)
+    with pytest.raises(UserError, match="knows no gallery yet; give gallery"):
+        upgrade.plan(tiny.plain_map())
+    assert not list(tmp_path.iterdir())
+    write_probe(tmp_path / "probe", made[2], made[4])
+    upgrade.plan(
+        tiny.plain_map(), paths["set"], probe=tmp_path / "probe", batch_size=16, budget_items=40
+    )
+    told = json.loads((tmp_path / "upgrade.json").read_text())
+    assert (told["gallery"], told["probe"]) == (str(paths["set"]), str(tmp_path / "probe"))
+    assert (told["batch_size"], told["map_fingerprint"]) == (16, tiny.plain_map().fingerprint)
+    assert open_map(told["map"]).fingerprint == tiny.plain_map().fingerprint
+    upgrade.apply(reembed=where, max_batches=1)  # the same object knows the map that it was given
+    for given, message in (
+        ({"gallery": paths["parquet"]}, f"gallery: {paths['set']} there, {paths['parquet']} now"),
+        ({"batch_size": 32}, "batch_size: 16 there, 32 now"),
+        ({"on_bad": "raise"}, "on_bad: quarantine there, raise now"),
+        ({"map": tiny.plain_map(method="other")}, "map_fingerprint: .* there, .* now"),
+    ):
+        with pytest.raises(UserError, match=rf"an upgrade with other settings \({message}\)"):
+            Upgrade(tmp_path).apply(reembed=where, **given)
+    gallery = upgrade.apply(reembed=where)
+    assert gallery.versions.sum() == 40
+    assert Upgrade(tmp_path).status().measured is not None
+    assert Upgrade(tmp_path).rollback(0, map=tiny.plain_map()) == 0
+    (tmp_path / "upgrade.json").write_text("{")
+    with pytest.raises(UserError, match=r"upgrade.json cannot be read"):
+        Upgrade(tmp_path).status()
 
-    config = configs.upgrade()
-    with pytest.raises(UserError, match="config.gallery is empty"):
-        apply_command(config, tmp_path)
-    config.gallery = str(made[0]["set"])
-    with pytest.raises(UserError, match="config.map is empty"):
-        apply_command(config, tmp_path)
-    with pytest.raises(UserError, match="unknown setting of upgrade.apply 'batch_itens'"):
-        upgraded(made, "set", tmp_path, batch_itens=3)
+
+def test_paths_with_a_tilde(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(made[0]["set"].parent))
+    monkeypatch.chdir(tmp_path)
+    made_here = Upgrade("~/up").apply(
+        tiny.plain_map(), "~/set", reembed="~/new", batch_size=16, batch_items=200
+    )
+    assert made_here.path == made[0]["set"].parent / "up" / "gallery"
+    assert made_here.versions.all() and not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def rows_read(monkeypatch):
+    """Counts the rows that galleries read, and the bytes that checksums do."""
+    counted = {"rows": 0}
+    read, of_part = SetGallery.read, checksums.of_part
+
+    def counting(self, start, stop):
+        counted["rows"] += stop - start
+        return read(self, start, stop)
+
+    def summing(path, start, stop):
+        counted[path] = counted.get(path, 0) + stop - start
+        return of_part(path, start, stop)
+
+    monkeypatch.setattr(SetGallery, "read", counting)
+    monkeypatch.setattr(checksums, "of_part", summing)
+    return counted
+
+
+def test_a_gallery_is_read_twice_by_plan_and_apply(tmp_path, rows_read):
+    """Once to plan and once to translate; beyond that, samples that do not grow with it."""
+    count, samples = 20_000, 600
+    ids, old, new = tiny.vectors(count)
+    path = as_set(tmp_path / "old", old, ids, fingerprint="old-model")
+    where = as_set(tmp_path / "new", new, ids)
+    rows_read.pop(path / "vectors.npy", None)  # when it was written
+
+    def reads(call) -> tuple[int, int]:
+        before = rows_read["rows"]
+        call()
+        full, rest = divmod(rows_read["rows"] - before, count)
+        assert rest <= samples
+        return full
+
+    def apply(folder, **given):
+        return lambda: Upgrade(tmp_path / folder).apply(tiny.plain_map(), path, **given)
+
+    planned = Upgrade(tmp_path / "planned")
+    assert reads(lambda: planned.plan(tiny.plain_map(), path, budget_items=100)) == 1
+    assert reads(lambda: planned.apply(reembed=where)) == 1
+    assert reads(apply("at once", reembed=where, max_batches=1)) == 2
+    # What the translation has seen is all that a plan needs.
+    assert reads(apply("translated", unchecked=True)) == 1
+    plan = None
+
+    def later():
+        nonlocal plan
+        plan = Upgrade(tmp_path / "translated").plan(map=tiny.plain_map(), budget_items=100)
+
+    assert reads(later) == 0
+    first = Upgrade(tmp_path / "planned").workdir / "plan"
+    np.testing.assert_array_equal(plan.rows, np.load(first / "rows.npy"))
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "translated" / "plan" / "uncertainty.npy"),
+        np.load(first / "uncertainty.npy"),
+    )
+    assert reads(apply("translated", reembed=where)) == 0
+    assert path / "vectors.npy" not in rows_read  # checksums were compared in the same passes
+
+
+def test_a_gallery_that_changes_after_it_was_planned(tmp_path):
+    ids, old, new = tiny.vectors(300)
+    path = as_set(tmp_path / "old", old, ids, fingerprint="old-model")
+    where = as_set(tmp_path / "new", new, ids)
+    upgrade = Upgrade(tmp_path / "up")
+    upgrade.plan(tiny.plain_map(), path, batch_size=16)
+    meta = json.loads((path / "meta.json").read_text())
+    stamp = (path / "vectors.npy").stat()
+    del meta["shards"]
+    (path / "meta.json").write_text(json.dumps(meta))
+    data = bytearray((path / "vectors.npy").read_bytes())
+    data[128 + 25] ^= 1  # in a row that the identity's sample leaves out
+    (path / "vectors.npy").write_bytes(data)
+    with pytest.raises(UserError, match="has other vectors than when it was planned"):
+        upgrade.apply(reembed=where)
+    assert not (tmp_path / "up" / "journal.jsonl").exists()
+    # Time and size as before, so that it shows only in the pass that translates.
+    described = json.loads((tmp_path / "up" / "plan" / "plan.json").read_text())
+    os.utime(path / "vectors.npy", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    described["checked"]["stamps"] = stamps_of(open_gallery(path))
+    (tmp_path / "up" / "plan" / "plan.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="was changed since it was planned: its vectors have"):
+        upgrade.apply(reembed=where)
+    assert not (tmp_path / "up" / "gallery").exists()
+    # As it was, the same command goes on.
+    data[128 + 25] ^= 1
+    (path / "vectors.npy").write_bytes(data)
+    assert upgrade.apply(reembed=where).versions.all()
+
+
+def test_a_gallery_that_changes_while_it_is_translated(tmp_path):
+    """Rows that were translated of the old files are translated again."""
+    ids, old, new = tiny.vectors(300)
+    path = as_set(tmp_path / "old", old, ids, fingerprint="old-model")
+    where = as_set(tmp_path / "new", new, ids)
+    changed = old.copy()
+    changed[1] *= 2  # in a row that the identity's sample leaves out
+
+    class Interrupted(tiny.PlainMap):
+        calls = 0
+
+        def _run(self, rows):
+            type(self).calls += 1
+            if type(self).calls == 40:
+                np.save(path / "vectors.npy", changed)
+                raise KeyboardInterrupt
+            return super()._run(rows)
+
+    mapping = tiny.plain_map()
+    mapping.__class__ = Interrupted
+    meta = json.loads((path / "meta.json").read_text())
+    del meta["shards"]
+    (path / "meta.json").write_text(json.dumps(meta))
+    upgrade = Upgrade(tmp_path / "up")
+    with pytest.raises(KeyboardInterrupt):
+        upgrade.apply(mapping, path, reembed=None, unchecked=True, batch_size=5)
+    assert 0 < Upgrade(tmp_path / "up").status().translated < 300
+    made = upgrade.apply(unchecked=True)
+    np.testing.assert_allclose(made.read(0, 300), changed @ tiny.weight(), atol=1e-6)
+    assert Upgrade(tmp_path / "up").apply(tiny.plain_map(), reembed=where).versions.all()
+
+
+@pytest.mark.parametrize("form", tiny.FORMS)
+def test_unusable_vectors_are_set_aside(tmp_path, form):
+    """One in a thousand at most; they are re-embedded first, and are nowhere until then."""
+    count = 2000
+    ids, old, new = tiny.vectors(count)
+    old = old.copy()
+    old[40, 1], old[1700] = np.nan, 0
+    path = tiny.write_gallery(form, tmp_path / form, ids, old)
+    where = as_set(tmp_path / "new", new, ids)
+    upgrade = Upgrade(tmp_path / "up")
+    with pytest.raises(UserError, match="holds vectors with NaN or infinity: 1 id"):
+        Upgrade(tmp_path / "strict").plan(tiny.plain_map(), path, on_bad="raise")
+    plan = upgrade.plan(tiny.plain_map(), path, budget_items=100, batch_size=16)
+    assert plan.rows[:2].tolist() == [40, 1700] and len(set(plan.rows)) == 100
+    (tmp_path / "up" / "quarantine.jsonl").unlink()
+    made = upgrade.apply(unchecked=True)
+    expected = old @ tiny.weight()
+    expected[[40, 1700]] = 0
+    np.testing.assert_allclose(made.read(0, count), expected, atol=1e-6)
+    said = [
+        json.loads(line) for line in (tmp_path / "up" / "quarantine.jsonl").read_text().splitlines()
+    ]
+    assert [(s["id"], s["row"]) for s in said] == [(ids[40], 40), (ids[1700], 1700)]
+    assert [s["reason"] for s in said] == ["vectors with NaN or infinity", "zero vectors"]
+    assert Upgrade(tmp_path / "up").status().quarantined == 2
+    assert "2 unusable vectors set aside" in str(Upgrade(tmp_path / "up").status())
+    made = upgrade.apply(reembed=where)
+    np.testing.assert_allclose(made.rows([40, 1700]), new[[40, 1700]], atol=1e-6)
+    upgrade.rollback(0)
+    again = open_gallery(tmp_path / "up" / "gallery")
+    np.testing.assert_allclose(again.read(0, count), expected, atol=1e-6)
+    # A translation alone finds the same, and stops where there are too many.
+    old[:3] = np.inf
+    path = tiny.write_gallery(form, tmp_path / f"{form}2", ids, old)
+    with pytest.raises(UserError, match=r"infinity: \d ids? .* \(2 would be set aside\)"):
+        Upgrade(tmp_path / "more").apply(tiny.plain_map(), path, unchecked=True)
+    assert not (tmp_path / "more" / "gallery").exists()

@@ -17,10 +17,8 @@ from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.checks.known_answers import check_known_answers, evidence
 from fct_jax.upgrade.galleries.base import open_gallery
-from fct_jax.upgrade.migration import applying
-from fct_jax.upgrade.migration.applying import apply, rollback
-from fct_jax.upgrade.migration.planning import plan
 from fct_jax.upgrade.migration.steps import lock_of
+from fct_jax.upgrade.migration.upgrade import Upgrade
 
 COUNT = 300
 
@@ -34,7 +32,7 @@ def made(tmp_path_factory):
 def refused(tmp_path, gallery, message, map=None, **settings):
     work = tmp_path / "refused"
     with pytest.raises(UserError, match=message) as caught:
-        apply(map or tiny.plain_map(), gallery, work, **settings)
+        Upgrade(work).apply(map or tiny.plain_map(), gallery, **settings)
     assert "\n" not in str(caught.value)
     assert not list(work.glob("*"))
 
@@ -95,7 +93,8 @@ def test_known_answers(tmp_path):
     # A model of the same size, and the map of another pair of models.
     other = np.random.default_rng(1).standard_normal(new.shape).astype(np.float32)
     refused(tmp_path, good, "known-answer", reembed=str(as_set(tmp_path / "o", other, ids)))
-    turned = tiny.plain_map(known=False, matrix=np.roll(tiny.weight(), 1, axis=1))
+    turned = tiny.plain_map(known=False)
+    turned.weights["weight"] = np.roll(turned.weights["weight"], 1, axis=1)
     refused(tmp_path, good, "known-answer", turned, reembed=str(as_set(tmp_path / "n", new, ids)))
     # By a probe, where nothing is re-embedded.
     write_probe(tmp_path / "probe", ids, shuffled)
@@ -153,20 +152,14 @@ def test_items_that_are_all_alike_are_no_answers(tmp_path):
     old[:100], new[:100] = old[0] * [5, 1, 1, 1, 1, 1], new[0]
     row = {i: r for r, i in enumerate(ids)}
     good = as_set(tmp_path / "good", old, ids)
-    made = apply(
-        tiny.plain_map(),
-        good,
-        tmp_path / "work",
-        reembed=lambda wanted: new[[row[i] for i in wanted]],
-        batch_items=20,
+    made = Upgrade(tmp_path / "work").apply(
+        tiny.plain_map(), good, reembed=lambda wanted: new[[row[i] for i in wanted]], batch_items=20
     )
     np.testing.assert_array_equal(made.read(0, 300), new)
 
 
-def test_disk_that_fills_up(made, tmp_path, monkeypatch, capsys):
-    """The command says so in a line; once there is room it goes on, to the same bytes."""
-    from fct_jax.upgrade import __main__ as command
-
+def test_disk_that_fills_up(made, tmp_path, monkeypatch):
+    """Once there is room the same call goes on, to the same bytes."""
     upgraded(made, "set", tmp_path / "whole")
     left, pwrite = [5], os.pwrite
 
@@ -178,15 +171,8 @@ def test_disk_that_fills_up(made, tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
-        patch.setattr(command, "_WORKDIR", SimpleNamespace(value=str(tmp_path / "work")))
-        patch.setattr(command, "_CONFIG", SimpleNamespace(value=None))
-        patch.setattr(
-            applying, "apply_command", lambda *_: upgraded(made, "set", tmp_path / "work")
-        )
-        with pytest.raises(
-            UserError, match=r"work: No space left on device; give the same command"
-        ):
-            command.main("apply")
+        with pytest.raises(OSError, match="No space left on device"):
+            upgraded(made, "set", tmp_path / "work")
     upgraded(made, "set", tmp_path / "work")
     assert contents(tmp_path / "work" / "gallery") == contents(tmp_path / "whole" / "gallery")
 
@@ -206,7 +192,7 @@ def test_a_damaged_gallery(made, tmp_path):
     (folder / "vectors.npy").write_bytes(data)
     refused(tmp_path, folder, r"vectors.npy is damaged in shard 0 \(rows 0–299\)", reembed=made[1])
     with pytest.raises(UserError, match="is damaged in shard 0"):
-        plan(tiny.plain_map(), folder, tmp_path / "up")
+        Upgrade(tmp_path / "up").plan(tiny.plain_map(), folder)
 
 
 def test_no_room(made, tmp_path, monkeypatch):
@@ -219,7 +205,8 @@ def test_no_room(made, tmp_path, monkeypatch):
 def test_wrong_direction_of_equal_sizes(tmp_path):
     ids, old, _ = tiny.vectors(100)
     turn = np.linalg.qr(np.random.default_rng(4).standard_normal((6, 6)))[0].astype(np.float32)
-    map = tiny.plain_map(known=False, matrix=turn)
+    map = tiny.plain_map(dim_out=6, known=False)
+    map.dim_out, map.weights = 6, {**map.weights, "weight": turn, "bias": np.zeros(6, np.float32)}
     new = as_set(tmp_path / "new", old @ turn, ids)
     refused(tmp_path, new, "wrong direction: the gallery holds the vectors", map, reembed=str(new))
     backwards = as_set(tmp_path / "old", old, ids)
@@ -229,7 +216,7 @@ def test_wrong_direction_of_equal_sizes(tmp_path):
 def test_pairs_that_the_map_was_tested_on(tmp_path):
     known = tiny.plain_map().known
     good = as_set(tmp_path / "good", known.old, known.ids)
-    apply(tiny.plain_map(), good, tmp_path / "work")  # known answers enough
+    Upgrade(tmp_path / "work").apply(tiny.plain_map(), good)  # known answers enough
     shuffled = as_set(tmp_path / "shuffled", known.old[::-1].copy(), known.ids)
     refused(tmp_path, shuffled, "does not pair ids and vectors as the sample did")
     # The same ids for other items: row numbers, say.
@@ -238,10 +225,10 @@ def test_pairs_that_the_map_was_tested_on(tmp_path):
 
 
 def test_nothing_to_check_against(made, tmp_path):
-    message = "nothing shows that .* fits the map: give config.apply.reembed or config.probe"
+    message = "nothing shows that .* fits the map: give reembed or probe"
     refused(tmp_path, made[0]["set"], message)
     work = tmp_path / "work"
-    gallery = apply(tiny.plain_map(), made[0]["set"], work, unchecked=True, batch_size=16)
+    gallery = Upgrade(work).apply(tiny.plain_map(), made[0]["set"], unchecked=True, batch_size=16)
     assert gallery.meta["state"] == "translated" and not gallery.versions.any()
     # New vectors that come later are checked then, before one of them is written.
     ids, new = made[2], made[4]
@@ -271,9 +258,9 @@ def test_reembed_that_is_nothing(made, tmp_path, wrong):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"batch_items": 0}, "config.apply.batch_items must be 1 or more, not 0"),
-        ({"max_batches": -1}, "config.apply.max_batches must be 0 or more, not -1"),
-        ({"serve": "both"}, "unknown way of serving 'both'"),
+        ({"batch_items": 0}, "batch_items must be 1 or more, not 0"),
+        ({"max_batches": -1}, "max_batches must be 0 or more, not -1"),
+        ({"on_bad": "ignore"}, "unknown on_bad 'ignore'"),
     ],
 )
 def test_wrong_settings(made, tmp_path, settings, message):
@@ -323,21 +310,27 @@ def test_another_upgrade_in_the_same_place(made, tmp_path):
     paths, where, ids, old, _ = made
     upgraded(made, "set", tmp_path, max_batches=1)
     other = as_set(tmp_path / "other", old[::-1].copy(), ids, fingerprint="old-model")
+    with pytest.raises(UserError, match="upgrade with other settings .gallery: "):
+        Upgrade(tmp_path).apply(tiny.plain_map(), other, reembed=str(where), batch_size=16)
+    # The right place, with something else in it.
+    told = json.loads((tmp_path / "upgrade.json").read_text())
+    (tmp_path / "upgrade.json").write_text(json.dumps({**told, "gallery": str(other)}))
     with pytest.raises(
         UserError, match="upgrade of another gallery, map or batch size .gallery_sample"
     ):
-        apply(tiny.plain_map(), other, tmp_path, reembed=str(where), batch_size=16)
+        Upgrade(tmp_path).apply(tiny.plain_map(), reembed=str(where))
+    (tmp_path / "upgrade.json").write_text(json.dumps(told))
     with pytest.raises(UserError, match="batch_size: 16 there, 32 now"):
         upgraded(made, "set", tmp_path, batch_size=32)
     with pytest.raises(UserError, match="23 items re-embedded; say where new vectors come from"):
-        apply(tiny.plain_map(), paths["set"], tmp_path, batch_size=16)
+        Upgrade(tmp_path).apply(tiny.plain_map(), paths["set"], batch_size=16)
     with lock_of(tmp_path), pytest.raises(UserError, match="another process is at work in"):
         upgraded(made, "set", tmp_path)
     (tmp_path / "plan").rename(tmp_path / "old plan")
-    plan(tiny.plain_map(), paths["set"], tmp_path, order="random")
+    Upgrade(tmp_path).plan(tiny.plain_map(), paths["set"], order="random")
     with pytest.raises(UserError, match="follows another plan, of which 23 items are done"):
         upgraded(made, "set", tmp_path)
-    assert rollback(tiny.plain_map(), paths["set"], tmp_path, 0, batch_size=16) == 0
+    assert Upgrade(tmp_path).rollback(0, map=tiny.plain_map()) == 0
     assert not open_gallery(tmp_path / "gallery").versions.any()
     assert upgraded(made, "set", tmp_path).versions.all()
 

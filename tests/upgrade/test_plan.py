@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import tiny_galleries as tiny
 
-from fct_jax import config as configs
 from fct_jax.errors import UserError
 from fct_jax.evaluate.metrics import retrieval_metrics
 from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.migration.budget import Forecast
-from fct_jax.upgrade.migration.planning import plan, plan_command, ranked, read_plan
+from fct_jax.upgrade.migration.planning import ranked, read_plan
 from fct_jax.upgrade.migration.probe import Probe
+from fct_jax.upgrade.migration.upgrade import Upgrade
 
 COUNT = 200
 
@@ -47,16 +47,16 @@ def write_probe(folder, made, kind, count=60):
 @pytest.mark.parametrize("form", tiny.FORMS)
 def test_most_uncertain_first(made, tmp_path, form):
     paths, ids, old, _ = made
-    found = plan(tiny.plain_map(), paths[form], tmp_path, batch_size=16)
+    found = Upgrade(tmp_path).plan(tiny.plain_map(), paths[form], batch_size=16)
     order = np.argsort(-old[:, 0], kind="stable")  # the stand-in map's uncertainty
     np.testing.assert_array_equal(found.rows, order)
     np.testing.assert_array_equal(found.ids, ids[order])
     assert found.description["cut"] == "no budget: all items"
     np.testing.assert_allclose(np.load(tmp_path / "plan" / "uncertainty.npy"), 2 * old[:, 0])
-    again = read_plan(tmp_path, open_gallery(paths[form]), tiny.plain_map())
+    again = read_plan(tmp_path / "plan", open_gallery(paths[form]), tiny.plain_map())
     assert again.digest == found.digest and len(again) == COUNT
     with pytest.raises(UserError, match="plan exists already; nothing was overwritten"):
-        plan(tiny.plain_map(), paths[form], tmp_path)
+        Upgrade(tmp_path).plan(tiny.plain_map(), paths[form])
 
 
 def test_ranked_by_definition():
@@ -80,8 +80,8 @@ def test_traffic(made, tmp_path, capsys):
     kind = [("id", np.int64), ("weight", np.float64)]
     traffic = np.array([(ids[3], 1e12), (ids[8], 1e3), (123456789, 5.0), (ids[8], 1.0)], kind)
     np.save(tmp_path / "traffic.npy", traffic)
-    found = plan(
-        tiny.plain_map(), paths["set"], tmp_path / "up", traffic=str(tmp_path / "traffic.npy")
+    found = Upgrade(tmp_path / "up").plan(
+        tiny.plain_map(), paths["set"], traffic=str(tmp_path / "traffic.npy")
     )
     rest = [r for r in np.argsort(-old[:, 0], kind="stable") if r not in (3, 8)]
     assert found.rows.tolist() == [3, 8, *rest]
@@ -92,13 +92,15 @@ def test_traffic(made, tmp_path, capsys):
     def refused(array, message):
         np.save(tmp_path / "bad.npy", array)
         with pytest.raises(UserError, match=message):
-            plan(tiny.plain_map(), paths["set"], tmp_path / "x", traffic=str(tmp_path / "bad.npy"))
+            Upgrade(tmp_path / "x").plan(
+                tiny.plain_map(), paths["set"], traffic=str(tmp_path / "bad.npy")
+            )
 
     refused(np.arange(3.0), "structured .npy array with the fields 'id' and 'weight'")
     refused(np.array([(ids[0], -1.0)], kind), "weights must be finite, ≥ 0 and not all 0")
     refused(np.array([(-5, 1.0)], kind), "none of its ids is in")
     with pytest.raises(UserError, match="cannot be read"):
-        plan(tiny.plain_map(), paths["set"], tmp_path / "x", traffic="nowhere.npy")
+        Upgrade(tmp_path / "x").plan(tiny.plain_map(), paths["set"], traffic="nowhere.npy")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_traffic(made, tmp_path, capsys):
 )
 def test_budgets(made, tmp_path, budget, items, cut):
     paths, _, old, _ = made
-    found = plan(tiny.plain_map(), paths["set"], tmp_path, **budget)
+    found = Upgrade(tmp_path).plan(tiny.plain_map(), paths["set"], **budget)
     assert len(found) == found.description["items"] == items
     assert found.description["cut"] == cut
     np.testing.assert_array_equal(found.rows, np.argsort(-old[:, 0], kind="stable")[:items])
@@ -123,7 +125,7 @@ def test_budgets(made, tmp_path, budget, items, cut):
 def test_forecast_by_definition(made, tmp_path, kind):
     paths, _, old, new = made
     queries, items, wanted = write_probe(tmp_path / "probe", made, kind)
-    found = plan(tiny.plain_map(), paths["faiss"], tmp_path, probe=tmp_path / "probe")
+    found = Upgrade(tmp_path).plan(tiny.plain_map(), paths["faiss"], probe=tmp_path / "probe")
     forecast = Forecast(**found.description["forecast"])
     assert forecast.measure == kind and forecast.items[-1] == COUNT
     order = np.argsort(-old[:, 0], kind="stable")
@@ -170,7 +172,9 @@ def test_forecast_is_of_the_way_of_serving(made, tmp_path, kind, way):
     paths, _, old, new = made
     queries, items, wanted = write_probe(tmp_path / "probe", made, kind)
     asked = write_old_queries(tmp_path / "probe", made)
-    found = plan(tiny.plain_map(), paths["set"], tmp_path, probe=tmp_path / "probe", serve=way)
+    found = Upgrade(tmp_path).plan(
+        tiny.plain_map(), paths["set"], probe=tmp_path / "probe", serve=way
+    )
     forecast = Forecast(**found.description["forecast"])
     assert (forecast.way, found.description["serve"]) == (way, way)
     near = np.argsort(((queries[:, None] - new[items]) ** 2).sum(-1), axis=1)[:, :10]
@@ -204,9 +208,9 @@ def test_serving_both_models_needs_queries_of_both(made, tmp_path):
     write_probe(tmp_path / "probe", made, "mrr")
     settings = {"probe": tmp_path / "probe", "serve": "fused"}
     with pytest.raises(UserError, match="serve=fused asks both models: .* needs query_old"):
-        plan(tiny.plain_map(), made[0]["set"], tmp_path / "up", **settings)
+        Upgrade(tmp_path / "up").plan(tiny.plain_map(), made[0]["set"], **settings)
     with pytest.raises(UserError, match="unknown way of serving 'fusd'; did you mean 'fused'"):
-        plan(tiny.plain_map(), made[0]["set"], tmp_path / "up", serve="fusd")
+        Upgrade(tmp_path / "up").plan(tiny.plain_map(), made[0]["set"], serve="fusd")
 
 
 def test_target_quality(made, tmp_path):
@@ -214,10 +218,9 @@ def test_target_quality(made, tmp_path):
     write_probe(tmp_path / "probe", made, "mrr")
 
     def asked(target, name):
-        return plan(
+        return Upgrade(tmp_path / name).plan(
             tiny.plain_map(),
             paths["set"],
-            tmp_path / name,
             probe=tmp_path / "probe",
             target_quality=target,
             order="random",
@@ -233,54 +236,58 @@ def test_target_quality(made, tmp_path):
         q for i, q in zip(whole.items, whole.quality, strict=True) if i < len(found) and q > target
     ]
     assert not earlier
-    assert len(read_plan(tmp_path / "low", open_gallery(paths["set"]), tiny.plain_map())) == 0
+    assert (
+        len(read_plan(tmp_path / "low" / "plan", open_gallery(paths["set"]), tiny.plain_map())) == 0
+    )
     with pytest.raises(UserError, match="is never reached: the forecast mrr goes from"):
         asked(0.999, "high")
-    with pytest.raises(UserError, match="needs config.probe"):
-        plan(tiny.plain_map(), paths["set"], tmp_path / "x", target_quality=0.5)
+    with pytest.raises(UserError, match="needs a probe"):
+        Upgrade(tmp_path / "x").plan(tiny.plain_map(), paths["set"], target_quality=0.5)
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
         ({"order": "uncertanty"}, "unknown order of re-embedding 'uncertanty'; did you mean"),
-        ({"budget_items": -1}, "config.plan.budget_items must be 0"),
-        ({"cost_per_1000": float("nan")}, "config.plan.cost_per_1000 must be 0"),
-        ({"budget_money": 1.0}, "budget_money needs config.plan.cost_per_1000"),
-        ({"batch_size": 0}, "config.batch_size must be 1 or more"),
-        ({"bugdet_items": 3}, "unknown setting of upgrade.plan 'bugdet_items'; did you mean"),
+        ({"budget_items": -1}, "budget_items must be 0"),
+        ({"cost_per_1000": float("nan")}, "cost_per_1000 must be 0"),
+        ({"budget_money": 1.0}, "budget_money needs cost_per_1000"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
     ],
 )
 def test_wrong_settings(made, tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
-        plan(tiny.plain_map(), made[0]["set"], tmp_path, **settings)
+        Upgrade(tmp_path).plan(tiny.plain_map(), made[0]["set"], **settings)
     assert not list(tmp_path.iterdir())
 
 
 def test_map_without_uncertainty(made, tmp_path):
     map = tiny.plain_map()
     map.has_uncertainty = False
-    with pytest.raises(UserError, match="gives no uncertainty to order by; take config.plan.order"):
-        plan(map, made[0]["set"], tmp_path)
-    found = plan(map, made[0]["set"], tmp_path, order="random", budget_items=50)
+    with pytest.raises(UserError, match="no uncertainty to order by; take order"):
+        Upgrade(tmp_path).plan(map, made[0]["set"], order="uncertainty")
+    found = Upgrade(tmp_path).plan(map, made[0]["set"], budget_items=50)
+    assert found.description["order"] == "random"
     assert len(set(found.rows)) == 50
     assert found.description["forecast"]["error_left"][3] is None
 
 
 def test_plans_of_other_galleries(made, tmp_path):
     paths, ids, old, _ = made
-    plan(tiny.plain_map(), paths["set"], tmp_path)
+    Upgrade(tmp_path).plan(tiny.plain_map(), paths["set"])
     other = tiny.write_gallery("set", tmp_path / "other", ids[::-1].copy(), old)
     with pytest.raises(UserError, match="is of another gallery"):
-        read_plan(tmp_path, open_gallery(other), tiny.plain_map())
+        read_plan(tmp_path / "plan", open_gallery(other), tiny.plain_map())
     with pytest.raises(UserError, match="is of another map"):
-        read_plan(tmp_path, open_gallery(paths["set"]), tiny.plain_map(unit_output=True))
+        read_plan(
+            tmp_path / "plan", open_gallery(paths["set"]), tiny.plain_map(method="procrustes")
+        )
     np.save(tmp_path / "plan" / "ids.npy", ids)
     with pytest.raises(UserError, match="is damaged: its rows and ids differ"):
-        read_plan(tmp_path, open_gallery(paths["set"]), tiny.plain_map())
+        read_plan(tmp_path / "plan", open_gallery(paths["set"]), tiny.plain_map())
     (tmp_path / "plan" / "plan.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
-        read_plan(tmp_path, open_gallery(paths["set"]), tiny.plain_map())
+        read_plan(tmp_path / "plan", open_gallery(paths["set"]), tiny.plain_map())
 
 
 def test_probes_that_do_not_fit(made, tmp_path):
@@ -293,7 +300,7 @@ def test_probes_that_do_not_fit(made, tmp_path):
         if relevant is not None:
             np.save(folder / "relevant.npy", relevant)
         with pytest.raises(UserError, match=message):
-            plan(tiny.plain_map(), made[0]["set"], tmp_path / "up", probe=folder)
+            Upgrade(tmp_path / "up").plan(tiny.plain_map(), made[0]["set"], probe=folder)
 
     refused("has dimension 5, .* 6", old, new)
     refused("has dimension 6; the map's new one is 5", old, old)
@@ -302,7 +309,7 @@ def test_probes_that_do_not_fit(made, tmp_path):
     refused("items of the probe .*: 200 ids", new, new, None, ids + 10**6)
     refused("is not finite", new, np.where(new > 1, np.nan, new))
     with pytest.raises(UserError, match="has no EmbeddingSet 'new'"):
-        plan(tiny.plain_map(), made[0]["set"], tmp_path / "up", probe=tmp_path / "nothing")
+        Upgrade(tmp_path / "up").plan(tiny.plain_map(), made[0]["set"], probe=tmp_path / "nothing")
 
 
 def test_ties_of_the_probe_favour_the_lower_row(made, tmp_path):
@@ -320,12 +327,17 @@ def test_digest_does_not_depend_on_the_width():
     assert digest_of(text) == digest_of(text.astype("U9")) != digest_of(np.array(["ab", "c"]))
 
 
-def test_command(made, tmp_path):
-    config = configs.upgrade()
-    config.map = str(tiny.plain_map().save(tmp_path / "map"))
-    config.gallery = str(made[0]["parquet"])
-    config.plan.order, config.plan.budget_items = "random", 20
-    config.plan.cost_per_1000, config.plan.items_per_second = 5.0, 100.0
-    assert len(plan_command(config, tmp_path / "up")) == 20
+def test_times_and_costs(made, tmp_path, capsys):
+    found = Upgrade(tmp_path / "up").plan(
+        tiny.plain_map(),
+        made[0]["parquet"],
+        order="random",
+        budget_items=20,
+        cost_per_1000=5.0,
+        items_per_second=100.0,
+    )
+    assert len(found) == 20
     described = json.loads((tmp_path / "up" / "plan" / "plan.json").read_text())
     assert (described["order"], described["items"], described["count"]) == ("random", 20, COUNT)
+    said = capsys.readouterr().err
+    assert "20 of 200 items: budget of 20 items" in said and "cost" in said and "hours" in said

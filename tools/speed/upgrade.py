@@ -60,24 +60,25 @@ def solve(count: int, dim: int) -> list[dict]:
 
 def measure(form: str, count: int) -> list[dict]:
     """Translating, planning and re-embedding in one form; run in a fresh process."""
-    from fct_jax.upgrade.migration.applying import apply
-    from fct_jax.upgrade.migration.planning import plan
+    from fct_jax.upgrade.migration.upgrade import Upgrade
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
         folder = Path(folder)
         source, map = _gallery(folder, form, count), _map()
-        apply(map, _gallery(folder / "warm", "set", 8192), folder / "warm" / "up", unchecked=True)
+        Upgrade(folder / "warm" / "up").apply(
+            map, _gallery(folder / "warm", "set", 8192), unchecked=True
+        )
         with AnonymousMemory() as memory:
             plain = _plain(folder, map, count) if form == "set" else None
             start = time.perf_counter()
-            apply(map, source, folder / "up", unchecked=True)
+            Upgrade(folder / "up").apply(map, source, unchecked=True)
             translating = time.perf_counter() - start
             translating_peak = memory.peak_mb
             start = time.perf_counter()
-            plan(map, source, folder / "up", budget_items=count // 10)
+            Upgrade(folder / "up").plan(map, source, budget_items=count // 10)
             planning = time.perf_counter() - start
             start = time.perf_counter()
-            apply(map, source, folder / "up", reembed=_Answers(map), batch_items=BLOCK // 4)
+            Upgrade(folder / "up").apply(map, source, reembed=_Answers(map), batch_items=BLOCK // 4)
             reembedding = time.perf_counter() - start
         size = f"{count:,} × {DIM}"
         rate = f"{count / translating:,.0f} vectors a second with checks and syncs"

@@ -1,7 +1,5 @@
 """What is looked at before anything is written: vectors, spaces, and known answers."""
 
-import dataclasses
-
 import numpy as np
 
 from fct_jax.errors import UserError
@@ -13,57 +11,40 @@ from fct_jax.upgrade.galleries.base import Gallery
 SPACE = ("fingerprint", "model", "prefix", "normalized", "metric")
 EXPECTED_SHARE = 0.75  # of the score on the pairs that the map was tested on
 SAMPLE = 256  # items of a known-answer check
-_BLOCK = 1 << 15
+REASONS = ("", "vectors with NaN or infinity", "zero vectors")
 _AGREE = 0.9  # share of test pairs that a gallery must hold as they were
 _LOOKED_UP = 64
 _UNIT = 1e-2  # how far from 1 the length of a float16 unit vector may be
 _SAME = 2e-2  # relative difference of a vector and its float16 copy at most
 
 
-@dataclasses.dataclass(frozen=True)
-class Inspection:
-    """What a whole gallery was found to hold: ids of unusable vectors and the lengths."""
-
-    not_finite: np.ndarray
-    zero: np.ndarray
-    shortest: float
-    longest: float
-
-
-def inspect(gallery: Gallery, progress=None) -> Inspection:
-    """Reads every vector once; memory does not grow with the gallery.
-
-    ``progress`` is called with the number of rows done, block after block.
-    """
-    not_finite, zero, shortest, longest = [], [], np.inf, 0.0
-    for ids, vectors in gallery.blocks(_BLOCK):
-        # The square of a length is not finite exactly where a value is not, or far too large.
-        length = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float32))
-        bad, empty = ~np.isfinite(length), length == 0
-        not_finite.append(ids[bad])
-        zero.append(ids[empty])
-        sound = length[~bad & ~empty]
-        if len(sound):
-            shortest = min(shortest, float(sound.min()))
-            longest = max(longest, float(sound.max()))
-        if progress is not None:
-            progress(len(ids))
-    return Inspection(np.concatenate(not_finite), np.concatenate(zero), shortest, longest)
+def unusable(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return why each vector (n, D) cannot be used, (n,) places in `REASONS`, and its length."""
+    # The square of a length is not finite exactly where a value is not, or far too large.
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float32))
+    reasons = np.where(np.isfinite(lengths), np.where(lengths == 0, 2, 0), 1)
+    return reasons.astype(np.uint8), lengths
 
 
-def check_vectors(gallery: Gallery, progress=None) -> Inspection:
-    """Checksums, and `inspect`: a UserError with counts and the first ten unusable ids."""
-    gallery.verify()
-    found = inspect(gallery, progress)
+def too_many_bad(gallery: Gallery, bad: list, limit: int) -> UserError:
+    """Return the error for unusable vectors, [row, reason] each, of which ``limit`` may be."""
     wrong = []
-    if len(found.not_finite):
-        wrong.append(f"vectors with NaN or infinity: {first_ten(found.not_finite)}")
-    if len(found.zero):
-        wrong.append(f"zero vectors: {first_ten(found.zero)}")
-    if wrong:
-        raise UserError(f"{gallery.name} holds {'; '.join(wrong)}; repair or remove them first")
-    _check_lengths(gallery.name, gallery.meta, found.shortest, found.longest)
-    return found
+    for reason in REASONS[1:]:
+        rows = [row for row, why in bad if why == reason]
+        if rows:
+            wrong.append(f"{reason}: {first_ten(gallery.ids[rows])}")
+    allowed = f" ({limit} would be set aside)" if limit else ""
+    return UserError(
+        f"{gallery.name} holds {'; '.join(wrong)}{allowed}; repair or remove them first"
+    )
+
+
+def check_uncertainty(gallery: Gallery, uncertainty: np.ndarray, start: int = 0) -> None:
+    """Raise UserError if the log-variance of a row from ``start`` on is NaN."""
+    missing = start + np.flatnonzero(np.isnan(uncertainty))
+    if len(missing):
+        raise UserError(f"the map gives no uncertainty (NaN) for {first_ten(gallery.ids[missing])}")
 
 
 def check_batch(ids: np.ndarray, vectors, dim: int, meta: dict, where: str) -> np.ndarray:
@@ -80,11 +61,13 @@ def check_batch(ids: np.ndarray, vectors, dim: int, meta: dict, where: str) -> n
         raise UserError(f"{where} gave NaN or infinity for {first_ten(ids[~np.isfinite(length)])}")
     if (length == 0).any():
         raise UserError(f"{where} gave zero vectors for {first_ten(ids[length == 0])}")
-    _check_lengths(where, meta, float(length.min()), float(length.max()))
+    check_lengths(where, meta, length)
     return vectors
 
 
-def _check_lengths(name: str, meta: dict, shortest: float, longest: float) -> None:
+def check_lengths(name: str, meta: dict, lengths: np.ndarray) -> None:
+    """Raise UserError if vectors that are said to be normalized have other lengths (n,) than 1."""
+    shortest, longest = float(lengths.min()), float(lengths.max())
     if meta.get("normalized") and max(abs(shortest - 1), abs(longest - 1)) > _UNIT:
         raise UserError(
             f"{name} is said to be normalized, but lengths go from {shortest:.4g} to {longest:.4g}"
@@ -101,39 +84,40 @@ def check_space(name: str, found: dict, expected: dict, role: str) -> None:
             )
 
 
-def check_gallery_fits(gallery: Gallery, map) -> None:
+def check_gallery_fits(gallery: Gallery, mapping) -> None:
     """Direction, dimension and model of the gallery are those that the map takes."""
-    if gallery.fingerprint and gallery.fingerprint == map.new_fingerprint != map.old_fingerprint:
+    there, old, new = gallery.fingerprint, mapping.old_fingerprint, mapping.new_fingerprint
+    if there and there == new != old:
         raise UserError(
             f"wrong direction: {gallery.name} is in the new model's space already "
-            f"({gallery.fingerprint}); the map goes from the old to the new one"
+            f"({there}); the map goes from the old to the new one"
         )
-    if gallery.dim != map.dim_in:
+    if gallery.dim != mapping.dim_in:
         swapped = " (it is that of the new model: wrong direction?)"
         raise UserError(
-            f"{gallery.name} has dimension {gallery.dim}, but the map takes {map.dim_in}"
-            + swapped * (gallery.dim == map.dim_out)
+            f"{gallery.name} has dimension {gallery.dim}, but the map takes {mapping.dim_in}"
+            + swapped * (gallery.dim == mapping.dim_out)
         )
     some = None
     if gallery.exact:
         some = gallery.rows(gallery.spread_rows(32))
-    check_space(gallery.name, as_found(gallery.meta, some), old_space(map), "old")
+    check_space(gallery.name, as_found(gallery.meta, some), old_space(mapping), "old")
 
 
-def old_space(map) -> dict:
+def old_space(mapping) -> dict:
     """What the map knows about the old model's vectors, by the keys of ``meta.json``."""
-    known = getattr(map, "known", None)
-    meta = {**(getattr(map, "description", {}).get("old_meta") or {})}
-    meta["fingerprint"] = map.old_fingerprint
+    known = mapping.known
+    meta = {**(mapping.description.get("old_meta") or {})}
+    meta["fingerprint"] = mapping.old_fingerprint
     return as_found(meta, None if known is None else known.old)
 
 
-def new_space(map) -> dict:
+def new_space(mapping) -> dict:
     """What the map knows about the new model's vectors, by the keys of ``meta.json``."""
-    known = getattr(map, "known", None)
-    meta = {**(getattr(map, "description", {}).get("new_meta") or {})}
+    known = mapping.known
+    meta = {**(mapping.description.get("new_meta") or {})}
     # What the sample said of itself, though it may have been fitted for another metric.
-    meta = {"metric": map.metric, **meta, "fingerprint": map.new_fingerprint}
+    meta = {"metric": mapping.metric, **meta, "fingerprint": mapping.new_fingerprint}
     return as_found(meta, None if known is None else known.new)
 
 
@@ -156,57 +140,72 @@ def as_found(meta: dict, vectors) -> dict:
     return {**kept, "normalized": unit}
 
 
-def expected_score(map, metric: str) -> float:
+def expected_score(mapping, metric: str) -> float:
     """The score on the pairs that the map keeps and was not fitted on; 0 without any."""
-    known = getattr(map, "known", None)
+    known = mapping.known
     if known is None or len(known.ids) < 8:
         return 0.0
-    translated, _ = map.transform(known.old[:SAMPLE])
+    translated, _ = mapping.transform(known.old[:SAMPLE])
     return known_answer_score(translated, known.new[:SAMPLE], metric)
 
 
-def check_known_pairs(gallery: Gallery, map) -> int:
-    """The gallery holds the old vectors of the map's test pairs, where it has their ids.
+def check_known_pairs(gallery: Gallery, mapping) -> "tuple[int, Lookup | None]":
+    """Compare the gallery with the old vectors of the map's test pairs, where it has their ids.
 
     Row numbers serve as ids of any set, so that equal ids alone do not mean equal items: ids are
     taken as shuffled only where the vectors are there under other ids.
-    Returns how many pairs agree. Raises UserError for a shuffled or already migrated gallery.
+
+    Returns:
+      How many pairs agree, and a `Lookup` that is to see all rows where some do not.
+
+    Raises:
+      UserError: the gallery is migrated already.
     """
-    known = getattr(map, "known", None)
+    known = mapping.known
     if known is None:
-        return 0
+        return 0, None
     rows = find_rows(gallery.ids, np.asarray(known.ids))
     held = np.flatnonzero(rows >= 0)[:SAMPLE]
     if not len(held):
-        return 0
+        return 0, None
     vectors = gallery.rows(rows[held])
     same = _same(vectors, known.old[held])
     if same.mean() > _AGREE:
-        return int(same.sum())
+        return int(same.sum()), None
     if known.new.shape[1] == gallery.dim and _same(vectors, known.new[held]).mean() > 0.5:
         raise UserError(
             f"wrong direction: {gallery.name} holds the new model's vectors already, "
             f"as {len(held)} items show that the map was tested on"
         )
-    differ = held[~same][:_LOOKED_UP]
-    elsewhere = _is_in(gallery, known.old[differ])
-    if same.any() or elsewhere.mean() > 0.5:
-        raise UserError(
-            f"{gallery.name} does not pair ids and vectors as the sample did that the map was "
-            f"tested on: of {len(held)} items {np.sum(~same)} have other vectors, such as "
-            f"{first_ten(np.asarray(known.ids)[held[~same]])}"
-        )
-    return 0
+    differ = held[~same]
+    message = (
+        f"{gallery.name} does not pair ids and vectors as the sample did that the map was "
+        f"tested on: of {len(held)} items {len(differ)} have other vectors, such as "
+        f"{first_ten(np.asarray(known.ids)[differ])}"
+    )
+    if same.any():
+        raise UserError(message)
+    return 0, Lookup(known.old[differ[:_LOOKED_UP]], message)
 
 
-def _is_in(gallery: Gallery, wanted: np.ndarray) -> np.ndarray:
-    """Which of the vectors are in the gallery, in whatever row; one pass over it."""
-    nearest = np.full(len(wanted), np.inf)
-    squares = (wanted**2).sum(axis=1)
-    for _, vectors in gallery.blocks(_BLOCK):
-        gap = (vectors**2).sum(axis=1)[:, None] - 2 * (vectors @ wanted.T) + squares
-        nearest = np.minimum(nearest, gap.min(axis=0))
-    return nearest <= _SAME**2 * squares
+class Lookup:
+    """Looks for some vectors in rows that are read anyway, whatever their ids."""
+
+    def __init__(self, wanted: np.ndarray, message: str):
+        """``message``: for the error where more than half of the vectors (m, D) are found."""
+        self._wanted, self._message = np.asarray(wanted, np.float32), message
+        self._squares = (self._wanted**2).sum(axis=1)
+        self._nearest = np.full(len(wanted), np.inf)
+
+    def take(self, vectors: np.ndarray) -> None:
+        """Look at some rows (n, D)."""
+        gap = (vectors**2).sum(axis=1)[:, None] - 2 * (vectors @ self._wanted.T) + self._squares
+        self._nearest = np.fmin(self._nearest, np.fmin.reduce(gap, axis=0))
+
+    def finish(self) -> None:
+        """Raise UserError where more than half of the vectors were among the rows."""
+        if (self._nearest <= _SAME**2 * self._squares).mean() > 0.5:
+            raise UserError(self._message)
 
 
 def _same(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ class Forecast:
 
 
 def forecast(
-    order, uncertainty, has_uncertainty: bool, weights, probe, rows, map, way: str, gallery
+    order, uncertainty, has_uncertainty: bool, weights, probe, rows, mapping, way: str, gallery
 ) -> Forecast:
     """The forecast of an order (N,) of rows of a gallery that is served by a way.
 
@@ -58,7 +58,7 @@ def forecast(
     place[order] = np.arange(count)
     own, old = place[rows], gallery.rows(rows)  # when each item of the probe has its turn
     if not find_way(way).needs_old_queries:
-        translated, _ = map.transform(old)
+        translated, _ = mapping.transform(old)
         quality = [probe.quality(np.where(own[:, None] < i, probe.new, translated)) for i in items]
     else:
         metric = gallery.meta.get("metric", probe.metric)
@@ -66,42 +66,40 @@ def forecast(
     return Forecast(items.tolist(), share, left, probe.measure, quality, way)
 
 
-def check_budget(config) -> None:
-    """Of a config's section ``plan``. Raises UserError for what cannot be."""
+def check_budget(wanted) -> None:
+    """Check the budgets of `planning.Wanted`. Raises UserError for values that cannot be."""
     for key in ("budget_items", "budget_money", "target_quality", "cost_per_1000"):
-        if config[key] < 0 or not np.isfinite(config[key]):
-            raise UserError(f"config.plan.{key} must be 0 (none) or more, not {config[key]}")
-    if config.budget_money and not config.cost_per_1000:
-        raise UserError("config.plan.budget_money needs config.plan.cost_per_1000")
+        value = getattr(wanted, key)
+        if value is not None and not 0 <= value < np.inf:
+            raise UserError(f"{key} must be 0 or more, not {value}")
+    if wanted.budget_money is not None and not wanted.cost_per_1000:
+        raise UserError("budget_money needs cost_per_1000")
 
 
-def cut(found: Forecast, count: int, config) -> tuple[int, str]:
-    """(how many items to re-embed, why so many): the smallest of the budgets that are given.
+def cut(found: Forecast, count: int, wanted) -> tuple[int, str]:
+    """Return how many items to re-embed, and why: the smallest of the budgets that are given.
 
-    Raises UserError for a budget that cannot be, or a target that is never reached.
+    Raises UserError for a target that is never reached.
     """
-    check_budget(config)
     limits = [(count, "no budget: all items")]
-    if config.budget_items:
-        limits.append((int(config.budget_items), f"budget of {config.budget_items:,} items"))
-    if config.budget_money:
+    if wanted.budget_items is not None:
+        limits.append((int(wanted.budget_items), f"budget of {wanted.budget_items:,} items"))
+    if wanted.budget_money is not None:
         # A cent's worth of rounding must not cost an item.
-        affordable = int(config.budget_money / config.cost_per_1000 * 1000 + 1e-6)
-        limits.append((affordable, f"budget of {config.budget_money:g}"))
-    if config.target_quality:
-        limits.append(_reaching(found, config.target_quality))
+        affordable = int(wanted.budget_money / wanted.cost_per_1000 * 1000 + 1e-6)
+        limits.append((affordable, f"budget of {wanted.budget_money:g}"))
+    if wanted.target_quality is not None:
+        limits.append(_reaching(found, wanted.target_quality))
     return min(limits, key=lambda limit: limit[0])
 
 
 def _reaching(found: Forecast, target: float) -> tuple[int, str]:
     if found.quality is None:
-        raise UserError(
-            "config.plan.target_quality needs config.probe, which quality is measured on"
-        )
+        raise UserError("target_quality needs a probe, which quality is measured on")
     quality = np.asarray(found.quality)
     if quality.max() < target:
         raise UserError(
-            f"config.plan.target_quality={target} is never reached: the forecast "
+            f"target_quality={target} is never reached: the forecast "
             f"{found.measure} goes from {quality[0]:.3f} to {quality[-1]:.3f}, "
             f"at most {quality.max():.3f}"
         )

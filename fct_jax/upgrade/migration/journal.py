@@ -68,18 +68,17 @@ class Journal:
         self.records.append(record)
         return record
 
-    def last(self, kind: str) -> dict | None:
-        """The latest record of a kind, or None."""
-        return next((r for r in reversed(self.records) if r["kind"] == kind), None)
-
 
 class Progress:
     """What a journal says.
 
     Attributes:
       begin: the record that names source and map, or None.
+      layout: the record of the files that were laid out, or None.
       rows: how many rows are translated.
-      ready: whether all are, and the gallery has its name.
+      reading: what the pass over the source goes on from, as of `Reading`.
+      bad: [row, reason] of each unusable vector of the rows.
+      translated: the record that all are, and the gallery has its name, or None.
       stops: for every finished batch, how many items of the plan were done by its end.
       pending: the record of a batch whose vectors are stored but not all in the gallery, or None.
       rolling_back: the record of a rollback that was not finished, or None.
@@ -89,8 +88,9 @@ class Progress:
 
     def __init__(self, records: list[dict]):
         self.begin = self.pending = self.rolling_back = self.plan = None
-        self.laid_out = self.ready = False
-        self.rows = self.published = 0
+        self.layout = self.translated = self.reading = None
+        self.rows, self.bad = 0, []
+        self.published = 0
         self.stops: list[int] = []
         for record in records:
             self.add(record)
@@ -98,6 +98,11 @@ class Progress:
     def add(self, record: dict) -> None:
         """One more step."""
         getattr(self, f"_{record['kind']}")(record)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the gallery is translated."""
+        return self.translated is not None
 
     @property
     def items(self) -> int:
@@ -108,13 +113,15 @@ class Progress:
         self.begin = record
 
     def _layout(self, record):
-        self.laid_out = True
+        self.layout = record
+        self.rows, self.reading, self.bad = 0, None, []
 
     def _chunk(self, record):
-        self.rows = record["stop"]
+        self.rows, self.reading = record["stop"], record["reading"]
+        self.bad += record.get("bad", [])
 
     def _translated(self, record):
-        self.ready = True
+        self.translated = record
 
     def _plan(self, record):
         self.plan = record

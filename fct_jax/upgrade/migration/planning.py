@@ -1,43 +1,66 @@
-"""What to re-embed first, how far to go, and what it will bring: ``upgrade plan``."""
+"""Which items to re-embed first, how many of them, and what that will bring."""
 
 import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 from rich.table import Table
 
-from fct_jax import config as configs
-from fct_jax.errors import UserError, unknown
+from fct_jax.errors import UserError
 from fct_jax.evaluate.orders import Items, Order, find_order, times_traffic
-from fct_jax.runtime.progress import Bar, console
+from fct_jax.runtime.progress import console
 from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.files import new_directory
-from fct_jax.storage.ids import find_rows, first_ten
-from fct_jax.upgrade.checks.guards import (
-    as_found,
-    check_gallery_fits,
-    check_known_pairs,
-    check_space,
-    check_vectors,
-    new_space,
-)
-from fct_jax.upgrade.galleries.base import Gallery, open_gallery
-from fct_jax.upgrade.maps.loading import load_map
-from fct_jax.upgrade.maps.map import Map
+from fct_jax.upgrade.galleries.base import Gallery
 from fct_jax.upgrade.migration.budget import Forecast, check_budget, cut, forecast
 from fct_jax.upgrade.migration.probe import Probe
+from fct_jax.upgrade.migration.reading import Certificate
+from fct_jax.upgrade.migration.traffic import read_traffic
 from fct_jax.upgrade.ways import find_way
 
-SHARED = ("probe", "serve", "batch_size", "seed", "id_column", "vector_column")
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a plan.
+
+    Attributes:
+      order: a name that `find_order` knows; None: by uncertainty where the map gives one, else
+        by traffic where it is given, else random.
+      traffic: path of a .npy file, as of `read_traffic`; it weights the order.
+      budget_items, budget_money, target_quality: how far to go; the smallest counts, None: to
+        the end.
+      items_per_second, cost_per_1000: of the new model, for times and costs; None: none are given.
+      serve: way of serving that the forecast is made for, a name in `fct_jax.upgrade.ways.WAYS`.
+      seed: of a random order.
+    """
+
+    order: str | None = None
+    traffic: str | None = None
+    budget_items: int | None = None
+    budget_money: float | None = None
+    target_quality: float | None = None
+    items_per_second: float | None = None
+    cost_per_1000: float | None = None
+    serve: str = "translated"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UserError for a value that cannot be, before anything long is begun."""
+        if self.order is not None:
+            find_order(self.order)
+        find_way(self.serve)
+        check_budget(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The items to re-embed, first item first.
 
-    ids (K,), rows (K,) int64: of the gallery; description: what ``plan.json`` holds.
+    Attributes:
+      ids: (K,) of the items.
+      rows: (K,) int64, their rows in the gallery.
+      description: what ``plan.json`` holds.
     """
 
     ids: np.ndarray
@@ -49,80 +72,56 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Names the plan: its rows in their order."""
+        """Fingerprint of the plan: its rows in their order."""
         return digest_of(self.rows)
 
-
-def plan_command(config, workdir) -> Plan:
-    """The command: `plan` with the values of ``fct_jax.config.upgrade``."""
-    configs.check(config)
-    gallery, map = opened(config)
-    return _checked_plan(config, workdir, gallery, map)
+    @property
+    def certificate(self) -> Certificate:
+        """What was seen when the gallery was read for the plan."""
+        return Certificate(**self.description["checked"])
 
 
-def plan(map, gallery, workdir, **settings) -> Plan:
-    """Writes ``WORKDIR/plan``: ids.npy, rows.npy, uncertainty.npy (of the gallery), plan.json.
+def make_plan(
+    folder: Path,
+    gallery: Gallery,
+    mapping,
+    probe: Probe | None,
+    wanted: Wanted,
+    certificate: Certificate,
+    uncertainty: np.ndarray,
+    bad: list,
+) -> Plan:
+    """Make a plan and write it: ids.npy, rows.npy, uncertainty.npy (of the gallery), plan.json.
 
     Args:
-      map: a Map or its directory.
-      gallery: path of the old gallery, as of `open_gallery`.
-      workdir: the upgrade's directory.
-      settings: order, traffic, budget_items, budget_money, target_quality, items_per_second,
-        cost_per_1000, probe, serve, batch_size, seed, id_column, vector_column, as in
-        ``fct_jax.config.upgrade``.
+      folder: where to; it must not exist.
+      gallery, mapping, probe: what is upgraded, by what, and what quality is measured on.
+      wanted: order and budgets.
+      certificate, uncertainty, bad: as of `reading.read_through`. Vectors that cannot be used come
+        first in the plan, whatever the order: nothing else can replace them.
 
     Raises:
-      UserError: there is a plan already, or the gallery, the map or the settings do not fit.
+      UserError: the order needs what is not there, or a target is never reached.
     """
-    config = configured("plan", map, gallery, settings)
-    return _checked_plan(config, workdir, *opened(config, map))
-
-
-def check_settings(config) -> None:
-    """Of the plan, before anything long is begun. Raises UserError."""
-    find_order(config.plan.order)
-    find_way(config.serve)
-    if config.batch_size < 1:
-        raise UserError(f"config.batch_size must be 1 or more, not {config.batch_size}")
-    check_budget(config.plan)
-
-
-def _checked_plan(config, workdir, gallery: Gallery, map) -> Plan:
-    check_settings(config)
-    folder = Path(workdir) / "plan"
-    if folder.exists():
-        raise UserError(f"{folder} exists already; nothing was overwritten")
-    check_gallery_fits(gallery, map)
-    with Bar("checking vectors", len(gallery), "vectors") as bar:
-        check_vectors(gallery, bar.advance)
-    check_known_pairs(gallery, map)
-    return make_plan(config, workdir, gallery, map, open_probe(config, map))
-
-
-def make_plan(config, workdir, gallery: Gallery, map, probe: Probe | None) -> Plan:
-    """`plan` of a gallery that was checked."""
-    weights = _traffic(config.plan.traffic, gallery) if config.plan.traffic else None
-    asked = find_order(config.plan.order)
-    if "uncertainty" in asked.needs and not map.has_uncertainty and weights is None:
-        raise UserError(
-            f"the map ({map.method}) gives no uncertainty to order by; "
-            "take config.plan.order=random, or give config.plan.traffic"
-        )
+    weights = None if wanted.traffic is None else read_traffic(wanted.traffic, gallery)
+    asked = _order(wanted, mapping, weights)
     rows = None if probe is None else probe.rows(gallery)
-    uncertainty = _uncertainties(gallery, map, config.batch_size)
-    order = ranked(asked, uncertainty, weights, config.seed)
+    order = ranked(asked, uncertainty, weights, wanted.seed)
+    if bad:
+        first = np.array([row for row, _ in bad], np.int64)
+        order = np.concatenate([first, order[~np.isin(order, first)]])
     found = forecast(
         order,
         uncertainty,
-        map.has_uncertainty,
+        mapping.has_uncertainty,
         weights,
         probe,
         rows,
-        map,
-        config.serve,
+        mapping,
+        wanted.serve,
         gallery,
     )
-    items, reason = cut(found, len(order), config.plan)
+    items, reason = cut(found, len(order), wanted)
     rows = order[:items]
     made = Plan(
         gallery.ids[rows],
@@ -131,88 +130,40 @@ def make_plan(config, workdir, gallery: Gallery, map, probe: Probe | None) -> Pl
             "gallery": gallery.name,
             "count": len(gallery),
             "gallery_ids": digest_of(gallery.ids),
-            "map": map.fingerprint,
-            "order": config.plan.order,
-            "serve": config.serve,
-            "traffic": config.plan.traffic or None,
+            "map": mapping.fingerprint,
+            "order": asked.name,
+            "serve": wanted.serve,
+            "seed": wanted.seed,
+            "traffic": None if wanted.traffic is None else str(wanted.traffic),
             "items": items,
             "cut": reason,
-            "cost_per_1000": config.plan.cost_per_1000,
-            "items_per_second": config.plan.items_per_second,
+            "cost_per_1000": wanted.cost_per_1000,
+            "items_per_second": wanted.items_per_second,
+            "checked": dataclasses.asdict(certificate),
             "forecast": dataclasses.asdict(found),
         },
     )
-    with new_directory(Path(workdir) / "plan") as folder:
-        np.save(folder / "ids.npy", made.ids)
-        np.save(folder / "rows.npy", made.rows)
-        np.save(folder / "uncertainty.npy", uncertainty)
-        (folder / "plan.json").write_text(json.dumps(made.description, indent=2) + "\n")
+    with new_directory(folder) as partial:
+        np.save(partial / "ids.npy", made.ids)
+        np.save(partial / "rows.npy", made.rows)
+        np.save(partial / "uncertainty.npy", uncertainty)
+        (partial / "plan.json").write_text(json.dumps(made.description, indent=2) + "\n")
     _show(made, found)
     return made
 
 
-def read_plan(workdir, gallery: Gallery, map) -> Plan:
-    """The plan in a directory. Raises UserError where it is of another gallery or map."""
-    folder = Path(workdir) / "plan"
-    try:
-        description = json.loads((folder / "plan.json").read_text())
-        ids = np.load(folder / "ids.npy", allow_pickle=False)
-        rows = np.load(folder / "rows.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"the plan in {folder} cannot be read: {error}") from None
-    for what, planned, ours in (
-        ("gallery", description["gallery_ids"], digest_of(gallery.ids)),
-        ("map", description["map"], map.fingerprint),
-    ):
-        if planned != ours:
-            raise UserError(f"the plan in {folder} is of another {what} ({planned}, not {ours})")
-    if not np.array_equal(gallery.ids[rows], ids):
-        raise UserError(f"the plan in {folder} is damaged: its rows and ids differ")
-    return Plan(ids, rows, description)
-
-
-def opened(config, map=None) -> tuple:
-    """(gallery, map) of a config; ``map``: a Map instead of its directory. Raises UserError."""
-    if not config.gallery:
-        raise UserError("config.gallery is empty")
-    gallery = open_gallery(
-        config.gallery, id_column=config.id_column, vector_column=config.vector_column
-    )
-    if isinstance(map, Map):
-        return gallery, map.forward().for_dim(gallery.dim)
-    if not config.map:
-        raise UserError("config.map is empty; give a directory that `fit` made")
-    return gallery, load_map(config.map).forward().for_dim(gallery.dim)
-
-
-def configured(section: str, map, gallery, settings: dict) -> ConfigDict:
-    """The config of keyword arguments, which are keys of a section or shared ones."""
-    config = configs.upgrade()
-    config.gallery, config.map = str(gallery), "" if isinstance(map, Map) else str(map)
-    for key, value in settings.items():
-        if key in config[section]:
-            config[section][key] = value
-        elif key in SHARED:
-            config[key] = str(value) if key == "probe" else value
-        else:
-            raise unknown(f"setting of upgrade.{section}", key, [*config[section], *SHARED])
-    return config
-
-
-def open_probe(config, map) -> Probe | None:
-    """The probe set of a config, or None. Raises UserError where it is of another space."""
-    if not config.probe:
-        return None
-    probe = Probe(config.probe, map.metric)
-    if probe.new.shape[1] != map.dim_out:
+def _order(wanted: Wanted, mapping, weights) -> Order:
+    if wanted.order is None:
+        if mapping.has_uncertainty:
+            return find_order("uncertainty")
+        return find_order("random" if weights is None else "traffic")
+    asked = find_order(wanted.order)
+    if "uncertainty" in asked.needs and not mapping.has_uncertainty and weights is None:
         raise UserError(
-            f"{config.probe} has dimension {probe.new.shape[1]}; the map's new one is {map.dim_out}"
+            f"the map ({mapping.method}) gives no uncertainty to order by; "
+            "take order=random, or give traffic"
         )
-    # Queries may well have a prefix of their own.
-    query_meta = {k: v for k, v in probe.query_meta.items() if k != "prefix"}
-    for part, meta, vectors in (("new", probe.meta, probe.new), ("query", query_meta, probe.query)):
-        check_space(f"{config.probe}/{part}", as_found(meta, vectors), new_space(map), "new")
-    return probe
+    return asked
 
 
 def ranked(order: str | Order, uncertainty: np.ndarray, weights, seed: int) -> np.ndarray:
@@ -226,50 +177,27 @@ def ranked(order: str | Order, uncertainty: np.ndarray, weights, seed: int) -> n
     return order.rank(Items(len(uncertainty), seed, uncertainty=uncertainty, traffic=weights))
 
 
-def _uncertainties(gallery: Gallery, map, batch_size: int) -> np.ndarray:
-    """Log-variance of every row, (N,)."""
-    uncertainty = np.zeros(len(gallery), np.float32)
-    if not map.has_uncertainty:
-        return uncertainty
-    row = 0
-    with Bar("uncertainty", len(gallery), "vectors") as bar:
-        for ids, vectors in gallery.blocks(16 * batch_size):
-            for _, log_variance in map.blocks(vectors, batch_size):
-                uncertainty[row : row + len(log_variance)] = log_variance
-                row += len(log_variance)
-            bar.advance(len(ids))
-    if np.isnan(uncertainty).any():
-        missing = first_ten(gallery.ids[np.isnan(uncertainty)])
-        raise UserError(f"the map gives no uncertainty (NaN) for {missing}")
-    return uncertainty
-
-
-def _traffic(path, gallery: Gallery) -> np.ndarray:
-    """Weight of each row, (N,) float64: 0 for ids that the file does not name."""
+def read_plan(folder: Path, gallery: Gallery, mapping) -> Plan:
+    """Read the plan in a directory. Raises UserError where it is of another gallery or map."""
     try:
-        found = np.load(path, allow_pickle=False)
+        description = json.loads((folder / "plan.json").read_text())
+        ids = np.load(folder / "ids.npy", allow_pickle=False)
+        rows = np.load(folder / "rows.npy", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"config.plan.traffic={path} cannot be read: {error}") from None
-    if found.dtype.names is None or set(found.dtype.names) != {"id", "weight"}:
-        raise UserError(
-            f"config.plan.traffic={path} must be a structured .npy array with the fields "
-            f"'id' and 'weight', not {found.dtype}"
-        )
-    given = found["weight"].astype(np.float64)
-    if not (np.isfinite(given) & (given >= 0)).all() or not given.any():
-        raise UserError(f"config.plan.traffic={path}: weights must be finite, ≥ 0 and not all 0")
-    rows = find_rows(gallery.ids, found["id"])
-    if (rows < 0).all():
-        raise UserError(f"config.plan.traffic={path}: none of its ids is in {gallery.name}")
-    if (rows < 0).any():
-        console.print(f"traffic: {first_ten(found['id'][rows < 0])} not in the gallery, left out")
-    weights = np.zeros(len(gallery))
-    np.add.at(weights, rows[rows >= 0], given[rows >= 0])
-    return weights
+        raise UserError(f"the plan in {folder} cannot be read: {error}") from None
+    for what, planned, ours in (
+        ("gallery", description["gallery_ids"], digest_of(gallery.ids)),
+        ("map", description["map"], mapping.fingerprint),
+    ):
+        if planned != ours:
+            raise UserError(f"the plan in {folder} is of another {what} ({planned}, not {ours})")
+    if not np.array_equal(gallery.ids[rows], ids):
+        raise UserError(f"the plan in {folder} is damaged: its rows and ids differ")
+    return Plan(ids, rows, description)
 
 
 def _show(made: Plan, found: Forecast) -> None:
-    """The forecast as a table, of the columns that are known."""
+    """Print the forecast as a table of the columns that are known."""
     described = made.description
     price, rate = described["cost_per_1000"], described["items_per_second"]
     columns = {

@@ -3,7 +3,6 @@
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.runtime.progress import Bar
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.galleries.base import Gallery
@@ -11,22 +10,26 @@ from fct_jax.upgrade.migration.probe import Probe
 from fct_jax.upgrade.migration.reembed import NewVectors
 
 _ENOUGH = 8  # known answers
+_BLOCK = 1 << 15
 _MOST = 0.5  # of a gallery: its items are then like any
 
 
 def check_before(
     gallery: Gallery, map, new: NewVectors | None, probe: Probe | None, unchecked: bool = False
-) -> None:
-    """Space, direction, vectors, and known answers from whatever source there is.
+) -> guards.Lookup | None:
+    """Check space, direction, and known answers from whatever source there is.
 
     Known answers are the map's own test pairs, the new vectors of a sample of ids, and the items
     of the probe. ``unchecked``: go on where there is none of them.
-    Raises UserError.
+
+    Returns:
+      What is still to be looked for in all rows, as of `guards.check_known_pairs`.
+
+    Raises:
+      UserError: something does not fit.
     """
     guards.check_gallery_fits(gallery, map)
-    with Bar("checking vectors", len(gallery), "vectors") as bar:
-        guards.check_vectors(gallery, bar.advance)
-    answers = guards.check_known_pairs(gallery, map)
+    answers, lookup = guards.check_known_pairs(gallery, map)
     if new is not None:
         answers += check_new_vectors(gallery, map, new)
     if probe is not None:
@@ -36,10 +39,15 @@ def check_before(
         at_least = guards.EXPECTED_SHARE * guards.expected_score(map, map.metric)
         answers += _ask(old, probe.new[some], map, at_least, f"{probe.name}/new")
     if answers < _ENOUGH and not unchecked:
+        if lookup is not None:  # there may be a better reason
+            for _, vectors in gallery.blocks(_BLOCK):
+                lookup.take(vectors)
+            lookup.finish()
         raise UserError(
-            f"nothing shows that {gallery.name} fits the map: give config.apply.reembed or "
-            "config.probe for known answers, or take config.apply.unchecked=True"
+            f"nothing shows that {gallery.name} fits the map: give reembed or probe "
+            "for known answers, or take unchecked=True"
         )
+    return lookup
 
 
 def check_new_vectors(gallery: Gallery, map, new: NewVectors) -> int:
@@ -63,6 +71,8 @@ def check_new_vectors(gallery: Gallery, map, new: NewVectors) -> int:
 
 def _ask(old, new, map, at_least: float, what: str) -> int:
     """Known answers: h(old) of some items is searched by their new vectors."""
+    sound = guards.unusable(old)[0] == 0
+    old, new = old[sound], new[sound]
     if len(old) < _ENOUGH:
         return 0
     if old.shape == new.shape and np.allclose(old, new, rtol=1e-3, atol=1e-4):

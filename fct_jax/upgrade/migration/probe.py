@@ -20,6 +20,7 @@ from fct_jax.evaluate.distances import unit_rows
 from fct_jax.evaluate.metrics import retrieval_metrics
 from fct_jax.storage.embedding_set import EmbeddingSet, check_paired
 from fct_jax.storage.ids import rows_of
+from fct_jax.upgrade.checks.guards import as_found, check_space, new_space
 from fct_jax.upgrade.ways import relevance
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.scores import Space
@@ -46,7 +47,7 @@ class Probe:
         folder = Path(folder)
         for part in ("new", "query"):
             if not (folder / part / "vectors.npy").is_file():
-                raise UserError(f"config.probe={folder} has no EmbeddingSet {part!r}")
+                raise UserError(f"the probe {folder} has no EmbeddingSet {part!r}")
         items, queries = EmbeddingSet.read(folder / "new"), EmbeddingSet.read(folder / "query")
         for found in (items, queries):
             found.check_finite()
@@ -100,7 +101,7 @@ class Probe:
         """
         if self.query_old is None or self.query_old.shape[1] != old.shape[1]:
             raise UserError(
-                f"config.serve={way} asks both models: config.probe={self.name} needs query_old, "
+                f"serve={way} asks both models: the probe {self.name} needs query_old, "
                 f"the queries by the old model, of dimension {old.shape[1]}"
             )
         made = calibrate(old, self.new, metric=self.metric, old_metric=old_metric)
@@ -158,3 +159,19 @@ class Probe:
         return np.concatenate(
             [np.argsort(-near, axis=1, kind="stable")[:, :k] for _, near in self._nearness(vectors)]
         )
+
+
+def open_probe(where, mapping) -> Probe | None:
+    """Open a probe set, or return None for none. Raises UserError if it is of another space."""
+    if where is None:
+        return None
+    probe = Probe(where, mapping.metric)
+    if probe.new.shape[1] != mapping.dim_out:
+        raise UserError(
+            f"{where} has dimension {probe.new.shape[1]}; the map's new one is {mapping.dim_out}"
+        )
+    # Queries may well have a prefix of their own.
+    query_meta = {k: v for k, v in probe.query_meta.items() if k != "prefix"}
+    for part, meta, vectors in (("new", probe.meta, probe.new), ("query", query_meta, probe.query)):
+        check_space(f"{where}/{part}", as_found(meta, vectors), new_space(mapping), "new")
+    return probe

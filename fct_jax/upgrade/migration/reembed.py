@@ -1,13 +1,12 @@
 """Where re-embedded vectors come from: an EmbeddingSet, or a function of ids."""
 
-from pathlib import Path
-
 import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.runtime.plugins import imported, is_import_name
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.ids import Finder, first_ten
+from fct_jax.upgrade.migration.settings import expanded
 
 
 class NewVectors:
@@ -53,16 +52,15 @@ def open_reembed(where) -> NewVectors:
     """
     if callable(where):
         return NewVectors(getattr(where, "__name__", "the function"), where, {})
-    if (Path(where) / "vectors.npy").is_file():
-        return _of_set(EmbeddingSet.read(where))
+    if (expanded(where) / "vectors.npy").is_file():
+        return _of_set(EmbeddingSet.read(expanded(where)))
     if not is_import_name(where):
         raise UserError(
-            f"config.apply.reembed={where} is no EmbeddingSet (vectors.npy is missing) "
-            "and no module:function"
+            f"reembed={where} is no EmbeddingSet (vectors.npy is missing) and no module:function"
         )
     function = imported(str(where), "function")
     if not callable(function):
-        raise UserError(f"config.apply.reembed={where} is not a function")
+        raise UserError(f"reembed={where} is not a function")
     return NewVectors(str(where), function, {})
 
 

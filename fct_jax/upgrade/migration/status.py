@@ -1,49 +1,96 @@
 """How far an upgrade has come, and whether it brings what was forecast: ``upgrade status``."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 
-from fct_jax import config as configs
-from fct_jax.errors import UserError
 from fct_jax.upgrade.galleries.base import VERSIONS, open_gallery
 from fct_jax.upgrade.migration.budget import Forecast
 from fct_jax.upgrade.migration.journal import Journal, Progress
 from fct_jax.upgrade.migration.probe import Probe
+from fct_jax.upgrade.migration.settings import Settings
 from fct_jax.upgrade.ways import find_way
 
 _RECENT = 20  # steps that the rate is taken from
 
 
-def status_command(config, workdir) -> dict:
-    """The command: `status` with the values of ``fct_jax.config.upgrade``."""
-    configs.check(config)
-    return status(
-        workdir,
-        probe=config.probe,
-        id_column=config.id_column,
-        vector_column=config.vector_column,
-    )
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """How far an upgrade is; None where something is unknown. ``str()`` says it in a few lines.
+
+    Attributes:
+      workdir: the upgrade's directory.
+      state: "not begun", "translating", "translated", "migrating", "rolling back" or "finished".
+      count: vectors in the gallery.
+      translated: rows that are translated.
+      planned, reembedded: items of the plan, and how many of them are re-embedded.
+      share: of the gallery that is re-embedded.
+      batches: number of finished batches.
+      rate: items a second lately; rows while translating.
+      seconds_left: by this rate.
+      quarantined: source vectors that cannot be used; see ``quarantine.jsonl``.
+      way: way of serving that quality is of.
+      measure, measured, forecast: of the probe set, if there is one.
+    """
+
+    workdir: str
+    state: str
+    count: int | None
+    translated: int
+    planned: int | None
+    reembedded: int
+    share: float | None
+    batches: int
+    rate: float | None
+    seconds_left: float | None
+    quarantined: int
+    way: str
+    measure: str | None = None
+    measured: float | None = None
+    forecast: float | None = None
+
+    def to_json(self) -> dict:
+        """Return the values by name, as JSON can hold them."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        if self.count is None:
+            return f"{self.workdir}: {self.state}"
+        lines = [f"{self.workdir}: {self.state}, {self.translated:,} of {self.count:,} translated"]
+        if self.planned is not None:
+            lines.append(
+                f"  re-embedded {self.reembedded:,} of {self.planned:,} planned items in "
+                f"{self.batches} batches ({self.share:.1%} of the gallery)"
+            )
+        if self.quarantined:
+            lines.append(
+                f"  {self.quarantined:,} unusable vectors set aside; see "
+                f"{self.workdir}/quarantine.jsonl"
+            )
+        if self.seconds_left:
+            minutes, seconds = divmod(int(np.ceil(self.seconds_left)), 60)
+            left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+            lines.append(f"  {self.rate:,.0f} a second, {left} left")
+        shown = [
+            f"{name} {value:.4f}"
+            for name, value in (("measured", self.measured), ("forecast", self.forecast))
+            if value is not None
+        ]
+        if shown:
+            lines.append(f"  {self.measure} ({self.way}): {', '.join(shown)}")
+        return "\n".join(lines)
 
 
-def status(workdir, *, probe="", id_column: str = "id", vector_column: str = "vector") -> dict:
-    """Prints and returns how far an upgrade is; it may be under way meanwhile.
+def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
+    """Return the status of an upgrade by its journal, and its quality by a probe, if there is one.
 
     Args:
       workdir: the upgrade's directory.
-      probe: probe set, or "" for no measurement; of the way of serving that the plan names.
-      id_column, vector_column: of Parquet files.
-
-    Returns:
-      state ("not begun", "translating", "translated", "migrating", "rolling back", "finished"),
-      count, translated (rows), planned, reembedded (items), share, batches, rate (items/s, of
-      rows while translating), seconds_left, and, with a probe, way, measure, measured and
-      forecast quality; None where unknown.
+      settings: its settings.
+      probe: folder of a probe set, or None.
     """
-    workdir = Path(workdir)
-    if not workdir.is_dir():
-        raise UserError(f"no upgrade in {workdir}")
     records = Journal(workdir / "journal.jsonl").records
     done = Progress(records)
     plan = _plan(workdir)
@@ -51,49 +98,47 @@ def status(workdir, *, probe="", id_column: str = "id", vector_column: str = "ve
     planned = done.plan["items"] if done.plan else plan.get("items")
     kind, total, at = ("batch", planned, done.items) if done.ready else ("chunk", count, done.rows)
     rate = _rate([r for r in records if r["kind"] == kind])
-    left = None if rate is None or total is None else (total - at) / rate
-    found = {
-        "state": _state(done, planned),
-        "count": count,
-        "translated": count if done.ready else done.rows,
-        "planned": planned,
-        "reembedded": done.items,
-        "share": done.items / count if count else None,
-        "batches": len(done.stops),
-        "rate": rate,
-        "seconds_left": left,
-        "way": plan.get("serve", "translated"),
-        "measure": None,
-        "measured": None,
-        "forecast": None,
-    }
+    way = plan.get("serve", "translated")
+    found = Status(
+        workdir=str(workdir),
+        state=_state(done, planned),
+        count=count,
+        translated=count if done.ready else done.rows,
+        planned=planned,
+        reembedded=done.items,
+        share=done.items / count if count else None,
+        batches=len(done.stops),
+        rate=rate,
+        seconds_left=None if rate is None or total is None else (total - at) / rate,
+        quarantined=len(done.bad) if done.ready else plan.get("checked", {}).get("bad", 0),
+        way=way,
+    )
     if plan and plan["forecast"]["quality"] is not None:
-        found["measure"] = plan["forecast"]["measure"]
-        found["forecast"] = Forecast(**plan["forecast"]).at(done.items)
-    if probe and done.ready:
-        gallery = open_gallery(
-            workdir / "gallery",
-            id_column=id_column,
-            vector_column=vector_column,
-            unfinished=True,
+        forecast = Forecast(**plan["forecast"])
+        found = dataclasses.replace(
+            found, measure=forecast.measure, forecast=forecast.at(done.items)
         )
-        asked = Probe(probe, gallery.meta["metric"])
-        found["measured"] = _measured(asked, gallery, plan, found["way"], id_column, vector_column)
-        if found["measure"] not in (None, asked.measure):
-            found["forecast"] = None  # made with another probe set
-        found["measure"] = asked.measure
-    _show(workdir, found)
-    return found
+    if probe is None or not done.ready:
+        return found
+    columns = {"id_column": settings.id_column, "vector_column": settings.vector_column}
+    gallery = open_gallery(workdir / "gallery", unfinished=True, **columns)
+    asked = Probe(probe, gallery.meta["metric"])
+    if found.measure not in (None, asked.measure):
+        found = dataclasses.replace(found, forecast=None)  # made with another probe set
+    source = settings.gallery or plan.get("gallery")
+    measured = _measured(asked, gallery, way, source, columns)
+    return dataclasses.replace(found, measure=asked.measure, measured=measured)
 
 
-def _measured(asked: Probe, gallery, plan: dict, way: str, *columns: str) -> float:
+def _measured(asked: Probe, gallery, way: str, source: str, columns: dict) -> float:
+    """Return the probe's quality, served in the plan's way."""
     rows = asked.rows(gallery)
     if not find_way(way).needs_old_queries:
         return asked.quality(gallery.rows(rows))
-    source = open_gallery(plan["gallery"], id_column=columns[0], vector_column=columns[1])
+    old = open_gallery(source, **columns)
     migrated = gallery.versions[rows] == VERSIONS.index("new")
-    metric = source.meta.get("metric", asked.metric)
-    return asked.served(way, source.rows(rows), gallery.rows(rows), migrated, metric)
+    metric = old.meta.get("metric", asked.metric)
+    return asked.served(way, old.rows(rows), gallery.rows(rows), migrated, metric)
 
 
 def _state(done: Progress, planned: int | None) -> str:
@@ -118,24 +163,3 @@ def _rate(steps: list[dict]) -> float | None:
 def _plan(workdir: Path) -> dict:
     path = workdir / "plan" / "plan.json"
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _show(workdir: Path, found: dict) -> None:
-    if found["count"] is None:
-        print(f"{workdir}: {found['state']}")
-        return
-    print(f"{workdir}: {found['state']}, {found['translated']:,} of {found['count']:,} translated")
-    if found["planned"] is not None:
-        print(
-            f"  re-embedded {found['reembedded']:,} of {found['planned']:,} planned items in "
-            f"{found['batches']} batches ({found['share']:.1%} of the gallery)"
-        )
-    if found["seconds_left"]:
-        minutes, seconds = divmod(int(np.ceil(found["seconds_left"])), 60)
-        left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-        print(f"  {found['rate']:,.0f} a second, {left} left")
-    shown = [
-        f"{name} {found[name]:.4f}" for name in ("measured", "forecast") if found[name] is not None
-    ]
-    if shown:
-        print(f"  {found['measure']} ({found['way']}): {', '.join(shown)}")

@@ -1,7 +1,10 @@
 """A gallery on its way to the new space: what the journal says was done, and the next step.
 
+    WORKDIR/upgrade.json   map, gallery and settings
     WORKDIR/plan/          what to re-embed, in order
     WORKDIR/gallery/       the new-space gallery (``gallery.partial`` until it is translated)
+    WORKDIR/uncertainty.npy  log-variance of every translated vector, where there is one
+    WORKDIR/quarantine.jsonl  source vectors that cannot be used, if any
     WORKDIR/journal.jsonl  every step that is done
     WORKDIR/followed.npy   rows of the plan that batches were taken from
     WORKDIR/pending.npy    new vectors of the batch that is being written
@@ -12,6 +15,7 @@ the same byte for byte. New vectors are written to ``pending.npy`` before they g
 gallery, since they may have been paid for; translated ones are computed again from the source.
 """
 
+import dataclasses
 import io
 import time
 import zlib
@@ -25,19 +29,27 @@ from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime.progress import Bar
 from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.files import Lock, write_synced
+from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import NEW, TRANSLATED, Gallery
 from fct_jax.upgrade.migration.journal import Journal, Progress
 from fct_jax.upgrade.migration.planning import Plan
-
-_BLOCKS = 16  # blocks of the map in a chunk that is recorded
+from fct_jax.upgrade.migration.reading import (
+    BLOCKS,
+    Certificate,
+    Reading,
+    fill_bad,
+    stamps_of,
+    without,
+    write_quarantine,
+)
 
 
 class Migration:
     """The steps from a source gallery to a new-space one, each recorded when it is done."""
 
-    def __init__(self, workdir, source: Gallery, map, batch_size: int):
-        self.workdir, self.source, self.map = Path(workdir), source, map
-        self.batch_size, self.chunk = batch_size, _BLOCKS * batch_size
+    def __init__(self, workdir, source: Gallery, mapping, batch_size: int):
+        self.workdir, self.source, self.map = Path(workdir), source, mapping
+        self.batch_size, self.chunk = batch_size, BLOCKS * batch_size
         self.journal = Journal(self.workdir / "journal.jsonl")
         self.progress = Progress(self.journal.records)
         self.target = source.writer(source, self.workdir)
@@ -69,52 +81,129 @@ class Migration:
         self.record("begin", **self._identity(), meta=meta)
         self.meta = meta
 
-    def translate(self) -> None:
-        """Streams every row through the map, and gives the gallery its name."""
+    def translate(self, on_bad: str = "quarantine", certificate: Certificate | None = None) -> None:
+        """Stream every row through the map, and give the gallery its name.
+
+        The pass checks what it reads, unless ``certificate`` says what it must find. Nothing is
+        published of a gallery that turns out to be unsound or to change meanwhile.
+
+        Raises:
+          UserError: too many vectors are unusable, files are damaged, or they were changed.
+        """
         done = self.progress
         if done.ready:
             return
-        if not done.laid_out:
+        stamps = stamps_of(self.source)
+        if done.layout is None or done.layout["stamps"] != stamps:
+            # What was translated of files that have changed since cannot be trusted.
             self.target.create(self.map.dim_out, self.map.metric)
+            self._make_uncertainty()
             self.describe("translating")
-            self.record("layout")
+            self.record("layout", stamps=stamps)
         self.target.open(self.map.dim_out)
         count = len(self.source)
+        reading = Reading(self.source, on_bad, None, done.rows, done.reading, done.bad)
         self._begun = time.monotonic()
         # A chunk goes to the disk while the next one is computed; in order, one at a time.
         with Bar("translating", count, "vectors", done.rows) as bar, ThreadPoolExecutor(1) as disk:
             writing = None
             for start in range(done.rows, count, self.chunk):
-                vectors = self.translated(start, min(start + self.chunk, count))
+                known = len(reading.bad)
+                vectors = reading.take(self.source.read(start, min(start + self.chunk, count)))
+                reading.check_bad()
+                bad = reading.bad[known:]
+                made = self._mapped(start, vectors, bad)
                 if writing is not None:
                     bar.advance(writing.result())
-                writing = disk.submit(self._write_chunk, start, vectors)
+                writing = disk.submit(self._write_chunk, start, *made, reading.state, bad)
             if writing is not None:
                 bar.advance(writing.result())
-        self.publish(None)
+        found = reading.finish()
+        if certificate is not None and found.content != certificate.content:
+            raise UserError(
+                f"{self.source.name} was changed since it was planned: its vectors have checksum "
+                f"{found.content}, not {certificate.content}; move {self.workdir}/plan away, "
+                "and plan again"
+            )
+        write_quarantine(self.workdir, self.source, reading.bad)
+        self.target.publish()
         self.describe("translated")
         self.target.complete()
-        self.record("translated")
+        self.record("translated", checked=dataclasses.asdict(found))
         self.target.close()
 
-    def _write_chunk(self, start: int, vectors: np.ndarray) -> int:
+    def _write_chunk(self, start: int, vectors, uncertainty, reading: list, bad: list) -> int:
+        stop = start + len(vectors)
         checksum = self.target.vectors.write(start, vectors)
         self.target.vectors.sync()
+        if uncertainty is not None:
+            values = np.load(self.workdir / "uncertainty.npy", mmap_mode="r+")
+            values[start:stop] = uncertainty
+            values.flush()
         now = time.monotonic()
         seconds, self._begun = round(now - self._begun, 3), now
-        stop = start + len(vectors)
-        self.record("chunk", start=start, stop=stop, checksum=checksum, seconds=seconds)
+        some = {"bad": bad} if bad else {}
+        self.record(
+            "chunk",
+            start=start,
+            stop=stop,
+            checksum=checksum,
+            reading=reading,
+            seconds=seconds,
+            **some,
+        )
         return len(vectors)
 
+    def _make_uncertainty(self) -> None:
+        """Make the file of log-variances, which a later plan orders by."""
+        if self.map.has_uncertainty:
+            path = self.workdir / "uncertainty.npy"
+            np.lib.format.open_memmap(path, "w+", np.float32, (len(self.source),)).flush()
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What the translating pass found; None before its end."""
+        return Certificate(**self.progress.translated["checked"]) if self.progress.ready else None
+
+    def uncertainty(self) -> np.ndarray | None:
+        """Return the log-variances (N,) of a translated gallery; None where they are not known."""
+        path = self.workdir / "uncertainty.npy"
+        if not self.progress.ready:
+            return None
+        if not self.map.has_uncertainty:
+            return np.zeros(len(self.source), np.float32)
+        if not path.is_file():
+            return None
+        found = np.load(path, allow_pickle=False)
+        fill_bad(found, self.progress.bad)
+        return found
+
     def translated(self, start: int, stop: int) -> np.ndarray:
-        """h(old) of a run of rows; the same rows in the same blocks give the same bytes."""
+        """Return h(old) of a run of rows; the same rows in the same blocks give the same bytes."""
         vectors = self.source.read(start, stop)
-        blocks = [embedded for embedded, _ in self.map.blocks(vectors, self.batch_size)]
-        made = np.concatenate(blocks)
+        reasons, _ = guards.unusable(vectors)
+        wrong = [[start + int(row), ""] for row in np.flatnonzero(reasons)]
+        return self._mapped(start, without(vectors, reasons), wrong)[0]
+
+    def _mapped(self, start: int, vectors: np.ndarray, bad: list):
+        """Return h(old) (n, D) as it is stored and log-variances (n,) or None of some rows.
+
+        Rows of ``bad`` get zero vectors: they are at no place until they are re-embedded.
+        """
+        parts = list(self.map.blocks(vectors, self.batch_size))
+        made = np.concatenate([embedded for embedded, _ in parts])
         if not np.isfinite(made).all():
             row = start + int(np.argmin(np.isfinite(made).all(axis=1)))
             raise UserError(f"the map gives NaN or infinity for id {self.source.ids[row]}")
-        return self.scaled(made)
+        made = self.scaled(made)
+        if bad:
+            made = np.array(made)
+            made[[row - start for row, _ in bad]] = 0
+        if not self.map.has_uncertainty:
+            return made, None
+        uncertainty = np.concatenate([part for _, part in parts])
+        guards.check_uncertainty(self.source, uncertainty, start)
+        return made, uncertainty
 
     def scaled(self, vectors: np.ndarray) -> np.ndarray:
         """Return vectors as they are stored: with length 1 where the target's form needs it."""
@@ -131,7 +220,7 @@ class Migration:
         if done.items or done.pending:
             raise UserError(
                 f"{self.workdir} follows another plan, of which {done.items} items are done; "
-                "`rollback` with --config.rollback_to=0 first"
+                "roll back to batch 0 first"
             )
         _write_array(self.workdir / "followed.npy", plan.rows)
         self.record("plan", digest=plan.digest, items=len(plan))
@@ -214,7 +303,7 @@ class Migration:
         if differ:
             raise UserError(
                 f"{self.workdir} holds an upgrade of another gallery, map or batch size "
-                f"({'; '.join(differ)}); choose another --workdir"
+                f"({'; '.join(differ)}); choose another directory"
             )
 
 

@@ -1,0 +1,170 @@
+"""Everything that one pass over a gallery can tell: checksums, unusable vectors, lengths.
+
+The pass is made once, by whichever command comes first: `plan` computes uncertainties in it and
+certifies what it has seen; `apply` translates in it.
+"""
+
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.progress import Bar
+from fct_jax.storage import checksums
+from fct_jax.storage.files import write_synced
+from fct_jax.upgrade.checks import guards
+from fct_jax.upgrade.galleries.base import Gallery
+
+LARGEST_SHARE = 1e-3  # of a gallery that may be set aside
+BLOCKS = 16  # blocks of the map that are read, and recorded, together
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What a full pass has found, so that nothing need be read again while files are unchanged.
+
+    Attributes:
+      content: CRC-32 of all vectors as float32.
+      stamps: file -> [bytes, time of the last change in ns]; {} where there are no files.
+      bad: number of vectors that were set aside.
+    """
+
+    content: str
+    stamps: dict[str, list[int]]
+    bad: int = 0
+
+    def holds(self, gallery: Gallery) -> bool:
+        """Return whether the gallery's files are those that were read."""
+        return bool(self.stamps) and self.stamps == stamps_of(gallery)
+
+
+class Reading:
+    """Takes a gallery's rows in their order, and finds what is wrong with them.
+
+    Attributes:
+      bad: [row, reason] of each unusable vector so far.
+    """
+
+    def __init__(self, gallery: Gallery, on_bad: str, lookup=None, row=0, state=None, bad=()):
+        """Start at ``row``, with ``state`` and ``bad`` of the pass that stopped there.
+
+        lookup: a `guards.Lookup` that searches the rows for some vectors, or None.
+        """
+        self._gallery, self._lookup, self.bad = gallery, lookup, [*bad]
+        self._limit = int(len(gallery) * LARGEST_SHARE) if on_bad == "quarantine" else 0
+        self._row, self._stamps = row, stamps_of(gallery)
+        self._content, shard = state or (0, 0)
+        shards, self._shards = gallery.meta.get("shards"), None
+        if shards and gallery.dtype.kind == "f" and gallery.dtype.itemsize <= 4:
+            # float32 holds these values exactly, so that their bytes can be had back.
+            checksums.check_files(gallery.path, gallery.meta)
+            path = gallery.path / "vectors.npy"
+            self._shards = checksums.RunningShards(path, shards, row, shard)
+        else:
+            gallery.verify()
+
+    @property
+    def state(self) -> list[int]:
+        """What a later pass needs to go on from here."""
+        return [self._content, 0 if self._shards is None else self._shards.state]
+
+    def take(self, vectors: np.ndarray) -> np.ndarray:
+        """Take the next rows (n, D) float32; return the same with zeros for unusable ones.
+
+        Raises UserError for damaged files and for lengths that contradict ``meta.json``.
+        """
+        if self._shards is not None:
+            self._shards.take(vectors.astype(self._gallery.dtype, copy=False))
+        self._content = zlib.crc32(np.ascontiguousarray(vectors), self._content)
+        reasons, lengths = guards.unusable(vectors)
+        wrong = np.flatnonzero(reasons)
+        self.bad += [[self._row + int(r), guards.REASONS[reasons[r]]] for r in wrong]
+        sound = lengths[reasons == 0]
+        if len(sound):
+            guards.check_lengths(self._gallery.name, self._gallery.meta, sound)
+        self._row += len(vectors)
+        vectors = without(vectors, reasons)
+        if self._lookup is not None:
+            self._lookup.take(vectors)
+        return vectors
+
+    def check_bad(self) -> None:
+        """Raise UserError if more vectors are unusable than may be set aside."""
+        if len(self.bad) > self._limit:
+            raise guards.too_many_bad(self._gallery, self.bad, self._limit)
+
+    def finish(self) -> Certificate:
+        """Return the certificate of the whole gallery. Raises UserError for what is wrong."""
+        self.check_bad()
+        if self._lookup is not None:
+            self._lookup.finish()
+        if self._stamps != stamps_of(self._gallery):
+            raise UserError(f"{self._gallery.name} was changed while it was read; start again")
+        return Certificate(checksums.text(self._content), self._stamps, len(self.bad))
+
+
+def without(vectors: np.ndarray, reasons: np.ndarray) -> np.ndarray:
+    """Return vectors (n, D) with zeros in place of those that have a reason."""
+    return np.where(reasons[:, None] != 0, np.float32(0), vectors) if reasons.any() else vectors
+
+
+def read_through(gallery: Gallery, mapping, batch_size: int, on_bad: str, lookup=None):
+    """Read a whole gallery once.
+
+    Returns:
+      (Certificate, log-variance of every row (N,) float32, `Reading.bad`); log-variances are 0
+      where the map gives none, and the largest of all for unusable vectors.
+
+    Raises:
+      UserError: too many vectors are unusable, or files are damaged.
+    """
+    reading = Reading(gallery, on_bad, lookup)
+    uncertainty, row = np.zeros(len(gallery), np.float32), 0
+    with Bar("checking vectors", len(gallery), "vectors") as bar:
+        for ids, vectors in gallery.blocks(BLOCKS * batch_size):
+            sound = reading.take(vectors)
+            if mapping.has_uncertainty:
+                parts = [part for _, part in mapping.blocks(sound, batch_size)]
+                uncertainty[row : row + len(ids)] = np.concatenate(parts)
+            row += len(ids)
+            bar.advance(len(ids))
+    certificate = reading.finish()
+    fill_bad(uncertainty, reading.bad)
+    guards.check_uncertainty(gallery, uncertainty)
+    return certificate, uncertainty, reading.bad
+
+
+def fill_bad(uncertainty: np.ndarray, bad: list) -> None:
+    """Give unusable rows the largest uncertainty of the others, in place."""
+    sound = np.ones(len(uncertainty), bool)
+    sound[[row for row, _ in bad]] = False
+    uncertainty[~sound] = uncertainty[sound].max(initial=-np.inf) if sound.any() else 0
+
+
+def stamps_of(gallery: Gallery) -> dict[str, list[int]]:
+    """Return size and time of change of a gallery's files, by which a change is noticed."""
+    path = Path(gallery.path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return {str(file.relative_to(path)): _stamp(file) for file in files}
+    return {path.name: _stamp(path)} if path.is_file() else {}
+
+
+def _stamp(file: Path) -> list[int]:
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def write_quarantine(workdir: Path, gallery: Gallery, bad: list) -> None:
+    """Write ``quarantine.jsonl``: id, row, reason and place of each vector that is set aside."""
+    if not bad:
+        return
+    records = [
+        {"id": gallery.ids[row].item(), "row": row, "reason": reason, "where": gallery.name}
+        for row, reason in bad
+    ]
+    lines = [json.dumps(record) + "\n" for record in records]
+    write_synced(workdir / "quarantine.jsonl", "".join(lines).encode())

@@ -1,0 +1,122 @@
+"""The settings that an upgrade's directory remembers, in ``WORKDIR/upgrade.json``."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from fct_jax.errors import UserError, unknown
+from fct_jax.storage.files import write_synced
+
+FORMAT_VERSION = 1
+ON_BAD = ("quarantine", "raise")
+_NAMES = ("map", "gallery", "probe")  # settings that name something on disk
+# What a plan rests on, and a translation besides; a map is recognised wherever it lies.
+_PLANNED = ("map_fingerprint", "gallery", "probe", "id_column", "vector_column")
+_TRANSLATED = ("batch_size", "on_bad")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all calls about one upgrade have in common.
+
+    Attributes:
+      map, gallery, probe: paths, or other names that `load_map` and `open_gallery` understand.
+      map_fingerprint: of the map, by which it is recognised wherever it lies.
+      batch_size: vectors translated together; the last bits of the result depend on it.
+      id_column, vector_column: columns of the gallery; None: found by their kind.
+      on_bad: "quarantine" sets unusable vectors aside, up to one in a thousand; "raise" stops.
+    """
+
+    map: str | None = None
+    map_fingerprint: str | None = None
+    gallery: str | None = None
+    probe: str | None = None
+    batch_size: int = 4096
+    id_column: str | None = None
+    vector_column: str | None = None
+    on_bad: str = "quarantine"
+
+    def check(self) -> None:
+        """Raise UserError for a setting that cannot be."""
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be 1 or more, not {self.batch_size}")
+        if self.on_bad not in ON_BAD:
+            raise unknown("on_bad", self.on_bad, ON_BAD)
+
+
+def named(what) -> str | None:
+    """Return a path, absolute and with ``~`` expanded, or another name as it is; None for none."""
+    if what is None or not str(what):
+        return None
+    path = expanded(what)
+    return os.path.abspath(path) if path.exists() else str(what)  # noqa: PTH100 – keeps links
+
+
+def expanded(path) -> Path:
+    """Return a path with ``~`` expanded."""
+    return Path(path).expanduser()
+
+
+def remembered(workdir: Path) -> Settings | None:
+    """Return the settings in a directory, or None. Raises UserError if they cannot be read."""
+    path = workdir / "upgrade.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        version = found.pop("format_version")
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {version}; "
+                f"this fct_jax reads versions up to {FORMAT_VERSION}"
+            )
+        return Settings(**found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read: {error}; restore it from a backup") from None
+
+
+def merged(workdir: Path, given: dict) -> Settings:
+    """Return the settings of a call: what it gives, what the directory remembers, or defaults.
+
+    Args:
+      workdir: the upgrade's directory.
+      given: settings by name; None where the call leaves one out.
+
+    Raises:
+      UserError: a given setting contradicts the one that a plan or a begun migration rests on.
+    """
+    given = {
+        key: named(value) if key in _NAMES else value
+        for key, value in given.items()
+        if value is not None
+    }
+    kept = remembered(workdir)
+    settings = Settings(**{**({} if kept is None else vars(kept)), **given})
+    binding = _binding(workdir) if kept is not None else ()
+    differ = [
+        f"{key}: {getattr(kept, key)} there, {given[key]} now"
+        for key in given
+        if key in binding and getattr(kept, key) not in (None, given[key])
+    ]
+    if differ:
+        raise UserError(
+            f"{workdir} is an upgrade with other settings ({'; '.join(differ)}); "
+            "leave them out to go on with its own, or choose another directory"
+        )
+    settings.check()
+    return settings
+
+
+def _binding(workdir: Path) -> tuple[str, ...]:
+    """Return the settings that a plan or a begun migration rests on."""
+    if (workdir / "journal.jsonl").is_file():
+        return _PLANNED + _TRANSLATED
+    return _PLANNED if (workdir / "plan").is_dir() else ()
+
+
+def remember(workdir: Path, settings: Settings) -> None:
+    """Write the settings, where they are not there yet."""
+    if settings != remembered(workdir):
+        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(settings)}
+        write_synced(workdir / "upgrade.json", (json.dumps(content, indent=2) + "\n").encode())

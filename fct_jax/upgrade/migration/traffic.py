@@ -1,0 +1,42 @@
+"""How often each item of a gallery is asked for: weights for the order of re-embedding."""
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.progress import console
+from fct_jax.storage.ids import find_rows, first_ten
+from fct_jax.upgrade.galleries.base import Gallery
+from fct_jax.upgrade.migration.settings import expanded
+
+
+def read_traffic(path, gallery: Gallery) -> np.ndarray:
+    """Read the weight of each row, (N,) float64; ids that the file does not name get 0.
+
+    Args:
+      path: a structured .npy array with the fields "id" and "weight", the number of queries that
+        ask for the item.
+      gallery: whose rows are weighted.
+
+    Raises:
+      UserError: the file cannot be read, or none of its ids is in the gallery.
+    """
+    try:
+        found = np.load(expanded(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"traffic={path} cannot be read: {error}") from None
+    if found.dtype.names is None or set(found.dtype.names) != {"id", "weight"}:
+        raise UserError(
+            f"traffic={path} must be a structured .npy array with the fields "
+            f"'id' and 'weight', not {found.dtype}"
+        )
+    given = found["weight"].astype(np.float64)
+    if not (np.isfinite(given) & (given >= 0)).all() or not given.any():
+        raise UserError(f"traffic={path}: weights must be finite, ≥ 0 and not all 0")
+    rows = find_rows(gallery.ids, found["id"])
+    if (rows < 0).all():
+        raise UserError(f"traffic={path}: none of its ids is in {gallery.name}")
+    if (rows < 0).any():
+        console.print(f"traffic: {first_ten(found['id'][rows < 0])} not in the gallery, left out")
+    weights = np.zeros(len(gallery))
+    np.add.at(weights, rows[rows >= 0], given[rows >= 0])
+    return weights
