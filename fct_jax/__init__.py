@@ -21,7 +21,7 @@ _PUBLIC = {
     "EmbeddingSet": "storage.embedding_set",
     "class_statistics": "storage.class_statistics",
     "evaluate": None,
-    "load_map": "upgrade.maps.map",
+    "load_map": "upgrade.maps.loading",
     "load_model": "frozen.model",
     "upgrade": None,
 }

@@ -1,40 +1,41 @@
-"""Retrieval metrics, backfilling curves and reports."""
+"""Retrieval metrics, backfilling curves and reports.
 
-from fct_jax.compare.measures import (
-    compatibility_scores,
-    hot_refresh_curve,
-    hot_refresh_order,
-    negative_flip_rate,
-    update_gain,
-)
-from fct_jax.evaluate.backfill import (
-    BackfillCurve,
-    backfill_curve,
-    backfill_curves,
-)
-from fct_jax.evaluate.metrics import grouped, per_query_results, retrieval_metrics
-from fct_jax.evaluate.orders import backfill_order
-from fct_jax.evaluate.protocols.landmarks import map_at_k, revisited_map
-from fct_jax.evaluate.protocols.reid import k_reciprocal_rerank, market1501
-from fct_jax.evaluate.search import knn, ranked_metrics
+The functions are imported when first used: some of them need compilers and libraries of searching
+that a map of vectors does without.
+"""
 
-__all__ = [
-    "BackfillCurve",
-    "backfill_curve",
-    "backfill_curves",
-    "backfill_order",
-    "compatibility_scores",
-    "grouped",
-    "hot_refresh_curve",
-    "hot_refresh_order",
-    "k_reciprocal_rerank",
-    "knn",
-    "map_at_k",
-    "market1501",
-    "negative_flip_rate",
-    "per_query_results",
-    "ranked_metrics",
-    "retrieval_metrics",
-    "revisited_map",
-    "update_gain",
-]
+import importlib
+
+# public name -> module that defines it
+_PUBLIC = {
+    "BackfillCurve": "evaluate.backfill",
+    "backfill_curve": "evaluate.backfill",
+    "backfill_curves": "evaluate.backfill",
+    "backfill_order": "evaluate.orders",
+    "compatibility_scores": "compare.measures",
+    "grouped": "evaluate.metrics",
+    "hot_refresh_curve": "compare.measures",
+    "hot_refresh_order": "compare.measures",
+    "k_reciprocal_rerank": "evaluate.protocols.reid",
+    "knn": "evaluate.search",
+    "map_at_k": "evaluate.protocols.landmarks",
+    "market1501": "evaluate.protocols.reid",
+    "negative_flip_rate": "compare.measures",
+    "per_query_results": "evaluate.metrics",
+    "ranked_metrics": "evaluate.search",
+    "retrieval_metrics": "evaluate.metrics",
+    "revisited_map": "evaluate.protocols.landmarks",
+    "update_gain": "compare.measures",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fct_jax.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -13,20 +13,14 @@ nor traced, and has no classifier.
 
 import hashlib
 import math
-from pathlib import Path
 
 import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.models.preprocessing import Preprocessing
-from fct_jax.runtime.plugins import imported, is_import_name, told
+from fct_jax.runtime.plugins import imported, told
 
 _PROBES = 4  # images whose embeddings name the model
-
-
-def is_callable_name(where) -> bool:
-    """Whether it is written "module:function", and is no path that exists."""
-    return is_import_name(where) and not Path(where).exists()
 
 
 class CallableModel:

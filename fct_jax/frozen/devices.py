@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from fct_jax.frozen.blocks import pipelined
 from fct_jax.frozen.callable_model import CallableModel
-from fct_jax.frozen.model import pipelined
 
 
 def on_local_devices(model) -> tuple[Callable, int]:

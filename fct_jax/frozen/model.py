@@ -18,10 +18,22 @@ from flax import traverse_util
 
 from fct_jax import models
 from fct_jax.errors import UserError
-from fct_jax.frozen.callable_model import CallableModel, is_callable_name
+from fct_jax.frozen.blocks import pipelined, row_blocks
+from fct_jax.frozen.callable_model import CallableModel
 from fct_jax.frozen.program import embedder_program, transformer_program
+from fct_jax.frozen.runs import is_callable_name, is_model, is_run, read_description
 from fct_jax.models.preprocessing import Preprocessing
 from fct_jax.storage.embedding_set import new_directory
+
+__all__ = [
+    "Embedder",
+    "Transformer",
+    "is_model",
+    "is_run",
+    "load_model",
+    "read_description",
+    "write_model",
+]
 
 FORMAT_VERSION = 1
 
@@ -56,25 +68,6 @@ def write_model(folder: Path, description: dict, variables, finish=None) -> str:
     return description["fingerprint"]
 
 
-def is_run(path) -> bool:
-    """Whether the directory is a run that has exported its model."""
-    return (Path(path) / "model" / "model.json").is_file()
-
-
-def is_model(where) -> bool:
-    """Whether ``load_model`` takes it: a finished run, or "module:function"."""
-    return is_run(where) or is_callable_name(where)
-
-
-def read_description(run) -> dict:
-    """The ``model.json`` of a run. Raises UserError where there is none."""
-    path = Path(run) / "model" / "model.json"
-    if not path.is_file():
-        reason = "training has not ended" if (Path(run) / "config.json").is_file() else "not a run"
-        raise UserError(f"no exported model in {run} ({reason})")
-    return json.loads(path.read_text())
-
-
 def load_model(run) -> "Embedder | Transformer | CallableModel":
     """The frozen model of a run directory: an Embedder, or a Transformer for FCT and FastFill.
 
@@ -83,7 +76,7 @@ def load_model(run) -> "Embedder | Transformer | CallableModel":
     if is_callable_name(run):
         return CallableModel(str(run))
     description = read_description(run)
-    path = Path(run) / "model" / "weights.safetensors"
+    path = Path(run).expanduser() / "model" / "weights.safetensors"
     try:
         flat = safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
@@ -144,13 +137,14 @@ class Embedder:
 
 
 class Transformer:
-    """A frozen FCT or FastFill transformation: old embeddings in, new-space embeddings out.
+    """A frozen transformation (FCT, FastFill, LCE): old embeddings in, new-space embeddings out.
 
     Attributes:
       dim: size of the new embeddings.
       fingerprint: of this transformation.
       old_fingerprint, side_fingerprint: of the models whose embeddings it takes.
       new_fingerprint: of the model whose space it maps to.
+      name: of the module, as of ``fct_jax.models.build``: "fct", "fastfill", "lce".
       needs_side: whether it was trained with side information of its own.
     """
 
@@ -162,6 +156,7 @@ class Transformer:
         self.new_fingerprint = description["new_fingerprint"]
         self.side_fingerprint = description["side_fingerprint"]
         self.needs_side = description["needs_side"]
+        self.name = description["name"]
         self.module = models.build(description["name"], **description["kwargs"])
         self.variables = jax.device_put(variables)
 
@@ -169,12 +164,21 @@ class Transformer:
     def _compiled(self):
         return jax.jit(functools.partial(self.module.apply, train=False))
 
+    @functools.cached_property
+    def has_uncertainty(self) -> bool:
+        """Whether the module returns log-variances; found by tracing it, whatever module it is."""
+        old, side = (
+            jax.ShapeDtypeStruct((1, self.description[f"{role}_dim"]), np.float32)
+            for role in ("old", "side")
+        )
+        return jax.eval_shape(self.module.apply, self.variables, old, side)[1] is not None
+
     def run(self, old, side=None):
-        """(embeddings (N, dn), log-variances (N,) or None) on the device."""
+        """Return (embeddings (N, dn), log-variances (N,) or None), on the device."""
         return self._compiled(self.variables, old, old if side is None else side)
 
     def blocks(self, old, side=None, batch_size: int = 4096):
-        """Yields (embeddings (n, dn), log-variances (n,) or None) block by block, in order.
+        """Yield (embeddings (n, dn), log-variances (n,) or None) block by block, in order.
 
         Args:
           old: (N, do) old embeddings; may be a memory map.
@@ -198,32 +202,3 @@ _KINDS = {
     "backbone": (embedder_program, Embedder),
     "transformation": (transformer_program, Transformer),
 }
-
-
-def row_blocks(arrays, batch_size: int):
-    """Yields equal runs of rows of the arrays; float16 memory maps become float32 blocks."""
-    for start in range(0, len(arrays[0]), batch_size):
-        blocks = [np.asarray(array[start : start + batch_size]) for array in arrays]
-        yield [b if b.dtype == np.uint8 else b.astype(np.float32, copy=False) for b in blocks]
-
-
-def pipelined(function, blocks, batch_size: int):
-    """Yields ``function(*block)`` on the host; the next block runs while one is fetched.
-
-    A block with fewer rows is padded to ``batch_size``, so that one shape is compiled.
-    """
-    waiting = None
-    for block in blocks:
-        rows = len(block[0])
-        if rows < batch_size:
-            block = [np.concatenate([b, np.repeat(b[-1:], batch_size - rows, 0)]) for b in block]
-        result = function(*block), rows
-        if waiting is not None:
-            yield _fetch(*waiting)
-        waiting = result
-    if waiting is not None:
-        yield _fetch(*waiting)
-
-
-def _fetch(result, rows: int):
-    return jax.tree.map(lambda array: np.asarray(array)[:rows], result)

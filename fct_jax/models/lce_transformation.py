@@ -1,12 +1,14 @@
 """LCE's optional transformation of old embeddings and class centres into the new space.
 
-Meng et al., "Learning Compatible Embeddings", ICCV 2021.
+Meng et al., "Learning Compatible Embeddings", ICCV 2021, https://arxiv.org/abs/2108.01958.
 """
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from fct_jax.models.batch_norm import BatchNorm
+from fct_jax.models.layers import Layers, folded
 from fct_jax.models.linear import Linear
 
 
@@ -47,3 +49,33 @@ class GalleryTransformation(nn.Module):
         transform = LCETransformation(self.blocks, self.inner)
         nn.share_scope(self, transform)
         return transform(old, train), None
+
+    def as_layers(self, variables) -> Layers:
+        """Return the map as plain layers, of which each carries its block's input along.
+
+        A vector x passes a ReLU as relu(x) and relu(−x), whose difference it is.
+        """
+        variables = jax.device_get(variables)
+        # Each block has three layers.
+        dim = variables["params"]["block0_fc2"]["kernel"].shape[1] if self.blocks else 0
+        identity, layers = np.eye(dim, dtype=np.float32), []
+        # x is a linear function of the layer before, with this matrix.
+        reader = identity
+        for block in range(self.blocks):
+            carry = reader @ np.hstack([identity, -identity])
+            for number in range(3):
+                fc = variables["params"][f"block{block}_fc{number}"]
+                name = f"block{block}_bn{number}"
+                norm = variables["params"][name], variables["batch_stats"][name]
+                weight, bias = folded(fc["kernel"], *norm, fc["bias"])
+                if number == 0:
+                    weight = np.hstack([reader @ weight, carry])
+                else:  # the carried part follows the block's own
+                    own, kept = weight.shape[1], 2 * dim
+                    padded = np.zeros((len(weight) + kept, own + kept), np.float32)
+                    padded[: len(weight), :own] = weight
+                    padded[len(weight) :, own:] = np.eye(kept)
+                    weight = padded
+                layers.append((weight, np.concatenate([bias, np.zeros(2 * dim, np.float32)])))
+            reader = np.vstack([identity, identity, -identity])
+        return [*layers, (reader, np.zeros(dim, np.float32))] if layers else []

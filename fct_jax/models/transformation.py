@@ -1,7 +1,9 @@
 """The transformation from old embeddings to new ones.
 
-FCT: "Forward Compatible Training for Large-Scale Embedding Retrieval Systems", CVPR 2022.
-FastFill: "FastFill: Efficient Compatible Model Update", ICLR 2023, adds the uncertainty.
+FCT: "Forward Compatible Training for Large-Scale Embedding Retrieval Systems", CVPR 2022,
+https://arxiv.org/abs/2112.02805.
+FastFill: "FastFill: Efficient Compatible Model Update", ICLR 2023, adds the uncertainty,
+https://arxiv.org/abs/2303.04766.
 """
 
 from typing import Any
@@ -9,8 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fct_jax.models.batch_norm import BatchNorm
+from fct_jax.models.layers import Layers, block_diagonal, folded
 from fct_jax.models.linear import Linear
 
 
@@ -65,3 +69,26 @@ class Transformation(nn.Module):
             return embedding, None
         # Not detached: the uncertainty's loss also shapes the embedding, as published.
         return embedding, Linear(1, name="uncertainty_head")(embedding)[:, 0]
+
+    def as_layers(self, variables) -> Layers:
+        """Return the map of old vectors, without side information, as plain layers.
+
+        Both branches read the old vector, so they are put side by side. The uncertainty is left
+        out.
+        """
+        variables = jax.device_get(variables)
+
+        def layer(name: str):
+            params, stats = variables["params"][name], variables["batch_stats"][name]
+            return folded(params["linear"]["kernel"], params["bn"], stats["bn"])
+
+        (w1, b1), (w2, b2) = layer("p1_0"), layer("p2_0")
+        (v1, c1), (v2, c2) = layer("p1_1"), layer("p2_1")
+        last = variables["params"]["mixer_2"]
+        return [
+            (np.hstack([w1, w2]), np.concatenate([b1, b2])),
+            (block_diagonal(v1, v2), np.concatenate([c1, c2])),
+            layer("mixer_0"),
+            layer("mixer_1"),
+            (last["kernel"], last["bias"]),
+        ]

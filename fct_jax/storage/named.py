@@ -13,20 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.runtime.plugins import is_import_name
+from fct_jax.frozen.runs import is_model, is_run
 from fct_jax.storage.embedding_set import EmbeddingSet
-
-
-def is_run(where) -> bool:
-    """Return whether the directory is a run that has exported its model."""
-    return (Path(where).expanduser() / "model" / "model.json").is_file()
-
-
-def is_model(where) -> bool:
-    """Return whether ``where`` names a model: a finished run, or ``module:function``."""
-    if not isinstance(where, str | Path):
-        return False
-    return is_run(where) or (is_import_name(where) and not Path(where).exists())
 
 
 def vectors_of(

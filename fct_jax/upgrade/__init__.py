@@ -19,7 +19,7 @@ _PUBLIC = {
     "assess": "assessment.assessing",
     "calibrate": "ways.calibration",
     "fit": "maps.fitting",
-    "load_map": "maps.map",
+    "load_map": "maps.loading",
     "open_gallery": "galleries.base",
     "search": "ways.serving",
 }

@@ -13,7 +13,8 @@ from fct_jax.embed.command import embed
 from fct_jax.embed.images import embeddings_of
 from fct_jax.errors import UserError
 from fct_jax.evaluate.command import evaluate
-from fct_jax.frozen.callable_model import CallableModel, is_callable_name
+from fct_jax.frozen.callable_model import CallableModel
+from fct_jax.frozen.runs import is_callable_name
 from fct_jax.train.compatible.methods import find_method
 from fct_jax.train.compatible.old_model import old_model
 from fct_jax.train.loop import train

@@ -9,21 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade.maps.functions import Linear
 from fct_jax.upgrade.maps.map import KnownPairs, Map
 from fct_jax.upgrade.migration.upgrade import Upgrade
 
 OLD_DIM, NEW_DIM = 6, 5
 FORMS = ("set", "parquet", "faiss")
-
-
-class PlainMap(Map):
-    """A linear map computed by NumPy: processes that are forked and killed need no JAX."""
-
-    def _run(self, old):
-        mapped = old @ self.weights["weight"] * self.weights["scale"] + self.weights["bias"]
-        if self.unit_output:
-            mapped = mapped / np.linalg.norm(mapped, axis=1, keepdims=True)
-        return mapped.astype(np.float32), (old[:, 0] * 2).astype(np.float32)
 
 
 def vectors(count=300, seed=0, noise=0.1):
@@ -39,7 +30,7 @@ def weight():
     return np.linalg.qr(rng.standard_normal((OLD_DIM, OLD_DIM)))[0][:, :NEW_DIM].astype(np.float32)
 
 
-def plain_map(known=True, **description):
+def plain_map(known=True, matrix=None, **description):
     """The map of `vectors`; its test pairs are other items than a gallery's."""
     described = {
         "method": "ridge",
@@ -51,10 +42,23 @@ def plain_map(known=True, **description):
     }
     _, old, new = vectors(100, seed=5)
     pairs = KnownPairs(np.arange(100) + 10**6, old, new) if known else None
-    weights = {"weight": weight(), "scale": np.float32(1), "bias": np.zeros(NEW_DIM, np.float32)}
-    made = PlainMap(described, weights, known=pairs)
-    made.has_uncertainty = True
-    return made
+    matrix = weight() if matrix is None else matrix
+    described["dim_out"] = matrix.shape[1]
+    function = Linear(matrix, np.float32(1), np.zeros(matrix.shape[1], np.float32))
+    return Map(described, function, doubled_first_value(), pairs)
+
+
+def doubled_first_value():
+    """The arrays of a regressor that gives twice a vector's first value as its log-variance."""
+    return {
+        "uncertainty_mean": np.zeros(OLD_DIM),
+        "uncertainty_scale": np.ones(()),
+        "uncertainty_hidden": np.zeros((OLD_DIM, 1)),
+        "uncertainty_hidden_bias": np.zeros(1),
+        "uncertainty_weight": np.array([2.0] + [0.0] * (OLD_DIM + 1)),
+        "uncertainty_bias": np.zeros(()),
+        "uncertainty_range": np.array([-np.inf, np.inf]),
+    }
 
 
 def write_gallery(form, folder, ids, values, meta=None):

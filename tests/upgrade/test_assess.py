@@ -314,13 +314,15 @@ def test_mistakes_are_one_line(text, text_map, tmp_path):
     old, new = of_ids(text, "old"), of_ids(text, "new")
     seen = np.isin(row_hashes(text["old"]), text_map.fitted)
     other = EmbeddingSet.of(text["new"], text["ids"], meta={"fingerprint": "other"})
-    marked = upgrade.Map({**text_map.description, "new_fingerprint": "this"}, text_map.weights)
-    asked = upgrade.Map(
-        {**text_map.description, "old_meta": {"prefix": "passage: "}}, text_map.weights
-    )
+    described = {**text_map.description, "new_fingerprint": "this"}
+    marked = upgrade.Map(described, text_map.function, text_map.uncertainty)
+    described = {**text_map.description, "old_meta": {"prefix": "passage: "}}
+    asked = upgrade.Map(described, text_map.function, text_map.uncertainty)
     prefixed = EmbeddingSet.of(text["old"], text["ids"], meta={"prefix": "query: "})
     longer = EmbeddingSet.of(2 * text["new"], text["ids"])
-    known = upgrade.Map(text_map.description, text_map.weights, known=text_map.known)
+    known = upgrade.Map(
+        text_map.description, text_map.function, text_map.uncertainty, text_map.known
+    )
     mixed = EmbeddingSet.of(np.random.default_rng(0).permutation(text["new"]), text["ids"])
     queries = {"query_old": text["query_old"], "query_new": text["query_new"]}
     for arguments, keywords, message in (

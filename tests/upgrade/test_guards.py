@@ -93,8 +93,7 @@ def test_known_answers(tmp_path):
     # A model of the same size, and the map of another pair of models.
     other = np.random.default_rng(1).standard_normal(new.shape).astype(np.float32)
     refused(tmp_path, good, "known-answer", reembed=str(as_set(tmp_path / "o", other, ids)))
-    turned = tiny.plain_map(known=False)
-    turned.weights["weight"] = np.roll(turned.weights["weight"], 1, axis=1)
+    turned = tiny.plain_map(known=False, matrix=np.roll(tiny.weight(), 1, axis=1))
     refused(tmp_path, good, "known-answer", turned, reembed=str(as_set(tmp_path / "n", new, ids)))
     # By a probe, where nothing is re-embedded.
     write_probe(tmp_path / "probe", ids, shuffled)
@@ -205,8 +204,7 @@ def test_no_room(made, tmp_path, monkeypatch):
 def test_wrong_direction_of_equal_sizes(tmp_path):
     ids, old, _ = tiny.vectors(100)
     turn = np.linalg.qr(np.random.default_rng(4).standard_normal((6, 6)))[0].astype(np.float32)
-    map = tiny.plain_map(dim_out=6, known=False)
-    map.dim_out, map.weights = 6, {**map.weights, "weight": turn, "bias": np.zeros(6, np.float32)}
+    map = tiny.plain_map(known=False, matrix=turn)
     new = as_set(tmp_path / "new", old @ turn, ids)
     refused(tmp_path, new, "wrong direction: the gallery holds the vectors", map, reembed=str(new))
     backwards = as_set(tmp_path / "old", old, ids)

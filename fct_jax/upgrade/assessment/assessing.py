@@ -22,7 +22,8 @@ from fct_jax.upgrade.assessment.report import Assessment, Budget, Point
 from fct_jax.upgrade.assessment.verdict import Bootstrap, recommend
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, paired, take
-from fct_jax.upgrade.maps.map import Map, load_map
+from fct_jax.upgrade.maps.loading import load_map
+from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.ways import WAYS, find_way
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.judged_weights import fit_weights
@@ -107,9 +108,9 @@ def assess(
             raise UserError(f"{name} must be {least} or more, not {value}")
     if out is not None and Path(out).exists():
         raise UserError(f"{out} exists already; nothing was overwritten")
-    found = map if isinstance(map, Map) else load_map(map)
     given = open_sample(new, "new")
     whole_old, whole_new = paired(open_sample(old, "old"), given)
+    found = load_map(map).forward().for_dim(whole_old.dim)
     check_fit(found, whole_old, whole_new)
     labels = load_array(labels, "labels")
     if labels is not None:

@@ -1,15 +1,12 @@
 """Learning a map from old to new vectors on a sample of items embedded by both models."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
-from fct_jax import config as configs
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.distances import METRICS
 from fct_jax.runtime.progress import console
@@ -23,25 +20,27 @@ from fct_jax.upgrade.inputs import (
     open_sample,
     paired,
     row_hashes,
-    take,
 )
-from fct_jax.upgrade.maps.map import METHODS, KnownPairs, Map
-from fct_jax.upgrade.maps.methods import fit_closed_form, fit_network, held_out_quality
+from fct_jax.upgrade.maps.choosing import choose, held_out_quality
+from fct_jax.upgrade.maps.map import KnownPairs, Map
+from fct_jax.upgrade.maps.methods import METHODS, Method, Pairs, Training, find_method, fit_method
 
 _KNOWN = 256  # known answers kept with the map
 _MOST_HELD_OUT = 5000
 _ANSWERS = 1000  # held-out pairs that must find their own translation
-_ALIKE = 0.005
+_DIRECTIONS = ("forward", "backward")
+AUTO = tuple(name for name, method in METHODS.items() if method.auto)
 
 
 def fit(
     old,
     new,
     *,
-    method: str = "auto",
+    method="auto",
+    direction: str = "forward",
     labels=None,
     classifier=None,
-    candidates: Sequence[str] = METHODS,
+    candidates: Sequence[str] = AUTO,
     held_out: float = 0.2,
     metric: str = "",
     inner_dim: int = 2048,
@@ -50,33 +49,86 @@ def fit(
     seed: int = 0,
     out=None,
 ) -> Map:
-    """Learns h with h(old) ≈ new from pairs.
+    """Learn h with h(old) ≈ new from pairs.
 
     Args:
       old, new: the sample embedded by both models: EmbeddingSets, arrays (N, do) and (N, dn), or
         paths of EmbeddingSets, ``.npy`` files or Parquet folders. Pairs are found by id.
-      method: "procrustes", "ridge", "fct", "fastfill", or "auto": the candidate that retrieves
-        best among pairs that none was fitted on: by mAP with labels, the agreement with the new
-        model's neighbours settling what differs by less than half a point; else by that alone.
+      method: a row of ``methods.METHODS``, "module:NAME", a Method, a Python function from old
+        vectors to new ones, or "auto": of the candidates that retrieve best among pairs that none
+        was fitted on, the simplest (see ``choosing.choose``). A method that needs more pairs than
+        there are is replaced by a simpler one, and that is said.
+      direction: "forward"; or "backward" for a *bridge*, which maps vectors of the new model, such
+        as queries, to the old model's space, where the old gallery is searched as it is.
       labels: (N,) integers or a ``.npy`` file, in the order of ``new``; None: those of the sets,
         where they have any. FastFill and the choice make use of them.
       classifier: of the new model, for FastFill: (C, dn), a ``.npy`` file or a run; None: a
         linear one is fitted on the new vectors, where there are labels.
       candidates: what "auto" tries.
       held_out: share of the pairs that no map is fitted on (5,000 pairs at most).
-      metric: "l2" or "cosine", by which the new vectors are searched; "": as the new set says.
+      metric: "l2" or "cosine", by which the vectors of the space that is mapped to are searched;
+        "": as their set says.
       inner_dim, epochs, batch_size: of the training of fct and fastfill; epochs 0: 80, or fewer
-        of a large sample, so that a training takes minutes on a CPU.
+        of a large sample, so that a training takes minutes on a CPU; batch_size 0: 1,024, or an
+        eighth of a smaller sample.
       seed: of the split and of every fit.
       out: directory for the map; None: it is not written.
 
-    Returns the map; ``description["held_out"]`` has the retrieval quality of each candidate.
+    Returns:
+      The map. ``description["held_out"]`` has the retrieval quality of each candidate.
 
     Raises:
-      UserError: fewer than 20 pairs, vectors that are not finite, sizes or labels that do not
-        fit, or pairs so unrelated that they must be wrong.
+      UserError: fewer than 20 pairs, vectors that are not finite or all alike, sizes or labels
+        that do not fit, or pairs so unrelated that they must be wrong.
+
+    Example::
+
+        h = upgrade.fit("sample_old.npy", "sample_new.npy", method="procrustes", out="map")
+        vectors, log_variance = h.transform(np.load("gallery_old.npy"))
+        bridge = upgrade.fit("sample_old.npy", "sample_new.npy", direction="backward")
     """
+    training = _training(inner_dim, epochs, batch_size)
     tried = _tried(method, candidates)
+    if out is not None and Path(out).exists():
+        raise UserError(f"{out} exists already; nothing was overwritten")
+    if direction not in _DIRECTIONS:
+        raise unknown("direction", direction, _DIRECTIONS)
+    pairs, zeros = _pairs(old, new, labels, classifier, training, seed)
+    if direction == "backward":
+        pairs = dataclasses.replace(pairs, old=pairs.new, new=pairs.old)
+    metric = metric or pairs.new.meta.get("metric", "l2")
+    if metric not in METRICS:
+        raise unknown("metric", metric, METRICS)
+    inside, outside = _split(pairs, held_out)
+    maps, qualities, seconds, left_out = _fit_all(tried, inside, outside, metric)
+    best, judged_by = choose(qualities, seed)
+    chosen = maps[best]
+    mapped, _ = chosen.transform(outside.old.vectors[:_ANSWERS])
+    check_known_answers(mapped, outside.new.vectors[:_ANSWERS], metric, "the sample")
+    description = {
+        **chosen.description,
+        "direction": direction,
+        "old_fingerprint": pairs.old.fingerprint,
+        "new_fingerprint": pairs.new.fingerprint,
+        "old_meta": {key: pairs.old.meta[key] for key in SPACE if key in pairs.old.meta},
+        "new_meta": {key: pairs.new.meta[key] for key in SPACE if key in pairs.new.meta},
+        "metric": metric,
+        "pairs": len(inside),
+        "pairs_held_out": len(outside),
+        "zero_pairs_left_out": zeros,
+        "judged_by": judged_by,
+        "held_out": {name: {**_means(qualities[name]), "seconds": seconds[name]} for name in maps},
+        "left_out": left_out,
+    }
+    fitted = np.sort(row_hashes(inside.old.vectors))
+    known = _known(outside, seed)
+    found = Map(description, chosen.function, chosen.uncertainty, known, fitted)
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def _training(inner_dim: int, epochs: int, batch_size: int) -> Training:
     for what, value, least in (
         ("epochs", epochs, 0),
         ("batch_size", batch_size, 0),
@@ -84,110 +136,52 @@ def fit(
     ):
         if value < least:
             raise UserError(f"{what} must be {least} or more, not {value}")
-    if out is not None and Path(out).exists():
-        raise UserError(f"{out} exists already; nothing was overwritten")
+    return Training(inner_dim, epochs, batch_size)
+
+
+def _tried(method, candidates: Sequence[str]) -> dict[str, Method]:
+    """Return the methods to fit by name, the simplest first."""
+    given = tuple(candidates)
+    for name in given:
+        if name == "auto":
+            raise UserError(f"candidates must be some of {', '.join(METHODS)}")
+        find_method(name)
+    if isinstance(method, str) and method == "auto":
+        if not given:
+            raise UserError(f"candidates must be some of {', '.join(METHODS)}")
+        known = [name for name in METHODS if name in given]
+        return dict(map(find_method, (*known, *(name for name in given if name not in known))))
+    return dict([find_method(method)])
+
+
+def _pairs(old, new, labels, classifier, training: Training, seed: int) -> tuple[Pairs, int]:
+    """Return the sound pairs of what was given, and how many had a zero vector."""
     given_new = open_sample(new, "new")
     old, new = paired(open_sample(old, "old"), given_new)
     old.check_finite()
     new.check_finite()
     labels = _labels(load_array(labels, "labels"), given_new, old, new)
-    if labels is None and not _absent(classifier):
-        raise UserError("a classifier is of use with labels alone; give config.labels too")
+    if _absent(classifier):
+        classifier = None
+    if labels is None and classifier is not None:
+        raise UserError("a classifier is of use with labels alone; give labels too")
+    pairs = Pairs(old, new, labels, classifier, training, seed)
     usable = np.flatnonzero(nonzero_rows(old.vectors) & nonzero_rows(new.vectors))
     zeros = len(new) - len(usable)
     if zeros:
         # A zero vector is what some services return for what they could not embed.
         if len(usable) < FEWEST:
             raise UserError(f"{zeros} of {len(new)} pairs have a zero vector")
-        old, new = take(old, usable), take(new, usable)
-        labels = None if labels is None else labels[usable]
-    metric = metric or new.meta.get("metric", "l2")
-    if metric not in METRICS:
-        raise unknown("metric", metric, METRICS)
-    if not 0 < held_out < 1:
-        raise UserError(f"held_out must be a share between 0 and 1, not {held_out}")
-    order = np.random.default_rng(seed).permutation(len(new))
-    count = min(max(int(held_out * len(new)), 5), _MOST_HELD_OUT)
-    outside, inside = np.sort(order[:count]), np.sort(order[count:])
-    sample = take(old, inside), take(new, inside)
-    probe = take(old, outside), take(new, outside)
-    inside_labels = None if labels is None else labels[inside]
-    outside_labels = None if labels is None else labels[outside]
-
-    scores, maps = {}, {}
-    for number, name in enumerate(tried, 1):
-        console.print(f"fitting {name} ({number} of {len(tried)}) on {len(inside):,} pairs")
-        begin = time.monotonic()
-        if name in ("procrustes", "ridge"):
-            made = fit_closed_form(name, *sample, seed=seed)
-        else:
-            made = fit_network(
-                name,
-                *sample,
-                inside_labels,
-                classifier,
-                inner_dim=inner_dim,
-                epochs=epochs,
-                batch_size=batch_size,
-                seed=seed,
-            )
-        seconds = time.monotonic() - begin
-        maps[name] = made
-        scores[name] = {
-            **held_out_quality(made, *probe, outside_labels, metric),
-            "seconds": round(seconds, 2),
-        }
-    by = "map" if labels is not None else "agreement@10"
-    # Where labels cannot tell methods apart (all near 100 %, say), neighbourhoods can.
-    enough = max(score[by] for score in scores.values()) - _ALIKE
-    alike = [name for name in tried if scores[name][by] >= enough]
-    best = max(alike, key=lambda name: scores[name]["agreement@10"])
-    chosen = maps[best]
-    mapped, _ = chosen.transform(probe[0].vectors[:_ANSWERS])
-    check_known_answers(mapped, probe[1].vectors[:_ANSWERS], metric, "the sample")
-    kept = np.sort(np.random.default_rng(seed + 1).permutation(count)[:_KNOWN])
-    description = {
-        **chosen.description,
-        "old_fingerprint": old.fingerprint,
-        "new_fingerprint": new.fingerprint,
-        "old_meta": {key: old.meta[key] for key in SPACE if key in old.meta},
-        "new_meta": {key: new.meta[key] for key in SPACE if key in new.meta},
-        "metric": metric,
-        "pairs": len(inside),
-        "pairs_held_out": len(outside),
-        "zero_pairs_left_out": zeros,
-        "judged_by": by,
-        "held_out": scores,
-    }
-    known = KnownPairs(
-        new.ids[outside][kept],
-        np.asarray(probe[0].vectors[kept], np.float32),
-        np.asarray(probe[1].vectors[kept], np.float32),
-    )
-    fitted = np.sort(row_hashes(sample[0].vectors))
-    found = Map(description, chosen.weights, chosen.transformer, known, fitted)
-    if out is not None:
-        found.save(out)
-    return found
+        pairs = pairs.of(usable)
+    return pairs, zeros
 
 
 def _absent(what) -> bool:
     return what is None or (isinstance(what, str) and not what)
 
 
-def _tried(method: str, candidates: Sequence[str]) -> tuple[str, ...]:
-    for name in (method, *candidates):
-        if name not in METHODS and name != "auto":
-            raise unknown("method", name, ("auto", *METHODS))
-    if method != "auto":
-        return (method,)
-    if not candidates or "auto" in candidates:
-        raise UserError(f"candidates must be some of {', '.join(METHODS)}")
-    return tuple(candidates)
-
-
 def _labels(given, given_new: EmbeddingSet, old: EmbeddingSet, new: EmbeddingSet):
-    """(N,) labels of the pairs: those given for all of the new set, or those of a set."""
+    """Return (N,) labels of the pairs: those given for all of the new set, or those of a set."""
     if given is not None:
         if given.shape != (len(given_new),) or given.dtype.kind not in "iu":
             raise UserError(
@@ -203,8 +197,57 @@ def _labels(given, given_new: EmbeddingSet, old: EmbeddingSet, new: EmbeddingSet
     return None
 
 
-def fit_command(config: ConfigDict, workdir) -> Map:
-    """The subcommand: ``config.fit`` of ``config.old`` and ``config.new`` to a map directory."""
+def _split(pairs: Pairs, held_out: float) -> tuple[Pairs, Pairs]:
+    """Return the pairs to fit on and those to judge by."""
+    if not 0 < held_out < 1:
+        raise UserError(f"held_out must be a share between 0 and 1, not {held_out}")
+    order = np.random.default_rng(pairs.seed).permutation(len(pairs))
+    count = min(max(int(held_out * len(pairs)), 5), _MOST_HELD_OUT)
+    return pairs.of(np.sort(order[count:])), pairs.of(np.sort(order[:count]))
+
+
+def _fit_all(tried: dict[str, Method], inside: Pairs, outside: Pairs, metric: str):
+    """Return map, quality and seconds by method, and why some methods were left out."""
+    maps, qualities, seconds, left_out = {}, {}, {}, {}
+    waiting = list(tried.items())
+    for name, method in waiting:
+        if reason := method.refusal(len(inside), inside.old.dim, inside.new.dim):
+            left_out[name] = reason
+            if len(tried) == 1 and method.instead:
+                console.print(f"{name} is left out: {reason}; {method.instead} is fitted instead")
+                waiting.append((method.instead, METHODS[method.instead]))
+            continue
+        console.print(f"fitting {name} on {len(inside):,} pairs")
+        begin = time.monotonic()
+        maps[name] = fit_method(name, method, inside)
+        seconds[name] = round(time.monotonic() - begin, 2)
+        judged = (outside.old, outside.new, outside.labels)
+        qualities[name] = held_out_quality(maps[name], *judged, metric)
+    if not maps:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise UserError(f"no map can be fitted: {reasons}")
+    return maps, qualities, seconds, left_out
+
+
+def _means(quality) -> dict[str, float]:
+    """Return the mean of each measure over the held-out pairs that have one."""
+    known = {name: values[~np.isnan(values)] for name, values in quality.items()}
+    return {name: float(v.mean()) if len(v) else float("nan") for name, v in known.items()}
+
+
+def _known(outside: Pairs, seed: int) -> KnownPairs:
+    kept = np.sort(np.random.default_rng(seed + 1).permutation(len(outside))[:_KNOWN])
+    old, new = (np.asarray(s.vectors[kept], np.float32) for s in (outside.old, outside.new))
+    return KnownPairs(outside.new.ids[kept], old, new)
+
+
+def fit_command(config, workdir) -> Map:
+    """Fit with the values of ``config.fit``, and write the map to the directory."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fct_jax import config as configs
+
     configs.check(config)
     if not workdir:
         raise UserError("give --workdir, the directory for the map")

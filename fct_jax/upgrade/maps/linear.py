@@ -1,9 +1,15 @@
-"""Linear maps in closed form, from sums over the pairs: any number of them, in float64."""
+"""Linear maps in closed form, from sums over the pairs: any number of them, in float64.
+
+A closed form is a function ``(sums of each fold, centre) -> (Linear of all pairs, for each fold the
+Linear of the others)``, such as `procrustes_folds` and `ridge`, and a row of ``methods.METHODS``.
+"""
 
 import dataclasses
 
 import numpy as np
-import scipy.linalg
+
+from fct_jax.runtime import threads
+from fct_jax.upgrade.maps.functions import Linear
 
 ROWS = 8192  # pairs read together
 # Candidates for λ, in units of the mean variance of an input dimension, summed over the pairs.
@@ -53,26 +59,6 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Sums))
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
-    """``y ≈ scale · x @ weight + bias``: weight (do, dn), scale (), bias (dn,), float64.
-
-    penalty: the λ that cross-validation chose; 0 where there is none.
-    error: mean over the left-out pairs of |y − prediction|², as a share of y's variance;
-      NaN where there was no cross-validation.
-    """
-
-    weight: np.ndarray
-    scale: float
-    bias: np.ndarray
-    penalty: float = 0.0
-    error: float = float("nan")
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """(N, do) → (N, dn)."""
-        return self.scale * (x @ self.weight) + self.bias
-
-
-@dataclasses.dataclass(frozen=True)
 class Centre:
     """Points near the means of x and y, which the sums are relative to, so that no digit is lost.
 
@@ -84,7 +70,10 @@ class Centre:
 
 
 def fold_sums(x, y, fold: np.ndarray, folds: int) -> tuple[list[Sums], Centre]:
-    """The sums of each fold of the pairs x (N, do), y (N, dn); ``fold`` (N,) names each pair's."""
+    """Return the sums of each fold of pairs x (N, do), y (N, dn), and their centre.
+
+    ``fold`` (N,) names the fold of each pair, from 0. The pairs are read once, a block at a time.
+    """
     first = slice(0, ROWS)
     centre = Centre(*(np.asarray(a[first], np.float64).mean(axis=0) for a in (x, y)))
     do, dn = x.shape[1], y.shape[1]
@@ -92,30 +81,38 @@ def fold_sums(x, y, fold: np.ndarray, folds: int) -> tuple[list[Sums], Centre]:
         Sums(0, np.zeros(do), np.zeros(dn), np.zeros((do, do)), np.zeros((do, dn)), 0.0)
         for _ in range(folds)
     ]
-    for start in range(0, len(x), ROWS):
-        rows = slice(start, start + ROWS)
-        a = np.asarray(x[rows], np.float64) - centre.x
-        b = np.asarray(y[rows], np.float64) - centre.y
-        for f in range(folds):
-            chosen = fold[rows] == f
-            p, q = a[chosen], b[chosen]
-            part = (len(p), p.sum(0), q.sum(0), p.T @ p, p.T @ q, float(np.vdot(q, q)))
-            sums[f] += Sums(*part)
+
+    def parts():
+        for start in range(0, len(x), ROWS):
+            rows = slice(start, start + ROWS)
+            a = np.asarray(x[rows], np.float64) - centre.x
+            b = np.asarray(y[rows], np.float64) - centre.y
+            for f in range(folds):
+                yield f, a, b, fold[rows] == f
+
+    def summed(part):
+        f, a, b, chosen = part
+        p, q = a[chosen], b[chosen]
+        return f, Sums(len(p), p.sum(0), q.sum(0), p.T @ p, p.T @ q, float(np.vdot(q, q)))
+
+    for f, part in threads.in_order(summed, parts()):
+        sums[f] += part
     return sums, centre
 
 
 def procrustes(sums: Sums, centre: Centre) -> Linear:
-    """The rotation (with reflection), scale and shift that bring x nearest to y.
+    """Return the rotation (with reflection), scale and shift that bring x nearest to y.
 
     Weight has orthonormal rows or columns: as if the smaller vectors were padded with zeros, a
     square orthogonal matrix found for the padded ones, and the padding cut off again.
 
     Source: Schönemann, "A generalized solution of the orthogonal Procrustes problem",
-    Psychometrika 1966; the scale is that of least squares.
+    Psychometrika 1966, https://doi.org/10.1007/BF02289451; the scale is that of least squares.
     """
     mean_x, mean_y = sums.x / sums.n, sums.y / sums.n
     inner = sums.centred(mean_x, mean_y)
-    u, singular, vt = scipy.linalg.svd(inner.xy, full_matrices=False)
+    with threads.single():
+        u, singular, vt = np.linalg.svd(inner.xy, full_matrices=False)
     weight = u @ vt
     # |x W|² is not |x|² where columns were cut off.
     mapped = np.einsum("ij,ij->", inner.xx @ weight, weight)
@@ -124,38 +121,47 @@ def procrustes(sums: Sums, centre: Centre) -> Linear:
     return Linear(weight, scale, bias)
 
 
-def ridge(sums: list[Sums], centre: Centre, penalties=PENALTIES) -> tuple[Linear, list[Linear]]:
-    """Ridge regression with an intercept, λ chosen by cross-validation over the folds.
+def procrustes_folds(sums: list[Sums], centre: Centre) -> tuple[Linear, list[Linear]]:
+    """Return `procrustes` of all pairs, and for each fold that of the others."""
+    total = _sum(sums)
+    parts = [total, *(total - left_out for left_out in sums)]
+    found = list(threads.in_order(lambda part: procrustes(part, centre), parts))
+    return found[0], found[1:]
 
-    Returns the map of all pairs, and for each fold the map of the others with the same λ.
-    λ is the candidate times the mean diagonal of the centred Σ x xᵀ that it is added to.
+
+def ridge(sums: list[Sums], centre: Centre, penalties=PENALTIES) -> tuple[Linear, list[Linear]]:
+    """Return ridge regression with an intercept, λ chosen by cross-validation over the folds.
+
+    The first is the map of all pairs; then follows, for each fold, the map of the others with the
+    same λ. λ is the candidate times the mean diagonal of the centred Σ x xᵀ that it is added to.
+
+    Source: Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems",
+    Technometrics 1970, https://doi.org/10.1080/00401706.1970.10488634.
     """
     total = _sum(sums)
-    solvers = [_Solver(total - left_out, centre) for left_out in sums]
-    errors = np.zeros(len(penalties))
-    for solver, left_out in zip(solvers, sums, strict=True):
-        errors += solver.squared_errors(left_out, penalties)
+
+    def without(left_out: Sums):
+        solver = _Solver(total - left_out, centre)
+        return solver, solver.squared_errors(left_out, penalties)
+
+    found = list(threads.in_order(without, sums))
+    errors = np.sum([error for _, error in found], axis=0)
     penalty = float(penalties[int(np.argmin(errors))])
     spread = total.centred(total.x / total.n, total.y / total.n).yy
-    error = float(errors.min() / spread) if spread > 0 else 0.0
-    folds = [solver.map(penalty) for solver in solvers]
-    chosen = _Solver(total, centre).map(penalty)
-    return dataclasses.replace(chosen, error=error), folds
-
-
-def procrustes_folds(sums: list[Sums], centre: Centre) -> tuple[Linear, list[Linear]]:
-    """`procrustes` of all pairs, and for each fold that of the others."""
-    total = _sum(sums)
-    return procrustes(total, centre), [procrustes(total - left, centre) for left in sums]
+    with threads.single():
+        chosen = _Solver(total, centre).map(penalty)
+        folds = [solver.map(penalty) for solver, _ in found]
+    chosen.error = float(errors.min() / spread) if spread > 0 else 0.0
+    return chosen, folds
 
 
 class _Solver:
-    """All ridge solutions of some sums at the price of one eigendecomposition."""
+    """Every ridge solution of some sums at the price of one eigendecomposition."""
 
     def __init__(self, sums: Sums, centre: Centre):
         self._centre, self._mean_x, self._mean_y = centre, sums.x / sums.n, sums.y / sums.n
         inner = sums.centred(self._mean_x, self._mean_y)
-        values, self._basis = scipy.linalg.eigh(inner.xx, overwrite_a=True, check_finite=False)
+        values, self._basis = np.linalg.eigh(inner.xx)
         self._values = np.maximum(values, 0.0)
         self._unit = max(float(self._values.mean()), np.finfo(np.float64).tiny)
         self._rotated = self._basis.T @ inner.xy

@@ -2,34 +2,33 @@
 
 A map is a directory:
 
-    map.json              method, sizes, fingerprints, what its fitting found
-    weights.safetensors   the linear map (procrustes, ridge) and the uncertainty's regressor
-    run/                  the exported transformation (fct, fastfill)
+    map.json              method, kind of function, sizes, fingerprints, what its fitting found
+    weights.safetensors   the arrays of the function, and of the uncertainty's regressor
+    run/                  the exported transformation (fct, fastfill, lce)
     numpy.safetensors     the same map as plain layers, for services without JAX
     known.npz             pairs that took no part in the fitting: ids, old, new
     fitted.npy            uint64 hashes of the old vectors that did (``inputs.row_hashes``)
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from fct_jax.errors import UserError
-from fct_jax.frozen.model import Transformer, is_run, load_model, pipelined, row_blocks, write_model
+from fct_jax.runtime import threads
 from fct_jax.storage.files import new_directory
 from fct_jax.upgrade.maps.export import write_numpy
+from fct_jax.upgrade.maps.functions import Called, Function, kind_of, parts_of
+from fct_jax.upgrade.maps.uncertainty import predicted
 
-FORMAT_VERSION = 1
-METHODS = ("procrustes", "ridge", "fct", "fastfill")
+FORMAT_VERSION = 2
 _NORM_FLOOR = 1e-12
+_FEW_ROWS = 64  # a block this small is computed on one thread as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,80 +46,126 @@ class KnownPairs:
 class Map:
     """A frozen map h: old vectors in, vectors of the new model's space out.
 
+    A *bridge* (``direction`` "backward") goes the other way, from the new model's queries to the
+    old gallery's space. Its ``old_…`` attributes are then those of the vectors it takes.
+
     Attributes:
-      method: "procrustes", "ridge", "fct" or "fastfill".
-      dim_in, dim_out: sizes of the old and of the new vectors.
+      method: name of the row of METHODS that it was fitted by, such as "procrustes".
+      direction: "forward" or "backward".
+      dim_in, dim_out: sizes of the vectors it takes and gives. Both are None for a map that takes
+        vectors of any size (``load_map("identity")``) until `for_dim` fixes them.
       old_fingerprint, new_fingerprint: of the two models, None where unknown.
-      fingerprint: of the map itself: its weights and description.
+      fingerprint: of what defines the map: its function and the spaces that it connects.
       unit_output: whether results are scaled to unit length, as the new model's vectors are.
-      has_uncertainty: whether log-variances mean anything; without, they are all 0.
+      has_uncertainty: whether it gives log-variances.
       metric: "l2" or "cosine": by which the new vectors are searched.
       known: KnownPairs, or None.
       fitted: (n,) uint64 hashes of the old vectors that the map was fitted on, or None.
+      function: the Function h, without scaling.
+      uncertainty: arrays of the regressor of the uncertainty; {} without one.
       description: what ``map.json`` holds.
+
+    Example::
+
+        h = fct_jax.load_map("map")
+        vectors, log_variance = h.transform(np.load("old.npy"))
     """
 
     def __init__(
         self,
         description: dict,
-        weights: dict[str, np.ndarray],
-        transformer: Transformer | None = None,
+        function: Function,
+        uncertainty: dict[str, np.ndarray] | None = None,
         known: KnownPairs | None = None,
         fitted: np.ndarray | None = None,
     ):
-        """``weights``: weight, scale, bias of a linear map, and the regressor's uncertainty_….
-
-        With a ``transformer`` (fct, fastfill) there is a scale alone, which its results take.
-        """
         self.method = description["method"]
-        self.dim_in, self.dim_out = int(description["dim_in"]), int(description["dim_out"])
+        self.direction = description.get("direction", "forward")
+        self.dim_in, self.dim_out = description["dim_in"], description["dim_out"]
         self.old_fingerprint = description.get("old_fingerprint")
         self.new_fingerprint = description.get("new_fingerprint")
         self.unit_output = bool(description.get("unit_output", False))
         self.metric = description.get("metric", "l2")
-        self.known, self.fitted, self.transformer = known, fitted, transformer
-        self.weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
-        learned = transformer is not None and transformer.module.uncertainty
-        self.has_uncertainty = bool(learned or "uncertainty_weight" in self.weights)
-        self.description = {"format_version": FORMAT_VERSION, **description}
-        self.fingerprint = self._fingerprint()
-        self.description["fingerprint"] = self.fingerprint
+        self.function, self.known, self.fitted = function, known, fitted
+        self.uncertainty = {k: np.asarray(v, np.float32) for k, v in (uncertainty or {}).items()}
+        self.has_uncertainty = bool(self.uncertainty) or function.has_uncertainty
+        self.description = {
+            **description,
+            "format_version": FORMAT_VERSION,
+            "function": kind_of(function),
+        }
+        self.fingerprint = self.description["fingerprint"] = self._fingerprint()
 
-    def transform(self, vectors, batch_size: int = 4096) -> tuple[np.ndarray, np.ndarray]:
-        """(embeddings (N, dn) float32, log-variances (N,) float32) of old vectors (N, do).
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every array of the map by its name in ``weights.safetensors``."""
+        arrays = {**self.function.arrays(), **self.uncertainty}
+        return {name: np.asarray(value) for name, value in arrays.items()}
 
-        Raises UserError for vectors of another size.
-        """
-        parts = list(self.blocks(vectors, batch_size))
-        if not parts:
-            return np.empty((0, self.dim_out), np.float32), np.empty(0, np.float32)
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-    def blocks(self, vectors, batch_size: int = 4096):
-        """Yields (embeddings (n, dn), log-variances (n,)) block by block, in order.
+    def transform(self, vectors, batch_size: int = 4096) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return (embeddings (N, dn) float32, log-variances (N,) float32 or None).
 
         Args:
-          vectors: (N, do) float32 or float16; may be a memory map, of which a block is read
-            at a time.
+          vectors: (N, do) old vectors, as of `blocks`.
+          batch_size: rows worked through together.
+
+        The second is None where the map has no uncertainty.
+
+        Raises:
+          UserError: vectors of another size or shape, or with NaN or infinity.
+        """
+        if self.dim_in is None and np.ndim(vectors) == 2:
+            return self.for_dim(np.shape(vectors)[1]).transform(vectors, batch_size)
+        parts = list(self.blocks(vectors, batch_size))
+        if not parts:
+            nothing = np.empty(0, np.float32) if self.has_uncertainty else None
+            return np.empty((0, self.dim_out), np.float32), nothing
+        embeddings = np.concatenate([part[0] for part in parts])
+        if not self.has_uncertainty:
+            return embeddings, None
+        return embeddings, np.concatenate([part[1] for part in parts])
+
+    def blocks(self, vectors, batch_size: int = 4096):
+        """Yield (embeddings (n, dn), log-variances (n,) or None) block by block, in order.
+
+        Args:
+          vectors: (N, do) numbers; may be a memory map, of which a few blocks are read at a time.
           batch_size: rows worked through together.
         """
-        if np.ndim(vectors) != 2 or vectors.shape[1] != self.dim_in:
-            raise UserError(
-                f"the map takes old vectors of dimension {self.dim_in}, "
-                f"but these have shape {np.shape(vectors)}"
-            )
+        vectors = self._checked(vectors)
         batch_size = max(1, min(batch_size, len(vectors)))
-        yield from pipelined(self._run, row_blocks((vectors,), batch_size), batch_size)
+        stream = self.function.stream(self._rows(vectors, batch_size), batch_size)
+        if len(vectors) <= _FEW_ROWS:
+            yield from map(self._finished, stream)
+        else:
+            yield from threads.in_order(self._finished, stream)
+
+    def for_dim(self, dim: int) -> "Map":
+        """Return the map for vectors of a dimension: itself, unless it takes those of any."""
+        if self.dim_in is not None:
+            return self
+        out = self.function.tried(dim) if isinstance(self.function, Called) else dim
+        described = {**self.description, "dim_in": int(dim), "dim_out": int(out)}
+        return Map(described, self.function, self.uncertainty, self.known, self.fitted)
+
+    def forward(self) -> "Map":
+        """Return the map itself. Raises UserError for a bridge, which cannot move a gallery."""
+        if self.direction != "forward":
+            raise UserError(
+                "wrong direction: this map is a bridge, which takes queries of the new model to "
+                "the old space; fit one with direction='forward'"
+            )
+        return self
 
     def save(self, folder) -> Path:
-        """Writes the directory, whole or not at all; never over an existing one."""
+        """Write the directory, whole or not at all; never over an existing one."""
         with new_directory(folder) as partial:
             safetensors.numpy.save_file(self.weights, partial / "weights.safetensors")
-            write_numpy(
-                partial / "numpy.safetensors", self.weights, self.transformer, self.unit_output
-            )
-            if self.transformer is not None:
-                _write_run(partial / "run", self.transformer)
+            if self.dim_in is not None:
+                layers = self.function.layers(self.dim_in)
+                if layers is not None:
+                    write_numpy(partial / "numpy.safetensors", layers, self.unit_output)
+            self.function.write(partial)
             if self.known is not None:
                 np.savez(partial / "known.npz", **vars(self.known))
             if self.fitted is not None:
@@ -129,115 +174,51 @@ class Map:
         return Path(folder)
 
     def _fingerprint(self) -> str:
-        described = {k: v for k, v in self.description.items() if k != "fingerprint"}
+        """Return a name for what the map does; not for when, or how long, it was fitted."""
+        names = ("function", "dim_in", "dim_out", "unit_output", "old_fingerprint")
+        described = {name: self.description.get(name) for name in (*names, "new_fingerprint")}
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-        for name, value in sorted(self.weights.items()):
+        digest.update(self.function.digest())
+        for name, value in sorted(self.uncertainty.items()):
             digest.update(name.encode())
             digest.update(value.tobytes())
-        if self.transformer is not None:
-            digest.update(self.transformer.fingerprint.encode())
         return digest.hexdigest()[:16]
 
-    @functools.cached_property
-    def _compiled(self):
-        return jax.jit(functools.partial(_apply, unit_output=self.unit_output))
+    def _checked(self, vectors) -> np.ndarray:
+        vectors = vectors if isinstance(vectors, np.ndarray) else np.asarray(vectors)
+        if vectors.ndim == 1 and len(vectors) == self.dim_in:
+            raise UserError(
+                f"the map takes vectors (N, {self.dim_in}), but this is one of shape "
+                f"{vectors.shape}; give vector[None]"
+            )
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim_in:
+            raise UserError(
+                f"the map takes old vectors of dimension {self.dim_in}, "
+                f"but these have shape {vectors.shape}"
+            )
+        if vectors.dtype.kind not in "fiu":
+            raise UserError(f"the map takes vectors of numbers, not {vectors.dtype}")
+        return vectors
 
-    @functools.cached_property
-    def _on_device(self):
-        return jax.device_put(self.weights)
+    def _rows(self, vectors: np.ndarray, batch_size: int):
+        for start in range(0, len(vectors), batch_size):
+            old = np.asarray(vectors[start : start + batch_size], np.float32)
+            finite = np.isfinite(old).all(axis=1)
+            if not finite.all():
+                row = start + int(np.argmin(finite))
+                raise UserError(f"the old vector in row {row} holds NaN or infinity")
+            yield old
 
-    def _run(self, old):
-        learned = None if self.transformer is None else self.transformer.run(old)
-        return self._compiled(self._on_device, old, learned)
-
-
-@jax.default_matmul_precision("highest")
-def _apply(weights, old, learned, unit_output: bool):
-    """What a map computes of a block: (n, do) → (n, dn), (n,)."""
-    if learned is None:
-        mapped, log_variance = old @ weights["weight"] * weights["scale"] + weights["bias"], None
-    else:
-        mapped, log_variance = learned[0] * weights["scale"], learned[1]
-    norm = jnp.linalg.norm(mapped, axis=1, keepdims=True)
-    if "uncertainty_weight" in weights:
-        features = regressor_features(weights, old, norm, jnp)
-        log_variance = features @ weights["uncertainty_weight"] + weights["uncertainty_bias"]
-        low, high = weights["uncertainty_range"]
-        log_variance = jnp.clip(log_variance, low, high)
-    if log_variance is None:
-        log_variance = jnp.zeros(len(old))
-    if unit_output:
-        mapped = mapped / jnp.maximum(norm, _NORM_FLOOR)
-    return mapped.astype(jnp.float32), log_variance.astype(jnp.float32)
-
-
-def regressor_features(weights, old, norm, xp=np):
-    """What the uncertainty is regressed on, (n, do + H + 1).
-
-    The standardised old vector, H rectified random projections of it, and the logarithm of the
-    length ``norm`` (n, 1) of the mapped vector before it is scaled to unit length. ``xp``: NumPy,
-    or JAX's where it is compiled.
-    """
-    standard = (old - weights["uncertainty_mean"]) * weights["uncertainty_scale"]
-    hidden = standard @ weights["uncertainty_hidden"] + weights["uncertainty_hidden_bias"]
-    length = xp.log(xp.maximum(norm, _NORM_FLOOR))
-    return xp.concatenate([standard, xp.maximum(hidden, 0), length], axis=1)
-
-
-def load_map(folder) -> Map:
-    """The map in a directory: one that ``fit`` made, or the run of an FCT or FastFill training.
-
-    Raises UserError where there is neither.
-    """
-    folder = Path(folder)
-    if is_run(folder):
-        return map_of_run(folder)
-    if not (folder / "map.json").is_file():
-        raise UserError(f"no map in {folder}: map.json is missing")
-    try:
-        description = json.loads((folder / "map.json").read_text())
-        weights = safetensors.numpy.load_file(folder / "weights.safetensors")
-    except (ValueError, OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"the map in {folder} cannot be read: {error}") from None
-    if description.get("format_version", 0) > FORMAT_VERSION:
-        raise UserError(
-            f"the map in {folder} has format version {description['format_version']}; "
-            f"this fct_jax reads versions up to {FORMAT_VERSION}"
-        )
-    known = fitted = None
-    if (folder / "known.npz").is_file():
-        with np.load(folder / "known.npz", allow_pickle=False) as file:
-            known = KnownPairs(file["ids"], file["old"], file["new"])
-    if (folder / "fitted.npy").is_file():
-        fitted = np.load(folder / "fitted.npy", allow_pickle=False)
-    transformer = load_model(folder / "run") if is_run(folder / "run") else None
-    saved = description.pop("fingerprint", None)
-    found = Map(description, weights, transformer, known, fitted)
-    if saved != found.fingerprint:
-        raise UserError(
-            f"the map in {folder} is damaged: its weights do not have the fingerprint of map.json"
-        )
-    return found
-
-
-def map_of_run(run, scale: float = 1.0) -> Map:
-    """The run of an FCT or FastFill training as a map; its results are multiplied by ``scale``."""
-    model = load_model(run)
-    if not isinstance(model, Transformer):
-        raise UserError(f"{run} is the run of a backbone; a map needs a transformation's")
-    if model.needs_side:
-        raise UserError(f"{run} was trained with side information, which a map cannot take")
-    described = {
-        "method": "fastfill" if model.module.uncertainty else "fct",
-        "dim_in": model.description["old_dim"],
-        "dim_out": model.dim,
-        "old_fingerprint": model.old_fingerprint,
-        "new_fingerprint": model.new_fingerprint,
-    }
-    return Map(described, {"scale": np.float32(scale)}, model)
-
-
-def _write_run(folder: Path, transformer: Transformer) -> None:
-    described = dict(transformer.description)
-    del described["fingerprint"], described["format_version"]
-    write_model(folder / "model", described, transformer.variables)
+    def _finished(self, streamed) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return embeddings and log-variances of one block of `Function.stream`."""
+        old, result = streamed
+        mapped, log_variance = parts_of(result())
+        mapped = np.asarray(mapped, np.float32)
+        norm = np.linalg.norm(mapped, axis=1, keepdims=True)
+        if self.uncertainty:
+            log_variance = predicted(self.uncertainty, old, norm)
+        if self.unit_output:
+            mapped = mapped / np.maximum(norm, _NORM_FLOOR)
+        if not self.has_uncertainty:
+            return mapped, None
+        return mapped, np.asarray(log_variance, np.float32)

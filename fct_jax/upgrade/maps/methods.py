@@ -1,115 +1,254 @@
-"""Fitting one method on a sample, and how well the result retrieves on other pairs."""
+"""The table of ways to fit a map, one row each, and the fit of one of them with its uncertainty.
+
+A new method is one function and one row:
+
+- a closed form of sums over the pairs: ``closed_form(solve)``, see ``linear.py``;
+- any other: a function from `Pairs` to a `Function`.
+
+A method of your own need not be in the table. Write it to a module, and name it "module:NAME"
+wherever a method is named (another package may register it under the entry points
+``fct_jax.maps``)::
+
+    # mymaps.py
+    from fct_jax.upgrade.maps.functions import Linear
+    from fct_jax.upgrade.maps.methods import Method
+
+    def shift(pairs):                                       # a constant is added
+        old, new = pairs.old.vectors, pairs.new.vectors
+        return Linear(np.eye(old.shape[1]), 1.0, new.mean(axis=0) - old.mean(axis=0))
+
+    SHIFT = Method(fit=shift, text="adds the difference of the means")
+
+    # fct-jax fit OLD NEW --method mymaps:SHIFT
+"""
+
+import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
+from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
-from fct_jax.evaluate.metrics import retrieval_metrics
-from fct_jax.evaluate.search import knn
+from fct_jax.runtime.plugins import find
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.upgrade.inputs import are_unit, take
-from fct_jax.upgrade.maps import linear as closed_form
+from fct_jax.upgrade.inputs import FEWEST, are_unit, take
+from fct_jax.upgrade.maps import linear
+from fct_jax.upgrade.maps.functions import Called, Function, Identity, Linear, parts_of
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.maps.uncertainty import SAMPLE, fit_regressor, log_squared_error
 
-_NEIGHBOURS = 10
+_LARGE = 1024  # dimensions from which fewer folds are solved
 
 
-def fit_closed_form(method: str, old: EmbeddingSet, new: EmbeddingSet, *, seed: int = 0) -> Map:
-    """A procrustes or ridge map of all the pairs, with its uncertainty.
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long and how large a network is trained; the meaning of 0 is that of ``fit``."""
 
-    The uncertainty is learnt from each fold's pairs under the map of the other folds: the errors
-    of pairs that a map was fitted on are too small.
+    inner_dim: int
+    epochs: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """The items that a method is fitted on, embedded by both models, in one order.
+
+    old: N vectors (N, do); new: (N, dn); labels: (N,) integers or None.
+    classifier: of the new model, as of ``fit``. training: of a network. seed: of everything.
     """
-    large = max(old.dim, new.dim) > 1024
-    folds = min(3 if large else 5, len(new))
-    rng = np.random.default_rng(seed)
-    fold = rng.permutation(len(new)) % folds
-    sums, centre = closed_form.fold_sums(old.vectors, new.vectors, fold, folds)
-    solve = {"ridge": closed_form.ridge, "procrustes": closed_form.procrustes_folds}[method]
-    linear, others = solve(sums, centre)
-    unit = are_unit(new.vectors)
 
-    rows = np.sort(rng.permutation(len(new))[:SAMPLE])
-    x, y = np.asarray(old.vectors[rows], np.float32), np.asarray(new.vectors[rows], np.float32)
-    mapped = np.empty_like(y)
-    for f, other in enumerate(others):
-        mine = fold[rows] == f
-        mapped[mine] = other(x[mine].astype(np.float64))
-    norm = np.linalg.norm(mapped, axis=1)
-    if unit:
-        mapped = unit_rows(mapped).astype(np.float32)
-    weights = {
-        "weight": linear.weight,
-        "scale": np.float32(linear.scale),
-        "bias": linear.bias,
-        **fit_regressor(x, norm, log_squared_error(mapped, y), seed),
-    }
-    description = {
-        "method": method,
-        "dim_in": old.dim,
-        "dim_out": new.dim,
+    old: EmbeddingSet
+    new: EmbeddingSet
+    labels: np.ndarray | None
+    classifier: object
+    training: Training
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.new)
+
+    def of(self, rows: np.ndarray) -> "Pairs":
+        """Return some of the pairs."""
+        labels = None if self.labels is None else self.labels[rows]
+        return dataclasses.replace(
+            self, old=take(self.old, rows), new=take(self.new, rows), labels=labels
+        )
+
+
+# (pairs, fold of each pair, number of folds) -> (function of all pairs, of all but each fold)
+FoldFit = Callable[[Pairs, np.ndarray, int], tuple[Function, list[Function]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to fit a map.
+
+    Attributes:
+      text: a line for people.
+      fit: the function of some pairs.
+      fit_folds: instead of ``fit``, for methods that get the functions of all folds at about the
+        price of one; the uncertainty is then learnt from all pairs.
+      fixed: makes the function of a method that nothing is fitted of.
+      own_uncertainty: its function gives log-variances.
+      same_size: old and new vectors must have one dimension.
+      fewest: number of pairs without which it is not fitted, by (do, dn).
+      instead: the method that is taken where there are fewer; "": none is.
+      auto: whether "auto" tries it.
+    """
+
+    text: str
+    fit: Callable[[Pairs], Function] | None = None
+    fit_folds: FoldFit | None = None
+    fixed: Callable[[], Function] | None = None
+    own_uncertainty: bool = False
+    same_size: bool = False
+    fewest: Callable[[int, int], int] = lambda do, dn: FEWEST
+    instead: str = "procrustes"
+    auto: bool = True
+
+    def refusal(self, count: int, do: int, dn: int) -> str:
+        """Return why it cannot be fitted on so many pairs of these dimensions, or ""."""
+        if self.fit is None and self.fit_folds is None:
+            return "it is trained together with the new model; name its run instead"
+        if self.same_size and do != dn:
+            return f"old vectors have dimension {do} and new ones {dn}, but it needs equal ones"
+        if count < self.fewest(do, dn):
+            return f"it needs {self.fewest(do, dn):,} pairs to fit on, and there are {count:,}"
+        return ""
+
+
+def closed_form(solve) -> FoldFit:
+    """Return the ``fit_folds`` of a closed form; see ``linear.py``."""
+
+    def fit_folds(pairs: Pairs, fold: np.ndarray, folds: int):
+        return solve(*linear.fold_sums(pairs.old.vectors, pairs.new.vectors, fold, folds))
+
+    return fit_folds
+
+
+def _network(kind: str) -> Callable[[Pairs], Function]:
+    def fit(pairs: Pairs) -> Function:
+        # Training needs JAX's training stack, which the closed forms do without.
+        from fct_jax.upgrade.maps.network import fit_learned
+
+        return fit_learned(kind, pairs)
+
+    return fit
+
+
+# name -> method, the simplest first: of those that do equally well, "auto" takes the first.
+METHODS: dict[str, Method] = {
+    "identity": Method(
+        text="the old vectors as they are: for a new model trained to be compatible",
+        fit_folds=lambda pairs, fold, folds: (Identity(), [Identity()] * folds),
+        fixed=Identity,
+        same_size=True,
+        instead="",
+    ),
+    "procrustes": Method(
+        text="rotation, scale and shift",
+        fit_folds=closed_form(linear.procrustes_folds),
+    ),
+    "ridge": Method(
+        text="any linear map, shrunk by cross-validation",
+        fit_folds=closed_form(linear.ridge),
+    ),
+    "fct": Method(
+        text="the network of FCT (CVPR 2022)",
+        fit=_network("fct"),
+        instead="ridge",
+    ),
+    "fastfill": Method(
+        text="the network of FastFill (ICLR 2023), with an uncertainty of its own",
+        fit=_network("fastfill"),
+        own_uncertainty=True,
+        instead="ridge",
+    ),
+    "lce": Method(
+        text="the residual network that an LCE training leaves (ICCV 2021)",
+        instead="",
+        auto=False,
+    ),
+}
+
+
+def find_method(name) -> tuple[str, Method]:
+    """Return name and method for a name, "module:NAME", a Method, a Function or a Python function.
+
+    A Python function from old vectors (n, do) to new ones (n, dn) is a method without anything to
+    fit. Raises UserError for an unknown name.
+    """
+    found = find(METHODS, name, "method", "maps") if isinstance(name, str) else name
+    if isinstance(found, Method):
+        return (name if isinstance(name, str) else "own"), found
+    if not callable(found):
+        raise UserError(f"{name} is no method and no function but {type(found).__name__}")
+    if not isinstance(name, str):
+        name = f"{found.__module__}:{found.__qualname__}"
+
+    def fixed() -> Function:
+        return found if isinstance(found, Function) else Called(name, found)
+
+    def fit_folds(pairs: Pairs, fold: np.ndarray, folds: int):
+        function = fixed()
+        if isinstance(function, Called):
+            function.tried(pairs.old.dim)
+        return function, [function] * folds
+
+    return name, Method(text="a function of your own", fit_folds=fit_folds, fixed=fixed, instead="")
+
+
+def fit_method(name: str, method: Method, pairs: Pairs) -> Map:
+    """Return the map of all the pairs, with its uncertainty.
+
+    The uncertainty is learnt from pairs that the function in question was not fitted on, whose
+    errors are the true ones: those of each fold, under the function of the other folds, or a tenth
+    of the pairs that is kept for it. A function may also bring its own.
+    """
+    rng = np.random.default_rng(pairs.seed)
+    if method.fit_folds is not None:
+        folds = min(3 if max(pairs.old.dim, pairs.new.dim) > _LARGE else 5, len(pairs))
+        fold = rng.permutation(len(pairs)) % folds
+        function, others = method.fit_folds(pairs, fold, folds)
+        rows = np.sort(rng.permutation(len(pairs))[:SAMPLE])
+        judged = [(rows[fold[rows] == f], other) for f, other in enumerate(others)]
+    else:
+        kept = 0 if method.own_uncertainty else max(5, len(pairs) // 10)
+        order = np.random.default_rng(pairs.seed + 2).permutation(len(pairs))
+        function = method.fit(pairs.of(np.sort(order[kept:])))
+        judged = [(np.sort(order[:kept]), function)]
+    if isinstance(function, Linear):
+        function = function.single()
+    unit = are_unit(pairs.new.vectors) and method.fixed is None
+    uncertainty = {}
+    if not function.has_uncertainty:
+        uncertainty = fit_regressor(*_errors(pairs, judged, unit), pairs.seed)
+    described = {
+        "method": name,
+        "dim_in": pairs.old.dim,
+        "dim_out": pairs.new.dim,
         "unit_output": unit,
+        **function.description,
     }
-    if method == "ridge":
-        description |= {"penalty": linear.penalty, "cross_validated_error": linear.error}
-    return Map(description, weights)
+    return Map(described, function, uncertainty)
 
 
-def fit_network(name, old, new, labels, classifier, *, seed: int, **training) -> Map:
-    """An FCT or FastFill map of all the pairs; arguments as of ``learned.fit_learned``.
-
-    FCT has no uncertainty of its own: a tenth of the pairs is kept for the regressor's.
-    """
-    # Training needs JAX's training stack, which the closed forms do without.
-    from fct_jax.upgrade.maps.network import fit_learned
-
-    rows = np.random.default_rng(seed + 2).permutation(len(new))
-    kept = max(5, len(rows) // 10) if name == "fct" else 0
-    rest = np.sort(rows[kept:])
-    learned = fit_learned(
-        name,
-        take(old, rest),
-        take(new, rest),
-        None if labels is None else labels[rest],
-        classifier,
-        seed=seed,
-        **training,
-    )
-    weights = dict(learned.weights)
-    if kept:
-        chosen = np.sort(rows[:kept])
-        x = np.asarray(old.vectors[chosen], np.float32)
-        y = np.asarray(new.vectors[chosen], np.float32)
-        mapped, _ = learned.transform(x)
-        norm = np.linalg.norm(mapped, axis=1)
-        if are_unit(new.vectors):
-            mapped = unit_rows(mapped).astype(np.float32)
-        weights |= fit_regressor(x, norm, log_squared_error(mapped, y), seed)
-    description = {**learned.description, "unit_output": are_unit(new.vectors)}
-    return Map(description, weights, learned.transformer)
+def _errors(pairs: Pairs, judged: list[tuple[np.ndarray, Function]], unit: bool):
+    """Return old vectors, lengths of what they are mapped to, and log squared errors."""
+    olds, norms, errors = [], [], []
+    for rows, function in judged:
+        old = np.asarray(pairs.old.vectors[rows], np.float32)
+        new = np.asarray(pairs.new.vectors[rows], np.float32)
+        # Closed forms are solved in float64.
+        mapped, _ = parts_of(function(old.astype(np.float64) if _exact(function) else old))
+        if mapped.shape != new.shape:
+            raise UserError(f"the map returned shape {mapped.shape}; it must be {new.shape}")
+        mapped = mapped.astype(np.float32)
+        olds.append(old)
+        norms.append(np.linalg.norm(mapped, axis=1))
+        errors.append(log_squared_error(unit_rows(mapped) if unit else mapped, new))
+    return np.concatenate(olds), np.concatenate(norms), np.concatenate(errors)
 
 
-def held_out_quality(
-    found: Map, old: EmbeddingSet, new: EmbeddingSet, labels, metric: str
-) -> dict[str, float]:
-    """How well new vectors find what they should in the translated gallery of the same items.
-
-    "agreement@10": share of an item's 10 nearest others in the new space that are also among its
-    10 nearest in the translated gallery. "own": share of items whose own translation is the
-    nearest of all. With labels also "map" and "cmc@1", leave-one-out.
-    """
-    target = np.asarray(new.vectors, np.float32)
-    mapped, _ = found.transform(old.vectors)
-    k = min(_NEIGHBOURS, len(target) - 1)
-    _, wanted = knn(target, target, k, metric=metric, exclude_self=True)
-    _, got = knn(target, mapped, k, metric=metric, exclude_self=True)
-    both = (wanted[:, :, None] == got[:, None, :]).any(axis=2)
-    _, nearest = knn(target, mapped, 1, metric=metric)
-    quality = {
-        "agreement@10": float(both.mean()),
-        "own": float((nearest[:, 0] == np.arange(len(target))).mean()),
-    }
-    if labels is not None:
-        found_labels = retrieval_metrics(target, mapped, labels, metric=metric, ks=(1,))
-        quality |= {name: float(value) for name, value in found_labels.items()}
-    return quality
+def _exact(function: Function) -> bool:
+    return isinstance(function, Linear) and np.asarray(function.weight).dtype == np.float64

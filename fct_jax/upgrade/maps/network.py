@@ -18,7 +18,8 @@ from fct_jax.frozen.model import is_run, load_model
 from fct_jax.runtime.progress import console
 from fct_jax.runtime.sharding import make_mesh
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.upgrade.maps.map import Map, map_of_run
+from fct_jax.upgrade.maps.functions import Network
+from fct_jax.upgrade.maps.methods import Pairs
 
 _LARGEST_BATCH = 1024
 _BATCHES = 8  # a small sample is worked through in about as many batches an epoch
@@ -29,44 +30,31 @@ _WORK = 3e13
 _DECAY = 1e-4  # of the linear classifier, per sample
 
 
-def fit_learned(
-    kind: str,
-    old: EmbeddingSet,
-    new: EmbeddingSet,
-    labels: np.ndarray | None,
-    classifier=None,
-    *,
-    inner_dim: int = 2048,
-    epochs: int = 0,
-    batch_size: int = 0,
-    seed: int = 0,
-) -> Map:
-    """Trains h(old) ≈ new as published, on vectors scaled to a standard deviation of about 1.
+def fit_learned(kind: str, pairs: Pairs) -> Network:
+    """Train h(old) ≈ new as published, on vectors scaled to a standard deviation of about 1.
 
     The scale matters for weight decay: the entries of unit vectors are so small that their
     squared error would hardly count beside it.
 
     Args:
-      kind: "fct" (CVPR 2022) or "fastfill" (ICLR 2023). FastFill without labels learns its
-        uncertainty from the alignment alone, as the variance of a Gaussian.
-      old, new: (N, do), (N, dn) vectors of the same items.
-      labels: (N,) integers; FastFill then also classifies what it maps.
-      classifier: of the new model: (C, dn) array, ``.npy`` or run; None: a linear one is
-        fitted on the new vectors.
-      inner_dim, seed: of the training.
-      epochs: 0: as of `affordable_epochs`.
-      batch_size: 0: 1,024, or an eighth of a smaller sample.
+      kind: "fct" (CVPR 2022, https://arxiv.org/abs/2112.02805) or "fastfill" (ICLR 2023,
+        https://arxiv.org/abs/2303.04766). FastFill with labels also classifies what it maps;
+        without, it learns its uncertainty from the alignment alone, as the variance of a Gaussian.
+      pairs: their ``classifier`` is that of the new model: (C, dn) array, ``.npy`` or run; None:
+        a linear one is fitted on the new vectors. ``training.epochs`` 0: as of
+        `affordable_epochs`; ``training.batch_size`` 0: 1,024, or an eighth of a smaller sample.
     """
-    epochs = epochs or affordable_epochs(len(new), old.dim, new.dim, inner_dim)
+    old, new, labels, training = pairs.old, pairs.new, pairs.labels, pairs.training
+    epochs = training.epochs or affordable_epochs(len(new), old.dim, new.dim, training.inner_dim)
     console.print(f"{kind}: {epochs} epochs of {len(new):,} pairs")
     scale = float(np.sqrt(np.mean(np.square(np.asarray(new.vectors, np.float64))))) or 1.0
     config = configs.transformation()
     config.model.name = kind
-    config.model.inner_dim = inner_dim
+    config.model.inner_dim = training.inner_dim
     config.epochs = epochs
     config.optimizer.schedule.warmup_epochs = min(5, epochs // 8)
-    config.batch_size = batch_size or _batch_size(len(new))
-    config.seed = seed
+    config.batch_size = training.batch_size or _batch_size(len(new))
+    config.seed = pairs.seed
     config.views = 1
     config.evaluate_every_epochs = epochs
     config.checkpoint_every_steps = 10**9  # at the end alone
@@ -74,7 +62,7 @@ def fit_learned(
         folder = Path(folder)
         scaled = np.asarray(new.vectors, np.float32) / np.float32(scale)
         if kind == "fastfill" and labels is not None:
-            weights, labels = _classifier(classifier, np.asarray(labels), scaled, scale)
+            weights, labels = _classifier(pairs.classifier, np.asarray(labels), scaled, scale)
             np.save(folder / "classifier.npy", weights)
             config.classifier = str(folder / "classifier.npy")
             config.loss.discriminative_weight = 1.0
@@ -83,7 +71,7 @@ def fit_learned(
             EmbeddingSet.of(vectors, labels=labels, meta=meta).write(folder / role)
             config[role] = str(folder / role)
         _train(config, folder / "run")
-        return map_of_run(folder / "run", scale)
+        return Network(load_model(folder / "run"), scale)
 
 
 def affordable_epochs(count: int, do: int, dn: int, inner_dim: int) -> int:

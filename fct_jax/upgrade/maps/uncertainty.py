@@ -3,24 +3,24 @@
 import numpy as np
 
 from fct_jax.upgrade.maps.linear import fold_sums, ridge
-from fct_jax.upgrade.maps.map import regressor_features
 
 HIDDEN = 256  # rectified random projections
 SAMPLE = 20_000  # pairs that the regressor is fitted on, at most
 FOLDS = 5
 _SMALLEST = 1e-12  # a squared error below counts as this one
+_NORM_FLOOR = 1e-12
 
 
 def log_squared_error(mapped: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """(N,): the logarithm of the mean over dimensions of the squared error."""
+    """Return (N,): the logarithm of the mean over dimensions of the squared error."""
     return np.log(np.maximum(np.mean(np.square(mapped - new), axis=1), _SMALLEST))
 
 
 def fit_regressor(old, norm, target, seed: int) -> dict[str, np.ndarray]:
-    """Weights of the regressor, as a map holds them.
+    """Return the arrays of the regressor, as a map holds them.
 
-    A ridge regression of the target on the features of ``maps.regressor_features``, in which
-    nothing is trained step by step, so that it is exact, quick and the same everywhere.
+    It is a ridge regression of the target on `regressor_features`, in which nothing is trained
+    step by step, so that it is exact, quick and the same everywhere.
 
     Args:
       old: (N, do) float32 old vectors.
@@ -48,3 +48,22 @@ def fit_regressor(old, norm, target, seed: int) -> dict[str, np.ndarray]:
         # No guess beyond what was seen.
         "uncertainty_range": np.array([target.min(), target.max()]),
     }
+
+
+def regressor_features(weights, old: np.ndarray, norm: np.ndarray) -> np.ndarray:
+    """Return what the uncertainty is regressed on, (n, do + H + 1).
+
+    That is the standardised old vector, H rectified random projections of it, and the logarithm of
+    the length ``norm`` (n, 1) of the mapped vector before it is scaled to unit length.
+    """
+    standard = (old - weights["uncertainty_mean"]) * weights["uncertainty_scale"]
+    hidden = standard @ weights["uncertainty_hidden"] + weights["uncertainty_hidden_bias"]
+    length = np.log(np.maximum(norm, _NORM_FLOOR))
+    return np.concatenate([standard, np.maximum(hidden, 0), length], axis=1)
+
+
+def predicted(weights, old: np.ndarray, norm: np.ndarray) -> np.ndarray:
+    """Return the log-variances (n,) that the regressor gives old vectors (n, do)."""
+    features = regressor_features(weights, old, norm)
+    guess = features @ weights["uncertainty_weight"] + weights["uncertainty_bias"]
+    return np.clip(guess, *weights["uncertainty_range"])

@@ -8,7 +8,8 @@ from fct_jax.errors import UserError
 from fct_jax.runtime.progress import console
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import Gallery, open_gallery
-from fct_jax.upgrade.maps.map import load_map
+from fct_jax.upgrade.maps.loading import load_map
+from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.migration.planning import Plan, Wanted, make_plan, read_plan
 from fct_jax.upgrade.migration.preflight import check_before, check_new_vectors
 from fct_jax.upgrade.migration.probe import Probe, open_probe
@@ -26,8 +27,9 @@ class _Opened:
 
     settings: Settings
     gallery: Gallery
-    mapping: object
+    mapping: Map
     probe: Probe | None
+    unnamed: bool  # the map was given as an object
 
 
 class Upgrade:
@@ -323,33 +325,28 @@ class Upgrade:
             self._object, map = map, None
         given = {**given, "map": map, "gallery": getattr(gallery, "path", gallery)}
         settings = merged(self.workdir, given)
-        mapping = self._map(settings, named(map))
-        # A map is the same wherever it lies.
-        settings = merged(self.workdir, {**given, "map_fingerprint": mapping.fingerprint})
+        # An object that an earlier call gave is at hand; a name is loaded.
+        unnamed = map is None and self._object is not None
+        for what, known in (("map", unnamed or settings.map), ("gallery", settings.gallery)):
+            if not known:
+                raise UserError(f"{self.workdir} knows no {what} yet; give {what}")
         if not isinstance(gallery, Gallery):
-            if settings.gallery is None:
-                raise UserError(f"{self.workdir} knows no gallery yet; give gallery")
             gallery = open_gallery(
                 settings.gallery,
                 id_column=settings.id_column,
                 vector_column=settings.vector_column,
             )
-        return _Opened(settings, gallery, mapping, open_probe(settings.probe, mapping))
-
-    def _map(self, settings: Settings, name: str | None):
-        """Load the map of a name, or else take the object that was given or what is remembered."""
-        if name is None and self._object is not None:
-            return self._object
-        if settings.map is None:
-            raise UserError(
-                f"{self.workdir} knows no map yet; give map, a directory that `fit` made"
-            )
-        return load_map(settings.map)
+        mapping = load_map(self._object if unnamed else settings.map)
+        mapping = mapping.forward().for_dim(gallery.dim)
+        # A map is the same wherever it lies.
+        settings = merged(self.workdir, {**given, "map_fingerprint": mapping.fingerprint})
+        probe = open_probe(settings.probe, mapping)
+        return _Opened(settings, gallery, mapping, probe, unnamed)
 
     def _remember(self, opened: _Opened) -> None:
         """Write the settings; a map that was given as an object is saved beside them."""
         settings, mapping = opened.settings, opened.mapping
-        if mapping is self._object and hasattr(mapping, "save"):
+        if opened.unnamed:
             where = self.workdir / f"map-{mapping.fingerprint}"
             if not where.exists():
                 mapping.save(where)

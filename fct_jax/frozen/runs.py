@@ -1,0 +1,31 @@
+"""Run directories and what they say of their exported model; nothing heavy is imported."""
+
+import json
+from pathlib import Path
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.plugins import is_import_name
+
+
+def is_run(path) -> bool:
+    """Return whether the directory is a run that has exported its model."""
+    return (Path(path).expanduser() / "model" / "model.json").is_file()
+
+
+def is_model(where) -> bool:
+    """Return whether ``load_model`` takes it: a finished run, or "module:function"."""
+    return isinstance(where, str | Path) and (is_run(where) or is_callable_name(where))
+
+
+def read_description(run) -> dict:
+    """Return the ``model.json`` of a run. Raises UserError where there is none."""
+    path = Path(run).expanduser() / "model" / "model.json"
+    if not path.is_file():
+        reason = "training has not ended" if (Path(run) / "config.json").is_file() else "not a run"
+        raise UserError(f"no exported model in {run} ({reason})")
+    return json.loads(path.read_text())
+
+
+def is_callable_name(where) -> bool:
+    """Return whether it is written "module:function", and is no path that exists."""
+    return is_import_name(where) and not Path(where).exists()

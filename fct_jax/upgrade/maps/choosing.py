@@ -1,0 +1,79 @@
+"""How well maps retrieve on pairs that none was fitted on, and which of them to take."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade.maps.map import Map
+
+_NEIGHBOURS = 10
+_RESAMPLES = 1000
+_LEVEL = 97.5  # percentile: the upper end of a 95 % interval
+
+Quality = dict[str, np.ndarray]  # name of a measure -> (Q,) its value for each held-out pair
+
+
+def held_out_quality(
+    found: Map, old: EmbeddingSet, new: EmbeddingSet, labels, metric: str
+) -> Quality:
+    """Return how well new vectors find what they should in the same items' translated gallery.
+
+    "agreement@10": share of an item's 10 nearest others in the new space that are also among its
+    10 nearest in the translated gallery. "own": whether an item's own translation is the nearest
+    of all. With labels also "map" (average precision, NaN for an item that is alone with its label)
+    and "cmc@1", leave-one-out.
+    """
+    from fct_jax.evaluate.search import knn  # late: Faiss takes its time to import
+
+    target = np.asarray(new.vectors, np.float32)
+    mapped, _ = found.transform(old.vectors)
+    k = min(_NEIGHBOURS, len(target) - 1)
+    _, wanted = knn(target, target, k, metric=metric, exclude_self=True)
+    _, got = knn(target, mapped, k, metric=metric, exclude_self=True)
+    both = (wanted[:, :, None] == got[:, None, :]).any(axis=2)
+    _, nearest = knn(target, mapped, 1, metric=metric)
+    quality = {
+        "agreement@10": both.mean(axis=1),
+        "own": (nearest[:, 0] == np.arange(len(target))).astype(float),
+    }
+    if labels is not None:
+        from fct_jax.evaluate.metrics import per_query_results
+
+        judged = per_query_results(target, mapped, labels, metric=metric, ks=(1,))
+        quality |= {"map": judged.ap, "cmc@1": judged.hit[1].astype(float)}
+    return quality
+
+
+def choose(qualities: Mapping[str, Quality], seed: int = 0) -> tuple[str, str]:
+    """Return the name of the map to take, and the measure that decided.
+
+    Candidates that are surely worse than the best are dropped: first by mAP, where there are labels
+    that any pair shares, then by the agreement with the new model's neighbours, which still
+    tells maps apart where labels are all found. Surely means that the 95 % interval of the paired
+    difference, by bootstrap over the held-out pairs, is below 0. Of those that are left, the
+    simplest is taken.
+
+    Args:
+      qualities: of each candidate, the simplest first.
+      seed: of the bootstrap.
+    """
+    alike, decided = list(qualities), "simplicity"
+    for measure in ("map", "agreement@10"):
+        values = {name: qualities[name].get(measure) for name in alike}
+        if any(found is None or np.isnan(found).all() for found in values.values()):
+            continue
+        best = max(alike, key=lambda name, values=values: np.nanmean(values[name]))
+        kept = [n for n in alike if not _surely_lower(values[n] - values[best], seed)]
+        if len(kept) < len(alike):
+            decided = measure
+        alike = kept
+    return alike[0], decided
+
+
+def _surely_lower(difference: np.ndarray, seed: int) -> bool:
+    difference = difference[~np.isnan(difference)]
+    rng = np.random.default_rng(seed)
+    count = len(difference)
+    means = [difference[rng.integers(0, count, count)].mean() for _ in range(_RESAMPLES)]
+    return bool(np.percentile(means, _LEVEL) < 0)

@@ -1,0 +1,260 @@
+"""The functions h(old) that maps are made of: each knows its arrays, and how to apply them.
+
+`FUNCTIONS` is the table of kinds that ``map.json`` names. A class of another package is a kind,
+too, by its name "module:Class".
+"""
+
+import abc
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.plugins import find, told
+
+Layers = list[tuple[np.ndarray, np.ndarray]]  # weight (in, out), bias (out,); a ReLU between two
+
+
+class Function(abc.ABC):
+    """Old vectors in, vectors of the new model's space out, before any scaling to unit length.
+
+    A subclass defines ``__call__``, ``arrays`` and, where its constructor does not take the arrays
+    by their names, ``of``.
+
+    Attributes:
+      parallel: whether several threads may call it at once.
+      has_uncertainty: whether ``__call__`` returns log-variances beside the vectors.
+      description: what ``map.json`` should say about it.
+    """
+
+    parallel: bool = False
+    has_uncertainty: bool = False
+
+    @property
+    def description(self) -> dict:
+        return {}
+
+    @abc.abstractmethod
+    def __call__(self, old: np.ndarray):
+        """Return (n, dn) of old vectors (n, do) float32, or a pair with log-variances (n,)."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what ``weights.safetensors`` holds; it defines the function."""
+        return {}
+
+    @classmethod
+    def of(cls, arrays: dict[str, np.ndarray], folder: Path | None = None) -> "Function":
+        """Return the function of these arrays; ``folder`` is the map's directory."""
+        del folder
+        return cls(**arrays)
+
+    def layers(self, dim: int) -> Layers | None:
+        """Return the function of vectors (n, dim) as plain layers; None where it is none."""
+        del dim
+
+    def write(self, folder: Path) -> None:
+        """Write what is no array into the map's directory."""
+        del folder
+
+    def digest(self) -> bytes:
+        """Return what defines the function, for the fingerprint of its map."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.arrays().items()):
+            digest.update(f"{name} {np.shape(value)}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.digest()
+
+    def stream(self, blocks: Iterable[np.ndarray], batch_size: int) -> Iterator:
+        """Yield (block, function that returns the result of the block), in order."""
+        del batch_size
+        for old in blocks:
+            if self.parallel:
+                yield old, lambda old=old: self(old)
+            else:
+                result = self(old)
+                yield old, lambda result=result: result
+
+
+def kind_of(function: Function) -> str:
+    """Return the name by which a function's class is found again."""
+    for kind, found in FUNCTIONS.items():
+        if type(function) is found:
+            return kind
+    return f"{type(function).__module__}:{type(function).__qualname__}"
+
+
+def load_function(kind: str, arrays: dict[str, np.ndarray], folder: Path) -> Function:
+    """Return the function of a map's directory. Raises UserError for an unknown kind."""
+    return find(FUNCTIONS, kind, "kind of map", "functions").of(arrays, folder)
+
+
+def parts_of(result) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return vectors and log-variances, or None, of what a function returned."""
+    return result if isinstance(result, tuple) else (result, None)
+
+
+class Identity(Function):
+    """The vectors as they are: for a new model that was trained to be compatible with the old."""
+
+    def __call__(self, old):
+        return old
+
+    def layers(self, dim):
+        return [(np.eye(dim, dtype=np.float32), np.zeros(dim, np.float32))]
+
+
+class Linear(Function):
+    """``scale · old @ weight + bias``: weight (do, dn), scale (), bias (dn,).
+
+    In float64, as solved, or in float32, as a map keeps it (`single`).
+
+    Attributes:
+      penalty: the λ that cross-validation chose, None without any.
+      error: mean over the left-out pairs of |new − prediction|², as a share of new's variance.
+    """
+
+    parallel = True
+
+    def __init__(self, weight, scale, bias, penalty: float | None = None, error=float("nan")):
+        self.weight, self.scale, self.bias = weight, scale, bias
+        self.penalty, self.error = penalty, error
+
+    @property
+    def description(self):
+        if self.penalty is None:
+            return {}
+        return {"penalty": self.penalty, "cross_validated_error": self.error}
+
+    def __call__(self, old):
+        return self.scale * (old @ self.weight) + self.bias
+
+    def single(self) -> "Linear":
+        """Return the same in float32."""
+        return Linear(**self.arrays(), penalty=self.penalty, error=self.error)
+
+    def arrays(self):
+        named = {"weight": self.weight, "scale": self.scale, "bias": self.bias}
+        return {name: np.asarray(value, np.float32) for name, value in named.items()}
+
+    def layers(self, dim):
+        return [(self.weight * self.scale, self.bias)]
+
+
+class Network(Function):
+    """An exported transformation (FCT, FastFill, LCE …), times a scale; JAX computes it.
+
+    Its directory is ``MAP/run``.
+    """
+
+    def __init__(self, transformer, scale: float = 1.0):
+        self.transformer, self.scale = transformer, np.float32(scale)
+
+    @property
+    def has_uncertainty(self):
+        return self.transformer.has_uncertainty
+
+    @classmethod
+    def of(cls, arrays, folder=None):
+        from fct_jax.frozen.model import load_model
+
+        return cls(load_model(folder / "run"), arrays["scale"])
+
+    def arrays(self):
+        return {"scale": np.asarray(self.scale, np.float32)}
+
+    def digest(self):
+        return super().digest() + self.transformer.fingerprint.encode()
+
+    def __call__(self, old):
+        ((_, result),) = self.stream([old], len(old))
+        return result()
+
+    def stream(self, blocks, batch_size):
+        from fct_jax.frozen.blocks import pipelined
+
+        kept = []  # blocks of which the result is not fetched yet
+
+        def given():
+            for old in blocks:
+                kept.append(old)
+                yield (old,)
+
+        for mapped, log_variance in pipelined(self.transformer.run, given(), batch_size):
+            result = mapped * self.scale, log_variance
+            yield kept.pop(0), lambda result=result: result
+
+    def layers(self, dim):
+        layers = self.transformer.module.as_layers(self.transformer.variables)
+        if not layers:
+            return Identity().layers(dim)
+        weight, bias = layers[-1]
+        return [*layers[:-1], (weight * self.scale, bias * self.scale)]
+
+    def write(self, folder):
+        from fct_jax.frozen.model import write_model
+
+        described = dict(self.transformer.description)
+        del described["fingerprint"], described["format_version"]
+        write_model(folder / "run" / "model", described, self.transformer.variables)
+
+
+class Called(Function):
+    """A Python function of the user, old (n, do) → (n, dn), found again by "module:name"."""
+
+    _ROWS = 4  # tried, to learn what the function returns
+
+    def __init__(self, name: str, function):
+        self.name, self._function = name, function
+        self.has_uncertainty = False
+
+    @classmethod
+    def of(cls, arrays, folder=None):
+        name = bytes(arrays["name"]).decode()
+        found = cls(name, find({}, name, "map", "maps"))
+        found.has_uncertainty = bool(arrays["has_uncertainty"])
+        return found
+
+    def arrays(self):
+        return {
+            "name": np.frombuffer(self.name.encode(), np.uint8).copy(),
+            "has_uncertainty": np.asarray(self.has_uncertainty, np.uint8),
+        }
+
+    def tried(self, dim: int) -> int:
+        """Call it with a few vectors of the dimension; return the dimension of its results."""
+        result = self(np.random.default_rng(0).standard_normal((self._ROWS, dim), np.float32))
+        mapped, log_variance = parts_of(result)
+        self.has_uncertainty = log_variance is not None
+        return mapped.shape[1]
+
+    def __call__(self, old):
+        try:
+            result = self._function(old)
+        except Exception as error:  # it may be anything: the code is not ours
+            raise UserError(f"{self.name} failed for vectors {old.shape}: {told(error)}") from error
+        mapped, log_variance = parts_of(result)
+        mapped = np.asarray(mapped)
+        if mapped.ndim != 2 or len(mapped) != len(old) or mapped.dtype.kind not in "fiu":
+            raise UserError(
+                f"{self.name} returned {mapped.dtype} {mapped.shape} for vectors {old.shape}; "
+                f"it must be numbers ({len(old)}, D)"
+            )
+        if log_variance is None:
+            return mapped
+        if np.shape(log_variance) != (len(old),):
+            raise UserError(
+                f"{self.name} returned log-variances of shape {np.shape(log_variance)} for "
+                f"{len(old)} vectors; it must be ({len(old)},)"
+            )
+        return mapped, np.asarray(log_variance, np.float32)
+
+
+# kind in map.json -> class
+FUNCTIONS: dict[str, type[Function]] = {
+    "identity": Identity,
+    "linear": Linear,
+    "network": Network,
+    "function": Called,
+}
