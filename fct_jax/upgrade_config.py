@@ -44,8 +44,8 @@ def upgrade() -> ConfigDict:
     config.assess.resamples = 1000  # of the bootstrap
     # The gallery of plan and apply: an EmbeddingSet, a Parquet folder or a Faiss IndexIDMap2 file.
     config.gallery = ""
-    config.id_column = "id"  # of Parquet files
-    config.vector_column = "vector"
+    config.id_column = ""  # of tables; "": id, or the only one of its kind
+    config.vector_column = ""
     config.probe = ""  # folder with `new` and `query` sets, which quality is measured on
     config.serve = "translated"  # or "dual", "fused": what forecast and probe measure is of
     config.batch_size = 4096  # vectors translated together

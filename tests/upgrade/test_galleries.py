@@ -124,12 +124,6 @@ def test_faiss_inner_indexes(tmp_path):
     faiss.write_index(index, path)
     np.testing.assert_array_equal(open_gallery(path).read(10, 50), old[10:])
 
-    index = faiss.IndexFlatIP(tiny.OLD_DIM)
-    index.add(old)
-    faiss.write_index(index, path)
-    with pytest.raises(UserError, match="holds a IndexFlatIP; an IndexIDMap2, which knows ids"):
-        open_gallery(path)
-
     index = faiss.IndexIDMap2(faiss.index_factory(tiny.OLD_DIM, "ITQ6,LSHt"))
     index.train(np.tile(old, (2, 1)))
     index.add_with_ids(old, ids)

@@ -75,17 +75,23 @@ def choose(schema: pa.Schema, name: str, options, taken=()) -> tuple[str | None,
         raise UserError(f"{name}: {unknown('column of vectors', vector, kinds)}")
     vector = vector or ("vector" if "vector" in kinds else _only_vector(kinds, name))
     check_vectors(kinds[vector], vector, name)
+    return choose_ids(schema, name, options, (*taken, vector)), vector
+
+
+def choose_ids(schema: pa.Schema, name: str, options, taken=()) -> str | None:
+    """Return the column of ids as `choose` does; ``taken``: columns that are something else."""
+    kinds = {n: plain(schema.field(n).type) for n in schema.names if n not in taken}
     identity = options.id_column
     if identity and identity not in kinds:
         raise UserError(f"{name}: {unknown('column of ids', identity, kinds)}")
-    usable = [n for n, k in kinds.items() if n != vector and _is_id(k)]
+    usable = [n for n, k in kinds.items() if _is_id(k)]
     if identity:
         if identity not in usable:
             raise UserError(
                 f"{name}: column {identity!r} must hold integers, text or UUIDs to be ids, "
                 f"not {kinds[identity]}"
             )
-        return identity, vector
+        return identity
     named = [n for n in _IDS if n in usable]
     if not named and len(usable) > 1:
         raise UserError(
@@ -96,7 +102,7 @@ def choose(schema: pa.Schema, name: str, options, taken=()) -> tuple[str | None,
         console.print(
             f"{name}: ids are " + ("row numbers" if identity is None else f"column {identity!r}")
         )
-    return identity, vector
+    return identity
 
 
 def _only_vector(kinds: dict, name: str) -> str:

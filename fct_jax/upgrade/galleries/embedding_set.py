@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fct_jax.runtime.progress import console
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.galleries.base import Gallery, Options
 from fct_jax.upgrade.galleries.rows import Rows, empty_npy, npy_rows
@@ -13,6 +14,8 @@ class SetTarget(Target):
 
     def lay_out(self, dim: int, metric: str) -> None:
         source = self.source
+        if not isinstance(source, SetGallery):
+            console.print(f"{source.name} is only read; the new gallery is an EmbeddingSet")
         empty_npy(self.store / "vectors.npy", (len(source), dim), source.dtype)
         np.save(self.store / "ids.npy", source.ids)
         if source.labels is not None:

@@ -1,4 +1,4 @@
-"""A Faiss IndexIDMap2 file as a gallery, and the layout of one that is filled in place."""
+"""A Faiss file as a gallery, and the layout of one that is filled in place."""
 
 import json
 import struct
@@ -15,6 +15,7 @@ from fct_jax.upgrade.galleries.rows import Rows
 from fct_jax.upgrade.galleries.target import Target
 
 _EXACT = (faiss.IndexFlat, faiss.IndexHNSWFlat, faiss.IndexNSGFlat, faiss.IndexIVFFlat)
+_UNIT = 1e-2  # how far from 1 the length of a float16 unit vector may be
 _METRICS = {faiss.METRIC_INNER_PRODUCT: "cosine", faiss.METRIC_L2: "l2"}
 
 
@@ -37,14 +38,15 @@ class FaissTarget(Target):
 
 
 class FaissGallery(Gallery):
-    """A Faiss file; the vectors of a flat inner index stay on disk.
+    """A Faiss file: a flat index, whose vectors stay on disk, or one that gives them back.
 
-    Other inner indexes give back what they store: vectors of a quantised one are inexact.
-    ``NAME.meta.json`` beside ``NAME.faiss`` says which model the vectors are of.
+    Ids are those of an IndexIDMap or of inverted lists, else row numbers. Vectors of a quantised
+    index (PQ, SQ, OPQ …) are likenesses. ``NAME.meta.json`` beside ``NAME.faiss`` says which
+    model the vectors are of. The inner product of vectors that have not length 1 is no cosine:
+    its metric is called ``ip``.
     """
 
     writer = FaissTarget
-    dtype = np.dtype(np.float32)
 
     def __init__(self, path, options: Options):
         path = Path(path)
@@ -58,12 +60,15 @@ class FaissGallery(Gallery):
                 raise UserError(f"{side} cannot be read: {error}") from None
         check_state(str(path), meta, options.unfinished)
         self._index = _opened(path)
-        inner = faiss.downcast_index(self._index.index)
         if self._index.metric_type not in _METRICS:
             raise UserError(f"{path}: its metric is neither L2 nor the inner product")
         if self._index.ntotal == 0:
             raise UserError(f"{path} is empty")
-        self._inner, self._flat = inner, None
+        inner, ids = self._index, None
+        if isinstance(inner, faiss.IndexIDMap | faiss.IndexIDMap2):
+            ids = faiss.vector_to_array(inner.id_map)
+            inner = faiss.downcast_index(inner.index)
+        self._inner, self._flat, self._keys = inner, None, None
         self.exact = isinstance(inner, _EXACT)
         if not self.exact:
             console.print(
@@ -74,38 +79,76 @@ class FaissGallery(Gallery):
             values = faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d)
             self._flat = values.reshape(-1, inner.d)
         else:
-            try:
-                if isinstance(inner, faiss.IndexIVF):
-                    inner.make_direct_map()  # else every look-up goes through all lists
-                inner.reconstruct_n(0, 1)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(
-                    f"{path}: {type(inner).__name__} gives no vectors: {reason}"
-                ) from None
-        ids = faiss.vector_to_array(self._index.id_map)
-        super().__init__(path, ids, inner.d, {"metric": _METRICS[self._index.metric_type], **meta})
+            own = self._prepare(path)
+            ids = own if ids is None else ids
+        ids = np.arange(inner.ntotal) if ids is None else ids
+        super().__init__(path, ids, inner.d, meta)
+        if "metric" not in meta:
+            self.meta = {**meta, "metric": self._metric()}
         if path.with_suffix(".version.npy").is_file():
             self.versions = np.load(path.with_suffix(".version.npy"), allow_pickle=False)
 
     def read_stored(self, start: int, stop: int) -> np.ndarray:
         if self._flat is not None:
             return np.array(self._flat[start:stop], np.float32)
+        if self._keys is not None:
+            return self._inner.reconstruct_batch(self._keys[start:stop])
         return self._inner.reconstruct_n(start, stop - start)
+
+    def _prepare(self, path: Path) -> np.ndarray | None:
+        """Make look-ups possible; return the ids of inverted lists, None where there are none."""
+        inner, ids = self._inner, None
+        try:
+            lists = faiss.try_extract_index_ivf(inner)
+            if lists is not None:
+                ids = np.sort(_listed(lists.invlists))
+                if np.array_equal(ids, np.arange(len(ids))):
+                    lists.make_direct_map()  # else every look-up goes through all lists
+                else:
+                    lists.set_direct_map_type(faiss.DirectMap.Hashtable)
+                    self._keys = ids
+                inner.reconstruct_batch(ids[:1])
+            else:
+                inner.reconstruct_n(0, 1)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: {type(inner).__name__} gives no vectors: {reason}") from None
+        return ids
+
+    def _metric(self) -> str:
+        if self._index.metric_type == faiss.METRIC_L2:
+            return "l2"
+        lengths = np.linalg.norm(self.rows(self.spread_rows(256)), axis=1)
+        lengths = lengths[np.isfinite(lengths) & (lengths > 0)]
+        if not len(lengths) or np.abs(lengths - 1).max() <= _UNIT:
+            return "cosine"
+        console.print(
+            f"{self.path} compares vectors of lengths {lengths.min():.3g} to {lengths.max():.3g} "
+            "by their inner product, which is neither cosine nor L2: its metric is called ip"
+        )
+        return "ip"
+
+
+def _listed(lists) -> np.ndarray:
+    """The ids in inverted lists, list by list."""
+    parts = []
+    for number in range(lists.nlist):
+        count = lists.list_size(number)
+        if count:
+            parts.append(faiss.rev_swig_ptr(lists.get_ids(number), count).copy())
+    return np.concatenate(parts)
 
 
 def _opened(path: Path):
+    with path.open("rb") as file:
+        if file.read(2) == b"IB":
+            raise UserError(f"{path} holds vectors of bits, which no map translates")
     # Older releases of Faiss map without IFC only inverted lists.
     flags = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
     try:
-        index = faiss.read_index(str(path), flags)
+        return faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise UserError(f"{path} is no Faiss index: {str(error).splitlines()[-1]}") from None
-    if not isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
-        raise UserError(
-            f"{path} holds a {type(index).__name__}; an IndexIDMap2, which knows ids, is needed"
-        )
-    return index
 
 
 def write_empty(path: Path, ids: np.ndarray, dim: int, metric: str) -> None:

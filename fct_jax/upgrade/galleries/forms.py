@@ -84,3 +84,9 @@ def starts(*magic: bytes) -> Callable[[Path], bool]:
 def either(*tests: Callable[[Path], bool]) -> Callable[[Path], bool]:
     """Return a test for paths that pass one of these."""
     return lambda path: any(test(path) for test in tests)
+
+
+def numbered_npy(path: Path) -> bool:
+    """Return whether a path is a folder of numbered .npy files, or holds such folders."""
+    found = (folder_with(pattern)(path) for pattern in ("*[0-9].npy", "*/*[0-9].npy"))
+    return any(found)

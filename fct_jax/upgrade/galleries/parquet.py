@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from fct_jax.storage.embedding_set import check_state
 from fct_jax.storage.files import sync_directory
 from fct_jax.upgrade.galleries.base import VERSIONS, Options
 from fct_jax.upgrade.galleries.columns import is_list, plain
+from fct_jax.upgrade.galleries.names import natural
 from fct_jax.upgrade.galleries.rows import Rows, empty_npy, npy_rows
 from fct_jax.upgrade.galleries.tables import Part, TableGallery
 from fct_jax.upgrade.galleries.target import Target
@@ -160,11 +160,6 @@ def located(path) -> tuple[pa.fs.FileSystem, str, list[str]]:
         found = [f.path for f in store.get_file_info(pa.fs.FileSelector(root, recursive=True))]
     kept = [f for f in found if f.endswith(".parquet") and not _hidden(os.path.relpath(f, root))]
     return store, root, sorted(kept, key=lambda f: natural(os.path.relpath(f, root)))
-
-
-def natural(name: str) -> list:
-    """Return a key by which numbers in names count: ``part-2`` comes before ``part-10``."""
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 
 def _hidden(name: str) -> bool:
