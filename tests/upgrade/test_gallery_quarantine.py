@@ -229,3 +229,25 @@ def test_labels_and_versions_follow(tmp_path):
     kept = np.delete(np.arange(10_000), rows)
     np.testing.assert_array_equal(gallery.labels, kept)
     np.testing.assert_array_equal(gallery.versions, kept % 2)
+
+
+def test_an_upgrade_of_a_table_with_bad_rows(tmp_path):
+    """Null vectors and those of another dimension are no end of it: 2,998 rows are upgraded."""
+    ids, old, new = tiny.vectors(3000)
+    rows = list(old)
+    rows[5], rows[1500] = None, old[1500][:2]
+    (tmp_path / "g").mkdir()
+    table = pa.table({"id": ids, "vector": pa.array(rows, pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "g" / "a.parquet", row_group_size=1000)
+    tiny.as_set(tmp_path / "new", new, ids, fingerprint="new-model")
+    made = ({"parquet": tmp_path / "g"}, tmp_path / "new", ids, old, new)
+    with pytest.raises(UserError, match=f"the vector of id {ids[5]} .* is null in 'vector'"):
+        tiny.upgraded(made, "parquet", tmp_path / "w1", on_bad="raise")
+    gallery = tiny.upgraded(made, "parquet", tmp_path / "w2", batch_items=1000, batch_size=256)
+    lines = (tmp_path / "w2" / "quarantine.jsonl").read_text().splitlines()
+    found = [tuple(json.loads(line).values()) for line in lines]
+    assert found == [
+        (ids[5], 5, "null in 'vector'", "a.parquet, row 5"),
+        (ids[1500], 1500, "of dimension 2, not 6 in 'vector'", "a.parquet, row 1500"),
+    ]
+    np.testing.assert_array_equal(gallery.read(0, 3000)[6:1500], new[6:1500])

@@ -162,8 +162,14 @@ def write_quarantine(workdir: Path, gallery: Gallery, bad: list) -> None:
     """Write ``quarantine.jsonl``: id, row, reason and place of each vector that is set aside."""
     if not bad:
         return
+    known = gallery.bad.entries  # what has no vector at all: null, of another dimension
     records = [
-        {"id": gallery.ids[row].item(), "row": row, "reason": reason, "where": gallery.name}
+        {
+            "id": gallery.ids[row].item(),
+            "row": row,
+            "reason": known.get(gallery.stored(row), (None, reason))[1],
+            "where": gallery.place(gallery.stored(row)),
+        }
         for row, reason in bad
     ]
     lines = [json.dumps(record) + "\n" for record in records]

@@ -335,6 +335,7 @@ class Upgrade:
                 settings.gallery,
                 id_column=settings.id_column,
                 vector_column=settings.vector_column,
+                on_bad=settings.on_bad,
             )
         mapping = load_map(self._object if unnamed else settings.map)
         mapping = mapping.forward().for_dim(gallery.dim)
