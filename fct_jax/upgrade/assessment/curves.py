@@ -1,122 +1,312 @@
-"""Searching at every point of every curve of an assessment."""
+"""Every point of every curve of an assessment, from scores that are computed once.
+
+The queries are worked through a few at a time: their scores with all items, for each pair of
+spaces, then the best items at each point. What a point would need on its own, by
+`fct_jax.upgrade.search`, is the same to rounding (a test compares them).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from fct_jax.evaluate.orders import Items, find_order
+from fct_jax.runtime import threads
 from fct_jax.runtime.progress import Bar
-from fct_jax.upgrade.ways import find_way
-from fct_jax.upgrade.ways.calibration import Calibration, calibrate
-from fct_jax.upgrade.ways.relevance import per_query
-from fct_jax.upgrade.ways.serving import search
+from fct_jax.upgrade.assessment.tops import Scores
+from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between
+from fct_jax.upgrade.ways.calibration import (
+    REFERENCE,
+    Calibration,
+    Tail,
+    affine_of,
+    fused_factors,
+    shifted,
+    tail_of,
+    tail_size,
+    typical_spread,
+)
+from fct_jax.upgrade.ways.relevance import Relevance, per_query
+from fct_jax.upgrade.ways.serving import second_stage
+
+TYPICAL = 256  # queries whose tails tell what spread is typical
+_BLOCK = 1 << 22  # scores of one pair held by one thread
+_PLAIN = "plain "  # pairs of spaces without damping
+
+# names of points that are no way of the table
+KEEP, WHOLE = "keep", "re-embed all"
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What an assessment searches.
+
+    Attributes:
+      items: kind -> (N, D) float32 gallery vectors: "old", "new", "translated".
+      queries: kind -> (Q, D) float32: "old", "new", and "bridged" and "common" where there are.
+      relevance: of the Q queries.
+      own: (Q,) rows that are no results, or None.
+      calibration: of the sample; its spaces and weights hold everywhere.
+      sample: (R, do), (R, dn) items outside of the gallery that a calibration starts from.
+      inside: rows of the gallery that a calibration starts from, where there are no others.
+    """
+
+    items: Mapping[str, np.ndarray]
+    queries: Mapping[str, np.ndarray]
+    relevance: Relevance
+    own: np.ndarray | None
+    calibration: Calibration
+    sample: tuple[np.ndarray, np.ndarray]
+    inside: np.ndarray
+
+    @property
+    def count(self) -> int:
+        """Number of gallery items."""
+        return len(self.items["old"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Spot:
+    """One point to measure: a way with a share of the gallery re-embedded in an order."""
+
+    way: Way
+    order: str
+    share: float
+
+    @property
+    def name(self) -> tuple[str, str, float]:
+        return self.way.label, self.order, self.share
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """What the first stage of a cascade found: (Q, K) rows, and scores without and with re-ranking.
+
+    Scores are on one scale, −inf where a row is −1.
+    """
+
+    rows: np.ndarray
+    old_scores: np.ndarray
+    new_scores: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """A share of the gallery that is re-embedded, and the items that a calibration then has."""
+
+    migrated: np.ndarray
+    columns: np.ndarray
+
+    @property
+    def tail(self) -> int:
+        return tail_size(len(self.columns))
+
+
+def spots_of(ways: Sequence[Way], orders: Mapping[str, Sequence[str]], shares) -> list[Spot]:
+    """Return what is to be measured; orders: way -> names; shares include 0 and 1."""
+    found = []
+    for way in (variant for row in ways for variant in row.all_variants()):
+        if way.done is not None:
+            found += [Spot(way, order, share) for order in orders[way.name] for share in shares]
+        else:
+            # Nothing is re-embedded in advance; a cascade makes what it needs when asked.
+            found.append(Spot(way, "on demand" if way.reranked else "", 0.0))
+    return found
 
 
 class Curves:
-    """Measures every point, each once."""
+    """Measures points; see the module.
 
-    def __init__(
-        self, found, old, new, sample, inside, queries, calibration: Calibration, metric, depth
-    ):
-        """Of the gallery by both models, ``old`` and ``new``.
+    After `run`, ``candidates`` has what the cascades among them found, by (way, score).
+    """
 
-        sample: (R, do), (R, dn) items by both models, which a calibration starts from.
-        inside: (N,) bool, which of the gallery's items are in the sample.
-        calibration: of the sample; dual and fused take its weights.
-        """
-        self._old = np.asarray(old.vectors, np.float32)
-        self._new = np.asarray(new.vectors, np.float32)
-        self._sample, self._calibration, self._metric = sample, calibration, metric
-        self._queries, self._others = queries, ~inside
-        self._depth = max(10, min(depth, len(old)))
-        self._translated, self._uncertainty = found.transform(self._old)
-        # Without an uncertainty there is nothing to order by.
-        self._uncertainty = self._uncertainty if found.has_uncertainty else None
+    def __init__(self, world: World, known: Items, depth: int):
+        """known: of the gallery's items, for orders. depth: results a query that are judged."""
+        self._world, self._known = world, known
+        self._depth = max(10, min(depth, world.count))
+        c = world.calibration
+        self._plain = {"old": c.old.damped(0.0, None), "new": c.new.damped(0.0, None)}
+        self._plain["translated"] = self._plain["new"]
+        self._damped = bool(c.old.damping)
+        self.candidates: dict[tuple[str, str], Candidates] = {}
 
-    def orders(self, way: str) -> tuple[str, ...]:
-        """Return the names of the orders to try for a way of serving."""
-        items = self._items(0)
-        return tuple(o for o in find_way(way).orders if not find_order(o).lacks(items))
-
-    def _items(self, seed: int) -> Items:
-        return Items(
-            len(self._old),
-            seed,
-            self._metric,
-            old=self._old,
-            transformed=self._translated,
-            uncertainty=self._uncertainty,
-        )
-
-    def run(self, ways, shares, seed: int) -> dict:
-        """{(way or option, order, share): {metric: (Q,)}}."""
-        count = len(self._old)
-        paths = [(way, order) for way in ways for order in self.orders(way)]
-        inner = [share for share in shares if 0 < share < 1]
-        none, every = np.zeros(count, bool), np.ones(count, bool)
-        measured = {}
-        c = self._calibration
-        ends = 3 + ("fused" in ways) + 2 * bool(c.weights.damping)
-        with Bar("assessing", len(inner) * len(paths) + ends, "searches") as bar:
-
-            def measure(way, migrated, calibration=self._calibration):
-                values = self._measure(way, migrated, calibration)
-                bar.advance()
-                return values
-
-            # As today's search and the new model's own would be, without any correction.
-            plain = calibrate(*self._sample, metric=c.new.metric, old_metric=c.old.metric)
-            keep = measure("dual", none, plain)
-            translate = measure("translated", none)
-            whole = measure("dual", every, plain)
-            both = measure("fused", every, self._grown(every)) if "fused" in ways else None
-            first, last = keep, whole
-            if c.weights.damping:
-                first, last = measure("dual", none), measure("dual", every)
-            for order in dict.fromkeys(order for _, order in paths):
-                rows = find_order(order).rank(self._items(seed))
-                for share in inner:
-                    migrated = none.copy()
-                    migrated[rows[: int(share * count)]] = True
-                    grown = self._grown(migrated)
-                    for way, its_order in paths:
-                        if its_order == order:
-                            measured[way, order, share] = measure(way, migrated, grown)
-        found = {
-            ("keep", "", 0.0): keep,
-            ("translate", "", 0.0): translate,
-            ("re-embed all", "", 1.0): whole,
+    def run(self, spots: Sequence[Spot]) -> dict[tuple, dict[str, np.ndarray]]:
+        """Return {name of a spot: {metric: (Q,)}}, with `KEEP` and `WHOLE`."""
+        world, total = self._world, len(self._world.queries["new"])
+        states = self._states(spots)
+        asked = self._asked()
+        size = int(np.clip(_BLOCK // (world.count + len(world.sample[0])), 8, 128))
+        blocks = [np.arange(i, min(i + size, total)) for i in range(0, total, size)]
+        found: dict[tuple, dict[str, np.ndarray]] = {}
+        kept: dict[tuple, list] = {}
+        with Bar("assessing", total, "queries") as bar:
+            typical = self._typical(states, asked, size) if self._calibrated(spots) else {}
+            work = functools.partial(self._measure, spots, states, typical, asked)
+            for rows, (values, candidates) in zip(
+                blocks, threads.in_order(work, blocks), strict=True
+            ):
+                for name, metrics in values.items():
+                    mine = found.setdefault(name, {m: np.empty(total) for m in metrics})
+                    for metric, numbers in metrics.items():
+                        mine[metric][rows] = numbers
+                for name, parts in candidates.items():
+                    kept.setdefault(name, []).append(parts)
+                bar.advance(len(rows))
+        self.candidates = {
+            name: Candidates(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+            for name, parts in kept.items()
         }
-        for way, order in paths:
-            start = translate if way == "translated" else first
-            end = {"translated": whole, "dual": last, "fused": both}[way]
-            ends = {0.0: start, 1.0: end}
-            for share in shares:
-                found[way, order, share] = ends.get(share) or measured[way, order, share]
         return found
 
-    def _grown(self, migrated: np.ndarray) -> Calibration:
-        """From the sample and all that is re-embedded by then: both models know these items."""
-        c = self._calibration
-        return calibrate(
-            np.concatenate([self._sample[0], self._old[migrated & self._others]]),
-            np.concatenate([self._sample[1], self._new[migrated & self._others]]),
-            metric=c.new.metric,
-            old_metric=c.old.metric,
-            weights=c.weights,
+    def _states(self, spots) -> dict[tuple[str, float], _State]:
+        count = self._world.count
+        found = {}
+        for order in dict.fromkeys(spot.order for spot in spots if spot.way.done is not None):
+            rows = find_order(order).rank(self._known)
+            for share in dict.fromkeys(spot.share for spot in spots if spot.order == order):
+                if 0 < share < 1:
+                    migrated = np.zeros(count, bool)
+                    migrated[rows[: int(share * count)]] = True
+                    found[order, share] = self._state(migrated)
+        found["", 0.0] = self._state(np.zeros(count, bool))
+        found["", 1.0] = self._state(np.ones(count, bool))
+        return found
+
+    def _state(self, migrated: np.ndarray) -> _State:
+        """Both models know the sample and all that is re-embedded by then."""
+        world = self._world
+        start = world.count + np.arange(len(world.sample[0]))
+        rest = migrated.copy()
+        rest[world.inside] = False
+        columns = np.concatenate([start, world.inside, np.flatnonzero(rest)])
+        if len(columns) > REFERENCE:
+            columns = columns[np.random.default_rng(0).permutation(len(columns))[:REFERENCE]]
+        return _State(migrated, np.sort(columns))
+
+    def _calibrated(self, spots) -> bool:
+        return any(spot.way.calibrated for spot in spots)
+
+    def _asked(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return pair -> (Q, E) queries and (M, E) items, as their inner product is the score."""
+        world = self._world
+        queries, items, sample = dict(world.queries), world.items, world.sample
+        extra = {"old": sample[0], "new": sample[1]}
+        spaces = {"old": world.calibration.old, "new": world.calibration.new}
+        found = {}
+        for name, (by, of) in PAIRS.items():
+            if by not in queries or of not in items:
+                continue
+            vectors, plain = items[of], self._plain[of]
+            if self._damped and name in spaces:
+                found[_PLAIN + name] = plain.queries(queries[by]), plain.items(vectors)
+            if name in extra and len(extra[name]):
+                vectors = np.concatenate([vectors, extra[name]])
+            space = spaces.get(name, plain)
+            found[name] = space.queries(queries[by]), space.items(vectors)
+        return found
+
+    def _scores(self, asked, rows: np.ndarray, pairs=None) -> Scores:
+        return Scores({name: asked[name][0][rows] @ asked[name][1].T for name in pairs or asked})
+
+    def _own_scores(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores (q,) of queries with themselves as items, old and new."""
+        c, queries = self._world.calibration, self._world.queries
+        return tuple(
+            np.einsum("qe,qe->q", space.queries(v), space.items(v))
+            for space, v in ((c.old, queries["old"][rows]), (c.new, queries["new"][rows]))
         )
 
-    def _measure(self, way: str, migrated, calibration: Calibration) -> dict[str, np.ndarray]:
-        q = self._queries
-        _, rows = search(
-            way,
-            q.old,
-            q.new,
-            self._old,
-            self._new,
-            migrated,
-            self._depth,
-            calibration,
-            translated=self._translated,
-            metric=self._metric,
-            own=q.own,
+    def _typical(self, states, asked, size) -> dict[tuple, tuple[float, float, float]]:
+        """Return the typical spreads of the old, new and fused tail in each state."""
+        total = len(self._world.queries["new"])
+        some = typical_queries(total)
+        blocks = [some[i : i + size] for i in range(0, len(some), size)]
+        held = [
+            (self._scores(asked, rows, ("old", "new")), self._own_scores(rows)) for rows in blocks
+        ]
+        found = {}
+        for name, state in states.items():
+            tails = [self._two_tails(scores, own, state, (0, 0)) for scores, own in held]
+            spreads = tuple(typical_spread([pair[i] for pair in tails]) for i in (0, 1))
+            fused = []
+            for scores, own in held:
+                pair = self._two_tails(scores, own, state, spreads)
+                fused.append(self._fused_tail(scores, own, state, pair, 0))
+            found[name] = (*spreads, typical_spread(fused))
+        return found
+
+    def _two_tails(self, scores: Scores, own, state: _State, typical) -> list[Tail]:
+        return [
+            tail_of(scores.largest(Mix({pair: 1.0}), state.columns, state.tail + 1), mine, spread)
+            for pair, mine, spread in zip(("old", "new"), own, typical, strict=False)
+        ]
+
+    def _fused_tail(self, scores: Scores, own, state: _State, pair, typical: float) -> Tail:
+        a, b = fused_factors(self._world.calibration.weights, *pair)
+        largest = scores.largest(Mix({"old": a, "new": b}), state.columns, state.tail + 1)
+        both = tail_of(largest, a * own[0] + b * own[1], typical)
+        return shifted(both, a, pair[0], b, pair[1])
+
+    def _measure(self, spots, states, typical, asked, rows: np.ndarray):
+        """Return {name: {metric: (q,)}} of some queries, and what cascades recalled."""
+        world = self._world
+        scores, own_scores = self._scores(asked, rows), self._own_scores(rows)
+        own = np.full(len(rows), -1) if world.own is None else world.own[rows]
+        relevance = world.relevance.of(rows)
+        affine = {}
+        for name, spreads in typical.items():
+            pair = self._two_tails(scores, own_scores, states[name], spreads)
+            both = self._fused_tail(scores, own_scores, states[name], pair, spreads[2])
+            affine[name] = affine_of(world.calibration.weights, *pair, both)
+        angle = functools.cache(
+            lambda: angle_between(world.queries["old"][rows], world.queries["bridged"][rows])
         )
-        return per_query(rows, q.relevance)
+        none, every = states["", 0.0].migrated, states["", 1.0].migrated
+
+        def judged(left: Mix, done: Mix, migrated) -> dict[str, np.ndarray]:
+            ranked = scores.best(left, done, migrated, own, world.count, self._depth)[1]
+            return per_query(ranked, relevance)
+
+        plain = {pair: (_PLAIN if self._damped else "") + pair for pair in ("old", "new")}
+        old, new = (Mix({plain[pair]: 1.0}) for pair in ("old", "new"))
+        found = {(KEEP, "", 0.0): judged(old, old, none), (WHOLE, "", 1.0): judged(new, new, every)}
+        recalled, candidates = {}, {}
+        for spot in spots:
+            way, share = spot.way, spot.share
+            state = (spot.order if 0 < share < 1 else "", share)
+            values = affine.get(state)
+            now = Asked(way, None if values is None else lambda values=values: values, angle)
+            left = _undamped(way.left(now), way, plain)
+            if way.reranked is None:
+                done = left if way.done is None else _undamped(way.done(now), way, plain)
+                found[spot.name] = judged(left, done, states[state].migrated)
+                continue
+            first = (way.name, way.settings["score"])
+            if first not in recalled:
+                deepest = max(s.way.settings["depth"] for s in spots if s.way.reranked is not None)
+                some = scores.best(
+                    left, left, none, own, world.count, min(world.count, max(self._depth, deepest))
+                )
+                anew = scores.at(_undamped(way.reranked(now), way, plain), some[1][:, :deepest])
+                recalled[first] = (*some, anew)
+                candidates[first] = some[1][:, :deepest], some[0][:, :deepest], anew
+            score, ranked, anew = recalled[first]
+            depth = min(way.settings["depth"], anew.shape[1])
+            _, ranked = second_stage(score, ranked, anew[:, :depth], every, self._depth)
+            found[spot.name] = per_query(ranked, relevance)
+        return found, candidates
+
+
+def typical_queries(total: int) -> np.ndarray:
+    """Return the rows of the queries whose tails tell what spread is typical."""
+    if total <= TYPICAL:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(0).permutation(total)[:TYPICAL])
+
+
+def _undamped(mix: Mix, way: Way, plain: Mapping[str, str]) -> Mix:
+    """Return the mix of a way of one space, which no calibration changes."""
+    if way.calibrated:
+        return mix
+    return Mix({plain.get(pair, pair): f for pair, f in mix.factors.items()}, mix.shift)

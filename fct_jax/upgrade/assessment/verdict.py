@@ -1,31 +1,46 @@
-"""Which way of upgrading to take, how far, or none at all."""
+"""Whether to upgrade, how, and how far; or that the evidence does not tell."""
 
 import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import scipy.stats
 
-from fct_jax.evaluate.orders import find_order
-from fct_jax.upgrade.ways import find_way, simplicity
+from fct_jax.evaluate.orders import ORDERS, find_order
+from fct_jax.upgrade.assessment.curves import WHOLE
+from fct_jax.upgrade.ways import WAYS, Way, simplicity
 
+ADVICE = ("upgrade", "keep", "cannot tell")
+MARGIN = 0.01  # a gain that is worth having, in the target: one point
 _ENOUGH = 0.95  # of the gain that a path reaches
+_CERTAIN = 0.99  # chance that none of the gains that are called certain is below its bound
+_FEWEST_CHANGED = 10  # queries that must be answered differently before anything is certain
+_HALF_WIDTHS = (0.01, 0.02, 0.05)
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """What to do.
 
-    action: "keep", "upgrade" or "re-embed, then switch".
-    way, order, share: of the path, where there is one; share is the least with 95 % of its gain.
-    gain: what that changes in the target against keep, with its confidence interval.
-    text: the same in a sentence or two.
+    Attributes:
+      advice: one of `ADVICE`.
+      text: the same in a few sentences.
+      way, order, share: of the path, where there is one; share is the least with 95 % of its gain.
+      settings: of the way.
+      gain: what that changes in the target against keep, with its 95 % interval.
+      needed: {half-width of the interval: queries that would give it}.
     """
 
-    action: str
+    advice: str
     text: str
     way: str | None = None
     order: str | None = None
     share: float | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     gain: tuple[float, float, float] | None = None
+    needed: Mapping[float, int] = dataclasses.field(default_factory=dict)
 
 
 class Bootstrap:
@@ -41,70 +56,189 @@ class Bootstrap:
         self._quantiles = (50 - 50 * level, 50 + 50 * level)
 
     def interval(self, values: np.ndarray) -> tuple[float, float]:
-        """Of the mean of values (Q,)."""
+        """Return the interval of the mean of values (Q,)."""
         low, high = np.percentile(self._shares @ values, self._quantiles)
         return float(low), float(high)
 
+    def bounds(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return bounds (n,) below and above the means of values (n, Q), that hold all at once.
 
-def recommend(paths: dict, shares, keep: np.ndarray, whole: np.ndarray, bootstrap) -> Verdict:
-    """The verdict from the target's value for each query.
+        With probability 0.99 none of the n true means is below its lower bound, however many
+        were looked at; likewise above. The greatest of the n studentised deviations is
+        bootstrapped (Romano and Wolf, Econometrica 2005), and widened as Student's t is.
+        """
+        count = values.shape[1]
+        means = values.mean(axis=1)
+        error = values.std(axis=1, ddof=1) / count**0.5
+        used = error > 0
+        if not used.any():
+            return means, means
+        deviation = (values[used] @ self._shares.T - means[used, None]) / error[used, None]
+        t = scipy.stats.t.ppf(_CERTAIN, count - 1) / scipy.stats.norm.ppf(_CERTAIN)
+        below = t * np.quantile(deviation.max(axis=0), _CERTAIN)
+        above = t * np.quantile(-deviation.min(axis=0), _CERTAIN)
+        return means - below * error, means + above * error
+
+
+def queries_needed(variance: float) -> dict[float, int]:
+    """Return how many queries give 95 % intervals of some half-widths, in the target.
+
+    variance: of the difference of two ways, over queries.
+    """
+    return {w: max(20, int(np.ceil(1.96**2 * variance / w**2))) for w in _HALF_WIDTHS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A path that could be advised: a way, an order, and the target at each share (points, Q)."""
+
+    way: Way | None  # None: re-embed everything before switching
+    order: str
+    shares: tuple[float, ...]
+    values: np.ndarray
+
+    @property
+    def simplicity(self) -> int:
+        """The place among equals, the least that asks of the service first."""
+        return simplicity(self.way.name) if self.way else len(WAYS) + 1
+
+
+def recommend(options: list[Option], keep: np.ndarray, whole: np.ndarray, bootstrap) -> Verdict:
+    """Return the verdict from the target's value for each query.
 
     Args:
-      paths: {(way, order): (points, Q)}.
-      shares: (points,) re-embedded at each point.
+      options: `Option`s.
       keep: (Q,) of the old model alone; whole: (Q,) of the new model alone.
       bootstrap: a `Bootstrap` over the queries.
 
-    A path on which some point is below keep, by more than its confidence interval, is out; so is
-    one that nowhere is above keep by as much.
+    *Upgrade* needs a path on which no point is below keep beyond its interval, and a point that is
+    above keep by a bound that holds for all points that were looked at together. Of several the
+    one with the highest bound is taken; of those that the queries cannot tell from it, the
+    simplest that has half of its bound. *Keep* needs evidence, too: the new model is clearly worse
+    and no way promises a point, or none can bring a point. All else is *cannot tell*.
     """
+    options = [*options, Option(None, "", (1.0,), whole[None])]
+    changes = [option.values - keep for option in options]
+    lows, highs = bootstrap.bounds(np.concatenate(changes))
+    starts = np.cumsum([0, *(len(change) for change in changes)])
+    low, high = (
+        [bound[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        for bound in (lows, highs)
+    )
+    means = [change.mean(axis=1) for change in changes]
+    certain = []
+    for i, change in enumerate(changes):
+        changed = (change != 0).sum(axis=1) >= _FEWEST_CHANGED
+        safe = all(bootstrap.interval(point)[1] >= 0 for point in change)
+        if safe and np.any((low[i] > 0) & changed):
+            certain.append(i)
+    if certain:
+        best = _best(certain, options, changes, means, low, bootstrap)
+        return _upgrade(options[best], changes[best], means[best], low[best], bootstrap)
+    return _no_upgrade(options, changes, means, high, bootstrap)
 
-    def compared(values):
-        return float(np.mean(values - keep)), *bootstrap.interval(values - keep)
 
-    gains = {name: [compared(point) for point in values] for name, values in paths.items()}
-    safe = {name for name, found in gains.items() if all(gain[2] >= 0 for gain in found)}
-    useful = {name: paths[name] for name in paths if name in safe and max(gains[name])[1] > 0}
-    whole_gain = compared(whole)
-    if useful:
-        way, order = name = _best(useful, bootstrap)
-        enough = _ENOUGH * max(gains[name])[0]
-        point = next(i for i, gain in enumerate(gains[name]) if gain[0] >= enough)
-        share, gain = float(shares[point]), gains[name][point]
-        return Verdict("upgrade", _advice(way, order, share, gain), way, order, share, gain)
-    if whole_gain[1] > 0:
-        return Verdict(
-            "re-embed, then switch",
-            "No half-migrated gallery is better than today's: keep serving the old one, re-embed "
-            f"all items beside it, and switch when that is done ({_said(whole_gain)}).",
-            share=1.0,
-            gain=whole_gain,
+def _best(certain: list[int], options, changes, means, low, bootstrap) -> int:
+    """Return the option with the highest bound, or a simpler one that cannot be told from it."""
+    tops = {i: int(np.argmax(low[i])) for i in certain}
+    highest = max(certain, key=lambda i: low[i][tops[i]])
+    leader = changes[highest][tops[highest]]
+    alike = [
+        i
+        for i in certain
+        if low[i][tops[i]] >= low[highest][tops[highest]] / 2
+        and bootstrap.interval(changes[i][tops[i]] - leader)[1] >= 0
+    ]
+    simplest = min(options[i].simplicity for i in alike)
+    same = [i for i in alike if options[i].simplicity == simplest]
+    return max(same, key=lambda i: means[i].max())
+
+
+def _upgrade(option: Option, change, means, low, bootstrap) -> Verdict:
+    enough = [i for i in range(len(means)) if low[i] > 0 and means[i] >= _ENOUGH * means.max()]
+    point = enough[0] if enough else int(np.argmax(low))
+    share, gain = option.shares[point], _compared(change[point], bootstrap)
+    needed = queries_needed(float(change[point].var()))
+    if option.way is None:
+        text = (
+            "Upgrade: no half-migrated gallery is surely better than today's, so keep serving the "
+            "old one, re-embed all items beside it, and switch when that is done "
+            f"({_said(gain)})."
         )
+        return Verdict("upgrade", text, WHOLE, None, share, {}, gain, needed)
+    order = option.order if option.order in ORDERS or option.way.done else None
+    text = _advice(option.way, option.order, share, gain)
     return Verdict(
-        "keep",
-        "Don't upgrade: no way of serving is both safe on the way and better than today's beyond "
-        f"chance; re-embedding all items would change {_said(whole_gain)}.",
+        "upgrade", text, option.way.name, order, share, dict(option.way.settings), gain, needed
     )
 
 
-def _best(paths: dict, bootstrap: Bootstrap) -> tuple[str, str]:
-    """The highest path on average; of those that the data cannot tell from it the simplest."""
-    means = {name: values.mean(axis=0) for name, values in paths.items()}
-    highest = max(means, key=lambda name: means[name].mean())
-    alike = [n for n in means if bootstrap.interval(means[n] - means[highest])[1] >= 0]
-    simplest = min(simplicity(way) for way, _ in alike)
-    same_way = [n for n in alike if simplicity(n[0]) == simplest]
-    return max(same_way, key=lambda name: means[name].mean())
+def _no_upgrade(options, changes, means, high, bootstrap) -> Verdict:
+    best = max(range(len(options)), key=lambda i: means[i].max())
+    point = int(np.argmax(means[best]))
+    gain = _compared(changes[best][point], bootstrap)
+    whole_gain = _compared(changes[-1][0], bootstrap)
+    needed = queries_needed(float(changes[best][point].var() or changes[-1][0].var()))
+    promised = max(float(m.max()) for m in means)
+    bounded = max(float(h.max()) for h in high)
+    told = f"re-embedding all items would change {_said(whole_gain)}"
+    if whole_gain[2] < 0 and promised < MARGIN:
+        text = f"Don't upgrade: the new model is worse on these queries; {told}."
+        return Verdict("keep", text, gain=whole_gain, needed=needed)
+    if bounded < MARGIN:
+        text = (
+            "Don't upgrade: no way of serving can bring more than "
+            f"{100 * max(bounded, 0):.1f} points; {told}."
+        )
+        return Verdict("keep", text, gain=whole_gain, needed=needed)
+    label = options[best].way.label if options[best].way else WHOLE
+    text = (
+        f"Cannot tell: the most promising way ({label}) changes {_said(gain)}, and no way is both "
+        f"safe and better beyond doubt; {told}. {_more(needed)}"
+    )
+    return Verdict("cannot tell", text, gain=gain, needed=needed)
 
 
-def _advice(way: str, order: str, share: float, gain) -> str:
-    how, by = find_way(way).text, find_order(order).text
+def _compared(change: np.ndarray, bootstrap) -> tuple[float, float, float]:
+    return float(change.mean()), *bootstrap.interval(change)
+
+
+def _advice(way: Way, order: str, share: float, gain) -> str:
+    how = f"Upgrade ({way.label}): {way.text}"
+    if way.done is None:
+        return f"{how}. No item need be re-embedded in advance ({_said(gain)})."
     if share == 0:
-        return f"Upgrade ({way}): {how}. No item need be re-embedded ({_said(gain)})."
-    return f"Upgrade ({way}): {how}; re-embed {100 * share:.0f} % {by} ({_said(gain)})."
+        return f"{how}. No item need be re-embedded ({_said(gain)})."
+    return f"{how}; re-embed {100 * share:.0f} % {find_order(order).text} ({_said(gain)})."
+
+
+def _more(needed: Mapping[float, int]) -> str:
+    said = ", ".join(f"±{100 * w:g} points with {n:,}" for w, n in needed.items())
+    return f"Judged queries that would narrow the interval: {said}."
 
 
 def _said(gain) -> str:
     return (
         f"{100 * gain[0]:+.1f} points, 95 % interval {100 * gain[1]:+.1f} to {100 * gain[2]:+.1f}"
     )
+
+
+def without_evidence(overlap: np.ndarray, how: str) -> Verdict:
+    """Return the verdict where nothing says what is relevant.
+
+    overlap: (Q,) share of the new model's ten nearest that the old model has among its own; how:
+    names what the queries are.
+
+    The number of judged queries is that for recall@10, if the relevant item is as likely to be
+    each of those that the two models find: of c common ones among 10 and 10, it is found by one
+    model alone with probability 2 (10 − c) / (20 − c), which is the variance of the difference.
+    """
+    common = 10 * overlap
+    needed = queries_needed(float(np.mean(2 * (10 - common) / (20 - common))))
+    text = (
+        f"Cannot tell: nothing says what is relevant to {how}, so that the new model may be better "
+        f"or worse. Both models agree on {100 * overlap.mean():.0f} % of the ten nearest. To "
+        "settle it, give labels, a column of groups, near-duplicates or clicks as judged pairs, or "
+        f"judge 50 to 200 queries by hand. {_more(needed)}"
+    )
+    return Verdict("cannot tell", text, needed=needed)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fct_jax.errors import UserError
+from fct_jax.errors import UserError, unknown
 from fct_jax.runtime.plugins import find
 
 # name of a pair -> (kind of query vectors, kind of item vectors)
@@ -30,7 +30,8 @@ PAIRS = {
     "old": ("old", "old"),
     "new": ("new", "new"),
     "translated": ("new", "translated"),
-    "bridged": ("bridged", "old"),
+    "bridged": ("bridged", "old"),  # a new query, mapped to the old space
+    "common": ("common", "old"),  # a new query, turned towards the old space
 }
 _ONE_MODEL = ("uncertainty", "random")
 # Where the old model goes on searching, an item that the map is unsure of is often one that the
@@ -52,20 +53,52 @@ class Mix:
 class Asked:
     """A batch of queries, as a way sees it.
 
-    affine: the factors and shifts that make scores of both spaces comparable; raises UserError
-      where there is no calibration.
+    Attributes:
+      settings: of the way, such as the weight of a blend.
+      affine: the factors and shifts that make scores of both spaces comparable; raises UserError
+        where there is no calibration.
+      product, length: (Q,) inner product of the unit old query with the bridged one, and the
+        latter's length, 1 at most.
     """
 
-    def __init__(self, way: str, affine: Callable[[], Any] | None):
-        self._way, self._affine = way, affine
+    def __init__(
+        self,
+        way: "Way",
+        affine: Callable[[], Any] | None = None,
+        angle: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
+    ):
+        """angle: gives product and length."""
+        self.settings, self._name = way.settings, way.name
+        self._affine, self._angle = affine, angle
 
     @property
     def affine(self):
         if self._affine is None:
             raise UserError(
-                f"{self._way} search needs a calibration; see fct_jax.upgrade.calibrate"
+                f"{self._name} search needs a calibration; see fct_jax.upgrade.calibrate"
             )
         return self._affine()
+
+    @property
+    def product(self) -> np.ndarray:
+        return self._angle()[0]
+
+    @property
+    def length(self) -> np.ndarray:
+        return self._angle()[1]
+
+
+def angle_between(query_old, query_bridged) -> tuple[np.ndarray, np.ndarray]:
+    """Return (Q,) inner products of unit old queries with bridged ones, and the lengths of these.
+
+    A bridged query (Q, do) that is longer than 1 is shortened. One that is shorter stays as it is:
+    it is the visible part of a unit vector, where the new space has more dimensions.
+    """
+    u, v = (np.asarray(part, np.float64) for part in (query_old, query_bridged))
+    length = np.linalg.norm(v, axis=1)
+    inner = np.einsum("qd,qd->q", u, v)
+    scale = np.linalg.norm(u, axis=1) * np.maximum(length, 1)
+    return inner / np.maximum(scale, 1e-12), np.minimum(length, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +108,19 @@ class Way:
     Attributes:
       name: its key in the table.
       text: what to do, for a sentence of advice.
-      queries: kinds of query vectors that a search needs: "old", "new" (by these models).
+      queries: kinds of query vectors that a search needs: "old", "new" (by these models),
+        "bridged" (new ones mapped to the old space), "common" (new ones turned towards it).
       items: kinds of vectors that an item needs that is not re-embedded: "old" or "translated".
       left: the `Mix` of an item that is not re-embedded, for some `Asked`.
       done: that of one that is; None: the way does not re-embed.
       keeps_old: whether a re-embedded item's old vector is still needed.
-      orders: names of the orders of re-embedding worth trying, the best guess first.
+      calibrated: whether scores of two spaces meet.
+      orders: names of the orders of re-embedding worth trying, the best guess first; none: there
+        is nothing to order.
+      reranked: the `Mix` of a re-embedded candidate among the first ``settings["depth"]`` results
+        of ``left``, which it ranks anew; None: there is one stage.
+      settings: numbers and names that the functions read.
+      variants: further settings that an assessment tries.
     """
 
     name: str
@@ -90,7 +130,11 @@ class Way:
     left: Callable[[Asked], Mix]
     done: Callable[[Asked], Mix] | None = None
     keeps_old: bool = False
-    orders: tuple[str, ...] = _ONE_MODEL
+    calibrated: bool = False
+    orders: tuple[str, ...] = ()
+    reranked: Callable[[Asked], Mix] | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    variants: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def needs_old_queries(self) -> bool:
@@ -105,14 +149,55 @@ class Way:
     @property
     def needs_calibration(self) -> bool:
         """Whether scores of two spaces meet."""
-        return len(self.queries) > 1
+        return self.calibrated
+
+    @property
+    def label(self) -> str:
+        """The name with the settings, for a table."""
+        said = " ".join(
+            f"{v:g}" if isinstance(v, float) else str(v) for v in self.settings.values()
+        )
+        return f"{self.name} {said}".rstrip()
 
     @property
     def cost(self) -> str:
-        """What a query costs: calls of models, and vectors kept for an item."""
-        models = " and ".join(self.queries)
-        kept = 2 if self.keeps_old else 1
-        return f"{models} model; {kept} vector{'s' if kept > 1 else ''} an item"
+        """What a query costs (calls of models, re-ranking) and how many vectors an item keeps."""
+        models = [kind for kind in ("old", "new") if kind in self.queries]
+        if "new" not in models and len(self.queries) > len(models):
+            models.append("new")
+        asked = f"{' and '.join(models)} model{'s' if len(models) > 1 else ''}"
+        if self.reranked is not None:
+            asked += f", {self.settings['depth']} candidates re-ranked"
+        return f"{asked}; {'2 vectors' if self.keeps_old else '1 vector'} an item"
+
+    def all_variants(self) -> tuple["Way", ...]:
+        """Return the way with each of the settings that an assessment tries."""
+        if not self.variants:
+            return (self,)
+        return tuple(dataclasses.replace(self, settings=dict(tried)) for tried in self.variants)
+
+    def having(self, **settings) -> "Way":
+        """Return the way with other settings. Raises UserError for one that it does not have."""
+        known = {name for tried in (self.settings, *self.variants) for name in tried}
+        for name in settings:
+            if name not in known:
+                raise unknown(f"setting of {self.name}", name, known or ["(none)"])
+        return dataclasses.replace(self, settings={**self.settings, **settings})
+
+
+def slerp_factors(product: np.ndarray, weight) -> tuple[np.ndarray, np.ndarray]:
+    """Return the factors (Q,) of the old and of the bridged query in their spherical mixture.
+
+    ``[sin((1−w)θ) u + sin(wθ) v] / sin θ`` with ``θ = arccos(product)``. Where both agree the
+    factors are 1 − w and w; opposite queries have no single arc, and the old one stays.
+    Source: https://arxiv.org/abs/2609.39836.
+    """
+    angle = np.arccos(np.clip(np.asarray(product, np.float64), -1, 1))
+    small, opposite = angle < 1e-5, angle > np.pi - 1e-6
+    safe = np.where(small | opposite, 1.0, angle)
+    ours = np.where(small, 1 - weight, np.sin((1 - weight) * safe) / np.sin(safe))
+    theirs = np.where(small, weight, np.sin(weight * safe) / np.sin(safe))
+    return np.where(opposite, 1.0, ours), np.where(opposite, 0.0, theirs)
 
 
 def _keep(asked: Asked) -> Mix:
@@ -130,6 +215,69 @@ def _fused(asked: Asked) -> Mix:
     return Mix({"old": a.fused_old, "new": a.fused_new}, a.fused_shift)
 
 
+def _blend(asked: Asked) -> Mix:
+    settings = dict(asked.settings)
+    kind = settings.pop("kind")
+    if kind not in BLENDS:
+        raise unknown("kind of blend", kind, BLENDS)
+    ours, theirs = BLENDS[kind](asked, **settings)
+    return Mix({"old": ours, "bridged": theirs})
+
+
+def _sum_blend(asked: Asked, weight: float) -> tuple:
+    _check_weight(weight)
+    return 1 - weight, weight
+
+
+def _slerp_blend(asked: Asked, weight: float) -> tuple:
+    _check_weight(weight)
+    ours, theirs = slerp_factors(asked.product, weight)
+    return ours, theirs * asked.length
+
+
+def _per_query_blend(asked: Asked, bias: float, slope: float) -> tuple:
+    share = 1 / (1 + np.exp(-(bias + slope * np.asarray(asked.product))))
+    return 1 - share, share
+
+
+def _check_weight(weight: float) -> None:
+    if not 0 <= weight <= 1:
+        raise UserError(f"the weight of a blend must be from 0 to 1, not {weight}")
+
+
+# kind of blend -> factors of the old and of the bridged query
+# Source: https://arxiv.org/abs/2609.39836; the grids are the published ones.
+BLENDS: Mapping[str, Callable] = {
+    "slerp": _slerp_blend,
+    "sum": _sum_blend,
+    "per-query": _per_query_blend,
+}
+
+
+def _reranked(asked: Asked) -> Mix:
+    score = asked.settings["score"]
+    if score not in SCORES:
+        raise unknown("score of a cascade", score, SCORES)
+    return SCORES[score](asked)
+
+
+def _reranked_translated(asked: Asked) -> Mix:
+    # Translated and new vectors are of one space, so that the sum needs no calibration.
+    both = {"translated": 1.0, "new": 1.0}
+    return Mix(both if asked.settings["score"] == "sum" else {"new": 1.0})
+
+
+def _recalled_translated(asked: Asked) -> Mix:
+    # Twice where it stands for both terms of a sum.
+    return Mix({"translated": 2.0 if asked.settings["score"] == "sum" else 1.0})
+
+
+# What ranks the re-embedded candidates of a cascade.
+SCORES: Mapping[str, Callable] = {"new": _dual, "sum": _fused}
+_CASCADES = tuple(
+    {"depth": depth, "score": score} for depth in (20, 50, 100, 200) for score in SCORES
+)
+
 # Where two ways cannot be told apart, the one that asks less of the service is advised: the
 # earlier row.
 _ROWS = (
@@ -140,6 +288,42 @@ _ROWS = (
         ("translated",),
         left=lambda asked: Mix({"translated": 1.0}),
         done=lambda asked: Mix({"new": 1.0}),
+        orders=_ONE_MODEL,
+    ),
+    Way(
+        "bridge",
+        "map new queries to the old space and search the old index as it is",
+        ("bridged",),
+        ("old",),
+        left=lambda asked: Mix({"bridged": 1.0}),
+    ),
+    Way(
+        "blend",
+        "search the old index with a mixture of the old query and the bridged new one",
+        ("old", "bridged"),
+        ("old",),
+        left=_blend,
+        settings={"kind": "slerp", "weight": 0.5},
+        variants=(
+            *({"kind": "slerp", "weight": weight / 10} for weight in range(1, 10)),
+            *({"kind": "sum", "weight": weight / 4} for weight in range(1, 4)),
+            *(
+                {"kind": "per-query", "bias": bias, "slope": slope}
+                for bias in (-3.0, -1.5, 0.0, 1.5, 3.0)
+                for slope in (-3.0, 3.0, 6.0)
+            ),
+        ),
+    ),
+    Way(
+        # λ-orthogonality, strict: https://arxiv.org/abs/2509.16664. A turn changes no score among
+        # new vectors, so that re-embedded items score as the new model's own.
+        "common",
+        "turn new vectors towards the old space and keep both kinds in one index",
+        ("common", "new"),
+        ("old",),
+        left=lambda asked: Mix({"common": 1.0}),
+        done=lambda asked: Mix({"new": 1.0}),
+        orders=_ONE_MODEL,
     ),
     Way(
         "dual",
@@ -148,6 +332,7 @@ _ROWS = (
         ("old",),
         left=_keep,
         done=_dual,
+        calibrated=True,
         orders=_BOTH_MODELS,
     ),
     Way(
@@ -158,7 +343,32 @@ _ROWS = (
         left=_keep,
         done=_fused,
         keeps_old=True,
+        calibrated=True,
         orders=_BOTH_MODELS,
+    ),
+    Way(
+        "cascade",
+        "let the old index recall candidates and rank these by their new vectors, made on demand",
+        ("old", "new"),
+        ("old",),
+        left=_keep,
+        keeps_old=True,
+        calibrated=True,
+        reranked=_reranked,
+        settings={"depth": 100, "score": "sum"},
+        variants=_CASCADES,
+    ),
+    Way(
+        "translated_cascade",
+        "let the translated index recall candidates and rank these by their new vectors, made on "
+        "demand",
+        ("new",),
+        ("translated",),
+        left=_recalled_translated,
+        keeps_old=True,
+        reranked=_reranked_translated,
+        settings={"depth": 100, "score": "sum"},
+        variants=_CASCADES,
     ),
 )
 WAYS: Mapping[str, Way] = {way.name: way for way in _ROWS}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import faiss
@@ -64,6 +65,54 @@ class Affine:
     fused_shift: np.ndarray
 
 
+def tail_size(count: int) -> int:
+    """Return how many of ``count`` reference items make a tail."""
+    return min(max(round(TAIL_SHARE * count), _FEWEST), _MOST)
+
+
+def tail_of(largest: np.ndarray, own: np.ndarray, typical: float) -> Tail:
+    """Return the tail of each query.
+
+    largest: (Q, tail + 1) best scores among the reference, descending; own: (Q,) score of each
+    query as an item, which does not count; typical: spread to shrink half of the way to, or 0.
+    """
+    kept = without_own(largest.astype(np.float64), own.astype(np.float64))
+    spread = np.maximum(kept.std(axis=1), _FLOOR)
+    return Tail(kept.mean(axis=1), np.sqrt(spread * typical) if typical else spread)
+
+
+def fused_factors(weights: Weights, old: Tail, new: Tail) -> tuple[np.ndarray, np.ndarray]:
+    """Return the factors (Q,) of both scores in the sum of standardised scores."""
+    # z = factor · score + shift in each space, so that their sum is one inner product.
+    return weights.fused_old / old.spread, weights.fused_new / new.spread
+
+
+def shifted(both: Tail, a: np.ndarray, old: Tail, b: np.ndarray, new: Tail) -> Tail:
+    """Return the tail of the sum of standardised scores from that of ``a · old + b · new``."""
+    return Tail(both.mean - a * old.mean - b * new.mean, both.spread)
+
+
+def affine_of(weights: Weights, old: Tail, new: Tail, both: Tail) -> Affine:
+    """Return the factors and shifts of queries from their tails."""
+    outer = weights.fused_scale / both.spread
+    a, b = weights.fused_old * outer / old.spread, weights.fused_new * outer / new.spread
+    found = Affine(
+        keep=1 / old.spread,
+        keep_shift=-old.mean / old.spread,
+        dual=weights.dual_new / new.spread,
+        dual_shift=weights.dual_shift - weights.dual_new * new.mean / new.spread,
+        fused_old=a,
+        fused_new=b,
+        fused_shift=weights.fused_shift - a * old.mean - b * new.mean - outer * both.mean,
+    )
+    return Affine(*(np.asarray(v, np.float32) for v in vars(found).values()))
+
+
+def typical_spread(tails: Iterable[Tail]) -> float:
+    """Return the geometric mean of the queries' spreads."""
+    return float(np.exp(np.mean(np.log(np.concatenate([tail.spread for tail in tails])))))
+
+
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """What makes the scores of two spaces comparable, query by query.
@@ -86,8 +135,7 @@ class Calibration:
     @property
     def tail(self) -> int:
         """How many of the reference items make a tail."""
-        count = round(TAIL_SHARE * len(self.reference_old))
-        return min(max(count, _FEWEST), _MOST)
+        return tail_size(len(self.reference_old))
 
     def standardised(self, query_old, query_new) -> tuple[Tail, Tail, Tail]:
         """Tails of the old, the new and the fused standardised score of some queries.
@@ -98,12 +146,11 @@ class Calibration:
         items_old, items_new = self.old.items(query_old), self.new.items(query_new)
         first = self._tail(asked_old, self.reference_old, items_old, 0)
         second = self._tail(asked_new, self.reference_new, items_new, 1)
-        # z = factor · score + shift in each space, so that their sum is one inner product.
-        a, b = self.weights.fused_old / first.spread, self.weights.fused_new / second.spread
+        a, b = fused_factors(self.weights, first, second)
         asked = np.hstack([asked_old * a[:, None], asked_new * b[:, None]]).astype(np.float32)
         reference = np.hstack([self.reference_old, self.reference_new])
         both = self._tail(asked, reference, np.hstack([items_old, items_new]), 2)
-        return first, second, Tail(both.mean - a * first.mean - b * second.mean, both.spread)
+        return first, second, shifted(both, a, first, b, second)
 
     def _tail(self, asked, reference, itself, which: int) -> Tail:
         """Of the inner products of queries with the reference; (Q, E), (R, E), (Q, E).
@@ -111,29 +158,11 @@ class Calibration:
         itself: each query as an item; one like it, which is the query's own, does not count.
         """
         largest, _ = faiss.knn(asked, reference, self.tail + 1, metric=faiss.METRIC_INNER_PRODUCT)
-        largest = largest.astype(np.float64)
-        largest = without_own(largest, np.einsum("qe,qe->q", asked, itself, dtype=np.float64))
-        spread = np.maximum(largest.std(axis=1), _FLOOR)
-        if self.spread[which]:
-            spread = np.sqrt(spread * self.spread[which])
-        return Tail(largest.mean(axis=1), spread)
+        return tail_of(largest, np.einsum("qe,qe->q", asked, itself), self.spread[which])
 
     def affine(self, query_old, query_new) -> Affine:
         """The factors and shifts of some queries (Q, do), (Q, dn)."""
-        old, new, both = self.standardised(query_old, query_new)
-        w = self.weights
-        outer = w.fused_scale / both.spread
-        a, b = w.fused_old * outer / old.spread, w.fused_new * outer / new.spread
-        found = Affine(
-            keep=1 / old.spread,
-            keep_shift=-old.mean / old.spread,
-            dual=w.dual_new / new.spread,
-            dual_shift=w.dual_shift - w.dual_new * new.mean / new.spread,
-            fused_old=a,
-            fused_new=b,
-            fused_shift=w.fused_shift - a * old.mean - b * new.mean - outer * both.mean,
-        )
-        return Affine(*(np.asarray(v, np.float32) for v in vars(found).values()))
+        return affine_of(self.weights, *self.standardised(query_old, query_new))
 
     def save(self, folder) -> Path:
         """Writes ``calibration.json`` and ``reference.npz`` in a new directory."""
@@ -225,7 +254,7 @@ def with_spread(calibration: Calibration, query_old, query_new) -> Calibration:
 
     def typical(spread):
         tails = dataclasses.replace(calibration, spread=spread).standardised(query_old, query_new)
-        return tuple(float(np.exp(np.mean(np.log(tail.spread)))) for tail in tails)
+        return tuple(typical_spread([tail]) for tail in tails)
 
     old, new, _ = typical((0.0, 0.0, 0.0))
     _, _, both = typical((old, new, 0.0))  # which depends on the first two

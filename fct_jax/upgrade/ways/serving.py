@@ -9,11 +9,12 @@ before the search: it multiplies the query, and ordinary inner-product indexes d
 """
 
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, find_way, weighted
+from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between, find_way, weighted
 from fct_jax.upgrade.ways.calibration import Calibration
 from fct_jax.upgrade.ways.scores import Space, best, top
 
@@ -31,6 +32,9 @@ def search(
     translated=None,
     metric: str = "l2",
     own: np.ndarray | None = None,
+    query_bridged=None,
+    query_common=None,
+    settings: Mapping[str, object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k best items of a half-migrated gallery for each query, exactly.
 
@@ -46,6 +50,9 @@ def search(
       translated: (N, dn) h(old), for ways that need it.
       metric: of the new space, where there is no calibration.
       own: (Q,) the row that is never a query's result, or None.
+      query_bridged: (Q, do) new queries mapped to the old space, for ways that need them.
+      query_common: (Q, do) new queries turned towards the old space, likewise.
+      settings: of the way, {"weight": 0.3} for a blend, say; None: its own.
 
     Returns scores (Q, k) float32, descending, and rows (Q, k) int64; −inf and −1 where the
     gallery has fewer items.
@@ -55,24 +62,66 @@ def search(
         scores, rows = search("fused", query_old, query_new, old, new, migrated, 10, calibration)
     """
     way = find_way(way)
-    queries, items = _checked(way, query_old, query_new, old, new, translated, migrated, k)
-    if not way.needs_calibration:
-        calibration = None  # one space: nothing is brought to one scale
+    if settings:
+        way = way.having(**settings)
+    queries = {"old": query_old, "new": query_new}
+    queries |= {"bridged": query_bridged, "common": query_common}
+    items = {"old": old, "new": new, "translated": translated}
+    _check(way, queries, items, migrated, k)
+    if not way.calibrated:
+        calibration = None  # nothing is brought to one scale
     elif calibration is not None and not isinstance(calibration, Calibration):
         raise UserError(f"calibration must be a Calibration, not {type(calibration).__name__}")
     affine = None
     if calibration is not None:
         affine = functools.cache(lambda: calibration.affine(query_old, query_new))
-    asked = Asked(way.name, affine)
-    mixes = way.left(asked), (way.done or way.left)(asked)
-    migrated = np.asarray(migrated)
-    groups = np.flatnonzero(~migrated), np.flatnonzero(migrated)
+    asked = Asked(way, affine, functools.cache(lambda: angle_between(query_old, query_bridged)))
     spaces = _spaces(items, calibration, metric)
-    parts = [
-        _part(mix, rows, queries, items, spaces, k, own)
-        for mix, rows in zip(mixes, groups, strict=True)
-    ]
+    left, migrated = way.left(asked), np.asarray(migrated)
+    if way.reranked is not None:
+        return _two_stages(way, asked, left, queries, items, spaces, migrated, k, own)
+    groups = [(left, np.flatnonzero(~migrated)), (left, np.flatnonzero(migrated))]
+    if way.done is not None:
+        groups[1] = way.done(asked), groups[1][1]
+    parts = [_part(mix, rows, queries, items, spaces, k, own) for mix, rows in groups]
     return best(np.hstack([part[0] for part in parts]), np.hstack([part[1] for part in parts]), k)
+
+
+def _two_stages(way: Way, asked, left: Mix, queries, items, spaces, migrated, k: int, own):
+    """Return the results of ``left``, the first of which are ranked anew."""
+    depth = int(way.settings["depth"])
+    if depth < 1:
+        raise UserError(f"depth must be 1 or more, not {depth}")
+    everything = np.arange(len(migrated))
+    scores, rows = _part(left, everything, queries, items, spaces, max(k, depth), own)
+    anew = way.reranked(asked)
+    found = np.zeros((len(rows), min(depth, rows.shape[1])))
+    for name, factor in anew.factors.items():
+        by, of = PAIRS[name]
+        query, near = spaces[of].queries(queries[by]), np.zeros(found.shape)
+        for i, own_rows in enumerate(rows[:, :depth]):
+            used = np.flatnonzero((own_rows >= 0) & migrated[own_rows])
+            near[i, used] = spaces[of].items(items[of][own_rows[used]]) @ query[i]
+        found += np.reshape(np.asarray(factor, np.float64), (-1, 1)) * near
+    found += np.reshape(np.asarray(anew.shift, np.float64), (-1, 1))
+    return second_stage(scores, rows, found, migrated, k)
+
+
+def second_stage(scores, rows, anew, migrated, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rank the first candidates anew, by their new score where they are re-embedded.
+
+    scores, rows: (Q, n) results of the first stage; anew: (Q, depth) new scores of the first of
+    them, which count for migrated (N,) rows. Results behind the depth keep their place behind all
+    candidates; their scores are lowered to the last candidate's where they are above it.
+    """
+    depth = anew.shape[1]
+    known = rows[:, :depth] >= 0
+    first = np.where(known & migrated[rows[:, :depth]], anew, scores[:, :depth])
+    order = np.argsort(-np.where(known, first, -np.inf), axis=1, kind="stable")
+    first = np.take_along_axis(np.where(known, first, -np.inf), order, 1)
+    rest = np.minimum(scores[:, depth:], first[:, -1:])
+    found = np.hstack([np.take_along_axis(rows[:, :depth], order, 1), rows[:, depth:]])
+    return np.hstack([first, rest])[:, :k].astype(np.float32), found[:, :k]
 
 
 def _part(mix: Mix, rows, queries: dict, items: dict, spaces: dict, k: int, own):
@@ -103,8 +152,8 @@ def _spaces(items: dict, calibration: Calibration | None, metric: str) -> dict[s
     return found
 
 
-def _checked(way: Way, query_old, query_new, old, new, translated, migrated, k):
-    """Return the query and the item vectors by kind. Raises UserError for what does not fit."""
+def _check(way: Way, queries: dict, items: dict, migrated, k) -> None:
+    """Raises UserError for what is missing or does not fit together."""
     if np.ndim(migrated) != 1 or np.asarray(migrated).dtype != bool:
         raise UserError(
             "migrated must be (N,) of True and False, one for each item of the gallery; "
@@ -112,9 +161,8 @@ def _checked(way: Way, query_old, query_new, old, new, translated, migrated, k):
         )
     if not isinstance(k, int | np.integer) or k < 1:
         raise UserError(f"k must be a whole number from 1 on, not {k!r}")
-    queries = {"old": query_old, "new": query_new}
-    items = {"old": old, "new": new, "translated": translated}
-    needed = [kind for kind in items if kind in way.items or (kind == "new" and way.done)]
+    moved = way.done is not None or way.reranked is not None
+    needed = [kind for kind in items if kind in way.items or (kind == "new" and moved)]
     asked = {f"query_{kind}": queries[kind] for kind in way.queries}
     stored = {kind: items[kind] for kind in needed}
     for name, array in (asked | stored).items():
@@ -132,12 +180,10 @@ def _checked(way: Way, query_old, query_new, old, new, translated, migrated, k):
     if len(set(counts.values())) > 1:
         raise UserError(f"the same queries by both models are needed; there are {counts}")
     widths = {name: array.shape[1] for name, array in (asked | stored).items()}
-    for kind in way.queries:
-        for name in needed:
-            same_space = (name == "old") == (kind == "old")
-            if same_space and widths[name] != widths[f"query_{kind}"]:
-                raise UserError(
-                    f"query_{kind} has dimension {widths[f'query_{kind}']}, but {name} has "
-                    f"{widths[name]}; are old and new swapped? dimensions: {widths}"
-                )
-    return queries, items
+    for by, of in PAIRS.values():
+        query = f"query_{by}"
+        if query in asked and of in stored and widths[query] != widths[of]:
+            raise UserError(
+                f"{query} has dimension {widths[query]}, but {of} has {widths[of]}; are old and "
+                f"new swapped? dimensions: {widths}"
+            )

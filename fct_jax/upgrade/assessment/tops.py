@@ -1,0 +1,159 @@
+"""The best items of a batch of queries, from scores that were computed once.
+
+An assessment asks for the best items of the same queries at sixty and more points: ways of serving,
+times orders, times shares. Here the scores of a few queries with all items are held for each pair
+of spaces, and every point is one pass over them.
+"""
+
+import numpy as np
+from numba import njit
+
+from fct_jax.upgrade.ways import Mix
+
+CHUNK = 2048  # items whose scores are made together
+_ONE = np.float32(1)
+
+
+class Scores:
+    """Scores (q, M) of a batch of queries with M items, for each pair of spaces."""
+
+    def __init__(self, by_pair: dict[str, np.ndarray]):
+        self.by_pair = by_pair
+        self._count = len(next(iter(by_pair.values())))
+
+    def best(self, left: Mix, done: Mix, migrated, own, items: int, k: int):
+        """Return the k best of the first ``items`` items, (q, k) scores float32 and rows int32.
+
+        left, done: the score of an item that is not re-embedded, and of one that is.
+        migrated: (items,) bool; own: (q,) rows that are no results, −1 for none.
+        Scores descend; of equal ones the lower row comes first; −inf and −1 fill the end.
+        """
+        scores = np.empty((self._count, k), np.float32)
+        rows = np.empty((self._count, k), np.int32)
+        migrated = np.asarray(migrated, np.float32)  # 0 and 1: a factor
+        _best(*self._terms(left), *self._terms(done), migrated, own, items, scores, rows)
+        return scores, rows
+
+    def largest(self, mix: Mix, columns: np.ndarray, count: int) -> np.ndarray:
+        """Return the ``count`` largest scores among some items (R,), (q, count), descending."""
+        found = np.empty((self._count, count), np.float32)
+        first, by, second, times, _ = self._terms(mix)
+        _largest(first, by, second, times, columns, found)
+        return found
+
+    def at(self, mix: Mix, rows: np.ndarray) -> np.ndarray:
+        """Return the scores of each query with its own items (q, K); −inf where a row is −1."""
+        total = self._whole(mix.shift)[:, None].astype(np.float32)
+        for name, factor in mix.factors.items():
+            near = np.take_along_axis(self.by_pair[name], np.maximum(rows, 0), axis=1)
+            total = total + self._whole(factor)[:, None] * near
+        return np.where(rows >= 0, total, -np.inf)
+
+    def _whole(self, factor) -> np.ndarray:
+        return np.ascontiguousarray(np.broadcast_to(np.asarray(factor, np.float32), self._count))
+
+    def _terms(self, mix: Mix):
+        """Return two scores with their factors, and the shift; a longer sum is made one score."""
+        names, factors = list(mix.factors), [self._whole(f) for f in mix.factors.values()]
+        parts = [self.by_pair[name] for name in names]
+        if len(parts) > 2:
+            parts = [sum(f[:, None] * p for f, p in zip(factors, parts, strict=True))]
+            factors = [np.ones(self._count, np.float32)]
+        if len(parts) == 1:
+            parts, factors = [parts[0], parts[0][:, :0]], [factors[0], factors[0]]
+        return parts[0], factors[0], parts[1], factors[1], self._whole(mix.shift)
+
+
+@njit(nogil=True, cache=True)
+def _sink(scores, rows, place, size):
+    """Restore the heap below a place: the worst result is at the top."""
+    score, row = scores[place], rows[place]
+    while True:
+        child = 2 * place + 1
+        if child >= size:
+            break
+        other = child + 1
+        if other < size and (
+            scores[other] < scores[child]
+            or (scores[other] == scores[child] and rows[other] > rows[child])
+        ):
+            child = other
+        if scores[child] > score or (scores[child] == score and rows[child] < row):
+            break
+        scores[place], rows[place] = scores[child], rows[child]
+        place = child
+    scores[place], rows[place] = score, row
+
+
+@njit(nogil=True, cache=True)
+def _fill(chunk, migrated, left, done, by, shift, by_done, shift_done):
+    for j in range(len(left)):
+        chunk[j] = (_ONE - migrated[j]) * (by * left[j] + shift) + migrated[j] * (
+            by_done * done[j] + shift_done
+        )
+
+
+@njit(nogil=True, cache=True)
+def _add(chunk, which, values, factor):
+    for j in range(len(values)):
+        chunk[j] += which[j] * (factor * values[j])
+
+
+@njit(nogil=True, cache=True)
+def _best(
+    first, by, second, times, shift,
+    first_done, by_done, second_done, times_done, shift_done,
+    migrated, own, items, scores, rows,
+):  # fmt: skip
+    """Fill the k best of each query; see `Scores.best`."""
+    k = scores.shape[1]
+    two, two_done = second.shape[1] > 0, second_done.shape[1] > 0
+    chunk = np.empty(CHUNK, np.float32)
+    for q in range(len(scores)):
+        heap, names = scores[q], rows[q]
+        heap[:] = -np.inf
+        names[:] = 2147483647
+        one, one_done = first[q], first_done[q]
+        for start in range(0, items, CHUNK):
+            stop = min(start + CHUNK, items)
+            # Without branches, so that it is vectorised; a look at the results comes after.
+            here = migrated[start:stop]
+            _fill(chunk, here, one[start:stop], one_done[start:stop],
+                  by[q], shift[q], by_done[q], shift_done[q])  # fmt: skip
+            if two:
+                _add(chunk, _ONE - here, second[q, start:stop], times[q])
+            if two_done:
+                _add(chunk, here, second_done[q, start:stop], times_done[q])
+            # Rows ascend: an equal score is a later row.
+            for j in range(start, stop):
+                score = chunk[j - start]
+                if score > heap[0] and j != own[q]:
+                    heap[0], names[0] = score, j
+                    _sink(heap, names, 0, k)
+        for size in range(k - 1, 0, -1):  # the worst goes to the end
+            heap[0], heap[size] = heap[size], heap[0]
+            names[0], names[size] = names[size], names[0]
+            _sink(heap, names, 0, size)
+        for i in range(k):
+            if heap[i] == -np.inf:
+                names[i] = -1
+
+
+@njit(nogil=True, cache=True)
+def _largest(first, by, second, times, columns, found):
+    """Fill the largest scores among some columns, in descending order; see `Scores.largest`."""
+    count = found.shape[1]
+    two = second.shape[1] > 0
+    for q in range(len(found)):
+        kept = found[q]
+        kept[:] = -np.inf
+        for column in columns:
+            score = by[q] * first[q, column]
+            if two:
+                score += times[q] * second[q, column]
+            if score > kept[count - 1]:
+                place = count - 1
+                while place > 0 and kept[place - 1] < score:
+                    kept[place] = kept[place - 1]
+                    place -= 1
+                kept[place] = score
