@@ -9,28 +9,41 @@ from ml_collections import ConfigDict
 
 from fct_jax import config as configs
 from fct_jax.errors import UserError, unknown
-from fct_jax.upgrade.assessment.curves import Curves
+from fct_jax.evaluate.orders import Items, find_order
+from fct_jax.upgrade.assessment.curves import (
+    KEEP,
+    WHOLE,
+    Curves,
+    World,
+    spots_of,
+    typical_queries,
+)
 from fct_jax.upgrade.assessment.inputs import (
+    WEAK,
     Queries,
+    bridged_queries,
     check_fit,
+    fit_on_a_part,
     groups_of,
     held_out_rows,
+    metric_of,
     open_queries,
     split_judged,
 )
 from fct_jax.upgrade.assessment.report import Assessment, Budget, Point
-from fct_jax.upgrade.assessment.verdict import Bootstrap, recommend
+from fct_jax.upgrade.assessment.verdict import Bootstrap, options_of, recommend, without_evidence
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, paired, take
 from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.maps.map import Map
-from fct_jax.upgrade.ways import WAYS, find_way
+from fct_jax.upgrade.ways import WAYS, Way, find_way
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.judged_weights import fit_weights
 from fct_jax.upgrade.ways.relevance import METRICS
 
 _ANSWERS = 1000  # items that must find their own translation
-_TARGETS = {"labels": "map", "judged pairs": "mrr", "agreement": "recall@10"}
+_TARGETS = {"labels": "map", "judged pairs": "mrr", "groups": "map", "agreement": "recall@10"}
+_MARKS = (100, 1_000, 10_000, 100_000)  # queries after which a cascade's work is told
 
 
 def assess(
@@ -46,7 +59,8 @@ def assess(
     groups=None,
     target: str = "",
     shares: Sequence[float] = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0),
-    ways: Sequence[str] = tuple(WAYS),
+    ways: Sequence[str | Way] = tuple(WAYS),
+    orders: Sequence[str] = (),
     depth: int = 0,
     max_queries: int = 2000,
     judged_calibration: float = 0.0,
@@ -56,24 +70,30 @@ def assess(
     currency: str = "USD",
     resamples: int = 1000,
     metric: str = "",
+    method: str = "auto",
     seed: int = 0,
     out=None,
 ) -> Assessment:
-    """Keep, translate, dual, fused, re-embed x % or all: quality, safety, time and money of each.
+    """Say whether to upgrade, how and how far: quality, safety, time and money of every way.
 
     Args:
-      map: a Map, or the directory of one.
+      map: a Map, or the directory of one; None: one is fitted on a part of the pairs, and the
+        others judge it.
       old, new: a test gallery embedded by both models, as for ``fit``. Items that the map was
         fitted on are recognised by their old vectors; they serve for the calibration and
         are left out of the gallery, whose translation they would make look too good.
       query_old, query_new: queries embedded by both models; None: items query the others.
       labels, query_labels: (N,), (Q,) integers or ``.npy`` files; None: those of the sets.
-      judged: judged pairs, as in ``relevance.by_table``; they go before labels. Without either,
-        the yardstick is agreement with the new model's own 10 nearest neighbours.
-      groups: (Q,) integers, one a query (one an item, where items query), or a ``.npy`` file.
+      judged: judged pairs, as in ``relevance.by_table``; they go before labels. Clicks are judged
+        pairs with their counts as gains. Without either, and without groups of items, nothing
+        says what is relevant: the figures are agreement with the new model's own ten nearest, and
+        the advice is "cannot tell".
+      groups: (Q,) integers, one a query (one an item, where items query), or a ``.npy`` file. Of
+        items they are weak evidence of relevance where there is no other.
       target: the metric that decides; "": map by labels, mrr by judged pairs, else recall@10.
       shares: of the gallery re-embedded, the points of each curve.
-      ways: of serving a half-migrated gallery: "translated", "dual", "fused".
+      ways: names of the table of ways of serving.
+      orders: names of orders of re-embedding to try; none: those that each way names.
       depth: results of a query that are judged; 0: 1,000 by labels, where a query has many
         relevant items, else 100.
       max_queries: more queries are sampled down to so many.
@@ -82,72 +102,67 @@ def assess(
       gallery_size: items of the whole gallery, for time and money; 0: as many as are given.
       items_per_second, cost_per_1000, currency: of embedding with the new model.
       resamples: of the bootstrap.
-      metric: of the new space; "": the map's.
+      metric: "l2" or "cosine" in the new space; "": as meta.json says, cosine for unit vectors.
+      method: of the map that is fitted where ``map`` is None, as for ``fit``.
       seed: of all random choices.
       out: directory for the report and the calibration; None: nothing is written.
 
     Raises:
       UserError: sets that do not fit the map or each other, or too little to judge by.
+
+    Example:
+
+        found = assess(None, "old.npy", "new.npy", query_old="q_old.npy", query_new="q_new.npy",
+                       judged="relevant.npy", out="report")
+        print(found.advice, found.way, found.share)
     """
-    if target and target not in METRICS:
-        raise unknown("target", target, METRICS)
-    for way in ways:
-        find_way(way)
+    settings = {k: v for k, v in locals().items() if _is_plain(v)}
     shares = _checked_shares(shares)
-    if not ways:
-        raise UserError(f"ways must be some of {', '.join(WAYS)}")
-    for name, value, least in (
-        ("depth", depth, 0),
-        ("max_queries", max_queries, FEWEST),
-        ("resamples", resamples, 1),
-        ("gallery_size", gallery_size, 0),
-        ("items_per_second", items_per_second, 0),
-        ("cost_per_1000", cost_per_1000, 0),
-    ):
-        if not value >= least:
-            raise UserError(f"{name} must be {least} or more, not {value}")
+    ways = [find_way(way) for way in ways]
+    _check_settings(locals())
     if out is not None and Path(out).exists():
         raise UserError(f"{out} exists already; nothing was overwritten")
     given = open_sample(new, "new")
     whole_old, whole_new = paired(open_sample(old, "old"), given)
-    found = load_map(map).forward().for_dim(whole_old.dim)
-    check_fit(found, whole_old, whole_new)
     labels = load_array(labels, "labels")
     if labels is not None:
         if labels.shape != (len(given),) or len(given) != len(whole_new):
             raise UserError(f"labels must be one integer for each of {len(given)} shared items")
         whole_new = dataclasses.replace(whole_new, labels=labels)
         whole_old = dataclasses.replace(whole_old, labels=labels)
+    metric, why = metric_of(metric, whole_new)
+    old_metric, _ = metric_of("", whole_old)
+    notes = [f"Vectors are compared by {metric}: {why}."]
+    if map is None:
+        whole_old.check_finite()
+        whole_new.check_finite()
+        found = fit_on_a_part(whole_old, whole_new, judged, method=method, metric=metric, seed=seed)
+    else:
+        found = load_map(map).forward().for_dim(whole_old.dim)
+    check_fit(found, whole_old, whole_new)
     rng = np.random.default_rng(seed)
-    unseen, reference = held_out_rows(found, whole_old, rng)
+    unseen, seen, reference = held_out_rows(found, whole_old, rng)
     gallery_old, gallery_new = take(whole_old, unseen), take(whole_new, unseen)
-    metric = metric or found.metric
     some = slice(0, _ANSWERS)
     mapped, _ = found.transform(gallery_old.vectors[some])
     check_known_answers(mapped, gallery_new.vectors[some], metric, "the test gallery")
     sample = tuple(np.asarray(s.vectors[reference], np.float32) for s in (whole_old, whole_new))
-    inside = np.isin(unseen, reference)  # a sample of the gallery, where no other items are known
-    old_metric = whole_old.meta.get("metric", metric)
+    # A sample of the gallery, where no other items are known.
+    inside = np.flatnonzero(np.isin(unseen, reference))
     calibration = calibrate(*sample, metric=metric, old_metric=old_metric, seed=seed)
-    queries = open_queries(
-        query_old, query_new, query_labels, gallery_old, gallery_new, calibration.new, judged
-    )
     groups = load_array(groups, "groups")
+    of_items = groups[unseen] if groups is not None and groups.shape == (len(given),) else None
+    queries = open_queries(
+        query_old, query_new, query_labels, gallery_old, gallery_new, calibration.new, judged,
+        of_items,
+    )  # fmt: skip
     if groups is not None:
         groups = groups_of(groups, queries, len(given), unseen)
-    kept = np.flatnonzero(queries.relevance.total > 0)
-    dropped = len(queries.old) - len(kept)
-    if len(kept) < FEWEST:
-        raise UserError(
-            f"{len(kept)} queries have a relevant item in the test gallery; "
-            f"at least {FEWEST} are needed"
-        )
-    if len(kept) > max_queries:
-        kept = np.sort(rng.permutation(kept)[:max_queries])
-    if judged_calibration:
-        kept, learn = split_judged(kept, judged_calibration, queries.relevance.by, rng)
+    by = queries.relevance.by
+    kept, learn, dropped = _chosen(queries, max_queries, judged_calibration, rng)
+    if len(learn):
         weights = fit_weights(
-            tuple(part[:0] for part in sample) if inside.any() else sample,
+            tuple(part[:0] for part in sample) if len(inside) else sample,
             queries.old[learn],
             queries.new[learn],
             gallery_old.vectors,
@@ -164,38 +179,76 @@ def assess(
     queries = queries.of(kept)
     groups = None if groups is None else groups[kept]
 
-    target = target or _TARGETS[queries.relevance.by]
-    depth = depth or (1000 if queries.relevance.by == "labels" else 100)
-    curves = Curves(
-        found, gallery_old, gallery_new, sample, inside, queries, calibration, metric, depth
+    target = target or _TARGETS[by]
+    depth = depth or (1000 if by in ("labels", "groups") else 100)
+    translated, uncertainty = found.transform(gallery_old.vectors)
+    asked = {"old": queries.old, "new": queries.new}
+    if any({"bridged", "common"} & set(way.queries) for way in ways):
+        more, said = bridged_queries(
+            ways, whole_old, whole_new, seen if len(inside) == 0 else unseen, queries,
+            inside, metric, seed,
+        )  # fmt: skip
+        asked |= more
+        notes += said
+    ways = [way for way in ways if set(way.queries) <= set(asked)]
+    world = World(
+        items={
+            "old": np.asarray(gallery_old.vectors, np.float32),
+            "new": np.asarray(gallery_new.vectors, np.float32),
+            "translated": translated,
+        },
+        queries=asked,
+        relevance=queries.relevance,
+        own=queries.own,
+        calibration=calibration,
+        sample=tuple(part[:0] for part in sample) if len(inside) else sample,
+        inside=inside,
     )
-    measured = curves.run(ways, shares, seed)
+    known = Items(
+        len(unseen),
+        seed,
+        metric,
+        old=world.items["old"],
+        transformed=translated,
+        uncertainty=uncertainty if found.has_uncertainty else None,
+        training=None if not len(seen) else np.asarray(whole_old.vectors[seen], np.float32),
+    )
+    tried = {
+        way.name: [o for o in (orders or way.orders) if not find_order(o).lacks(known)]
+        for way in ways
+    }
+    curves = Curves(world, known, depth)
+    spots = spots_of(ways, tried, shares)
+    measured = curves.run(spots)
 
     bootstrap = Bootstrap(len(kept), resamples, seed)
-    keep, whole = measured["keep", "", 0.0], measured["re-embed all", "", 1.0]
-    paths = {
-        (way, order): np.stack([measured[way, order, share][target] for share in shares])
-        for way in ways
-        for order in curves.orders(way)
-    }
+    keep, whole = measured[KEEP, "", 0.0], measured[WHOLE, "", 1.0]
+    if by == "agreement":
+        verdict = without_evidence(keep["recall@10"], queries.how)
+    else:
+        options = options_of(spots, measured, target)
+        verdict = recommend(options, keep[target], whole[target], bootstrap)
     # For serving, all items count that both models have embedded by now.
+    typical = typical_queries(len(kept))
     calibration = calibrate(
         whole_old.vectors,
         whole_new.vectors,
+        query_old=queries.old[typical],
+        query_new=queries.new[typical],
         metric=metric,
         old_metric=old_metric,
         weights=calibration.weights,
         seed=seed,
     )
-    verdict = recommend(paths, shares, keep[target], whole[target], bootstrap)
     budget = Budget(gallery_size or len(whole_new), items_per_second, cost_per_1000, currency)
+    named = {spot.name: spot.way for spot in spots}
     points = [
-        Point.of(name, values, keep, target, bootstrap, budget, groups)
-        for name, values in measured.items()
+        Point.of(name, named.get(name), values, keep, target, bootstrap, budget, groups)
+        for name, values in _with_translate(measured, named).items()
     ]
-    notes = _notes(queries, dropped, len(whole_new) - len(unseen), found)
+    notes += _notes(queries, by, dropped, len(whole_new) - len(unseen), found)
     made = Assessment(
-        by=queries.relevance.by,
+        by=by,
         target=target,
         method=found.method,
         queries=len(kept),
@@ -205,10 +258,36 @@ def assess(
         budget=budget,
         notes=notes,
         calibration=calibration,
+        faithful=by == "agreement",
+        settings=settings,
     )
     if out is not None:
         made.write(Path(out))
     return made
+
+
+def _is_plain(value) -> bool:
+    return value is None or isinstance(value, str | int | float | Path | tuple | list)
+
+
+def _check_settings(given: dict) -> None:
+    """Raises UserError for numbers out of range and names that nothing has."""
+    if given["target"] and given["target"] not in METRICS:
+        raise unknown("target", given["target"], METRICS)
+    if not given["ways"]:
+        raise UserError(f"ways must be some of {', '.join(WAYS)}")
+    for order in given["orders"]:
+        find_order(order)
+    for name, least in (
+        ("depth", 0),
+        ("max_queries", FEWEST),
+        ("resamples", 1),
+        ("gallery_size", 0),
+        ("items_per_second", 0),
+        ("cost_per_1000", 0),
+    ):
+        if not given[name] >= least:
+            raise UserError(f"{name} must be {least} or more, not {given[name]}")
 
 
 def _checked_shares(shares) -> tuple[float, ...]:
@@ -218,20 +297,42 @@ def _checked_shares(shares) -> tuple[float, ...]:
     return shares
 
 
-def _notes(queries: Queries, dropped: int, fitted: int, found: Map) -> list[str]:
-    notes = []
-    if queries.relevance.by == "agreement":
-        notes.append(
-            "No labels or judged pairs: relevant are the new model's own 10 nearest neighbours. "
-            "That tells how near a gallery is to a re-embedded one, not whether the new model "
-            "is better than the old one."
+def _chosen(queries: Queries, most: int, judged_calibration: float, rng):
+    """Return the queries to assess with, those to learn from, and how many have nothing to find."""
+    kept = np.flatnonzero(queries.relevance.total > 0)
+    dropped = len(queries.old) - len(kept)
+    if len(kept) < FEWEST:
+        raise UserError(
+            f"{len(kept)} queries have a relevant item in the test gallery; "
+            f"at least {FEWEST} are needed"
         )
+    if len(kept) > most:
+        kept = np.sort(rng.permutation(kept)[:most])
+    if not judged_calibration:
+        return kept, kept[:0], dropped
+    return *split_judged(kept, judged_calibration, queries.relevance.by, rng), dropped
+
+
+def _with_translate(measured: dict, named: dict) -> dict:
+    """Return what was measured, with the translated gallery before anything is re-embedded."""
+    start = next(
+        (name for name, way in named.items() if way.name == "translated" and name[2] == 0), None
+    )
+    more = {} if start is None else {("translate", "", 0.0): measured[start]}
+    first = {name: measured[name] for name in ((KEEP, "", 0.0),)}
+    return first | more | measured
+
+
+def _notes(queries: Queries, by: str, dropped: int, fitted: int, found: Map) -> list[str]:
+    notes = [f"The queries are {queries.how}."]
+    if by in WEAK:
+        notes.append(f"The evidence is weak: {WEAK[by]}.")
     if fitted:
         notes.append(f"{fitted} items that the map was fitted on are left out of the gallery.")
     if dropped:
         notes.append(f"{dropped} queries without a relevant item in the gallery are left out.")
     if not found.has_uncertainty:
-        notes.append("The map has no uncertainty: items are re-embedded in random order alone.")
+        notes.append("The map has no uncertainty to order items by.")
     return notes
 
 
@@ -253,8 +354,7 @@ def assess_command(config: ConfigDict, workdir) -> Assessment:
         **options,
     )
     made.print()
-    if made.verdict.way:
-        advised = f"--config.serve={made.verdict.way} --config.plan.order={made.verdict.order}"
-        print(f"For plan and apply: {advised}")
-    print(f"{workdir}: report.md, report.json, curves.png, calibration/")
+    if made.order:
+        print(f"For plan and apply: --config.serve={made.way} --config.plan.order={made.order}")
+    print(f"{workdir}: report.html, report.md, report.json, curves.png, calibration/")
     return made

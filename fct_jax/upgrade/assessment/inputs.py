@@ -5,29 +5,107 @@ import dataclasses
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import check_metric
 from fct_jax.storage.embedding_set import EmbeddingSet, check_fingerprint, check_paired
 from fct_jax.upgrade.checks.guards import as_found, check_space, new_space, old_space
-from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, row_hashes
+from fct_jax.upgrade.inputs import FEWEST, are_unit, load_array, open_sample, row_hashes, take
+from fct_jax.upgrade.maps.fitting import fit
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.ways import relevance as judge
 from fct_jax.upgrade.ways.scores import Space
 
 REFERENCE = 4000  # items of a calibration
 _LOOKED_AT = 64  # vectors, for their length
+_FITTED_SHARE, _FITTED = 0.4, 5000  # of the pairs, where a map is fitted on the way
+_QUICK = ("procrustes", "ridge")  # methods that take seconds
+
+
+WEAK = {
+    "agreement": "agreement with the new model's own ten nearest, which cannot tell whether that "
+    "model is better",
+    "groups": "groups, which say what is alike, not what a query is after",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-    """The queries by both models, (Q, do) and (Q, dn), what is relevant, and their own rows."""
+    """The queries by both models, (Q, do) and (Q, dn), what is relevant, and their own rows.
+
+    how: names what the queries are.
+    """
 
     old: np.ndarray
     new: np.ndarray
     relevance: judge.Relevance
     own: np.ndarray | None = None
+    how: str = "the items themselves"
 
     def of(self, rows: np.ndarray) -> "Queries":
         own = None if self.own is None else self.own[rows]
-        return Queries(self.old[rows], self.new[rows], self.relevance.of(rows), own)
+        return Queries(self.old[rows], self.new[rows], self.relevance.of(rows), own, self.how)
+
+
+def metric_of(given: str, found: EmbeddingSet) -> tuple[str, str]:
+    """Return "l2" or "cosine", and why: it was given, meta.json says so, or vectors are unit."""
+    if given:
+        check_metric(given)
+        return given, "as given"
+    said = found.meta.get("metric")
+    if said:
+        return said, "as meta.json says"
+    if are_unit(found.vectors):
+        return "cosine", "the vectors have unit length"
+    return "l2", "the vectors differ in length"
+
+
+def fit_on_a_part(
+    old: EmbeddingSet, new: EmbeddingSet, judged, *, method: str, metric: str, seed: int
+) -> Map:
+    """Return a map fitted on some of the pairs; the others are left to judge it by.
+
+    The pairs are drawn from the items that no judged query is after. Raises UserError where there
+    are too few.
+    """
+    free = np.ones(len(new), bool)
+    wanted = load_array(judged, "judged")
+    if wanted is not None:
+        ids = wanted if wanted.ndim == 1 else wanted[:, 1]
+        free = ~np.isin(new.ids, ids.astype(new.ids.dtype))
+    free = np.flatnonzero(free)
+    count = min(int(_FITTED_SHARE * len(new)), _FITTED, len(free))
+    if count < 2 * FEWEST:
+        raise UserError(
+            f"there are {len(new)} pairs, and {count} of them are free to fit a map on; at least "
+            f"{2 * FEWEST} are needed: give more pairs, or a map"
+        )
+    rows = np.sort(np.random.default_rng(seed).permutation(free)[:count])
+    old, new = take(old, rows), take(new, rows)
+    return fit(old, new, method=method, candidates=_QUICK, metric=metric, seed=seed)
+
+
+def bridged_queries(
+    ways, old: EmbeddingSet, new: EmbeddingSet, rows: np.ndarray, queries: Queries, inside, metric,
+    seed: int,
+) -> tuple[dict[str, np.ndarray], list[str]]:  # fmt: skip
+    """Return the new queries in the old space, by kind, and notes on what could not be made.
+
+    old, new: pairs, of which ``rows`` may be fitted on; inside: those of the gallery among them.
+    """
+    wanted = {kind for way in ways for kind in way.queries} & {"bridged", "common"}
+    left_out = ", ".join(way.name for way in ways if wanted & set(way.queries))
+    if len(inside) and queries.own is not None:
+        reason = "no pairs are known beside the items that query the others"
+        return {}, [f"Left out: {left_out}; {reason}."]
+    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:_FITTED])
+    old, new = take(old, rows), take(new, rows)
+    found, notes = {}, []
+    if "bridged" in wanted:
+        try:
+            bridge = fit(old, new, direction="backward", candidates=_QUICK, seed=seed)
+            found["bridged"] = bridge.transform(queries.new)[0]
+        except UserError as error:
+            notes.append(f"Left out: ways that need a map from new to old vectors; {error}")
+    return found, notes
 
 
 def check_fit(found: Map, old: EmbeddingSet, new: EmbeddingSet) -> None:
@@ -43,8 +121,8 @@ def check_fit(found: Map, old: EmbeddingSet, new: EmbeddingSet) -> None:
         check_space(given.name, as_found(given.meta, given.vectors[:_LOOKED_AT]), space, role)
 
 
-def held_out_rows(found: Map, old: EmbeddingSet, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that the map was not fitted on, and the rows for the calibration."""
+def held_out_rows(found: Map, old: EmbeddingSet, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows that the map was not fitted on, those that it was, and some to calibrate."""
     fitted = np.zeros(len(old), bool)
     if found.fitted is not None:
         fitted = np.isin(row_hashes(old.vectors), found.fitted)
@@ -55,23 +133,32 @@ def held_out_rows(found: Map, old: EmbeddingSet, rng) -> tuple[np.ndarray, np.nd
             f"at least {FEWEST} others are needed to judge it"
         )
     reference = seen if len(seen) >= min(1000, len(old) // 5) else unseen
-    return unseen, np.sort(rng.permutation(reference)[:REFERENCE])
+    return unseen, seen, np.sort(rng.permutation(reference)[:REFERENCE])
 
 
 def open_queries(
-    query_old, query_new, query_labels, old: EmbeddingSet, new: EmbeddingSet, space: Space, judged
+    query_old,
+    query_new,
+    query_labels,
+    old: EmbeddingSet,
+    new: EmbeddingSet,
+    space: Space,
+    judged,
+    groups: np.ndarray | None = None,
 ) -> Queries:
-    """The queries and what is relevant to each; arguments as of ``assess``.
+    """Return the queries and what is relevant to each; arguments as of ``assess``.
 
-    old, new: the held-out gallery; space: that of the new model, for the agreement with it.
+    old, new: the held-out gallery; space: that of the new model, for the agreement with it;
+    groups: (N,) of the gallery's items, or None.
     """
     judged = load_array(judged, "judged")
     query_labels = load_array(query_labels, "query_labels")
-    own = None
+    own, how = None, "the queries that were given"
     if _absent(query_old) != _absent(query_new):
         raise UserError("give both query_old and query_new, or neither")
     if _absent(query_old):
         asked_old, asked_new, own = old, new, np.arange(len(old))
+        how = "the items themselves, which stand for queries"
     else:
         asked_old, asked_new = (
             open_sample(query_old, "query_old"),
@@ -93,9 +180,12 @@ def open_queries(
         if len(query_labels) != len(asked_new):
             raise UserError(f"{len(query_labels)} query labels for {len(asked_new)} queries")
         found = judge.by_labels(query_labels, labels, own)
+    elif groups is not None and own is not None:
+        found = dataclasses.replace(judge.by_labels(groups, groups, own), by="groups")
     else:
         found = judge.by_agreement(asked_vectors, new.vectors, space, own)
-    return Queries(np.asarray(asked_old.vectors, np.float32), asked_vectors, found, own)
+    asked_old = np.asarray(asked_old.vectors, np.float32)
+    return Queries(asked_old, asked_vectors, found, own, how)
 
 
 def _absent(what) -> bool:

@@ -1,21 +1,24 @@
 """What an assessment found, as a console table, Markdown, JSON and a figure."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from fct_jax.evaluate.backfill import BackfillCurve
-from fct_jax.evaluate.figure import draw_curves
+from fct_jax.evaluate.orders import ORDERS
+from fct_jax.runtime.report import Curve, Panel, Report
+from fct_jax.runtime.tables import Table, percent
 from fct_jax.storage.files import new_directory
+from fct_jax.upgrade.assessment.curves import KEEP, WHOLE
 from fct_jax.upgrade.assessment.verdict import Bootstrap, Verdict
+from fct_jax.upgrade.ways import Way
 from fct_jax.upgrade.ways.calibration import Calibration
 from fct_jax.upgrade.ways.relevance import METRICS
 
 TITLES = {"map": "mAP", "mrr": "MRR", "ndcg@10": "nDCG@10"}
+PLAIN = (KEEP, "translate", WHOLE)  # points that are no way of the table
 _SMALLEST_GROUP = 10  # queries; fewer say nothing
 
 
@@ -41,18 +44,22 @@ class Point:
     """One way of serving with a share of the gallery re-embedded.
 
     Attributes:
-      way: "keep", "translate", "re-embed all", or "translated", "dual", "fused" on a curve.
-      order: "uncertainty", "random" or "certainty" on a curve, else "".
-      share: re-embedded.
+      way: "keep", "translate", "re-embed all", or the name of a way of the table on a curve.
+      settings: of the way.
+      order: of re-embedding; "on demand" where a query's candidates are embedded when it comes,
+        "" where nothing is re-embedded.
+      share: re-embedded in advance.
       values: every metric, as fractions.
       interval: of the target, 95 %.
       gain: of the target against keep, with its 95 % interval.
       negative_flips: share of all queries whose first result was relevant with keep and is not.
       groups: {group: target} and their gap, where groups are given.
       budget: items, hours and cost.
+      cost: what a query costs, in words.
     """
 
     way: str
+    settings: dict
     order: str
     share: float
     values: dict[str, float]
@@ -61,11 +68,13 @@ class Point:
     negative_flips: float
     groups: dict | None
     budget: dict
+    cost: str
 
     @classmethod
     def of(
         cls,
-        name,
+        name: tuple[str, str, float],
+        way: Way | None,
         values: dict,
         keep: dict,
         target: str,
@@ -73,23 +82,34 @@ class Point:
         budget: Budget,
         groups,
     ) -> "Point":
-        """Of the values (Q,) of each metric here and with keep; name is (way, order, share)."""
+        """Return the point of the values (Q,) of each metric, and of those with keep."""
+        label, order, share = name
         change = values[target] - keep[target]
         flips = (keep["cmc@1"] > 0) & (values["cmc@1"] == 0)
         return cls(
-            *name,
+            way.name if way else label,
+            dict(way.settings) if way else {},
+            order,
+            share,
             values={metric: float(np.mean(of)) for metric, of in values.items()},
             interval=bootstrap.interval(values[target]),
             gain=(float(np.mean(change)), *bootstrap.interval(change)),
             negative_flips=float(flips.mean()),
             groups=None if groups is None else group_values(values[target], groups),
-            budget=budget.of(name[2]),
+            budget=budget.of(share),
+            cost=way.cost if way else ("old model" if label == KEEP else "new model"),
         )
 
     @property
     def label(self) -> str:
-        """For a table."""
-        return f"{self.way}, {self.order}" if self.order else self.way
+        """The way with its settings."""
+        said = (f"{v:g}" if isinstance(v, float) else str(v) for v in self.settings.values())
+        return " ".join([self.way, *said])
+
+    @property
+    def path(self) -> tuple[str, str]:
+        """The way with its settings, and the order."""
+        return self.label, self.order
 
 
 def group_values(values: np.ndarray, groups: np.ndarray) -> dict:
@@ -119,7 +139,7 @@ class Assessment:
     """The verdict and what it rests on; `str` of it is the report in Markdown.
 
     Attributes:
-      by: "labels", "judged pairs" or "agreement" (with the new model's own neighbours).
+      by: "labels", "judged pairs", "groups" or "agreement" (with the new model's own neighbours).
       target: the metric that decides.
       method: of the map.
       queries, items: how many were searched with, and in.
@@ -128,6 +148,9 @@ class Assessment:
       budget: what embedding costs.
       notes: what the reader should know.
       calibration: for serving dual or fused.
+      faithful: whether the figures are agreement with the new model, which is no quality.
+      replays: {cascade: what it embeds while people ask}.
+      settings: of the call.
     """
 
     by: str
@@ -140,157 +163,264 @@ class Assessment:
     budget: Budget
     notes: list[str]
     calibration: Calibration
+    faithful: bool = False
+    replays: dict[str, dict] = dataclasses.field(default_factory=dict)
+    settings: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def advice(self) -> str:
+        """ "upgrade", "keep" or "cannot tell"."""
+        return self.verdict.advice
+
+    @property
+    def way(self) -> str | None:
+        """Name of the way of serving that is advised, or None."""
+        return self.verdict.way
+
+    @property
+    def order(self) -> str | None:
+        """Name of the order of re-embedding that is advised, or None."""
+        return self.verdict.order
+
+    @property
+    def share(self) -> float | None:
+        """The share of the gallery to re-embed that is advised, or None."""
+        return self.verdict.share
+
+    @property
+    def text(self) -> str:
+        """The verdict in a few sentences."""
+        return self.verdict.text
+
+    @property
+    def options(self) -> list[dict]:
+        """One row for each point: way, settings, order, share, metrics, gain, cost."""
+        return [dataclasses.asdict(point) for point in self.points]
 
     def curve(self, way: str, order: str, metric: str | None = None) -> list[tuple[float, float]]:
-        """(share, value) along a path; the target's, unless another metric is named."""
+        """Return (share, value) along a path, of the target unless another metric is named."""
         metric = metric or self.target
         return [
-            (p.share, p.values[metric]) for p in self.points if (p.way, p.order) == (way, order)
+            (p.share, p.values[metric])
+            for p in self.points
+            if way in (p.way, p.label) and p.order == order
         ]
 
     def point(self, way: str, order: str = "", share: float | None = None) -> Point:
-        """A point by its name."""
+        """Return a point by its name. Raises KeyError."""
         for p in self.points:
-            if (p.way, p.order) == (way, order) and share in (None, p.share):
+            if way in (p.way, p.label) and p.order == order and share in (None, p.share):
                 return p
         raise KeyError((way, order, share))
 
     def __str__(self) -> str:
         return self.markdown()
 
-    def _head(self) -> str:
-        by = f"{self.by} with the new model's neighbours" if self.by == "agreement" else self.by
-        return (
-            f"{self.queries} queries in {self.items} items, judged by {by}; "
-            f"the map is {self.method}; {_title(self.target)} decides."
+    def markdown(self) -> str:
+        """Return the report in Markdown."""
+        return self.report().markdown()
+
+    def print(self) -> None:
+        """Print the options, the target along every path, and the verdict."""
+        console = Console()
+        console.print(Text(self._head()))
+        self.report(brief=True).show(console)
+
+    def to_json(self) -> dict:
+        """Return what ``report.json`` holds, and ``fct-jax assess --json`` prints."""
+        return self.report().to_json()
+
+    def write(self, folder: Path) -> None:
+        """Write report.json, .md, .html, curves.png and calibration/, whole or not at all."""
+        with new_directory(folder) as partial:
+            self.report().write(partial)
+            self.calibration.save(partial / "calibration")
+
+    def report(self, brief: bool = False) -> Report:
+        """Return what all files are made from; brief: what a console has room for."""
+        tables = [self._option_table(), self._path_table()]
+        if self.replays:
+            tables.append(self._replay_table())
+        if not brief:
+            tables.append(self._point_table())
+        return Report(
+            title="Assessment of an upgrade",
+            verdict=[self.text],
+            tables=tables,
+            panels=[] if brief else self._panels(),
+            measured_on={
+                "queries": f"{self.queries:,}",
+                "items": f"{self.items:,}",
+                "judged by": self._judged(),
+                "map": self.method,
+            },
+            cost={
+                f"{p.label}, {100 * p.share:.0f} % re-embedded": said
+                for p in self._best()
+                if (said := _money(p.budget, self.budget))
+            },
+            notes=self.notes,
+            settings=self.settings,
+            data={
+                "advice": self.advice,
+                "way": self.way,
+                "order": self.order,
+                "share": self.share,
+                "text": self.text,
+                "by": self.by,
+                "target": self.target,
+                "measures": "faithfulness" if self.faithful else "quality",
+                "method": self.method,
+                "queries": self.queries,
+                "items": self.items,
+                "verdict": dataclasses.asdict(self.verdict),
+                "budget": dataclasses.asdict(self.budget),
+                "options": self.options,
+                "replays": self.replays,
+            },
         )
 
-    def _columns(self) -> list[str]:
-        columns = ["way of serving", "re-embedded", *(_title(m) for m in METRICS)]
-        columns += [f"{_title(self.target)}, 95 %", "against keep, 95 %", "negative flips"]
+    def _judged(self) -> str:
+        return f"{self.by} with the new model's neighbours" if self.by == "agreement" else self.by
+
+    def _head(self) -> str:
+        return (
+            f"{self.queries:,} queries in {self.items:,} items, judged by {self._judged()}; "
+            f"the map is {self.method}; {title_of(self.target)} decides."
+        )
+
+    @property
+    def _measured(self) -> str:
+        """Name what the figures are, for a heading."""
+        name = title_of(self.target)
+        return f"Faithfulness to the new model ({name}, %)" if self.faithful else f"{name} (%)"
+
+    def _best(self) -> list[Point]:
+        """The points that are no curve's, and the highest of each way."""
+        found = [p for p in self.points if p.way in PLAIN]
+        for way in dict.fromkeys(p.way for p in self.points if p.way not in PLAIN):
+            mine = [p for p in self.points if p.way == way]
+            highest = max(mine, key=lambda p: p.values[self.target])
+            found.append(next((p for p in mine if self._is_advised(p)), highest))
+        return found
+
+    def _is_advised(self, p: Point) -> bool:
+        return (p.way, p.settings, p.share) == (
+            self.way, dict(self.verdict.settings), self.share,
+        ) and self.order in (None, p.order)  # fmt: skip
+
+    def _option_table(self) -> Table:
+        shown = self._best()
+        columns = ["way of serving", "re-embedded", title_of(self.target), "against keep, 95 %",
+                   "flips"]  # fmt: skip
+        return self._table("Options: " + self._measured, columns, shown)
+
+    def _point_table(self) -> Table:
+        columns = ["way of serving", "re-embedded", *(title_of(m) for m in METRICS)]
+        columns += [f"{title_of(self.target)}, 95 %", "against keep, 95 %", "flips"]
         if any(p.groups and p.groups["gap"] is not None for p in self.points):
             columns += ["group gap", "worst group"]
+        return self._table("Every point (%)", columns, self.points)
+
+    def _table(self, title: str, columns: list[str], points: list[Point]) -> Table:
         if self.budget.items_per_second:
             columns.append("time")
         if self.budget.cost_per_1000:
             columns.append(f"cost ({self.budget.currency})")
-        return columns
+        rows = []
+        for p in points:
+            low, high = (100 * value for value in p.gain[1:])
+            cells = {
+                "way of serving": f"{p.label}, {p.order}" if p.order else p.label,
+                "re-embedded": f"{100 * p.share:.0f} %",
+                **{title_of(metric): percent(p.values[metric]) for metric in METRICS},
+                f"{title_of(self.target)}, 95 %": "–".join(percent(v) for v in p.interval),
+                "against keep, 95 %": f"{100 * p.gain[0]:+.1f} ({low:+.1f} to {high:+.1f})",
+                "flips": percent(p.negative_flips),
+                "time": _duration(p.budget["hours"]),
+                f"cost ({self.budget.currency})": f"{p.budget['cost'] or 0:,.2f}",
+            }
+            if p.groups and p.groups["gap"] is not None:
+                worst = p.groups["worst"]
+                cells["group gap"] = percent(p.groups["gap"])
+                cells["worst group"] = f"{worst[0]}: {percent(worst[1])}"
+            rows.append([cells.get(column, "–") for column in columns])
+        advised = [i for i, p in enumerate(points) if self._is_advised(p)]
+        return Table(title, columns, rows, emphasised=advised)
 
-    def _cells(self, point: Point) -> list[str]:
-        change, low, high = (100 * value for value in point.gain)
-        cells = [point.label, f"{100 * point.share:.0f} %"]
-        cells += [f"{100 * point.values[metric]:.1f}" for metric in METRICS]
-        cells += [
-            f"{100 * point.interval[0]:.1f}–{100 * point.interval[1]:.1f}",
-            f"{change:+.1f} ({low:+.1f} to {high:+.1f})",
-            f"{100 * point.negative_flips:.1f}",
+    def _paths(self) -> list[tuple[str, str]]:
+        """Return the paths along which the gallery is re-embedded."""
+        shares: dict = {}
+        for p in self.points:
+            shares.setdefault(p.path, set()).add(p.share)
+        return [path for path, found in shares.items() if len(found) > 1]
+
+    def _path_table(self) -> Table:
+        paths = self._paths()
+        shares = sorted({p.share for p in self.points if p.path in paths})
+        rows = [
+            [", ".join(path), *(percent(value) for _, value in self.curve(*path))] for path in paths
         ]
-        if "group gap" in self._columns():
-            gap, worst = point.groups["gap"], point.groups["worst"]
-            cells += (
-                ["–", "–"]
-                if gap is None
-                else [f"{100 * gap:.1f}", f"{worst[0]}: {100 * worst[1]:.1f}"]
+        advised = (self.way, self.order)
+        return Table(
+            f"{self._measured} while the gallery is re-embedded",
+            ["way of serving, order", *(f"{100 * share:.0f} %" for share in shares)],
+            rows,
+            emphasised=[i for i, path in enumerate(paths) if path == advised],
+        )
+
+    def _replay_table(self) -> Table:
+        rows = []
+        for label, told in self.replays.items():
+            after = list(told["share_after"].items())
+            said = ", ".join(f"{100 * share:.1f} % after {n:,}" for n, share in after)
+            rows.append(
+                [
+                    label,
+                    percent(told["reused"], 0),
+                    f"{told['mean']:.1f}",
+                    f"{told['median']:.0f}",
+                    f"{told['p99']:.0f}",
+                    said,
+                ]
             )
-        if self.budget.items_per_second:
-            cells.append(_duration(point.budget["hours"]))
-        if self.budget.cost_per_1000:
-            cells.append(f"{point.budget['cost']:,.2f}")
-        return cells
+        columns = ["cascade", "reused (%)", "new vectors a query", "median", "p99", "re-embedded"]
+        return Table("What a cascade embeds while people ask", columns, rows, text=(0, 5))
 
-    def print(self) -> None:
-        """The options, the target along every path, and the verdict; the rest is in the report."""
-        console = Console()
-        console.print(self._head())
-        columns = self._columns()
-        # A terminal is narrow: the metric that decides stands for all.
-        shown = [i for i, name in enumerate(columns) if name not in map(_title, METRICS)]
-        shown.insert(2, columns.index(_title(self.target)))
-        advised = self.verdict.way, self.verdict.order, self.verdict.share
-        table = Table(title="Options (%)")
-        for i in shown:
-            table.add_column(columns[i], justify="left" if i == 0 else "right")
-        for point in self.points:
-            best = (point.way, point.order, point.share) == advised
-            if best or not point.order:
-                cells = self._cells(point)
-                table.add_row(*(cells[i] for i in shown), style="bold" if best else None)
-        console.print(table)
-
-        paths = list(dict.fromkeys((p.way, p.order) for p in self.points if p.order))
-        shares = sorted({p.share for p in self.points if p.order})
-        table = Table(title=f"{_title(self.target)} (%) while the gallery is re-embedded")
-        table.add_column("way of serving, order")
-        for share in shares:
-            table.add_column(f"{100 * share:.0f} %", justify="right")
-        for path in paths:
-            cells = [f"{100 * value:.1f}" for _, value in self.curve(*path)]
-            table.add_row(", ".join(path), *cells, style="bold" if path == advised[:2] else None)
-        console.print(table)
-        for note in self.notes:
-            console.print(f"Note: {note}")
-        console.print(self.verdict.text, style="bold")
-
-    def markdown(self) -> str:
-        """The report in Markdown."""
-        columns = self._columns()
-        lines = [
-            "# Assessment of an upgrade",
-            "",
-            f"**{self.verdict.text}**",
-            "",
-            self._head(),
-            "",
-            *(f"- {note}" for note in self.notes),
-            *([""] if self.notes else []),
-            "Percent; intervals are bootstrapped over the queries.",
-            "",
-            "| " + " | ".join(columns) + " |",
-            "|---" + "|---:" * (len(columns) - 1) + "|",
-            *("| " + " | ".join(self._cells(point)) + " |" for point in self.points),
-        ]
-        return "\n".join(lines) + "\n"
-
-    def to_json(self) -> dict:
-        """Everything but the calibration, as JSON holds it."""
-        return {
-            "judged_by": self.by,
-            "target": self.target,
-            "method": self.method,
-            "queries": self.queries,
-            "items": self.items,
-            "verdict": dataclasses.asdict(self.verdict),
-            "budget": dataclasses.asdict(self.budget),
-            "notes": self.notes,
-            "points": [dataclasses.asdict(point) for point in self.points],
-        }
-
-    def write(self, folder: Path) -> None:
-        """Writes report.md, report.json, curves.png and calibration/, whole or not at all."""
-        with new_directory(folder) as partial:
-            (partial / "report.md").write_text(self.markdown())
-            (partial / "report.json").write_text(json.dumps(self.to_json(), indent=2) + "\n")
-            self.calibration.save(partial / "calibration")
-            self._draw(partial / "curves.png")
-
-    def _draw(self, path: Path) -> None:
-        curves = {}
-        for way, order in dict.fromkeys((p.way, p.order) for p in self.points if p.order):
-            on = [p for p in self.points if (p.way, p.order) == (way, order)]
-            curves[f"{way} · {order}"] = BackfillCurve(
-                np.array([p.share for p in on]),
-                {metric: np.array([p.values[metric] for p in on]) for metric in METRICS},
+    def _panels(self) -> list[Panel]:
+        levels = {p.way: 100 * p.values[self.target] for p in self.points if p.way in (KEEP, WHOLE)}
+        curves = []
+        for way, order in self._paths():
+            on = [p for p in self.points if p.path == (way, order)]
+            curves.append(
+                Curve(
+                    f"{way} · {order}",
+                    [100 * p.share for p in on],
+                    [100 * p.values[self.target] for p in on],
+                    [100 * p.interval[0] for p in on],
+                    [100 * p.interval[1] for p in on],
+                    group=way,
+                    line=ORDERS[order].line if order in ORDERS else "-",
+                )
             )
-        levels = {name: self.point(name).values for name in ("keep", "re-embed all")}
-        shown = dict.fromkeys([self.target, "cmc@1", "recall@10"])
-        draw_curves(curves, levels, {metric: _title(metric) for metric in shown}, path)
+        return [Panel(self._measured, curves, levels)] if curves else []
 
 
-def _title(metric: str) -> str:
+def title_of(metric: str) -> str:
+    """Return how a metric is written."""
     return TITLES.get(metric, metric.upper() if metric.startswith("cmc") else metric)
 
 
-def _duration(hours: float) -> str:
+def _duration(hours: float | None) -> str:
+    if hours is None:
+        return ""
     if hours >= 48:
         return f"{hours / 24:,.1f} d"
     return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+def _money(spent: dict, budget: Budget) -> str:
+    parts = [_duration(spent["hours"])] if spent["hours"] else []
+    if spent["cost"]:
+        parts.append(f"{spent['cost']:,.2f} {budget.currency}")
+    return ", ".join(parts)

@@ -2,14 +2,14 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.stats
 
-from fct_jax.evaluate.orders import ORDERS, find_order
-from fct_jax.upgrade.assessment.curves import WHOLE
+from fct_jax.evaluate.orders import find_order
+from fct_jax.upgrade.assessment.curves import WHOLE, Spot
 from fct_jax.upgrade.ways import WAYS, Way, simplicity
 
 ADVICE = ("upgrade", "keep", "cannot tell")
@@ -103,6 +103,22 @@ class Option:
         return simplicity(self.way.name) if self.way else len(WAYS) + 1
 
 
+def options_of(spots: Sequence[Spot], measured: Mapping, target: str) -> list[Option]:
+    """Return the paths that points lie on, with the target of each query."""
+    paths: dict[tuple, list[Spot]] = {}
+    for spot in spots:
+        paths.setdefault((spot.way.label, spot.order), []).append(spot)
+    return [
+        Option(
+            on[0].way,
+            on[0].order,
+            tuple(spot.share for spot in on),
+            np.stack([measured[spot.name][target] for spot in on]),
+        )
+        for on in paths.values()
+    ]
+
+
 def recommend(options: list[Option], keep: np.ndarray, whole: np.ndarray, bootstrap) -> Verdict:
     """Return the verdict from the target's value for each query.
 
@@ -111,52 +127,53 @@ def recommend(options: list[Option], keep: np.ndarray, whole: np.ndarray, bootst
       keep: (Q,) of the old model alone; whole: (Q,) of the new model alone.
       bootstrap: a `Bootstrap` over the queries.
 
-    *Upgrade* needs a path on which no point is below keep beyond its interval, and a point that is
-    above keep by a bound that holds for all points that were looked at together. Of several the
-    one with the highest bound is taken; of those that the queries cannot tell from it, the
-    simplest that has half of its bound. *Keep* needs evidence, too: the new model is clearly worse
-    and no way promises a point, or none can bring a point. All else is *cannot tell*.
+    *Upgrade* needs a path on which no point is below keep beyond its interval, and a point that
+    is above keep by a bound that holds for all points that were looked at together. Of several
+    the one with the highest bound is taken; of those that the queries cannot tell from it and
+    that have half of its bound, the one with the fewest items to re-embed in advance, then the
+    simplest. *Keep* needs evidence, too: the new model is clearly worse and no way promises a
+    point, or none can bring a point. All else is *cannot tell*.
     """
     options = [*options, Option(None, "", (1.0,), whole[None])]
     changes = [option.values - keep for option in options]
     lows, highs = bootstrap.bounds(np.concatenate(changes))
     starts = np.cumsum([0, *(len(change) for change in changes)])
-    low, high = (
-        [bound[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
-        for bound in (lows, highs)
-    )
+    low, high = ([bound[a:b] for a, b in itertools.pairwise(starts)] for bound in (lows, highs))
     means = [change.mean(axis=1) for change in changes]
-    certain = []
+    points = {}
     for i, change in enumerate(changes):
-        changed = (change != 0).sum(axis=1) >= _FEWEST_CHANGED
-        safe = all(bootstrap.interval(point)[1] >= 0 for point in change)
-        if safe and np.any((low[i] > 0) & changed):
-            certain.append(i)
-    if certain:
-        best = _best(certain, options, changes, means, low, bootstrap)
-        return _upgrade(options[best], changes[best], means[best], low[best], bootstrap)
-    return _no_upgrade(options, changes, means, high, bootstrap)
+        sure = (low[i] > 0) & ((change != 0).sum(axis=1) >= _FEWEST_CHANGED)
+        if sure.any() and all(bootstrap.interval(point)[1] >= 0 for point in change):
+            enough = sure & (means[i] >= _ENOUGH * means[i].max())
+            points[i] = int(np.argmax(enough) if enough.any() else np.argmax(low[i]))
+    if not points:
+        return _no_upgrade(options, changes, means, high, bootstrap)
+    best = _best(points, options, changes, low, bootstrap)
+    return _upgrade(options[best], changes[best], points[best], bootstrap)
 
 
-def _best(certain: list[int], options, changes, means, low, bootstrap) -> int:
-    """Return the option with the highest bound, or a simpler one that cannot be told from it."""
-    tops = {i: int(np.argmax(low[i])) for i in certain}
-    highest = max(certain, key=lambda i: low[i][tops[i]])
-    leader = changes[highest][tops[highest]]
+def _best(points: dict[int, int], options, changes, low, bootstrap) -> int:
+    """Return the option with the highest bound, or a simpler one that cannot be told from it.
+
+    points: option -> its point to compare.
+    """
+    highest = max(points, key=lambda i: low[i][points[i]])
+    leader, bound = changes[highest][points[highest]], low[highest][points[highest]]
+
+    def asks(i: int) -> tuple:
+        """What an option asks for: items to re-embed in advance, then what serves them."""
+        option = options[i]
+        return option.shares[points[i]], option.simplicity, -changes[i][points[i]].mean()
+
     alike = [
         i
-        for i in certain
-        if low[i][tops[i]] >= low[highest][tops[highest]] / 2
-        and bootstrap.interval(changes[i][tops[i]] - leader)[1] >= 0
+        for i, point in points.items()
+        if low[i][point] >= bound / 2 and bootstrap.interval(changes[i][point] - leader)[1] >= 0
     ]
-    simplest = min(options[i].simplicity for i in alike)
-    same = [i for i in alike if options[i].simplicity == simplest]
-    return max(same, key=lambda i: means[i].max())
+    return min(alike, key=asks)
 
 
-def _upgrade(option: Option, change, means, low, bootstrap) -> Verdict:
-    enough = [i for i in range(len(means)) if low[i] > 0 and means[i] >= _ENOUGH * means.max()]
-    point = enough[0] if enough else int(np.argmax(low))
+def _upgrade(option: Option, change, point: int, bootstrap) -> Verdict:
     share, gain = option.shares[point], _compared(change[point], bootstrap)
     needed = queries_needed(float(change[point].var()))
     if option.way is None:
@@ -166,11 +183,10 @@ def _upgrade(option: Option, change, means, low, bootstrap) -> Verdict:
             f"({_said(gain)})."
         )
         return Verdict("upgrade", text, WHOLE, None, share, {}, gain, needed)
-    order = option.order if option.order in ORDERS or option.way.done else None
-    text = _advice(option.way, option.order, share, gain)
-    return Verdict(
-        "upgrade", text, option.way.name, order, share, dict(option.way.settings), gain, needed
-    )
+    way = option.way
+    text = _advice(way, option.order, share, gain)
+    order = option.order or None
+    return Verdict("upgrade", text, way.name, order, share, dict(way.settings), gain, needed)
 
 
 def _no_upgrade(options, changes, means, high, bootstrap) -> Verdict:
