@@ -16,9 +16,8 @@ from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.assessment.assessing import assess_command
 from fct_jax.upgrade.assessment.report import Budget, group_values
-from fct_jax.upgrade.assessment.verdict import Bootstrap, recommend
 from fct_jax.upgrade.inputs import row_hashes
-from fct_jax.upgrade.ways import relevance
+from fct_jax.upgrade.ways import WAYS, relevance
 from fct_jax.upgrade.ways.scores import Space
 
 SAMPLE = Path(__file__).parents[1] / "text_sample.npz"
@@ -128,54 +127,6 @@ def test_judged_pairs_name_ids_of_any_kind():
         relevance.by_table(np.zeros(3), asked, np.arange(3))
 
 
-# Verdicts
-
-
-def paths_of(rng, **levels):
-    """{(way, "uncertainty"): (points, Q)} around given means, with noise that pairs share."""
-    noise = rng.normal(size=400) * 0.1
-    small = rng.normal(size=(20, 400)) * 0.01
-    return {
-        (way, "uncertainty"): np.stack([level + noise + small[i] for i, level in enumerate(path)])
-        for way, path in levels.items()
-    }, noise
-
-
-@pytest.mark.parametrize(
-    ("levels", "whole", "action", "way", "share"),
-    [
-        # Translated dips below keep: out, though it ends highest; dual is safe.
-        ({"translated": (0.1, 0.2, 0.6), "dual": (0.5, 0.52, 0.55)}, 0.6, "upgrade", "dual", 1.0),
-        # Both are safe and alike: the simpler one. Nearly all of the gain is there half-way.
-        ({"fused": (0.5, 0.6, 0.6), "dual": (0.5, 0.6, 0.6)}, 0.6, "upgrade", "dual", 0.5),
-        ({"translated": (0.6, 0.6, 0.6)}, 0.6, "upgrade", "translated", 0.0),
-        # Nothing gained: don't.
-        ({"fused": (0.5, 0.5, 0.5)}, 0.5, "keep", None, None),
-        ({"dual": (0.5, 0.49, 0.45)}, 0.45, "keep", None, None),
-        # The new model is better, but every way there leads through a valley.
-        ({"dual": (0.5, 0.4, 0.6)}, 0.6, "re-embed, then switch", None, 1.0),
-    ],
-)
-def test_verdicts(levels, whole, action, way, share):
-    rng = np.random.default_rng(0)
-    paths, noise = paths_of(rng, **levels)
-    # Means of the small noise are no gain.
-    keep = 0.5 + noise + rng.normal(size=400) * 0.01
-    paths = {name: v - (v - noise).mean(axis=1, keepdims=True) for name, v in paths.items()}
-    for (name, _), values in paths.items():
-        values += np.array(levels[name])[:, None] + (keep - noise).mean() - 0.5
-    found = recommend(paths, (0.0, 0.5, 1.0), keep, whole + noise, Bootstrap(400, 300, 0))
-    assert (found.action, found.way, found.share) == (action, way, share), found
-    assert found.text
-
-
-def test_bootstrap_intervals_are_those_of_normal_means():
-    values = np.random.default_rng(0).normal(size=400)
-    low, high = Bootstrap(400, 4000, 0).interval(values)
-    half = 1.96 * values.std() / 20
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
-
-
 def test_groups_and_budgets():
     values = np.concatenate([np.full(10, 0.2), np.full(20, 0.7), np.full(9, 0.0)])
     found = group_values(values, np.repeat([3, 5, 8], [10, 20, 9]))  # the last has too few
@@ -206,8 +157,9 @@ def test_text_is_advised_to_ask_both_models(text, text_map, tmp_path):
         out=tmp_path / "report",
     )
     assert (found.by, found.target) == ("judged pairs", "mrr")
-    # So few queries cannot tell dual from fused, but both from translated.
-    assert found.verdict.action == "upgrade" and found.verdict.way in ("dual", "fused")
+    # So few queries cannot tell the ways that ask both models apart, but all from translated.
+    assert found.advice == "upgrade" and found.way in ("blend", "dual", "fused", "cascade")
+    assert found.text.startswith("Upgrade (") and found.verdict.text == found.text
     assert found.items == 500 - 128  # without those that the map was fitted on
     keep, whole = found.point("keep"), found.point("re-embed all")
     # Their own searches, by the plain definition.
@@ -242,18 +194,24 @@ def test_text_is_advised_to_ask_both_models(text, text_map, tmp_path):
             if last:
                 assert curve[-1][1] == found.point(last).values["mrr"]
     # Never below keep on the advised path.
-    for point in found.points:
-        if (point.way, point.order) == (found.verdict.way, found.verdict.order):
-            assert point.gain[2] >= 0
+    on = [p for p in found.points if (p.way, p.order or None) == (found.way, found.order)]
+    on = [p for p in on if p.settings == found.verdict.settings]
+    assert on and all(point.gain[2] >= 0 for point in on)
+    assert any(point.share == found.share for point in on)
     assert whole.budget == {"items": 10**6, "hours": pytest.approx(2.7778, abs=1e-3), "cost": 100}
     assert whole.groups["values"].keys() == {"0", "1", "2"}
 
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert len(report["points"]) == len(found.points) == 3 + (2 + 3 + 3) * 5
-    assert report["verdict"]["way"] == found.verdict.way
-    lines = (tmp_path / "report" / "report.md").read_text().splitlines()
-    assert sum(line.startswith("|") for line in lines) == 2 + len(found.points)
-    assert {line.count("|") for line in lines if line.startswith("|")} == {lines[-1].count("|")}
+    assert report == json.loads(json.dumps(found.to_json()))
+    assert {"advice", "way", "order", "share", "text", "options"} <= report.keys()
+    assert (report["advice"], report["way"], report["text"]) == ("upgrade", found.way, found.text)
+    assert report["measures"] == "quality"
+    rows = sum(len(row.all_variants()) for row in WAYS.values() if row.done is None)
+    curves = 2 + 3 + 3  # orders of translated, dual and fused
+    assert len(report["options"]) == len(found.points) == 3 + 5 * curves + rows
+    text_of = (tmp_path / "report" / "report.md").read_text()
+    assert f"**{found.text}**" in text_of and "fused, certainty" in text_of
+    assert "<svg" in (tmp_path / "report" / "report.html").read_text()
     assert (tmp_path / "report" / "curves.png").stat().st_size > 10_000
     again = upgrade.Calibration.load(tmp_path / "report" / "calibration")
     assert again.spread == found.calibration.spread
@@ -280,8 +238,8 @@ def test_a_worse_model_is_advised_against(text, text_map):
         ways=("translated", "dual"),
         shares=(0.5,),
     )
-    assert found.verdict.action == "keep"
-    assert found.verdict.text.startswith("Don't upgrade")
+    assert (found.advice, found.way, found.share) == ("keep", None, None)
+    assert found.text.startswith("Don't upgrade")
 
 
 def test_without_judgements_it_says_what_it_measures(text, text_map):
@@ -290,8 +248,11 @@ def test_without_judgements_it_says_what_it_measures(text, text_map):
     )
     assert (found.by, found.target, found.queries) == ("agreement", "recall@10", 100)
     assert found.point("re-embed all").values["recall@10"] == 1.0
-    assert any("not whether the new model is better" in note for note in found.notes)
-    assert "agreement with the new model's neighbours" in found.markdown()
+    assert (found.advice, found.way) == ("cannot tell", None)
+    assert "50 to 200 queries" in found.text and "±5 points with" in found.text
+    assert found.faithful and found.to_json()["measures"] == "faithfulness"
+    assert any("cannot tell whether that model is better" in note for note in found.notes)
+    assert "Faithfulness to the new model" in found.markdown()
     translated = [value for _, value in found.curve("translated", "uncertainty")]
     assert translated[0] < translated[1] < translated[2] == 1.0
 
@@ -341,7 +302,10 @@ def test_mistakes_are_one_line(text, text_map, tmp_path):
         ((text_map, old, new), {"shares": (1.5,)}, "shares must be from 0 to 1"),
         ((text_map, old, new), {"query_old": text["query_old"]}, "give both query_old"),
         ((text_map, old, new), {"judged_calibration": 0.5}, "needs judged pairs or labels"),
-        ((text_map, old, new), {"ways": ()}, "ways must be some of translated, dual, fused"),
+        ((text_map, old, new), {"ways": ()}, "ways must be some of translated, bridge"),
+        ((text_map, old, new), {"orders": ("uncertanty",)}, "did you mean 'uncertainty'"),
+        ((text_map, old, new), {"metric": "l3"}, "unknown metric 'l3'"),
+        ((None, text["old"][:50], text["new"][:50]), {}, "20 of them are free to fit a map on"),
         ((text_map, old, new), {"depth": -1}, "depth must be 0 or more, not -1"),
         ((text_map, old, new), {"max_queries": 0}, "max_queries must be 20 or more, not 0"),
         ((text_map, old, new), {"items_per_second": -1.0}, "items_per_second must be 0 or more"),
@@ -381,7 +345,7 @@ def test_commands_lead_from_files_to_a_report(text, tmp_path, capsys):
     made = assess_command(config, tmp_path / "report")
     said = capsys.readouterr().out
     assert "procrustes" in said and "ridge" in said
-    assert made.verdict.text.split(":")[0] in said
+    assert made.text.split(":")[0] in said
     assert (tmp_path / "report" / "report.md").is_file()
     with pytest.raises(UserError, match="config.map is empty"):
         config.map = ""

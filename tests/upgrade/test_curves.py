@@ -1,0 +1,203 @@
+"""Every way at every share, against searches one at a time and loops in plain Python."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fct_jax.evaluate.orders import Items, find_order
+from fct_jax.upgrade.assessment import curves as module
+from fct_jax.upgrade.assessment.curves import KEEP, WHOLE, Curves, World, spots_of, typical_queries
+from fct_jax.upgrade.assessment.tops import Scores
+from fct_jax.upgrade.ways import WAYS, Mix
+from fct_jax.upgrade.ways import relevance as judge
+from fct_jax.upgrade.ways.calibration import Calibration, Weights, calibrate, with_spread
+from fct_jax.upgrade.ways.serving import search
+
+SHARES = (0.0, 0.3, 0.7, 1.0)
+
+
+def made(metric="cosine", seed=0, leave_one_out=False, inside=False, weights=None, n=150):
+    rng = np.random.default_rng(seed)
+    latent = rng.normal(size=(n + 60 + 40, 8))
+
+    def embedded(dim):
+        turn = rng.normal(size=(8, dim))
+        return (latent @ turn + 0.7 * rng.normal(size=(len(latent), dim))).astype(np.float32)
+
+    old, new = embedded(6), embedded(9)
+    moved = (new + rng.normal(size=new.shape)).astype(np.float32)
+    back = (old + 0.5 * rng.normal(size=old.shape)).astype(np.float32)
+    gallery, sample, asked = slice(0, n), slice(n, n + 60), slice(n + 60, None)
+    own = None
+    if leave_one_out:
+        own, asked = np.arange(40), slice(0, 40)
+    labels = rng.integers(0, 12, len(latent))
+    within = np.arange(0, n, 3) if inside else np.arange(0)
+    start = (old[gallery][within], new[gallery][within]) if inside else (old[sample], new[sample])
+    world = World(
+        items={"old": old[gallery], "new": new[gallery], "translated": moved[gallery]},
+        queries={
+            "old": old[asked],
+            "new": new[asked],
+            "bridged": back[asked],
+            "common": back[asked],
+        },
+        relevance=judge.by_labels(labels[asked], labels[gallery], own),
+        own=own,
+        calibration=calibrate(*start, metric=metric, weights=weights),
+        sample=tuple(part[:0] for part in start) if inside else start,
+        inside=within,
+    )
+    known = Items(n, seed, metric, transformed=moved[gallery], uncertainty=rng.normal(size=n))
+    return world, known
+
+
+def searched(world, known, spot, depth, metric):
+    """One point by `search`, with a calibration of what both models know by then."""
+    migrated = np.zeros(world.count, bool)
+    if spot.order == "on demand":
+        migrated[:] = True
+    elif spot.share:
+        migrated[find_order(spot.order).rank(known)[: int(spot.share * world.count)]] = True
+    grown = migrated & (spot.order != "on demand")
+    grown[world.inside] = True
+    c = world.calibration
+    reference = [
+        space.items(np.concatenate([extra, items[grown]]))
+        for space, extra, items in (
+            (c.old, world.sample[0], world.items["old"]),
+            (c.new, world.sample[1], world.items["new"]),
+        )
+    ]
+    grown = Calibration(c.old, c.new, *reference, weights=c.weights)
+    q = world.queries
+    some = typical_queries(len(q["new"]))
+    grown = with_spread(grown, q["old"][some], q["new"][some])
+    _, rows = search(
+        spot.way,
+        q["old"],
+        q["new"],
+        world.items["old"],
+        world.items["new"],
+        migrated,
+        depth,
+        grown,
+        translated=world.items["translated"],
+        metric=metric,
+        own=world.own,
+        query_bridged=q["bridged"],
+        query_common=q["common"],
+    )
+    return judge.per_query(rows, world.relevance)
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [
+        ("cosine", {}),
+        ("cosine", {"leave_one_out": True}),
+        ("cosine", {"inside": True, "leave_one_out": True}),
+        ("l2", {"seed": 1}),
+        ("cosine", {"weights": Weights(1.2, -0.3, 0.7, 1.4, 0.9, 0.2, damping=0.5)}),
+    ],
+)
+def test_every_way_at_every_share_is_its_own_search(metric, options, monkeypatch):
+    world, known = made(metric, **options)
+    ways = [way for way in WAYS.values() if metric == "cosine" or way.name != "common"]
+    spots = spots_of(ways, {way.name: way.orders for way in ways}, SHARES)
+    # Of the many settings of a blend and a cascade a few.
+    spots = [spot for i, spot in enumerate(spots) if spot.way.done or i % 5 == 0]
+    monkeypatch.setattr(module, "_BLOCK", 13 * 210)  # several blocks of queries
+    found = Curves(world, known, 60).run(spots)
+    assert len(found) == len(spots) + 2
+    for spot in spots:
+        expected = searched(world, known, spot, 60, metric)
+        for name, values in expected.items():
+            np.testing.assert_allclose(
+                found[spot.name][name], values, atol=1e-6, err_msg=f"{spot.name} {name}"
+            )
+
+
+def plain_ranking(scores, own):
+    order = sorted(range(len(scores)), key=lambda row: (-scores[row], row))
+    return [row for row in order if row != own]
+
+
+def test_ends_and_cascades_are_plain_loops():
+    """In float64 and plain Python: today's search, the new model's, and a cascade by new scores."""
+    world, known = made(leave_one_out=True)
+    ways = [WAYS["cascade"], WAYS["translated_cascade"], WAYS["translated"], WAYS["bridge"]]
+    spots = spots_of(ways, {way.name: way.orders for way in ways}, SHARES)
+    found = Curves(world, known, 60).run(spots)
+
+    def unit(rows):
+        rows = rows.astype(np.float64)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    items = {kind: unit(rows) for kind, rows in world.items.items()}
+    asked = {kind: unit(rows) for kind, rows in world.queries.items()}
+    moved = np.zeros(world.count, bool)
+    moved[find_order("uncertainty").rank(known)[: int(0.3 * world.count)]] = True
+    for q in range(len(asked["new"])):
+        own = int(world.own[q])
+        old, new = items["old"] @ asked["old"][q], items["new"] @ asked["new"][q]
+        translated = items["translated"] @ asked["new"][q]
+        first, first_moved = plain_ranking(old, own), plain_ranking(translated, own)
+        rankings = {
+            (KEEP, "", 0.0): first,
+            (WHOLE, "", 1.0): plain_ranking(new, own),
+            ("bridge", "", 0.0): plain_ranking(items["old"] @ asked["bridged"][q], own),
+            ("translated", "uncertainty", 0.3): plain_ranking(
+                np.where(moved, new, translated), own
+            ),
+            ("cascade 20 new", "on demand", 0.0): (
+                sorted(first[:20], key=lambda row: -new[row]) + first[20:]
+            ),
+            ("translated_cascade 20 sum", "on demand", 0.0): (
+                sorted(first_moved[:20], key=lambda row: -(new + translated)[row])
+                + first_moved[20:]
+            ),
+        }
+        one = world.relevance.of(np.array([q]))
+        for name, ranking in rankings.items():
+            expected = judge.per_query(np.array([ranking[:60]]), one)
+            for metric, value in expected.items():
+                assert found[name][metric][q] == pytest.approx(value[0], abs=1e-6), (name, metric)
+
+
+def test_best_items_are_those_of_a_sort():
+    rng = np.random.default_rng(0)
+    old, new = (rng.integers(0, 9, (7, 5000)).astype(np.float32) for _ in range(2))  # many equal
+    scores, migrated = Scores({"old": old, "new": new}), rng.random(5000) < 0.4
+    own = np.array([-1, 0, 1, 2, 3, 4, 4999])
+    factor, shift = rng.integers(1, 4, 7).astype(np.float32), np.arange(7, dtype=np.float32)
+    left, done = Mix({"old": factor}, shift), Mix({"new": 2.0, "old": factor})
+    total = np.where(
+        migrated, 2 * new + factor[:, None] * old, factor[:, None] * old + shift[:, None]
+    )
+    for k, items in ((1, 5000), (10, 5000), (300, 4000), (60, 50)):
+        found, rows = scores.best(left, done, migrated, own, items, k)
+        for q in range(7):
+            ranking = plain_ranking(total[q, :items], own[q])[:k]
+            got = rows[q][rows[q] >= 0]
+            assert got.tolist() == ranking
+            np.testing.assert_array_equal(found[q, : len(got)], total[q, ranking])
+            assert np.isneginf(found[q, len(got) :]).all()
+    columns = np.sort(rng.permutation(5000)[:400])
+    largest = scores.largest(Mix({"old": factor, "new": 2.0}), columns, 12)
+    expected = np.sort(factor[:, None] * old[:, columns] + 2 * new[:, columns], axis=1)[:, ::-1]
+    np.testing.assert_array_equal(largest, expected[:, :12])
+    three = scores.largest(Mix({"old": 1.0, "new": 1.0}), columns, 3)
+    assert three.shape == (7, 3)
+
+
+def test_a_way_of_others_is_measured_too():
+    world, known = made()
+    mine = dataclasses.replace(
+        WAYS["translated"], name="mine", done=lambda asked: Mix({"new": 0.5, "translated": 0.5})
+    )
+    spots = spots_of([mine], {"mine": ("random",)}, SHARES)
+    found = Curves(world, known, 20).run(spots)
+    half = searched(world, known, spots[1], 20, "cosine")
+    np.testing.assert_allclose(found["mine", "random", 0.3]["mrr"], half["mrr"], atol=1e-6)

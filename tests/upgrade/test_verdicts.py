@@ -1,0 +1,113 @@
+"""Verdicts: by figures that are made up, and on pairs of models whose truth is known."""
+
+import numpy as np
+import pytest
+
+from fct_jax.upgrade.assessment.verdict import (
+    Bootstrap,
+    Option,
+    queries_needed,
+    recommend,
+    without_evidence,
+)
+from fct_jax.upgrade.ways import WAYS
+
+SHARES = (0.0, 0.5, 1.0)
+
+
+def made_up(levels, whole, queries=400, seed=0):
+    """Options around given means, with noise that they share and a little of their own."""
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=queries) * 0.1
+
+    def around(level):
+        own = rng.normal(size=queries) * 0.01
+        return level + shared + own - own.mean()
+
+    options = [
+        Option(WAYS[way], "uncertainty", SHARES, np.stack([around(level) for level in path]))
+        for way, path in levels.items()
+    ]
+    return options, around(0.5), around(whole), Bootstrap(queries, 300, 0)
+
+
+@pytest.mark.parametrize(
+    ("levels", "whole", "advice", "way", "share"),
+    [
+        # Translated dips below keep: out, though it ends highest; dual is safe.
+        ({"translated": (0.1, 0.2, 0.6), "dual": (0.5, 0.52, 0.55)}, 0.5, "upgrade", "dual", 1.0),
+        # Both are safe and alike: the simpler one. Nearly all of the gain is there half-way.
+        ({"fused": (0.5, 0.6, 0.6), "dual": (0.5, 0.6, 0.6)}, 0.6, "upgrade", "dual", 0.5),
+        ({"translated": (0.6, 0.6, 0.6)}, 0.6, "upgrade", "translated", 0.0),
+        # Of equal ways the one with the fewest items to re-embed.
+        ({"dual": (0.5, 0.5, 0.6), "fused": (0.5, 0.6, 0.6)}, 0.6, "upgrade", "fused", 0.5),
+        # Nothing can be gained, as the intervals show: don't.
+        ({"fused": (0.5, 0.5, 0.5)}, 0.5, "keep", None, None),
+        ({"dual": (0.5, 0.49, 0.45)}, 0.45, "keep", None, None),
+        # The new model is better, but every way there leads through a valley.
+        ({"dual": (0.5, 0.4, 0.6)}, 0.6, "upgrade", "re-embed all", 1.0),
+    ],
+)
+def test_verdicts(levels, whole, advice, way, share):
+    found = recommend(*made_up(levels, whole))
+    assert (found.advice, found.way, found.share) == (advice, way, share), found
+    assert found.text
+
+
+def test_a_promise_that_is_not_sure_is_no_advice():
+    rng = np.random.default_rng(0)
+    keep = rng.random(60)
+    change = rng.normal(size=60) * 0.3
+    change += 0.05 - change.mean()  # 5 points, and a standard error of 4
+    option = Option(WAYS["dual"], "random", SHARES, np.stack([keep, keep + change, keep + change]))
+    found = recommend([option], keep, keep + change, Bootstrap(60, 500, 0))
+    assert found.advice == "cannot tell" and found.way is None
+    assert found.needed[0.01] == pytest.approx((1.96 * change.std() / 0.01) ** 2, abs=1)
+    assert f"±1 points with {found.needed[0.01]:,}" in found.text
+    # The same differences of sixteen times as many queries are sure.
+    again = [np.tile(v, 16) for v in (keep, keep + change)]
+    option = Option(WAYS["dual"], "random", SHARES, np.stack([again[0], again[1], again[1]]))
+    found = recommend([option], again[0], again[1], Bootstrap(960, 500, 0))
+    assert found.advice == "upgrade"
+
+
+def test_bounds_hold_for_all_options_at_once():
+    """Of 100 worlds without any difference, hardly one shows a sure gain among 60 options."""
+    wrong = alone = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        values = rng.normal(size=(60, 100)) * rng.random((60, 1)) + 0.3 * rng.normal(size=100)
+        low, high = Bootstrap(100, 300, seed).bounds(values)
+        wrong += (low > 0).any()
+        alone += low[0] > 0
+        assert (low <= values.mean(axis=1)).all() and (high >= values.mean(axis=1)).all()
+    # One in a hundred each: of the binomial with mean 1, more than 6 has a chance of 1e-5.
+    assert wrong <= 6 and alone <= 6
+    same = np.zeros((3, 50))
+    np.testing.assert_array_equal(Bootstrap(50, 100, 0).bounds(same), np.zeros((2, 3)))
+
+
+def test_bootstrap_intervals_are_those_of_normal_means():
+    values = np.random.default_rng(0).normal(size=400)
+    low, high = Bootstrap(400, 4000, 0).interval(values)
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
+
+
+def test_without_evidence_it_cannot_tell_and_says_what_would():
+    rng = np.random.default_rng(0)
+    overlap = rng.integers(0, 11, 50) / 10
+    found = without_evidence(overlap, "the queries that were given")
+    assert found.advice == "cannot tell"
+    for word in ("labels", "groups", "near-duplicates", "clicks", "50 to 200"):
+        assert word in found.text
+    # By simulation: one relevant item, drawn from what both find; the difference of recall@10.
+    differences = []
+    for common in (10 * overlap).round().astype(int):
+        for _ in range(400):
+            item = rng.integers(20 - common)
+            in_old, in_new = item < 10, item >= 10 - common
+            differences.append(float(in_new) - float(in_old))
+    needed = 1.96**2 * np.var(differences) / 0.05**2
+    assert found.needed[0.05] == pytest.approx(needed, rel=0.05)
+    assert queries_needed(0.25)[0.05] == int(np.ceil(1.96**2 * 0.25 / 0.05**2))
