@@ -11,7 +11,7 @@
 The second may be left out: without config.statistics the third computes them itself. All methods
 in all scenarios, beside FCT and FastFill (under 10 minutes on 2 CPU cores):
 
-  python tools/benchmark_compatible.py --config configs/digits_compatible.py
+  fct-jax compare configs/digits_compatible.py
 
 mAP self/cross in percent, mean of 3 seeds:
 
@@ -38,7 +38,7 @@ def get_config():
 
 
 def benchmark():
-    """What tools/benchmark_compatible.py trains and tests on."""
+    """Return what `fct-jax compare` trains and tests on."""
     half, share = "classes 0.5", "images 0.3"
     large = {"model.name": "resnet50_projection"}
     return {

@@ -2,7 +2,7 @@
 
 All scenarios and methods of the published benchmark, beside FCT and FastFill:
 
-  python tools/benchmark_compatible.py --config configs/gldv2_compatible.py \\
+  fct-jax compare configs/gldv2_compatible.py \\
       --workdir runs/gldv2 --scenarios extended-data
 
 It needs data/gldv2 (train/, index/, test/, retrieval_solution_v2.1.csv and train.txt, "path
@@ -28,7 +28,7 @@ def get_config():
 
 
 def benchmark():
-    """What tools/benchmark_compatible.py trains and tests on."""
+    """Return what `fct-jax compare` trains and tests on."""
     large = {"model.name": "resnet50_projection", "pretrained": "weights/resnet50.pth"}
     by_data = {"data.subset": "old images 0.3"}, {"data.subset": "new images 0.3"}
     by_class = {"data.subset": "old classes 0.3"}, {"data.subset": "new classes 0.3"}

@@ -6,7 +6,7 @@ stride 1; Adam with warm-up from 1 % of the rate: the settings of "Bag of Tricks
 Baseline for Deep Person Re-identification" (CVPRW 2019), with an embedding of 256 instead of 2048.
 All methods, with and without k-reciprocal re-ranking:
 
-  python tools/benchmark_compatible.py --config configs/market1501_compatible.py \\
+  fct-jax compare configs/market1501_compatible.py \\
       --workdir runs/market1501
 
 It needs data/market1501 with bounding_box_train, query and bounding_box_test of the released
@@ -30,7 +30,7 @@ def get_config():
 
 
 def benchmark():
-    """What tools/benchmark_compatible.py trains and tests on."""
+    """Return what `fct-jax compare` trains and tests on."""
     share, half = "images 0.3", "classes 0.5"
     return {
         # scenario: (changes of the old model's config, changes of the new models')

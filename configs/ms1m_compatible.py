@@ -2,7 +2,7 @@
 
 ArcFace (scale 64, margin 0.5, SGD 0.1 at batch 512, as published in CVPR 2019) over all persons:
 
-  python tools/benchmark_compatible.py --config configs/ms1m_compatible.py --workdir runs/ms1m \\
+  fct-jax compare configs/ms1m_compatible.py --workdir runs/ms1m \\
       --methods bct,lce,unibct
 
 It needs data/ms1m with train.rec and train.idx of InsightFace's release (5.8 million aligned faces
@@ -32,7 +32,7 @@ def get_config():
 
 
 def benchmark():
-    """What tools/benchmark_compatible.py trains and tests on."""
+    """Return what `fct-jax compare` trains and tests on."""
     share, half = "images 0.3", "classes 0.5"
     return {
         # scenario: (changes of the old model's config, changes of the new models')

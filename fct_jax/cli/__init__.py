@@ -30,7 +30,7 @@ COMMANDS = {
     "train": Command("experiments", "train a model from a config"),
     "embed": Command("experiments", "embed images with a model, or vectors with a transformation"),
     "evaluate": Command("experiments", "measure retrieval and draw backfilling curves"),
-    "compare": Command("experiments", "judge compatible models side by side"),
+    "compare": Command("compare", "judge compatible models side by side"),
     "completion": Command("completion", "print a script that completes this command in your shell"),
 }
 

@@ -1,4 +1,4 @@
-"""``fct-jax train``, ``embed``, ``evaluate`` and ``compare``: the commands that take a config.
+"""``fct-jax train``, ``embed`` and ``evaluate``: the commands that take a config.
 
 They are ``python -m fct_jax.train`` and so on, with shorter words: ``NAME`` for ``--config NAME``
 and ``key=value`` for ``--config.key=value``.

@@ -1,48 +1,49 @@
-"""Compatible methods side by side: tables, Markdown, JSON and hot-refresh curves."""
+"""Compatible models side by side: the verdict in words, tables and curves."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from fct_jax.compare.measures import SHARES, compatibility_scores, update_gain
 from fct_jax.errors import UserError
-from fct_jax.evaluate.backfill import BackfillCurve
-from fct_jax.evaluate.figure import draw_curves
+from fct_jax.evaluate.orders import ORDERS
+from fct_jax.runtime.report import Curve, Panel, Report
+from fct_jax.runtime.tables import Table, percent
 
 OLD, ALONE = "old", "new alone"
 SCORES = ("p_up", "p_comp", "p_1", "update_gain")
+# curve of `scoring.measure`: order of re-embedding
+CURVES = {"curve": "random", "curve by uncertainty": "uncertainty"}
 
 
 @dataclasses.dataclass
-class CompatibleReport:
-    """What a comparison found; mAPs, rates and gaps are fractions.
+class Comparison:
+    """The figures of a comparison; mAPs, rates and gaps are fractions.
 
     Attributes:
       title: of the scenario ("extended-data", say).
-      tests: {test set: {row: metrics}} as ``compatible_scoring.measure`` gives them. Rows are
-        "old", "new alone" (trained without compatibility, M* of the scores) and the methods.
+      tests: {test set: {row: metrics}} as ``scoring.measure`` gives them. Rows are "old", "new
+        alone" (trained without compatibility, M* of the scores; it may be missing) and the models.
       shares: of the gallery, at which the curves were taken.
       runs: how many trainings the metrics are the mean of.
+      spread: {test set: {row: {"self", "cross"}}}, standard deviations over these trainings.
     """
 
     title: str
     tests: dict[str, dict[str, dict]]
     shares: Sequence[float] = SHARES
     runs: int = 1
+    spread: dict[str, dict[str, dict]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        """Checks that every test set has the same rows, with the two to compare with."""
+        """Raise UserError where test sets have different rows, or none of the old model."""
         rows = [list(found) for found in self.tests.values()]
         if not rows or any(names != rows[0] for names in rows):
             raise UserError(f"{self.title}: every test set needs the same rows: {rows}")
-        for needed in (OLD, ALONE):
-            if needed not in rows[0]:
-                raise UserError(f"{self.title}: a report needs the row {needed!r}")
+        if OLD not in rows[0]:
+            raise UserError(f"{self.title}: a report needs the row {OLD!r}")
 
     @property
     def rows(self) -> list[str]:
@@ -50,36 +51,70 @@ class CompatibleReport:
         return [name for name in next(iter(self.tests.values())) if name != OLD]
 
     def column(self, row: str, name: str) -> np.ndarray:
-        """(d,) one metric of a row over the test sets."""
-        return np.array([found[row][name] for found in self.tests.values()])
+        """Return one metric of a row over the test sets, (d,); NaN where it has none."""
+        return np.array([found[row].get(name, np.nan) for found in self.tests.values()])
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """{row: {"p_up", "p_comp", "p_1", "update_gain"}} over all test sets.
+        """Return {row: {"p_up", "p_comp", "p_1", "update_gain"}} over all test sets.
 
-        All are None where the new model alone is no better or worse than the old one on some test
-        set: there is no gain to compare with.
+        All are None where there is no gain to compare with: no new model alone, or one that is as
+        good as the old one on some test set. They are None for a row that cannot search the old
+        gallery.
         """
+        nothing = {row: dict.fromkeys(SCORES) for row in self.rows}
+        if ALONE not in self.rows:
+            return nothing
         old, star = self.column(OLD, "self"), self.column(ALONE, "self")
         if (star == old).any() or (star == 0).any():
-            return {row: dict.fromkeys(SCORES) for row in self.rows}
-        found = {}
+            return nothing
+        found = nothing
         for row in self.rows:
             own, cross = self.column(row, "self"), self.column(row, "cross")
-            found[row] = compatibility_scores(own, cross, old, star)
-            found[row]["update_gain"] = float(update_gain(cross, old, star).mean())
+            if not np.isnan(cross).any():
+                found[row] = compatibility_scores(own, cross, old, star)
+                found[row]["update_gain"] = float(update_gain(cross, old, star).mean())
         return found
 
     def reached(self, row: str) -> tuple[int, int]:
-        """In how many cases cross search is better than the old model's own, and of how many."""
+        """Return in how many cases cross search beats the old model's own, and of how many."""
         count = self.runs * len(self.tests)
-        return round(float(np.mean(self.column(row, "reaches_old"))) * count), count
+        return round(float(np.nanmean(self.column(row, "reaches_old"))) * count), count
 
-    def sections(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        """(title, headings, rows of text) of each table."""
+    def verdict(self) -> str:
+        """Return a sentence: which models find more in the old gallery than the old model does."""
+        models = [row for row in self.rows if "cross" in next(iter(self.tests.values()))[row]]
+        models = [row for row in models if row != ALONE]
+        if not models:
+            return f"{self.title}: there is no model that can search the old gallery."
+        always = [row for row in models if self.reached(row)[0] == self.reached(row)[1]]
+        best = max(models, key=lambda row: float(self.column(row, "cross").mean()))
+        cross = percent(float(self.column(best, "cross").mean()))
+        own = percent(float(self.column(OLD, "self").mean()))
+        several = len(self.tests) * self.runs > 1
+        most = (
+            f"{best} finds most in the old gallery, mAP {cross} % against {own} % of the old model"
+            f"{' on average' if several else ''}."
+        )
+        if not always:
+            where = " everywhere" if several else ""
+            return f"{self.title}: no model beats the old one's own search{where}; {most}"
+        names = ", ".join(always) if len(always) < len(models) else f"all {len(models)} models"
+        if len(models) == 1:
+            names = always[0]
+        verb = "beats" if len(always) == 1 else "beat"
+        return f"{self.title}: {names} {verb} the old model's own search in its gallery; {most}"
+
+    def tables(self) -> list[Table]:
+        """Return the main table, the details, and one for each test set that has more metrics."""
         more = [self._more(name) for name in self.tests]
-        return [self._main(), self._details(), *(table for table in more if table[2])]
+        return [self._main(), self._details(), *(table for table in more if table.rows)]
 
-    def _main(self):
+    def _cell(self, test: str, row: str, key: str) -> str:
+        text = percent(self.tests[test][row].get(key))
+        spread = self.spread.get(test, {}).get(row, {}).get(key)
+        return text if spread is None or not text else f"{text} ± {percent(spread)}"
+
+    def _main(self) -> Table:
         names = list(self.tests)
         head = ["model"]
         for name in names:
@@ -87,106 +122,118 @@ class CompatibleReport:
         head += ["cross > old", "P_up", "P_comp", "P_1"]
         old = [OLD]
         for name in names:
-            old += [_percent(self.tests[name][OLD]["self"]), ""]
+            old += [self._cell(name, OLD, "self"), ""]
         lines = [[*old, "", "", "", ""]]
         scores = self.scores()
         for row in self.rows:
             line = [row]
             for name in names:
-                line += [_percent(self.tests[name][row][key]) for key in ("self", "cross")]
-            reached, count = self.reached(row)
-            said = ("yes" if reached else "no") if count == 1 else f"{reached} of {count}"
-            line += [said, *(_percent(scores[row][key]) for key in ("p_up", "p_comp", "p_1"))]
+                line += [self._cell(name, row, key) for key in ("self", "cross")]
+            line += [self._reached(row), *(percent(scores[row][key]) for key in SCORES[:3])]
             lines.append(line)
-        return f"{self.title}: mAP (%)", head, lines
+        spread = f", mean ± standard deviation of {self.runs} seeds" if self.spread else ""
+        return Table(f"{self.title}: mAP (%){spread}", head, lines)
 
-    def _details(self):
-        """Update gain, negative flips, gap between classes, mean of the hot-refresh curve."""
+    def _reached(self, row: str) -> str:
+        if np.isnan(self.column(row, "reaches_old")).all():
+            return ""
+        reached, count = self.reached(row)
+        return ("yes" if reached else "no") if count == 1 else f"{reached} of {count}"
+
+    def _details(self) -> Table:
+        """Update gain, negative flips, gap between classes, means of the curves."""
         head = ["model", "test set", "gain", "NFR", "relative NFR", "gap", "refresh"]
+        by_uncertainty = any(
+            "curve by uncertainty" in values
+            for found in self.tests.values()
+            for values in found.values()
+        )
         lines = []
         for name, found in self.tests.items():
+            star = found.get(ALONE, {}).get("self")
             for row in self.rows:
                 values = found[row]
-                old, star = found[OLD]["self"], found[ALONE]["self"]
-                gain = None if star == old else float(update_gain(values["cross"], old, star)[0])
-                rates = [_percent(values.get(key)) for key in ("nfr", "relative_nfr", "gap")]
-                mean = _percent(float(np.mean(values["curve"])))
-                lines.append([row, name, _percent(gain), *rates, mean])
-        return f"{self.title}: details (%)", head, lines
+                old, cross, gain = found[OLD]["self"], values.get("cross"), None
+                if None not in (star, cross) and star != old:
+                    gain = float(update_gain(cross, old, star)[0])
+                rates = [percent(values.get(key)) for key in ("nfr", "relative_nfr", "gap")]
+                means = [
+                    percent(float(np.mean(values[key])) if key in values else None)
+                    for key in CURVES
+                ]
+                lines.append([row, name, percent(gain), *rates, *means[: 1 + by_uncertainty]])
+        if by_uncertainty:
+            head.append("refresh, by uncertainty")
+        return Table(f"{self.title}: details (%)", head, lines, text=(0, 1))
 
-    def _more(self, test: str):
-        """What a test set is known for besides the mAP: CMC of persons, TAR at FAR of faces."""
+    def _more(self, test: str) -> Table:
+        """The metrics a test set is known for besides the mAP: CMC of persons, TAR of faces."""
         found = self.tests[test]
         names = [key.removeprefix("self ") for key in found[OLD] if key.startswith("self ")]
         lines = []
         for row in [OLD, *self.rows] if names else []:
-            for kind in ("self",) if row == OLD else ("self", "cross"):
-                values = [_percent(found[row][f"{kind} {name}"]) for name in names]
-                lines.append([row, kind, *values])
-        return f"{self.title}: {test} (%)", ["model", "search", *names], lines
-
-    def show(self) -> None:
-        """Prints the tables."""
-        console = Console(width=None)
-        for title, head, lines in self.sections():
-            table = Table(title=title, title_justify="left")
-            table.add_column(head[0], no_wrap=True)
-            for heading in head[1:]:
-                table.add_column(heading, justify="right")
-            for line in lines:
-                table.add_row(*line)
-            console.print(table)
+            for kind in ("self", "cross"):
+                values = [percent(found[row].get(f"{kind} {name}")) for name in names]
+                if any(values):
+                    lines.append([row, kind, *values])
+        return Table(f"{self.title}: {test} (%)", ["model", "search", *names], lines, text=(0, 1))
 
     def markdown(self) -> str:
-        """The tables in Markdown."""
-        parts = []
-        for title, head, lines in self.sections():
-            text = [f"**{title}**", "", "| " + " | ".join(head) + " |"]
-            text.append("|---|" + "---:|" * (len(head) - 1))
-            text += ["| " + " | ".join(line) + " |" for line in lines]
-            parts.append("\n".join(text) + "\n")
-        return "\n".join(parts)
+        """Return the tables in Markdown."""
+        return "\n\n".join(table.markdown() for table in self.tables()) + "\n"
 
     def to_json(self) -> dict:
-        """Everything, as JSON holds it."""
+        """Return everything, as JSON holds it."""
         return {
-            "title": self.title,
             "runs": self.runs,
             "shares": list(self.shares),
             "tests": self.tests,
+            "spread": self.spread,
             "scores": self.scores(),
         }
 
-    def draw(self, path: Path) -> None:
-        """Hot-refresh curves, a panel for each test set."""
-        curves = {
-            row: BackfillCurve(
-                np.asarray(self.shares),
-                {name: np.asarray(found[row]["curve"]) for name, found in self.tests.items()},
+    def panels(self) -> list[Panel]:
+        """Return hot-refresh curves, a panel for each test set."""
+        return [
+            Panel(
+                f"{self.title}: {name}",
+                [
+                    self._curve(row, found[row][key], order)
+                    for row in self.rows
+                    for key, order in CURVES.items()
+                    if key in found[row]
+                ],
+                {f"{row} self": 100 * found[row]["self"] for row in (OLD, ALONE) if row in found},
+                y_label="mAP (%)",
             )
-            for row in self.rows
-        }
-        levels = {
-            f"{row} self": {name: found[row]["self"] for name, found in self.tests.items()}
-            for row in (OLD, ALONE)
-        }
-        draw_curves(curves, levels, {name: f"{name} mAP" for name in self.tests}, path)
+            for name, found in self.tests.items()
+        ]
+
+    def _curve(self, row: str, values, order: str) -> Curve:
+        shares = [100 * share for share in self.shares]
+        line = "-" if order == "random" else ORDERS[order].line
+        name = row if order == "random" else f"{row}, by {order}"
+        if order == "uncertainty":
+            line = "--"
+        return Curve(name, shares, [100 * v for v in values], group=row, line=line)
 
 
-def report_of(title: str, tests: Mapping, shares: Sequence[float] = SHARES) -> CompatibleReport:
-    """The report of one run; marks the rows whose cross search beats the old model's own."""
+def report_of(title: str, tests: Mapping, shares: Sequence[float] = SHARES) -> Comparison:
+    """Return the comparison of one run; marks rows whose cross search beats the old model's own."""
     marked = {}
     for name, found in tests.items():
         old = found[OLD]["self"]
         marked[name] = {
-            row: values if row == OLD else {**values, "reaches_old": float(values["cross"] > old)}
+            row: {**values, "reaches_old": float(values["cross"] > old)}
+            if "cross" in values and row != OLD
+            else dict(values)
             for row, values in found.items()
         }
-    return CompatibleReport(title, marked, shares)
+    return Comparison(title, marked, shares)
 
 
-def mean_report(reports: Sequence[CompatibleReport]) -> CompatibleReport:
-    """The mean over runs of the same comparison with other seeds.
+def mean_report(reports: Sequence[Comparison]) -> Comparison:
+    """Return the mean over runs of the same comparison with other seeds, and their spread.
 
     Raises UserError where titles, test sets, rows or shares differ.
     """
@@ -199,28 +246,55 @@ def mean_report(reports: Sequence[CompatibleReport]) -> CompatibleReport:
         ) and list(other.shares) == list(first.shares)
         if not same:
             raise UserError(f"the runs of {first.title} do not hold the same rows and test sets")
-    tests = {
-        name: {
-            row: {
-                key: np.mean([other.tests[name][row][key] for other in reports], axis=0).tolist()
-                for key in values
+
+    def over(runs: Sequence[Comparison], reduce, wanted=None) -> dict:
+        return {
+            name: {
+                row: {
+                    key: reduce([other.tests[name][row][key] for other in runs], axis=0).tolist()
+                    for key in values
+                    if wanted is None or key in wanted
+                }
+                for row, values in found.items()
             }
-            for row, values in found.items()
+            for name, found in first.tests.items()
         }
-        for name, found in first.tests.items()
-    }
+
+    def deviation(values, axis):
+        return np.std(values, axis=axis, ddof=1)
+
+    spread = over(reports, deviation, ("self", "cross")) if len(reports) > 1 else {}
     runs = sum(other.runs for other in reports)
-    return CompatibleReport(first.title, tests, first.shares, runs)
+    return Comparison(first.title, over(reports, np.mean), first.shares, runs, spread)
 
 
-def write_reports(reports: Sequence[CompatibleReport], folder: Path) -> None:
-    """Writes results.json, table.md and a curve for each report, TITLE.png."""
-    found = {report.title: report.to_json() for report in reports}
-    (folder / "results.json").write_text(json.dumps(found, indent=2) + "\n")
-    (folder / "table.md").write_text("\n".join(report.markdown() for report in reports))
-    for report in reports:
-        report.draw(folder / f"{report.title}.png")
+def described(
+    comparisons: Sequence[Comparison],
+    settings: Mapping | None = None,
+    measured_on: Mapping[str, str] | None = None,
+) -> Report:
+    """Return the report of several comparisons together."""
+    notes = []
+    if any(c.runs == 1 for c in comparisons):
+        notes.append("One training each: differences of a few points may be the seed's.")
+    notes.append(
+        "self: the model searches its own gallery; cross: its queries search the old gallery, "
+        "translated where the model is a transformation; refresh: the mean of the curve."
+    )
+    return Report(
+        title="Comparison of compatible models",
+        verdict=[comparison.verdict() for comparison in comparisons],
+        tables=[table for comparison in comparisons for table in comparison.tables()],
+        panels=[panel for comparison in comparisons for panel in comparison.panels()],
+        measured_on=measured_on or {},
+        notes=notes,
+        settings=settings or {},
+        data={"comparisons": {c.title: c.to_json() for c in comparisons}},
+    )
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+def write_reports(comparisons: Sequence[Comparison], folder: Path, **more) -> Report:
+    """Write the report of several comparisons to a folder; ``more`` as of `described`."""
+    report = described(comparisons, **more)
+    report.write(folder)
+    return report

@@ -1,7 +1,8 @@
-"""One row of a comparison of compatible models: self, cross, hot refresh, negative flips, gaps.
+"""Scores of each kind of test set, and one row of a comparison of compatible models.
 
 A *score* is a function ``(query (Q, D), gallery (G, D)) -> Scored``; there is one for each kind of
-test set, so that landmarks, persons, faces and classes stand side by side in one report.
+test set, so that landmarks, persons, faces and classes stand side by side in one report. `measure`
+makes a row of it: self, cross, hot refresh, negative flips, gaps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,23 @@ from typing import NamedTuple
 import numpy as np
 
 from fct_jax.compare.measures import SHARES, hot_refresh_curve, negative_flip_rate
+from fct_jax.data.ijb import Media, Pairs, Subjects
 from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
 from fct_jax.evaluate.metrics import grouped, per_query_results
+from fct_jax.evaluate.orders import backfill_order
 from fct_jax.evaluate.protocols.landmarks import PROTOCOLS, ap_at_k, revisited_per_query
+from fct_jax.evaluate.protocols.reid import k_reciprocal_rerank, market1501_per_query
+from fct_jax.evaluate.protocols.verification import (
+    identification_per_probe,
+    pair_scores,
+    pool_templates,
+    tar_at_far,
+    tpir_at_fpir,
+)
 from fct_jax.evaluate.search import knn
+
+KS = (1, 5, 10)
 
 
 class Scored(NamedTuple):
@@ -36,12 +50,15 @@ class Row(NamedTuple):
       query: (Q, D) by the model.
       gallery: (G, D) by the model.
       old_gallery: (G, D) what is searched before the gallery is re-embedded: the old model's
-        vectors, or those vectors through a transformation.
+        vectors, or those vectors through a transformation. None: the model cannot search it,
+        because its vectors have another size.
+      uncertainty: (G,) log-variance of each of these vectors, or None.
     """
 
     query: np.ndarray
     gallery: np.ndarray
-    old_gallery: np.ndarray
+    old_gallery: np.ndarray | None
+    uncertainty: np.ndarray | None = None
 
 
 def labelled(labels, query_labels=None, *, groups=None) -> Score:
@@ -110,6 +127,101 @@ def landmarks(positives: Sequence, k: int = 100, *, groups=None) -> Score:
     return score
 
 
+def persons(
+    query_ids, gallery_ids, query_cameras, gallery_cameras, *, rerank: bool = False, groups=None
+) -> Score:
+    """Market-1501: mAP and CMC-1/5/10, what the query's camera saw of its person removed.
+
+    Both sides are normalised (the published code leaves an old gallery raw).
+
+    Args:
+      query_ids, query_cameras: (Q,);  gallery_ids, gallery_cameras: (G,).
+      rerank: distances by k-reciprocal re-ranking instead of plain ones.
+      groups: (Q,) of the queries; None: their cameras.
+    """
+    groups = query_cameras if groups is None else groups
+
+    def score(query, gallery) -> Scored:
+        distances = (k_reciprocal_rerank if rerank else _cosine_distances)(query, gallery)
+        aps, ranks = market1501_per_query(
+            distances, query_ids, gallery_ids, query_cameras, gallery_cameras
+        )
+        valid = ranks > 0
+        more = {f"cmc@{k}": float((ranks[valid] <= k).mean()) for k in KS}
+        by_group = group_means(aps, groups)
+        return Scored(float(aps[valid].mean()), ranks[valid] == 1, by_group, more)
+
+    return score
+
+
+def faces(
+    media: Media,
+    rows,
+    pairs: Pairs,
+    gallery: Subjects,
+    probe: Subjects,
+    *,
+    weights=None,
+    normalize: bool = False,
+    groups=None,
+) -> Score:
+    """IJB-B or IJB-C: mAP, top-1/5/10 and TPIR at FPIR of 1:N identification, TAR at FAR of 1:1
+    verification.
+
+    The score's query and gallery both hold a vector of every image. First templates of pairs and
+    probes are pooled from the query's, second templates and the gallery of persons from the
+    gallery's.
+
+    Args:
+      media: images by template and medium.
+      rows: (N,) the row of each of its images among the vectors.
+      pairs: of 1:1 verification.
+      gallery, probe: of 1:N identification.
+      weights, normalize: of the images in their templates, see `pool_templates`.
+      groups: (P,) of the probe templates.
+    """
+    rows = np.asarray(rows)
+
+    def pooled(vectors):
+        if len(vectors) <= rows.max():
+            raise UserError(f"{rows.max() + 1} face images need as many vectors: {len(vectors)}")
+        found, of = np.asarray(vectors)[rows], (media.templates, media.media)
+        return pool_templates(found, *of, weights=weights, normalize=normalize)
+
+    def score(query, search) -> Scored:
+        ids, asked = pooled(query)
+        searched = asked if search is query else pooled(search)[1]
+        # Verification by one list of vectors: the second templates lie behind the first.
+        offset = int(ids.max()) + 1
+        both = np.concatenate([ids, ids + offset]), np.concatenate([asked, searched])
+        scores = pair_scores(*both, pairs.first, pairs.second + offset)
+        found = identification_per_probe(
+            _of(ids, asked, probe), probe.subjects, _of(ids, searched, gallery), gallery.subjects
+        )
+        mated = found.rank > 0
+        more = {f"top@{k}": float((found.rank[mated] <= k).mean()) for k in KS}
+        more |= tpir_at_fpir(found) | tar_at_far(scores, pairs.same)
+        mean_ap, by_group = float(found.ap[mated].mean()), group_means(found.ap, groups)
+        return Scored(mean_ap, found.rank[mated] == 1, by_group, more)
+
+    return score
+
+
+def _of(ids, vectors, wanted: Subjects) -> np.ndarray:
+    """Return the vectors of some templates."""
+    missing = np.setdiff1d(wanted.templates, ids)
+    if missing.size:
+        raise UserError(
+            f"{missing.size} templates of the persons' lists have no image, "
+            f"first {missing[:10].tolist()}"
+        )
+    return vectors[np.searchsorted(ids, wanted.templates)]
+
+
+def _cosine_distances(query, gallery) -> np.ndarray:
+    return 1 - unit_rows(query).astype(np.float32) @ unit_rows(gallery).astype(np.float32).T
+
+
 def measure(
     score: Score,
     old: Row,
@@ -122,9 +234,11 @@ def measure(
 
     Returns:
       ``{"old": {"self"}, row: {"self", "cross", "curve" (S,), "nfr", "relative_nfr", "gap"}}``:
-      mAPs as fractions; ``curve`` at each share of a re-embedded gallery; negative flips of
-      cross against old search, and the difference of the best and the worst group in cross
-      search, where the score gives them; likewise its other metrics, "self NAME", "cross NAME".
+      mAPs as fractions; ``curve`` at each share of a re-embedded gallery, in random order, and
+      "curve by uncertainty" where the row has one; negative flips of cross against old search, and
+      the difference of the best and the worst group in cross search, where the score gives them;
+      likewise its other metrics, "self NAME", "cross NAME". A row without an old gallery has what
+      concerns the model itself.
 
     Raises:
       UserError: vectors that do not fit together, or are not finite.
@@ -132,36 +246,48 @@ def measure(
     before = score(old.query, old.gallery)
     found = {"old": _with_gap({"self": before.map, **_more("self", before)}, before)}
     for name, row in rows.items():
+        own = score(row.query, row.gallery)
+        if row.old_gallery is None:
+            found[name] = {"self": own.map, **_more("self", own)}
+            continue
         if np.shape(row.query)[1] != np.shape(row.old_gallery)[1]:
             raise UserError(
                 f"{name} has embeddings of {np.shape(row.query)[1]}, the gallery that it searches "
                 f"of {np.shape(row.old_gallery)[1]}"
             )
         cross = score(row.query, row.old_gallery)
-
-        own = score(row.query, row.gallery)
-
-        def mean_ap(gallery, row=row):
-            return {"map": score(row.query, gallery).map}
-
-        # What is already scored is not searched again.
-        inner = [share for share in shares if 0 < share < 1]
-        points = {0.0: cross.map, 1.0: own.map}
-        if inner:
-            curve = hot_refresh_curve(
-                row.gallery, row.old_gallery, mean_ap, shares=inner, seed=seed
-            )
-            points |= zip(inner, curve.values["map"].tolist(), strict=True)
         values = {
             "self": own.map,
             "cross": cross.map,
-            "curve": [points[float(share)] for share in shares],
+            **_curves(score, row, own, cross, shares, seed),
             **_more("self", own),
             **_more("cross", cross),
         }
         if before.hit is not None and cross.hit is not None:
             values |= negative_flip_rate(before.hit, cross.hit)
         found[name] = _with_gap(values, cross)
+    return found
+
+
+def _curves(score: Score, row: Row, own: Scored, cross: Scored, shares, seed: int) -> dict:
+    """Return mAPs at each share, in random order and, where it is known, by uncertainty."""
+
+    def mean_ap(gallery):
+        return {"map": score(row.query, gallery).map}
+
+    inner = [share for share in shares if 0 < share < 1]  # the ends are scored already
+    orders = {"curve": None}
+    if row.uncertainty is not None:
+        orders["curve by uncertainty"] = backfill_order("uncertainty", uncertainty=row.uncertainty)
+    found = {}
+    for name, order in orders.items():
+        points = {0.0: cross.map, 1.0: own.map}
+        if inner:
+            curve = hot_refresh_curve(
+                row.gallery, row.old_gallery, mean_ap, shares=inner, order=order, seed=seed
+            )
+            points |= zip(inner, curve.values["map"].tolist(), strict=True)
+        found[name] = [points[float(share)] for share in shares]
     return found
 
 

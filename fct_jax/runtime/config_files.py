@@ -39,8 +39,8 @@ def find_config(given: str) -> Path:
     raise UserError(f"no config file {given}{hint}")
 
 
-def read_config(path: Path):
-    """Return the config that the file's ``get_config`` makes.
+def run_config(path: Path) -> dict:
+    """Return what a config file defines, ``get_config`` among it.
 
     Raises UserError, with the place, if the file cannot be run or has no such function.
     """
@@ -58,6 +58,15 @@ def read_config(path: Path):
             f"config file {path} has no function get_config(); it must return the config, as those "
             "in configs/ do"
         )
+    return found
+
+
+def read_config(path: Path):
+    """Return the config that the file's ``get_config`` makes.
+
+    Raises UserError, with the place, if the file cannot be run or has no such function.
+    """
+    found = run_config(path)
     try:
         return found["get_config"]()
     except UserError:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import runpy
 import shutil
@@ -18,12 +19,14 @@ from absl.flags import FLAGS
 from PIL import Image
 
 from fct_jax import data, models
+from fct_jax.cli import main
 from fct_jax.errors import UserError
 from fct_jax.evaluate.protocols.landmarks import map_at_k, revisited_map
 from fct_jax.frozen.model import load_model, write_model
+from fct_jax.runtime.config_files import run_config
+from fct_jax.runtime.report import FILES
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.train.loop import train
-from tools import benchmark_compatible
 
 ROWS = {"new alone": "alone", "bct": "bct", "advbct": "advbct", "FCT": "FCT"}
 BILINEAR = Image.Resampling.BILINEAR
@@ -39,6 +42,7 @@ def command(*arguments, cwd):
         capture_output=True,
         text=True,
         timeout=600,
+        env={**os.environ, "PYTHONPATH": str(tiny_runs.REPOSITORY)},
     )
     return done.returncode, done.stderr.splitlines(), done.stdout
 
@@ -56,8 +60,8 @@ def finished(files):
     """The folder in which the benchmark has run."""
     root = files.parent / "finished"
     shutil.copytree(files, root)
-    tool = tiny_runs.REPOSITORY / "tools" / "benchmark_compatible.py"
-    status, errors, output = command(tool, *COMMAND, "--workdir", "runs/gldv2", cwd=root)
+    words = ("-m", "fct_jax.compare", *COMMAND, "--workdir", "runs/gldv2")
+    status, errors, output = command(*words, cwd=root)
     assert status == 0, errors
     assert "lists: mAP (%)" in output
     return root
@@ -78,12 +82,9 @@ def test_one_run_for_each_row(runs):
     for folder in folders:
         load_model(folder)
         assert (folder / "metrics.jsonl").is_file() and (folder / "config.json").is_file()
-    assert {file.name for file in (runs / "report").iterdir()} == {
-        "results.json",
-        "table.md",
-        "lists.png",
-    }
-    heading = (runs / "report" / "table.md").read_text().splitlines()[2]
+    assert {file.name for file in (runs / "report").iterdir()} == set(FILES)
+    lines = (runs / "report" / "report.md").read_text().splitlines()
+    heading = next(line for line in lines if line.startswith("| model |"))
     columns = [f"{name} {kind}" for name in ("RParis", "ROxford", "GLDv2") for kind in KINDS]
     assert heading.split(" | ")[1:7] == columns
 
@@ -150,8 +151,12 @@ def expected(finished, runs):
     return found
 
 
+def compared(runs) -> dict:
+    return json.loads((runs / "report" / "report.json").read_text())["comparisons"]["lists"]
+
+
 def test_mean_average_precisions(runs, expected):
-    written = json.loads((runs / "report" / "results.json").read_text())["lists"]["tests"]
+    written = compared(runs)["tests"]
     assert list(written) == list(expected)
     for name, rows in expected.items():
         assert list(written[name]) == ["old", *ROWS]
@@ -166,7 +171,7 @@ def test_mean_average_precisions(runs, expected):
 
 
 def test_scores(runs, expected):
-    written = json.loads((runs / "report" / "results.json").read_text())["lists"]["scores"]
+    written = compared(runs)["scores"]
 
     def column(row, kind):
         return np.array([expected[name][row][kind] for name in expected])
@@ -178,7 +183,7 @@ def test_scores(runs, expected):
         assert written[row]["p_up"] == pytest.approx(up.mean(), abs=1e-5)
         assert written[row]["p_comp"] == pytest.approx(comp.mean(), abs=1e-5)
         assert written[row]["p_1"] == pytest.approx((2 * up * comp / (up + comp)).mean(), abs=1e-5)
-    table = (runs / "report" / "table.md").read_text()
+    table = (runs / "report" / "report.md").read_text()
     line = next(line for line in table.splitlines() if line.startswith("| bct | "))
     assert line.split(" | ")[-1] == f"{100 * written['bct']['p_1']:.1f} |"
 
@@ -186,7 +191,7 @@ def test_scores(runs, expected):
 def test_subsets_are_the_split_lists(finished, monkeypatch):
     """config.data.subset of the published config draws what tools/split_dataset.py writes."""
     monkeypatch.chdir(finished)
-    plan = benchmark_compatible.read_config(Path("tiny.py"))
+    plan = run_config(Path("tiny.py"))
     scenarios = plan["benchmark"]()["scenarios"]
     for listed, drawn in zip(scenarios["lists"], scenarios["extended-class"], strict=True):
         sources = []
@@ -209,18 +214,17 @@ def world(files, tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def stops(capsys, monkeypatch, *message, flags=COMMAND):
+def stops(capsys, *message, flags=COMMAND):
     """The benchmark ends with status 1 and one line that holds all of the message."""
-    monkeypatch.setattr(sys, "argv", ["benchmark_compatible.py", *flags])
     capsys.readouterr()
-    assert benchmark_compatible.main() == 1
+    assert main(["compare", *flags]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     for part in message:
         assert part in line, line
     assert not Path("runs").exists()
 
 
-def test_missing_images_are_counted_before_training(world, capsys, monkeypatch):
+def test_missing_images_are_counted_before_training(world, capsys):
     def remove(files):
         for file in files:
             file.unlink()
@@ -228,53 +232,53 @@ def test_missing_images_are_counted_before_training(world, capsys, monkeypatch):
     gallery = sorted((world / "roxford5k" / "jpg").glob("roxf*.jpg"))
     remove(gallery[:11])
     named = ", ".join(file.name for file in gallery[:10])
-    stops(capsys, monkeypatch, "11 of 36 images are missing", "roxford5k/jpg", f": {named}, …")
+    stops(capsys, "11 of 36 images are missing", "roxford5k/jpg", f": {named}, …")
     index = (world / "gldv2" / "index.csv").read_text().split()[1:]
     paths = [f"{'/'.join(name[:3])}/{name}.jpg" for name in index[3:5]]
     tiny_gldv2.write_revisited(world / "roxford5k", "roxford5k", tiny_gldv2.Landmarks(0), 0)
     remove(world / "gldv2" / "index" / path for path in paths)
-    stops(capsys, monkeypatch, "2 of 30 images are missing", f": {', '.join(paths)}")
+    stops(capsys, "2 of 30 images are missing", f": {', '.join(paths)}")
     listed = (world / "gldv2" / "splits" / "train_new_100percent_class.txt").read_text()
     train = [line.split()[0] for line in listed.splitlines()][-12:]
     remove(world / "gldv2" / path for path in train)
-    stops(capsys, monkeypatch, "12 of 72 images are missing", f": {', '.join(train[:10])}, …")
+    stops(capsys, "12 of 72 images are missing", f": {', '.join(train[:10])}, …")
 
 
-def test_list_line_that_does_not_parse(world, capsys, monkeypatch):
+def test_list_line_that_does_not_parse(world, capsys):
     with (world / "gldv2" / "splits" / "train_old_30percent_class.txt").open("a") as file:
         file.write("train/0/1/2/012.jpg\n")
     place = "data/gldv2/splits/train_old_30percent_class.txt, line 19: 'train/0/1/2/012.jpg'"
-    stops(capsys, monkeypatch, place)
+    stops(capsys, place)
     (world / "gldv2" / "train.txt").write_text("train/a.jpg 0\n\ntrain/b.jpg three\n")
     flags = (*COMMAND[:3], "extended-data")
-    stops(capsys, monkeypatch, "train.txt, line 3: label 'three'", flags=flags)
+    stops(capsys, "train.txt, line 3: label 'three'", flags=flags)
 
 
-def test_empty_ground_truth(world, capsys, monkeypatch):
+def test_empty_ground_truth(world, capsys):
     path = world / "rparis6k" / "gnd_rparis6k.pkl"
     truth = pickle.loads(path.read_bytes())
     for entry in truth["gnd"]:
         entry["easy"] = entry["hard"] = []
     path.write_bytes(pickle.dumps(truth))
-    stops(capsys, monkeypatch, "gnd_rparis6k.pkl is empty")
+    stops(capsys, "gnd_rparis6k.pkl is empty")
     path.write_bytes(pickle.dumps({**truth, "qimlist": [], "gnd": []}))
-    stops(capsys, monkeypatch, "gnd_rparis6k.pkl is empty")
+    stops(capsys, "gnd_rparis6k.pkl is empty")
     tiny_gldv2.write_revisited(path.parent, "rparis6k", tiny_gldv2.Landmarks(0), 0)
     solution = world / "gldv2" / "retrieval_solution_v2.1.csv"
     solution.write_text(solution.read_text().replace("Private", "Public"))
-    stops(capsys, monkeypatch, "retrieval_solution_v2.1.csv is empty")
+    stops(capsys, "retrieval_solution_v2.1.csv is empty")
 
 
-def test_unknown_names_and_missing_weights(world, capsys, monkeypatch):
+def test_unknown_names_and_missing_weights(world, capsys):
     for flags, message in (
         ((*COMMAND[:5], "bct,advbt"), "unknown compatible training method 'advbt'; did you mean"),
         ((*COMMAND[:3], "list"), "unknown scenario 'list'; did you mean 'lists'"),
         (("--config", "tiny.pi"), "no config file tiny.pi"),
     ):
-        stops(capsys, monkeypatch, message, flags=flags)
+        stops(capsys, message, flags=flags)
     text = Path("tiny.py").read_text().replace('config.pretrained = ""', "")
     Path("tiny.py").write_text(text)
-    stops(capsys, monkeypatch, "no file weights/resnet18.pth (config.pretrained)")
+    stops(capsys, "no file weights/resnet18.pth (config.pretrained)")
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from tiny_compatible import flat_model  # noqa: F401 - a fixture
 from tiny_identities import write_ijbc, write_market1501
 
 from fct_jax import data, load_model
+from fct_jax.compare.models import judge
 from fct_jax.compare.report import ALONE, report_of, write_reports
-from fct_jax.compare.test_sets import compare, open_test
+from fct_jax.compare.test_sets import open_test
 from fct_jax.data.ijb import protocol_beside, read_media, rows_of
 from fct_jax.data.market1501 import parse_names
 from fct_jax.errors import UserError
@@ -60,13 +61,13 @@ def found(root, flat_model):  # noqa: F811
     train(tiny_compatible.config(**subset), runs[ALONE])
     train(tiny_compatible.config(method="bct", old=str(old), **subset), runs["bct"])
     return {
-        name: compare(
+        name: judge(
             open_test(
                 tiny_compatible.config(**subset, **changes, groups=str(root / f"{name}.npy"))
             ),
             old,
-            runs,
-            {},
+            runs[ALONE],
+            {"bct": runs["bct"]},
             root / "galleries",
         )
         for name, changes in kinds(root).items()
@@ -83,9 +84,10 @@ def test_one_table_for_all_tasks(found, tmp_path):
     rows = [line for line in text.splitlines() if line.startswith(("| old |", "| new alone |"))]
     assert {len(line.split("|")) for line in rows[:2]} == {cells}
     # Beside it, for every task: gain, negative flips and the gap between groups.
-    details = report.sections()[1]
-    assert details[1] == ["model", "test set", "gain", "NFR", "relative NFR", "gap", "refresh"]
-    lines = {(line[0], line[1]): dict(zip(details[1], line, strict=True)) for line in details[2]}
+    details = report.tables()[1]
+    head = details.columns
+    assert head == ["model", "test set", "gain", "NFR", "relative NFR", "gap", "refresh"]
+    lines = {(line[0], line[1]): dict(zip(head, line, strict=True)) for line in details.rows}
     assert set(lines) == {(row, name) for row in (ALONE, "bct") for name in found}
     for line in lines.values():
         assert line["NFR"] and line["gap"] and line["refresh"]
@@ -94,9 +96,8 @@ def test_one_table_for_all_tasks(found, tmp_path):
     assert "| top@1 | top@5 | top@10 | tpir@fpir=0.01 | tpir@fpir=0.1 | tar@far=1e-06 |" in text
     assert all(0 <= scores["p_comp"] <= 1 for scores in report.scores().values())
     write_reports([report], tmp_path)
-    assert set(json.loads((tmp_path / "results.json").read_text())["all tasks"]["tests"]) == set(
-        found
-    )
+    written = json.loads((tmp_path / "report.json").read_text())["comparisons"]["all tasks"]
+    assert set(written["tests"]) == set(found)
 
 
 def test_groups_of_every_task(root, found, tmp_path):

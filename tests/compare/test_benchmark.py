@@ -6,8 +6,9 @@ import pytest
 import tiny_runs  # noqa: F401 - puts the repository on the path
 from tiny_compatible import flat_model  # noqa: F401 - a fixture
 
+from fct_jax.compare import benchmark as benchmarks
 from fct_jax.errors import UserError
-from tools import benchmark_compatible
+from fct_jax.runtime.report import FILES
 
 CONFIG = """
 import tiny_compatible, tiny_runs
@@ -30,31 +31,27 @@ def benchmark():
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     # The compilation cache is the process's own affair.
-    monkeypatch.setattr(benchmark_compatible, "_keep_compiled", lambda folder: None)
+    monkeypatch.setattr(benchmarks, "_keep_compiled", lambda folder: None)
     (tmp_path / "configs").mkdir()
     path = tmp_path / "configs" / "tiny.py"
     path.write_text(CONFIG)
 
-    def call(*more, config=path):
-        flags = ["--config", str(config), "--workdir", str(tmp_path / "runs"), *more]
-        return benchmark_compatible.run(flags)
+    def call(config=path, **settings):
+        return benchmarks.benchmark(config, tmp_path / "runs", **settings)
 
     return call
 
 
 def test_trains_and_reports(run, tmp_path, capsys):
-    flags = ("--scenarios", "extended-data", "--methods", "bct", "--seeds", "2")
-    (report,) = run(*flags)
+    settings = {"scenarios": ["extended-data"], "methods": ["bct"], "seeds": 2}
+    (report,) = run(**settings)
     assert report.rows == ["new alone", "bct", "FCT"] and report.runs == 2
     folder = tmp_path / "runs" / "report"
-    assert {file.name for file in folder.iterdir()} == {
-        "extended-data.png",
-        "results.json",
-        "table.md",
-    }
-    written = json.loads((folder / "results.json").read_text())
+    assert {file.name for file in folder.iterdir()} == set(FILES)
+    written = json.loads((folder / "report.json").read_text())["comparisons"]
     assert written["extended-data"]["tests"]["digits"]["bct"]["self"] > 0.2
-    assert "| bct |" in (folder / "table.md").read_text()
+    assert report.spread["digits"]["bct"]["self"] > 0
+    assert "| bct |" in (folder / "report.md").read_text()
     # Old and new start from other weights, lest they are compatible without doing anything.
     seeds = [
         json.loads((tmp_path / "runs" / run / "config.json").read_text())["seed"]
@@ -62,27 +59,27 @@ def test_trains_and_reports(run, tmp_path, capsys):
     ]
     assert seeds[0] != seeds[1]
     with pytest.raises(UserError, match="report exists already"):
-        run(*flags)
+        run(**settings)
     # Only the report is made again from what is trained.
     before = report.to_json()
     (folder).rename(tmp_path / "first")
     capsys.readouterr()
-    assert run(*flags)[0].to_json() == before
+    assert run(**settings)[0].to_json() == before
     assert capsys.readouterr().out.count("is finished") == 8
 
 
 def test_mistakes_are_named_before_training(run, tmp_path):
     with pytest.raises(UserError, match="unknown scenario 'extended-clas'.*'extended-class'"):
-        run("--scenarios", "extended-clas")
+        run(scenarios=["extended-clas"])
     with pytest.raises(UserError, match="unknown compatible training method 'bkt'"):
-        run("--methods", "bct,bkt")
-    with pytest.raises(UserError, match="--seeds must be at least 1"):
-        run("--seeds", "0")
+        run(methods=["bct", "bkt"])
+    with pytest.raises(UserError, match="seeds must be at least 1"):
+        run(seeds=0)
     with pytest.raises(UserError, match="no config file"):
         run(config=tmp_path / "none.py")
     (tmp_path / "empty.py").write_text("")
-    with pytest.raises(UserError, match="has no benchmark"):
+    with pytest.raises(UserError, match="has no function get_config"):
         run(config=tmp_path / "empty.py")
-    with pytest.raises(UserError, match="see --help"):
-        run("--sceanrios", "x")
+    with pytest.raises(UserError, match="has no benchmark"):
+        run(config="digits_fct")
     assert not (tmp_path / "runs").exists()

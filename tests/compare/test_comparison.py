@@ -1,5 +1,6 @@
 """Comparison of compatible models: scoring of each kind of test set, and the report."""
 
+import html
 import json
 
 import numpy as np
@@ -9,9 +10,10 @@ import tiny_runs
 from tiny_compatible import flat_model  # noqa: F401 - a fixture
 
 from fct_jax.compare.measures import compatibility_scores, negative_flip_rate
-from fct_jax.compare.report import CompatibleReport, mean_report, report_of, write_reports
+from fct_jax.compare.models import judge
+from fct_jax.compare.report import Comparison, mean_report, report_of, write_reports
 from fct_jax.compare.scoring import Row, labelled, landmarks, measure, revisited
-from fct_jax.compare.test_sets import compare, open_test
+from fct_jax.compare.test_sets import open_test
 from fct_jax.errors import UserError
 from fct_jax.evaluate.metrics import retrieval_metrics
 from fct_jax.evaluate.protocols.landmarks import map_at_k, revisited_map
@@ -127,17 +129,19 @@ def test_published_scores():
 def test_tables_json_and_figure(tmp_path):
     report = paper_report()
     write_reports([report], tmp_path)
-    text = (tmp_path / "table.md").read_text()
+    text = (tmp_path / "report.md").read_text()
     assert "| old | 75.5 |  | 49.1 |  | 10.0 |  |  |  |  |  |" in text
     assert (
         "| UniBCT | 80.9 | 78.3 | 57.2 | 51.0 | 16.1 | 13.2 | 3 of 3 | 48.9 | 59.2 | 53.5 |" in text
     )
     assert "| new alone | 81.2 | 4.9 |" in text and "0 of 3" in text
-    written = json.loads((tmp_path / "results.json").read_text())["extended-data"]
+    written = json.loads((tmp_path / "report.json").read_text())["comparisons"]["extended-data"]
     assert written["tests"]["GLDv2"]["BCT"]["cross"] == pytest.approx(0.113)
     assert written["scores"]["BCT"]["p_1"] == report.scores()["BCT"]["p_1"]
-    assert (tmp_path / "extended-data.png").read_bytes().startswith(b"\x89PNG")
-    report.show()
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    words = report.verdict()
+    assert "BCT, UniBCT, AdvBCT" not in words and "all 3 models beat the old model's own" in words
+    assert words in text and words in html.unescape((tmp_path / "report.html").read_text())
 
 
 def test_mean_over_runs():
@@ -157,12 +161,12 @@ def test_mean_over_runs():
         mean_report([first, second])
 
 
-def test_report_needs_old_and_alone():
+def test_a_report_needs_the_old_model():
     row = {"self": 0.5, "cross": 0.4, "curve": [0.4, 0.5]}
-    with pytest.raises(UserError, match="needs the row 'new alone'"):
-        CompatibleReport("x", {"test": {"old": {"self": 0.4}, "bct": row}})
+    with pytest.raises(UserError, match="needs the row 'old'"):
+        Comparison("x", {"test": {"new alone": row, "bct": row}})
     with pytest.raises(UserError, match="the same rows"):
-        CompatibleReport("x", {"a": {"old": row}, "b": {"old": row, "bct": row}})
+        Comparison("x", {"a": {"old": row}, "b": {"old": row, "bct": row}})
 
 
 def test_runs_and_transformations_on_one_test_set(tmp_path):
@@ -177,13 +181,8 @@ def test_runs_and_transformations_on_one_test_set(tmp_path):
     train(fct, folder / "fct")
 
     test = open_test(bct)
-    found = compare(
-        test,
-        folder / "old",
-        {"new alone": folder / "alone", "bct": folder / "bct"},
-        {"FCT": (folder / "alone", folder / "fct")},
-        folder,
-    )
+    models = {"bct": folder / "bct", "FCT": folder / "fct"}
+    found = judge(test, folder / "old", folder / "alone", models, folder)
     assert list(found) == ["old", "new alone", "bct", "FCT"]
     assert found["FCT"]["self"] == found["new alone"]["self"]
     assert found["bct"]["cross"] > found["new alone"]["cross"] + 0.2

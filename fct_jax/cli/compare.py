@@ -1,0 +1,91 @@
+"""``fct-jax compare``."""
+
+from fct_jax.cli import DONE
+from fct_jax.cli.parser import names, shares
+from fct_jax.errors import UserError
+
+FUNCTION = "fct_jax.compare.command:compare"
+EXAMPLE = """
+Judge models beside each other in one table: retrieval with the model's own gallery (self) and with
+the old one (cross), P_up, P_comp and P_1, negative flips, update gain, and curves while the gallery
+is re-embedded. Backward-compatible models, transformations (FCT, FastFill), maps and vectors stand
+side by side.
+
+Given models are judged, nothing is trained:
+
+  fct-jax compare --old runs/old --new runs/new --models bct=runs/bct,fct=runs/fct --data digits
+  fct-jax compare --old old.npy --new new.npy --models map=MAP --labels labels.npy --out report
+
+With a config that has a benchmark(), everything that is missing is trained first:
+
+  fct-jax compare digits_compatible --workdir runs/digits_compatible --seeds 3
+"""
+
+_HELP = "see fct-jax compare --help"
+_JUDGE = ("old", "new", "models", "data", "labels", "shares", "seed", "out")
+_BENCHMARK = ("config", "workdir", "seeds", "scenarios", "methods")
+
+
+def add_arguments(parser) -> None:
+    """Add the arguments of the subcommand."""
+    parser.add_argument("config_name", nargs="?", metavar="CONFIG",
+                        help="file of a benchmark, or the name of a packaged one")  # fmt: skip
+    judge = parser.add_argument_group("judging given models")
+    judge.add_argument("--old", help="the old model: a run, module:function, or vectors")
+    judge.add_argument("--new", help="the new model trained alone, likewise")
+    judge.add_argument("--models", type=named, metavar="NAME=RUN,…",
+                       help="runs, maps, functions or vectors; \"identity\" is the new model "
+                       "before the old gallery")  # fmt: skip
+    judge.add_argument("--data", help="test sets, NAME or NAME=FOLDER with commas between")
+    judge.add_argument("--labels", help=".npy of one integer for each of the vectors")
+    judge.add_argument("--shares", type=shares, help="of the gallery re-embedded")
+    judge.add_argument("--seed", type=int, help="of the order of re-embedding")
+    judge.add_argument("--out", help="directory of the report to make")
+    benchmark = parser.add_argument_group("a benchmark")
+    benchmark.add_argument("--config", help="the same as CONFIG")
+    benchmark.add_argument("--workdir", help="where runs and report go (default: runs/CONFIG)")
+    benchmark.add_argument("--seeds", type=int, help="trainings to average (default: 1)")
+    benchmark.add_argument("--scenarios", type=names, help="some of the config's (default: all)")
+    benchmark.add_argument("--methods", type=names, help="of compatible training (default: "
+                           "bct,lce,hot_refresh,unibct,advbct)")  # fmt: skip
+
+
+def named(text: str) -> dict[str, str]:
+    """Parse ``bct=runs/bct,fct=runs/fct``."""
+    found = {}
+    for part in names(text):
+        name, equals, where = part.partition("=")
+        if not equals or not name or not where:
+            raise UserError(f"--models holds {part!r}; write NAME=RUN,NAME=RUN")
+        if name in found:
+            raise UserError(f"--models names {name!r} twice")
+        found[name] = where
+    return found
+
+
+def run(arguments):
+    """Compare, print the tables, and return (result, exit code)."""
+    given = vars(arguments)
+    config = given.pop("config_name", None)
+    if config is not None:
+        given.setdefault("config", config)
+    benchmarks = "config" in given
+    for name in _JUDGE if benchmarks else _BENCHMARK:
+        if name in given:
+            other = "given models, without CONFIG" if benchmarks else "a benchmark, after CONFIG"
+            raise UserError(f"--{name} belongs to {other} ({_HELP})")
+    if benchmarks:
+        from fct_jax.compare.benchmark import benchmark
+
+        made = benchmark(given.pop("config"), given.pop("workdir", None), **given)
+        return {comparison.title: comparison.to_json() for comparison in made}, DONE
+    if "old" not in given:
+        raise UserError(f"compare needs --old, or CONFIG of a benchmark ({_HELP})")
+    from fct_jax.compare.command import compare
+    from fct_jax.compare.report import described
+
+    made = compare(given.pop("old"), given.pop("models", {}), **given)
+    described([made]).show()
+    if "out" in given:
+        print(f"{given['out']}: report.html, report.md, report.json, curves.png")
+    return made.to_json(), DONE
