@@ -12,8 +12,9 @@ from tiny_identities import picture, write_ijbc, write_market1501, write_ms1m
 
 from fct_jax import config as configs
 from fct_jax import data, load_model, losses, recipes
-from fct_jax.compare.report import ALONE, report_of
-from fct_jax.compare.test_sets import compare, open_test
+from fct_jax.compare.report import ALONE, described, report_of
+from fct_jax.compare.models import judge
+from fct_jax.compare.test_sets import open_test
 from fct_jax.data.ijb import protocol_beside, read_media, rows_of
 from fct_jax.data.market1501 import parse_names
 from fct_jax.embed.command import embed
@@ -91,15 +92,19 @@ def market_runs(folders, flat_model):  # noqa: F811
     return old, runs
 
 
+def models(runs: dict) -> dict:
+    return {name: run for name, run in runs.items() if name != ALONE}
+
+
 def test_market1501_from_files_to_report(folders, market_runs):
     old, runs = market_runs
     tests = {}
     for name, rerank in (("plain", False), ("re-ranked", True)):
         test = open_test(market_config(folders, reid__rerank=rerank))
-        tests[name] = compare(test, old, runs, {}, folders / "galleries")
+        tests[name] = judge(test, old, runs[ALONE], models(runs), folders / "galleries")
     report = report_of("Market-1501", tests)
     assert "| cmc@1 | cmc@5 | cmc@10 |" in report.markdown()
-    report.show()
+    described([report]).show()
 
     # Another way to the same numbers: the embed command and the protocol on its own.
     sets = {}
@@ -143,7 +148,7 @@ def test_faces_from_files_to_report(folders, flat_model):  # noqa: F811
     }
     test = open_test(face_config(folders, **ijb))
     assert test.name == "ijbc"
-    found = compare(test, old, runs, {}, folders / "galleries")
+    found = judge(test, old, runs[ALONE], models(runs), folders / "galleries")
     text = report_of("faces", {"IJB-C": found}).markdown()
     assert "| top@1 |" in text and "tar@far=0.0001" in text
     assert found[ALONE]["self"] > 0.5
