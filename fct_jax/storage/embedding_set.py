@@ -40,6 +40,7 @@ class EmbeddingSet:
       uncertainty: (N,) float32 log-variances of a FastFill transformation, or None.
       meta: what else is known; ``fingerprint`` names the space the vectors live in.
       name: where the set came from, for messages.
+      numbered: whether nobody gave ids, so that they are the row numbers.
     """
 
     vectors: np.ndarray
@@ -48,6 +49,7 @@ class EmbeddingSet:
     uncertainty: np.ndarray | None = None
     meta: dict = dataclasses.field(default_factory=dict)
     name: str = "EmbeddingSet"
+    numbered: bool = False
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -64,9 +66,9 @@ class EmbeddingSet:
     @classmethod
     def of(cls, vectors, ids=None, labels=None, uncertainty=None, meta=None) -> "EmbeddingSet":
         """An EmbeddingSet of arrays at hand; ids default to the row numbers."""
-        vectors = np.asarray(vectors)
-        ids = np.arange(len(vectors)) if ids is None else np.asarray(ids)
-        made = cls(vectors, ids, labels, uncertainty, dict(meta or {}))
+        vectors, numbered = np.asarray(vectors), ids is None
+        ids = np.arange(len(vectors) if vectors.ndim else 0) if numbered else np.asarray(ids)
+        made = cls(vectors, ids, labels, uncertainty, dict(meta or {}), numbered=numbered)
         made.check()
         return made
 
@@ -100,6 +102,7 @@ class EmbeddingSet:
             uncertainty=_load(path / "uncertainty.npy"),
             meta=meta,
             name=str(path),
+            numbered=ids is None,
         )
         found.check(unique)
         if meta.get("count", len(found)) != len(found):

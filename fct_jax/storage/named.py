@@ -76,11 +76,12 @@ def _of_npy(path: Path) -> EmbeddingSet:
     """Return a .npy file of vectors, with the ids of NAME_ids.npy beside it where it exists."""
     vectors = _load(path)
     beside = path.with_name(f"{path.stem}_ids.npy")
-    if beside.is_file():
-        ids = np.asarray(_load(beside))
-    else:
+    numbered = not beside.is_file()
+    if numbered:
         ids = np.arange(len(vectors) if vectors.ndim else 0)
-    found = EmbeddingSet(vectors, ids, name=str(path))
+    else:
+        ids = np.asarray(_load(beside))
+    found = EmbeddingSet(vectors, ids, name=str(path), numbered=numbered)
     found.check()
     return found
 

@@ -1,4 +1,4 @@
-"""Vectors are mapped, assessed and migrated without the libraries of training, in fresh processes."""
+"""Vectors are mapped, assessed and migrated without the libraries of training."""
 
 import subprocess
 import sys

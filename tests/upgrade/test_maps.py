@@ -1,7 +1,11 @@
 """Maps between vector spaces: closed forms against plain solutions, training, export, mistakes."""
 
+import dataclasses
 import itertools
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,8 @@ from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.inputs import open_sample, paired, row_hashes
 from fct_jax.upgrade.maps import linear as closed_form
+from fct_jax.upgrade.maps.choosing import choose
+from fct_jax.upgrade.maps.functions import Linear
 from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.maps.methods import METHODS, Method, Pairs, Training, fit_method
 from fct_jax.upgrade.maps.network import affordable_epochs, fit_classifier, fit_learned
@@ -506,6 +512,148 @@ def test_bridges_map_queries_of_the_new_model_to_the_old_space(text, tmp_path):
 # Inputs and mistakes
 
 
+def test_rows_without_ids_are_paired_only_where_there_are_as_many(tmp_path):
+    rng = np.random.default_rng(0)
+    old, new = rng.normal(size=(300, 6)), rng.normal(size=(200, 4))
+    np.save(tmp_path / "old.npy", old.astype(np.float32))
+    np.save(tmp_path / "new.npy", new.astype(np.float32))
+    message = "has 300 rows and .* 200, and neither has ids .*_ids.npy"
+    for arguments in ((old, new), (tmp_path / "old.npy", str(tmp_path / "new.npy"))):
+        for used in (upgrade.fit, lambda *pair: upgrade.assess("identity", *pair)):
+            with pytest.raises(UserError, match=message) as error:
+                used(*arguments)
+            assert "\n" not in str(error.value)
+    # Ids on one side are ids, though they look like row numbers.
+    left, right = paired(EmbeddingSet.of(old), EmbeddingSet.of(new, ids=np.arange(100, 300)))
+    np.testing.assert_array_equal(left.vectors, old[100:])
+    assert len(right) == 200
+
+
+def test_the_fingerprint_is_of_what_a_map_does(text, tmp_path, monkeypatch):
+    clock = iter(np.cumsum(np.random.default_rng(0).uniform(1, 9, 100)))
+    monkeypatch.setattr("fct_jax.upgrade.maps.fitting.time.monotonic", lambda: next(clock))
+    maps = [upgrade.fit(text["old"], text["new"], method="procrustes") for _ in range(2)]
+    seconds = [m.description["held_out"]["procrustes"]["seconds"] for m in maps]
+    assert seconds[0] != seconds[1] and maps[0].fingerprint == maps[1].fingerprint
+    for name, value in maps[0].weights.items():
+        np.testing.assert_array_equal(value, maps[1].weights[name])
+    # Another seed splits the pairs in another way, so that the map is another.
+    other = upgrade.fit(text["old"], text["new"], method="procrustes", seed=1)
+    assert other.fingerprint != maps[0].fingerprint
+    # Each part of the function counts, and so do the spaces that it connects.
+    first = maps[0]
+    changed = Linear(**{**first.function.arrays(), "bias": first.function.bias + 1e-6})
+    for made in (
+        upgrade.Map(first.description, changed, first.uncertainty),
+        upgrade.Map(first.description, first.function),
+        upgrade.Map({**first.description, "unit_output": False}, first.function, first.uncertainty),
+        upgrade.Map(
+            {**first.description, "new_fingerprint": "c"}, first.function, first.uncertainty
+        ),
+    ):
+        assert made.fingerprint != first.fingerprint
+
+
+def test_maps_of_format_version_1_are_read(text, tmp_path):
+    """Such a map has no kind of function, and a fingerprint that upgrades under way name."""
+    found = upgrade.fit(text["old"], text["new"], method="ridge", out=tmp_path / "map")
+    path = tmp_path / "map" / "map.json"
+    described = json.loads(path.read_text())
+    del described["function"], described["direction"]
+    described |= {"format_version": 1, "fingerprint": "0123456789abcdef"}
+    path.write_text(json.dumps(described))
+    again = load_map(tmp_path / "map")
+    assert again.fingerprint == again.description["fingerprint"] == "0123456789abcdef"
+    for one, other in zip(again.transform(text["old"]), found.transform(text["old"]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_vectors_that_a_map_cannot_take(text):
+    found = upgrade.fit(text["old"], text["new"], method="procrustes")
+    old = text["old"].astype(np.float32)
+    broken = np.tile(old, (20, 1))
+    broken[7001, 3] = np.nan
+    for vectors, message in (
+        (text["new"], r"takes old vectors of dimension 256, but these have shape \(500, 384\)"),
+        (
+            old[0],
+            r"takes vectors \(N, 256\), but this is one of shape \(256,\); give vector\[None\]",
+        ),
+        (old[0, 0], r"these have shape \(\)"),
+        (old[None], r"these have shape \(1, 500, 256\)"),
+        (broken, "the old vector in row 7001 holds NaN or infinity"),
+        (np.where(old == old[0, 0], np.inf, old), "in row 0 holds NaN or infinity"),
+        (old.astype(str), "takes vectors of numbers, not <U"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            found.transform(vectors)
+        assert "\n" not in str(error.value)
+    expected = found.transform(old[:2])[0]
+    np.testing.assert_array_equal(found.transform(old[:2].tolist())[0], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_fitting_beside_busy_processes_wastes_nothing(tmp_path):
+    """Threads that wait by spinning would count as work: 40 s of it for 384 dimensions."""
+    program = """
+import time, numpy as np
+from fct_jax import upgrade
+rng = np.random.default_rng(0)
+old = rng.normal(size=(3000, 384)).astype(np.float32)
+new = (old @ rng.normal(size=(384, 384))).astype(np.float32)
+begin = time.process_time()
+upgrade.fit(old, new, method="procrustes")
+print(time.process_time() - begin)
+"""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait(timeout=30)
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) < 12  # CPU seconds; 3 on a quiet machine
+
+
+def test_too_few_pairs_for_a_method_give_a_simpler_one(text, monkeypatch, capsys):
+    demanding = dataclasses.replace(METHODS["ridge"], fewest=lambda do, dn: 4 * dn)
+    monkeypatch.setitem(METHODS, "demanding", demanding)
+    found = upgrade.fit(text["old"], text["new"], method="demanding")
+    assert found.method == "procrustes"
+    said = found.description["left_out"]["demanding"]
+    assert said == "it needs 1,536 pairs to fit on, and there are 400"
+    assert "it needs 1,536 pairs" in " ".join(capsys.readouterr().err.split())
+    chosen = upgrade.fit(text["old"], text["new"], candidates=("demanding", "ridge"))
+    assert chosen.method == "ridge" and chosen.description["left_out"]["demanding"] == said
+
+
+def test_the_simplest_of_equally_good_maps_is_chosen():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(size=400)
+    noise = 0.2 * rng.normal(size=400)
+    noise -= noise.mean()
+    simple = {"agreement@10": base, "own": base}
+    alike = {"agreement@10": base + noise + 1e-3, "own": base}
+    better = {"agreement@10": base + noise + 0.05, "own": base}
+    assert choose({"simple": simple, "alike": alike}) == ("simple", "simplicity")
+    assert choose({"simple": simple, "better": better}) == ("better", "agreement@10")
+    # Labels decide first; where they tell nothing apart, the neighbours do.
+    ap = {"map": base, **better}
+    worse = {"map": base - 0.2, **simple}
+    assert choose({"a": worse, "b": ap}) == ("b", "map")
+    assert choose({"a": {**worse, "map": base}, "b": ap}) == ("b", "agreement@10")
+    alone = np.full(400, np.nan)
+    assert choose({"a": {**worse, "map": alone}, "b": {**ap, "map": alone}})[1] == "agreement@10"
+
+
 def test_pairs_are_found_by_id(tmp_path):
     old, new = sets()
     np.save(tmp_path / "new.npy", new.vectors[100:20:-1])
@@ -576,10 +724,10 @@ def test_mistakes_are_one_line(tmp_path):
         ((old, new), {"labels": np.zeros(3, int)}, "labels must be 160"),
         ((old, new), {"out": tmp_path}, "exists already"),
         ((tmp_path, new), {}, "no gallery at"),
-        (("", new), {}, "config.old is empty"),
+        (("", new), {}, "old is empty; give vectors"),
         ((tmp_path / "ints.npy", new), {}, r"ints.npy: vectors must be \(N, D\) floats"),
-        ((tmp_path / "junk.npy", new), {}, "junk.npy cannot be read: no .npy array of numbers"),
-        ((old, new), {"labels": tmp_path / "none.npy"}, "none.npy is not there"),
+        ((tmp_path / "junk.npy", new), {}, "junk.npy cannot be read: it is no .npy array"),
+        ((old, new), {"labels": tmp_path / "none.npy"}, "none.npy does not exist"),
         ((old, new), {"classifier": np.eye(3, 4)}, "a classifier is of use with labels alone"),
         ((old, new), {"epochs": -1}, "epochs must be 0 or more, not -1"),
         ((old, new), {"inner_dim": 0}, "inner_dim must be 1 or more, not 0"),

@@ -11,16 +11,11 @@ from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.distances import METRICS
 from fct_jax.runtime.progress import console
 from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.storage.named import array_of, vectors_of
+from fct_jax.upgrade.checks.degenerate import check_degenerate
 from fct_jax.upgrade.checks.guards import SPACE
 from fct_jax.upgrade.checks.known_answers import check_known_answers
-from fct_jax.upgrade.inputs import (
-    FEWEST,
-    load_array,
-    nonzero_rows,
-    open_sample,
-    paired,
-    row_hashes,
-)
+from fct_jax.upgrade.inputs import FEWEST, nonzero_rows, paired, row_hashes
 from fct_jax.upgrade.maps.choosing import choose, held_out_quality
 from fct_jax.upgrade.maps.map import KnownPairs, Map
 from fct_jax.upgrade.maps.methods import METHODS, Method, Pairs, Training, find_method, fit_method
@@ -156,11 +151,11 @@ def _tried(method, candidates: Sequence[str]) -> dict[str, Method]:
 
 def _pairs(old, new, labels, classifier, training: Training, seed: int) -> tuple[Pairs, int]:
     """Return the sound pairs of what was given, and how many had a zero vector."""
-    given_new = open_sample(new, "new")
-    old, new = paired(open_sample(old, "old"), given_new)
+    given_new = vectors_of(new, "new")
+    old, new = paired(vectors_of(old, "old"), given_new)
     old.check_finite()
     new.check_finite()
-    labels = _labels(load_array(labels, "labels"), given_new, old, new)
+    labels = _labels(array_of(labels, "labels"), given_new, old, new)
     if _absent(classifier):
         classifier = None
     if labels is None and classifier is not None:
@@ -173,7 +168,20 @@ def _pairs(old, new, labels, classifier, training: Training, seed: int) -> tuple
         if len(usable) < FEWEST:
             raise UserError(f"{zeros} of {len(new)} pairs have a zero vector")
         pairs = pairs.of(usable)
+    _check_alive(pairs.old, pairs.new)
     return pairs, zeros
+
+
+def _check_alive(old: EmbeddingSet, new: EmbeddingSet) -> None:
+    """Raise UserError where the vectors of a model show that it is of no use."""
+    for role, found, other in (("old", old, None), ("new", new, old.vectors)):
+        metric = found.meta.get("metric", "l2")
+        findings = check_degenerate(found.vectors, metric=metric, reference=other)
+        # An old model may be poor: that is why it is replaced. But nothing follows from a constant.
+        fatal = [f for f in findings if role == "new" or f.kind == "not varied"]
+        if fatal:
+            why = "; ".join(f"{finding.kind}: {finding.text}" for finding in fatal)
+            raise UserError(f"the {role} model is degenerate, by {fatal[0].count} vectors: {why}")
 
 
 def _absent(what) -> bool:

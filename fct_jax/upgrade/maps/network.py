@@ -14,10 +14,11 @@ import scipy.optimize
 
 from fct_jax import config as configs
 from fct_jax.errors import UserError
-from fct_jax.frozen.model import is_run, load_model
+from fct_jax.frozen.model import load_model
 from fct_jax.runtime.progress import console
 from fct_jax.runtime.sharding import make_mesh
 from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.storage.named import classifier_of
 from fct_jax.upgrade.maps.functions import Network
 from fct_jax.upgrade.maps.methods import Pairs
 
@@ -112,29 +113,21 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _classifier(given, labels, scaled, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (C, dn) for the scaled vectors, and the labels as rows of them."""
-    if given is None or (isinstance(given, str) and not given):
+    """Return weights (C, dn) for the scaled vectors, and the labels as rows of them."""
+    weights = classifier_of(given)
+    if weights is None:
         _, numbered = np.unique(labels, return_inverse=True)
         return fit_classifier(scaled, numbered), numbered.astype(np.int64)
-    if isinstance(given, str | Path):
-        weights = load_model(given).classifier if is_run(given) else _saved(Path(given))
-    else:
-        weights = np.asarray(given)
-    if weights is None or np.ndim(weights) != 2 or weights.shape[1] != scaled.shape[1]:
-        shape = None if weights is None else np.shape(weights)
-        raise UserError(f"the classifier must have shape (C, {scaled.shape[1]}), not {shape}")
+    if weights.shape[1] != scaled.shape[1]:
+        raise UserError(
+            f"the classifier must have shape (C, {scaled.shape[1]}), not {weights.shape}"
+        )
     if labels.min() < 0 or labels.max() >= len(weights):
         raise UserError(
             f"labels run from {labels.min()} to {labels.max()}, "
             f"but the classifier has {len(weights)} classes"
         )
     return np.asarray(weights * scale, np.float32), labels
-
-
-def _saved(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise UserError(f"no classifier in {path}; give a run, or a .npy of shape (C, D)")
-    return np.load(path, allow_pickle=False)
 
 
 def fit_classifier(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,150 @@
+"""Whether vectors are those of a dead model: all alike, of a few dimensions, hubs, or copies.
+
+A gallery of such vectors has neighbours like any other, so that a comparison with itself looks
+perfect; no map to it, and no advice about it, is worth anything.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from fct_jax.evaluate.distances import unit_rows
+from fct_jax.runtime import threads
+
+SAMPLE = 1000  # vectors looked at
+
+_SPREAD = 0.01  # of the root mean square length: mean cosine 0.9999
+_RANK = 5.0  # effective dimensions
+_OF_REFERENCE = 1 / 8  # of the effective dimensions that could be
+_CLUSTERED = 0.85  # share of the variance: as many clusters as a low rank allows for explain it
+_NEIGHBOURS = 10
+_FEWEST_FOR_HUBS = 200
+_HUBS = 0.01  # of the items: so few fill half of all lists of neighbours
+_SAME = 1e-3  # of the root mean square distance: as good as equal
+_DISTINCT = 0.05  # of the items
+
+_FLOOR = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something wrong with vectors.
+
+    kind: "not varied", "low rank", "hubs" or "copies"; count: how many vectors were looked at;
+    text: a sentence with its figures.
+    """
+
+    kind: str
+    count: int
+    text: str
+
+
+def check_degenerate(vectors, *, metric: str = "cosine", reference=None) -> list[Finding]:
+    """Return what shows that vectors are of no use for retrieval; [] where nothing does.
+
+    Args:
+      vectors: (N, D), any number of them; a sample of 1,000 is looked at.
+      metric: "cosine" or "l2", by which they are searched.
+      reference: (N, E) vectors of the same items by another model, or None. A low rank is only
+        found where the reference (without one: the dimension D) has many times more.
+
+    Four things are looked for. *Not varied*: the vectors differ from their mean by less than 1 % of
+    their length. *Low rank*: the effective rank, exp of the entropy of the covariance's
+    eigenvalues (Roy and Vetterli, EUSIPCO 2007, https://ieeexplore.ieee.org/document/7098875), is 5
+    or less, and an eighth of what could be, or less; unless the vectors lie in as few
+    tight clusters as such a rank has room for, as those of a classifier of few classes do. *Hubs*:
+    1 % of the items fill half of all lists of 10 neighbours (Radovanović et al., JMLR 2010,
+    https://jmlr.org/papers/v11/radovanovic10a.html). *Copies*: hardly one vector in 20 is new.
+
+    Example::
+
+        >>> check_degenerate(np.ones((100, 8)))[0].kind
+        'not varied'
+    """
+    rows = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), SAMPLE)).astype(int))
+    chosen = _prepared(vectors, rows, metric)
+    if len(rows) < 2:
+        return []
+    centred = chosen - chosen.mean(axis=0)
+    length = max(float(np.sqrt(np.mean(np.sum(chosen**2, axis=1)))), _FLOOR)
+    spread = float(np.sqrt(np.mean(np.sum(centred**2, axis=1)))) / length
+    if spread < _SPREAD:
+        text = f"the vectors differ from their mean by {spread:.1g} of their length"
+        return [Finding("not varied", len(rows), text)]
+    with threads.single():
+        found = [
+            _low_rank(centred, None if reference is None else _prepared(reference, rows, metric)),
+            *_neighbours(centred),
+        ]
+    return [Finding(kind, len(rows), text) for kind, text in filter(None, found)]
+
+
+def effective_rank(centred: np.ndarray) -> float:
+    """Return exp of the entropy of the eigenvalues of the covariance of centred rows (N, D)."""
+    rows, columns = centred.shape
+    gram = centred.T @ centred if columns <= rows else centred @ centred.T
+    values = np.maximum(np.linalg.eigvalsh(gram), 0)
+    shares = values / max(values.sum(), _FLOOR)
+    shares = shares[shares > _FLOOR]
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+def _prepared(vectors, rows: np.ndarray, metric: str) -> np.ndarray:
+    chosen = np.asarray(vectors[rows], np.float64)
+    return unit_rows(chosen) if metric == "cosine" else chosen
+
+
+def _low_rank(centred: np.ndarray, reference: np.ndarray | None) -> tuple[str, str] | None:
+    rank = effective_rank(centred)
+    room = min(len(centred) - 1, centred.shape[1])
+    of = f"{room} possible ones"
+    if reference is not None:
+        room = effective_rank(reference - reference.mean(axis=0))
+        of = f"{room:.1f} of the other model"
+    if rank > _RANK or rank > _OF_REFERENCE * room:
+        return None
+    explained = _explained(centred, int(np.ceil(rank)) + 1)
+    if explained >= _CLUSTERED:
+        return None
+    return "low rank", f"the vectors fill {rank:.1f} effective dimensions, beside {of}"
+
+
+def _explained(centred: np.ndarray, clusters: int) -> float:
+    """Return the share of the variance that so many clusters explain (k-means)."""
+    centres = centred[[int(np.argmax(np.sum(centred**2, axis=1)))]]
+    for _ in range(clusters - 1):  # the farthest from all so far
+        nearest = _squares(centred, centres).min(axis=1)
+        centres = np.vstack([centres, centred[np.argmax(nearest)]])
+    for _ in range(20):
+        own = _squares(centred, centres).argmin(axis=1)
+        means = [centred[own == c].mean(axis=0) for c in np.unique(own)]
+        centres = np.vstack([means, centres[np.setdiff1d(np.arange(clusters), own)]])
+    left = _squares(centred, centres).min(axis=1).sum()
+    return 1 - float(left) / max(float(np.sum(centred**2)), _FLOOR)
+
+
+def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return squared distances (len(a), len(b))."""
+    squares = np.sum(a**2, axis=1)[:, None] - 2 * a @ b.T + np.sum(b**2, axis=1)
+    return np.maximum(squares, 0)
+
+
+def _neighbours(centred: np.ndarray):
+    """Yield findings about hubs and copies."""
+    count = len(centred)
+    squares = _squares(centred, centred)
+    typical = squares.sum() / max(count * (count - 1), 1)
+    # Each item is a copy of the first that it is as good as equal to.
+    first = np.argmax(squares <= _SAME**2 * typical, axis=1)
+    distinct = len(np.unique(first))
+    if distinct < max(2, _DISTINCT * count):
+        yield "copies", f"only {distinct} of {count} vectors are no copies of another"
+        return
+    if count < _FEWEST_FOR_HUBS:
+        return
+    np.fill_diagonal(squares, np.inf)
+    nearest = np.argpartition(squares, _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS]
+    lists = np.sort(np.bincount(nearest.ravel(), minlength=count))[::-1]
+    hubs = int(np.searchsorted(np.cumsum(lists), lists.sum() / 2)) + 1
+    if hubs <= _HUBS * count:
+        yield "hubs", f"{hubs} of {count} items fill half of all lists of {_NEIGHBOURS} neighbours"
