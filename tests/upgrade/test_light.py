@@ -35,7 +35,7 @@ MIGRATION = (
 from fct_jax.storage.embedding_set import EmbeddingSet
 upgrade.assess("map", old, new, out="report")
 EmbeddingSet.of(old).write("gallery")
-upgrade.apply("map", "gallery", "upgrade", unchecked=True)
+upgrade.Upgrade("upgrade").apply("map", "gallery", unchecked=True)
 """
 )
 

@@ -317,6 +317,17 @@ def test_a_compatible_model_is_mapped_by_identity(tmp_path):
     check_snippet(tmp_path / "map", x, x)
     # Its spread is that of the noise; no linear map is surely better.
     assert upgrade.fit(x, y, candidates=("procrustes", "identity")).method == "identity"
+    # The same commands as for any map take it by its name.
+    made = upgrade.assess("identity", x, y, labels=np.arange(200) // 4)
+    assert made.method == "identity" and made.points
+    EmbeddingSet.of(x).write(tmp_path / "old")
+    EmbeddingSet.of(y).write(tmp_path / "new")
+    done = upgrade.Upgrade(tmp_path / "up")
+    done.plan("identity", tmp_path / "old", order="random", budget_items=50)
+    gallery = done.apply(reembed=tmp_path / "new")
+    changed = (gallery.read(0, 200) != x).any(axis=1)
+    assert changed.sum() == 50
+    np.testing.assert_array_equal(gallery.read(0, 200)[changed], y[changed])
     with pytest.raises(UserError, match="identity: old vectors have dimension 8 and new ones 5"):
         upgrade.fit(x, y[:, :5], method="identity")
 

@@ -38,7 +38,7 @@ def load_map(where) -> Map:
     """
     if isinstance(where, Map):
         return where
-    folder = Path(where)
+    folder = Path(where).expanduser()
     if is_run(folder):
         return map_of_run(folder)
     if (folder / "map.json").is_file():
