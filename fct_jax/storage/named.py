@@ -77,10 +77,8 @@ def _of_npy(path: Path) -> EmbeddingSet:
     vectors = _load(path)
     beside = path.with_name(f"{path.stem}_ids.npy")
     numbered = not beside.is_file()
-    if numbered:
-        ids = np.arange(len(vectors) if vectors.ndim else 0)
-    else:
-        ids = np.asarray(_load(beside))
+    rows = len(vectors) if vectors.ndim else 0
+    ids = np.arange(rows) if numbered else np.asarray(_load(beside))
     found = EmbeddingSet(vectors, ids, name=str(path), numbered=numbered)
     found.check()
     return found

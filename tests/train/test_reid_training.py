@@ -12,8 +12,8 @@ from tiny_identities import picture, write_ijbc, write_market1501, write_ms1m
 
 from fct_jax import config as configs
 from fct_jax import data, load_model, losses, recipes
-from fct_jax.compare.report import ALONE, described, report_of
 from fct_jax.compare.models import judge
+from fct_jax.compare.report import ALONE, described, report_of
 from fct_jax.compare.test_sets import open_test
 from fct_jax.data.ijb import protocol_beside, read_media, rows_of
 from fct_jax.data.market1501 import parse_names
