@@ -19,17 +19,30 @@ Given models are judged, nothing is trained:
 With a config that has a benchmark(), everything that is missing is trained first:
 
   fct-jax compare digits_compatible --workdir runs/digits_compatible --seeds 3
+
+Orders of re-embedding are compared on the user's own pair of models, with intervals:
+
+  fct-jax compare orders map test_old.npy test_new.npy --labels labels.npy --out report
 """
 
 _HELP = "see fct-jax compare --help"
+ORDERS = "orders"
 _JUDGE = ("old", "new", "models", "data", "labels", "shares", "seed", "out")
 _BENCHMARK = ("config", "workdir", "seeds", "scenarios", "methods")
+_ORDERS = ("query_old", "query_new", "query_labels", "judged", "traffic", "orders", "metric")
+# What a mode is called: the options that it takes.
+_MODES = {
+    "given models": _JUDGE,
+    "a benchmark, after CONFIG": _BENCHMARK,
+    f"`{ORDERS} MAP OLD NEW`": (*_ORDERS, "labels", "shares", "seed", "out"),
+}
 
 
 def add_arguments(parser) -> None:
     """Add the arguments of the subcommand."""
-    parser.add_argument("config_name", nargs="?", metavar="CONFIG",
-                        help="file of a benchmark, or the name of a packaged one")  # fmt: skip
+    parser.add_argument("what", nargs="*", metavar="CONFIG",
+                        help="file of a benchmark, or the name of a packaged one; or the words "
+                        "orders MAP OLD NEW")  # fmt: skip
     judge = parser.add_argument_group("judging given models")
     judge.add_argument("--old", help="the old model: a run, module:function, or vectors")
     judge.add_argument("--new", help="the new model trained alone, likewise")
@@ -48,6 +61,15 @@ def add_arguments(parser) -> None:
     benchmark.add_argument("--scenarios", type=names, help="some of the config's (default: all)")
     benchmark.add_argument("--methods", type=names, help="of compatible training (default: "
                            "bct,lce,hot_refresh,unibct,advbct)")  # fmt: skip
+    orders = parser.add_argument_group("orders of re-embedding (also --labels, --shares, …)")
+    orders.add_argument("--orders", type=names, help="some of the table (default: all that the "
+                        "items allow)")  # fmt: skip
+    orders.add_argument("--query-old", help="queries embedded by the old model")
+    orders.add_argument("--query-new", help="the same queries embedded by the new model")
+    orders.add_argument("--query-labels", help=".npy of one integer for each query")
+    orders.add_argument("--judged", help=".npy of judged pairs, as of assess")
+    orders.add_argument("--traffic", help=".npy: how often each item is asked for")
+    orders.add_argument("--metric", choices=("l2", "cosine"), help="of the new space")
 
 
 def named(text: str) -> dict[str, str]:
@@ -66,19 +88,40 @@ def named(text: str) -> dict[str, str]:
 def run(arguments):
     """Compare, print the tables, and return (result, exit code)."""
     given = vars(arguments)
-    config = given.pop("config_name", None)
-    if config is not None:
-        given.setdefault("config", config)
-    benchmarks = "config" in given
-    for name in _JUDGE if benchmarks else _BENCHMARK:
-        if name in given:
-            other = "given models, without CONFIG" if benchmarks else "a benchmark, after CONFIG"
-            raise UserError(f"--{name} belongs to {other} ({_HELP})")
-    if benchmarks:
-        from fct_jax.compare.benchmark import benchmark
+    what = given.pop("what", [])
+    if what and what[0] != ORDERS:
+        given.setdefault("config", what[0])
+    modes = list(_MODES)
+    mode = modes[2] if what[:1] == [ORDERS] else modes["config" in given]
+    if what and (len(what) != 4 if mode == modes[2] else len(what) > 1):
+        raise UserError(f"compare takes CONFIG, or orders MAP OLD NEW, not {' '.join(what)!r}")
+    for name in given:
+        if name not in _MODES[mode]:
+            other = next(other for other in modes if name in _MODES[other])
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} belongs to {other}, not to {mode} ({_HELP})")
+    if mode == modes[2]:
+        return _orders(what[1:], given)
+    return _benchmark(given) if "config" in given else _judge(given)
 
-        made = benchmark(given.pop("config"), given.pop("workdir", None), **given)
-        return {comparison.title: comparison.to_json() for comparison in made}, DONE
+
+def _orders(what, given):
+    from fct_jax.compare.orders import compare_orders
+
+    made = compare_orders(*what, **given)
+    made.report().show()
+    _tell(given)
+    return made.to_json(), DONE
+
+
+def _benchmark(given):
+    from fct_jax.compare.benchmark import benchmark
+
+    made = benchmark(given.pop("config"), given.pop("workdir", None), **given)
+    return {comparison.title: comparison.to_json() for comparison in made}, DONE
+
+
+def _judge(given):
     if "old" not in given:
         raise UserError(f"compare needs --old, or CONFIG of a benchmark ({_HELP})")
     from fct_jax.compare.command import compare
@@ -86,6 +129,10 @@ def run(arguments):
 
     made = compare(given.pop("old"), given.pop("models", {}), **given)
     described([made]).show()
+    _tell(given)
+    return made.to_json(), DONE
+
+
+def _tell(given) -> None:
     if "out" in given:
         print(f"{given['out']}: report.html, report.md, report.json, curves.png")
-    return made.to_json(), DONE

@@ -125,8 +125,6 @@ class _Rows:
                 transform_set(transform, old, None, kept)
             found = EmbeddingSet.read(kept)
             vectors, uncertainty = found.vectors, found.uncertainty
-        if not getattr(transform, "has_uncertainty", True):
-            uncertainty = None
         return np.asarray(vectors, np.float32), uncertainty
 
 
@@ -139,9 +137,14 @@ def _transformation(name: str, where):
     if not isinstance(where, str | Path):
         return None
     if (Path(where) / "map.json").is_file():
-        from fct_jax.upgrade.maps.map import load_map
+        from fct_jax.upgrade.maps.loading import load_map
 
-        return load_map(where)
+        found = load_map(where)
+        if found.direction != "forward":
+            raise UserError(
+                f"{name}={where} is a {found.direction} map; only forward ones translate a gallery"
+            )
+        return found
     if _has_gallery_run(where):
         where = Path(where) / "gallery"
     if not is_run(where):
