@@ -120,6 +120,6 @@ def as_set(folder, values, ids, **meta):
 def write_probe(folder, ids, new, count=80):
     """A probe of all items, and queries near the first of them."""
     rng = np.random.default_rng(3)
-    queries = new[:count] + 0.05 * rng.standard_normal((count, NEW_DIM)).astype(np.float32)
+    queries = new[:count] + 0.05 * rng.standard_normal((count, new.shape[1])).astype(np.float32)
     EmbeddingSet.of(new, ids, meta={"fingerprint": "new-model"}).write(folder / "new")
     EmbeddingSet.of(queries, meta={"fingerprint": "new-model"}).write(folder / "query")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_galleries as tiny
 from tiny_galleries import as_set, contents, upgraded, write_probe
@@ -453,7 +454,7 @@ def test_unusable_vectors_are_set_aside(tmp_path, form):
     path = tiny.write_gallery(form, tmp_path / form, ids, old)
     where = as_set(tmp_path / "new", new, ids)
     upgrade = Upgrade(tmp_path / "up")
-    with pytest.raises(UserError, match="holds vectors with NaN or infinity: 1 id"):
+    with pytest.raises(UserError, match=r"holds unusable vectors: 1 NaN \("):
         Upgrade(tmp_path / "strict").plan(tiny.plain_map(), path, on_bad="raise")
     plan = upgrade.plan(tiny.plain_map(), path, budget_items=100, batch_size=16)
     assert plan.rows[:2].tolist() == [40, 1700] and len(set(plan.rows)) == 100
@@ -466,7 +467,7 @@ def test_unusable_vectors_are_set_aside(tmp_path, form):
         json.loads(line) for line in (tmp_path / "up" / "quarantine.jsonl").read_text().splitlines()
     ]
     assert [(s["id"], s["row"]) for s in said] == [(ids[40], 40), (ids[1700], 1700)]
-    assert [s["reason"] for s in said] == ["vectors with NaN or infinity", "zero vectors"]
+    assert [s["reason"] for s in said] == ["NaN", "zero"]
     assert Upgrade(tmp_path / "up").status().quarantined == 2
     assert "2 unusable vectors set aside" in str(Upgrade(tmp_path / "up").status())
     made = upgrade.apply(reembed=where)
@@ -477,6 +478,57 @@ def test_unusable_vectors_are_set_aside(tmp_path, form):
     # A translation alone finds the same, and stops where there are too many.
     old[:3] = np.inf
     path = tiny.write_gallery(form, tmp_path / f"{form}2", ids, old)
-    with pytest.raises(UserError, match=r"infinity: \d ids? .* \(2 would be set aside\)"):
+    with pytest.raises(UserError, match=r"rows are unusable, more than 0.1%: .*3 infinite \("):
         Upgrade(tmp_path / "more").apply(tiny.plain_map(), path, unchecked=True)
     assert not (tmp_path / "more" / "gallery").exists()
+
+
+def test_rows_that_the_reader_cannot_read_are_set_aside(tmp_path):
+    """Null vectors and repeated ids: each with its reason and its file in the quarantine."""
+    count = 2000
+    ids, old, new = tiny.vectors(count)
+    ids = ids.copy()
+    ids[9] = ids[8]
+    folder = tmp_path / "old"
+    folder.mkdir()
+    rows = [None if row == 1200 else vector for row, vector in enumerate(old)]
+    table = pa.table({"id": ids, "vector": pa.array(rows, type=pa.list_(pa.float32()))})
+    pq.write_table(table, folder / "part-0.parquet", row_group_size=500)
+    where = as_set(tmp_path / "new", np.delete(new, 9, axis=0), np.delete(ids, 9))
+    upgrade = Upgrade(tmp_path / "up")
+    with pytest.raises(UserError, match="occurs more than once"):
+        upgrade.apply(tiny.plain_map(), folder, reembed=where)
+    made = upgrade.apply(tiny.plain_map(), folder, reembed=where, duplicates="first")
+    np.testing.assert_array_equal(made.ids, np.delete(ids, 9))
+    np.testing.assert_allclose(made.read(0, count - 1), np.delete(new, 9, axis=0), atol=1e-6)
+    lines = (tmp_path / "up" / "quarantine.jsonl").read_text().splitlines()
+    said = [json.loads(line) for line in lines]
+    assert [(s["row"], s["id"], s["reason"]) for s in said] == [
+        (9, ids[9], "repeated id"),
+        (1200, ids[1200], "null in 'vector'"),
+    ]
+    assert all("part-0.parquet" in s["where"] for s in said)
+
+
+@pytest.mark.parametrize("form", tiny.FORMS)
+def test_a_compatible_model_needs_no_map(tmp_path, form):
+    """The same commands with "identity": old vectors stay until their items are re-embedded."""
+    ids, old, _ = tiny.vectors(COUNT)
+    rng = np.random.default_rng(1)
+    new = (old + 0.3 * rng.standard_normal(old.shape)).astype(np.float32)
+    path = tiny.write_gallery(form, tmp_path / form, ids, old)
+    where = as_set(tmp_path / "new", new, ids, fingerprint="compatible")
+    write_probe(tmp_path / "probe", ids, new)
+    upgrade = Upgrade(tmp_path / "up")
+    plan = upgrade.plan("identity", path, probe=tmp_path / "probe", budget_items=60)
+    assert plan.description["order"] == "random"
+    made = upgrade.apply(reembed=where, batch_items=20, max_batches=2)
+    expected = old.copy()
+    expected[plan.rows[:40]] = new[plan.rows[:40]]
+    np.testing.assert_array_equal(made.read(0, COUNT), expected)
+    assert Upgrade(tmp_path / "up").apply(reembed=where).meta["fingerprint"] == "compatible"
+    status = Upgrade(tmp_path / "up").status()
+    assert (status.state, status.reembedded) == ("finished", 60)
+    assert abs(status.measured - status.forecast) < 0.02
+    assert Upgrade(tmp_path / "up").rollback(0) == 0
+    np.testing.assert_array_equal(open_gallery(made.path).read(0, COUNT), old)

@@ -46,7 +46,7 @@ def test_unusable_vectors(tmp_path, form):
     old[70] = 0
     path = tiny.write_gallery(form, tmp_path / form, ids, old)
     named = ", ".join(map(str, ids[5:15]))
-    message = rf"NaN or infinity: 13 ids \({named}, …\); zero vectors: 1 id \({ids[70]}\)"
+    message = rf"12 NaN \({named}, …\); 1 infinite \({ids[40]}\); 1 zero \({ids[70]}\)"
     refused(tmp_path, path, message, reembed=lambda wanted: new)
 
 

@@ -6,38 +6,28 @@ from fct_jax.errors import UserError
 from fct_jax.storage.ids import find_rows, first_ten
 from fct_jax.upgrade.checks.known_answers import known_answer_score
 from fct_jax.upgrade.galleries.base import Gallery
+from fct_jax.upgrade.galleries.quarantine import reasons
 
 # What must agree between two sets of one space, as far as both say it.
 SPACE = ("fingerprint", "model", "prefix", "normalized", "metric")
 EXPECTED_SHARE = 0.75  # of the score on the pairs that the map was tested on
 SAMPLE = 256  # items of a known-answer check
-REASONS = ("", "vectors with NaN or infinity", "zero vectors")
 _AGREE = 0.9  # share of test pairs that a gallery must hold as they were
 _LOOKED_UP = 64
 _UNIT = 1e-2  # how far from 1 the length of a float16 unit vector may be
 _SAME = 2e-2  # relative difference of a vector and its float16 copy at most
 
 
-def unusable(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return why each vector (n, D) cannot be used, (n,) places in `REASONS`, and its length."""
-    # The square of a length is not finite exactly where a value is not, or far too large.
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float32))
-    reasons = np.where(np.isfinite(lengths), np.where(lengths == 0, 2, 0), 1)
-    return reasons.astype(np.uint8), lengths
+def sound(vectors: np.ndarray) -> np.ndarray:
+    """Return which vectors (n, D) can be used, (n,) bool."""
+    good = np.ones(len(vectors), bool)
+    good[list(reasons(vectors))] = False
+    return good
 
 
-def too_many_bad(gallery: Gallery, bad: list, limit: int) -> UserError:
-    """Return the error for unusable vectors, [row, reason] each, of which ``limit`` may be."""
-    wrong = []
-    for reason in REASONS[1:]:
-        rows = [row for row, why in bad if why == reason]
-        if rows:
-            wrong.append(f"{reason}: {first_ten(gallery.ids[rows])}")
-    allowed = f" ({limit} would be set aside)" if limit else ""
-    return UserError(
-        f"{gallery.name} holds {'; '.join(wrong)}{allowed}; repair or remove them first"
-    )
+def without(vectors: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """Return vectors (n, D) with zeros in place of those that are not ``good`` (n,)."""
+    return vectors if good.all() else np.where(good[:, None], vectors, np.float32(0))
 
 
 def check_uncertainty(gallery: Gallery, uncertainty: np.ndarray, start: int = 0) -> None:
@@ -127,6 +117,9 @@ def as_found(meta: dict, vectors) -> dict:
     That they are not normalized is what ``meta.json`` says by default, so it is measured; and
     by which metric unit vectors are compared makes no difference.
     """
+    if vectors is not None:
+        vectors = np.asarray(vectors, np.float32)
+        vectors = vectors[sound(vectors)]
     if vectors is None or not len(vectors):
         return {k: v for k, v in meta.items() if k != "normalized" or v}
     lengths = np.linalg.norm(np.asarray(vectors, np.float32), axis=1)

@@ -47,6 +47,11 @@ def load_map(where) -> Map:
         name = str(where)
         if name in METHODS or is_import_name(name):
             return _of_name(name)
+    if (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} is a run without its model/, which training exports at its end: "
+            "finish the training, or restore the folder"
+        )
     raise UserError(
         f"no map in {folder}: map.json is missing; give a map's directory, a transformation's run, "
         "'identity' or module:name"

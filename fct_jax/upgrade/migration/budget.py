@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.upgrade.checks.guards import sound, without
 from fct_jax.upgrade.ways import find_way
 
 _STEPS = 20
@@ -57,6 +58,7 @@ def forecast(
     place = np.empty(count, np.int64)
     place[order] = np.arange(count)
     own, old = place[rows], gallery.rows(rows)  # when each item of the probe has its turn
+    old = without(old, sound(old))
     if not find_way(way).needs_old_queries:
         translated, _ = mapping.transform(old)
         quality = [probe.quality(np.where(own[:, None] < i, probe.new, translated)) for i in items]

@@ -71,8 +71,8 @@ def check_new_vectors(gallery: Gallery, map, new: NewVectors) -> int:
 
 def _ask(old, new, map, at_least: float, what: str) -> int:
     """Known answers: h(old) of some items is searched by their new vectors."""
-    sound = guards.unusable(old)[0] == 0
-    old, new = old[sound], new[sound]
+    good = guards.sound(old)
+    old, new = old[good], new[good]
     if len(old) < _ENOUGH:
         return 0
     if old.shape == new.shape and np.allclose(old, new, rtol=1e-3, atol=1e-4):

@@ -18,7 +18,6 @@ from fct_jax.storage.files import write_synced
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import Gallery
 
-LARGEST_SHARE = 1e-3  # of a gallery that may be set aside
 BLOCKS = 16  # blocks of the map that are read, and recorded, together
 
 
@@ -48,17 +47,20 @@ class Reading:
       bad: [row, reason] of each unusable vector so far.
     """
 
-    def __init__(self, gallery: Gallery, on_bad: str, lookup=None, row=0, state=None, bad=()):
+    def __init__(self, gallery: Gallery, lookup=None, row: int = 0, state=None, bad=()):
         """Start at ``row``, with ``state`` and ``bad`` of the pass that stopped there.
 
         lookup: a `guards.Lookup` that searches the rows for some vectors, or None.
         """
         self._gallery, self._lookup, self.bad = gallery, lookup, [*bad]
-        self._limit = int(len(gallery) * LARGEST_SHARE) if on_bad == "quarantine" else 0
+        for bad_row, reason in bad:
+            stored = gallery.stored(bad_row)
+            gallery.bad.add(stored, gallery.ids[bad_row], reason, gallery.place(stored))
         self._row, self._stamps = row, stamps_of(gallery)
         self._content, shard = state or (0, 0)
         shards, self._shards = gallery.meta.get("shards"), None
-        if shards and gallery.dtype.kind == "f" and gallery.dtype.itemsize <= 4:
+        whole = shards and sum(shard["count"] for shard in shards) == len(gallery)
+        if whole and gallery.dtype.kind == "f" and gallery.dtype.itemsize <= 4:
             # float32 holds these values exactly, so that their bytes can be had back.
             checksums.check_files(gallery.path, gallery.meta)
             path = gallery.path / "vectors.npy"
@@ -74,27 +76,28 @@ class Reading:
     def take(self, vectors: np.ndarray) -> np.ndarray:
         """Take the next rows (n, D) float32; return the same with zeros for unusable ones.
 
-        Raises UserError for damaged files and for lengths that contradict ``meta.json``.
+        Raises UserError for damaged files, for lengths that contradict ``meta.json``, and for
+        unusable vectors where none may be.
         """
+        gallery = self._gallery
         if self._shards is not None:
-            self._shards.take(vectors.astype(self._gallery.dtype, copy=False))
+            self._shards.take(vectors.astype(gallery.dtype, copy=False))
         self._content = zlib.crc32(np.ascontiguousarray(vectors), self._content)
-        reasons, lengths = guards.unusable(vectors)
-        wrong = np.flatnonzero(reasons)
-        self.bad += [[self._row + int(r), guards.REASONS[reasons[r]]] for r in wrong]
-        sound = lengths[reasons == 0]
-        if len(sound):
-            guards.check_lengths(self._gallery.name, self._gallery.meta, sound)
+        good = gallery.screen(self._row, vectors)
+        for row in self._row + np.flatnonzero(~good):
+            self.bad.append([int(row), gallery.bad.entries[gallery.stored(row)][1]])
+        if gallery.meta.get("normalized") and good.any():
+            lengths = np.linalg.norm(vectors[good], axis=1)
+            guards.check_lengths(gallery.name, gallery.meta, lengths)
         self._row += len(vectors)
-        vectors = without(vectors, reasons)
+        vectors = guards.without(vectors, good)
         if self._lookup is not None:
             self._lookup.take(vectors)
         return vectors
 
     def check_bad(self) -> None:
         """Raise UserError if more vectors are unusable than may be set aside."""
-        if len(self.bad) > self._limit:
-            raise guards.too_many_bad(self._gallery, self.bad, self._limit)
+        self._gallery.bad.check(len(self._gallery), self._gallery.name)
 
     def finish(self) -> Certificate:
         """Return the certificate of the whole gallery. Raises UserError for what is wrong."""
@@ -106,12 +109,7 @@ class Reading:
         return Certificate(checksums.text(self._content), self._stamps, len(self.bad))
 
 
-def without(vectors: np.ndarray, reasons: np.ndarray) -> np.ndarray:
-    """Return vectors (n, D) with zeros in place of those that have a reason."""
-    return np.where(reasons[:, None] != 0, np.float32(0), vectors) if reasons.any() else vectors
-
-
-def read_through(gallery: Gallery, mapping, batch_size: int, on_bad: str, lookup=None):
+def read_through(gallery: Gallery, mapping, batch_size: int, lookup=None):
     """Read a whole gallery once.
 
     Returns:
@@ -121,7 +119,7 @@ def read_through(gallery: Gallery, mapping, batch_size: int, on_bad: str, lookup
     Raises:
       UserError: too many vectors are unusable, or files are damaged.
     """
-    reading = Reading(gallery, on_bad, lookup)
+    reading = Reading(gallery, lookup)
     uncertainty, row = np.zeros(len(gallery), np.float32), 0
     with Bar("checking vectors", len(gallery), "vectors") as bar:
         for ids, vectors in gallery.blocks(BLOCKS * batch_size):
@@ -158,19 +156,13 @@ def _stamp(file: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def write_quarantine(workdir: Path, gallery: Gallery, bad: list) -> None:
-    """Write ``quarantine.jsonl``: id, row, reason and place of each vector that is set aside."""
-    if not bad:
+def write_quarantine(workdir: Path, gallery: Gallery) -> None:
+    """Write ``quarantine.jsonl``: row, id, reason and place of every row that is set aside."""
+    if not len(gallery.bad):
         return
-    known = gallery.bad.entries  # what has no vector at all: null, of another dimension
     records = [
-        {
-            "id": gallery.ids[row].item(),
-            "row": row,
-            "reason": known.get(gallery.stored(row), (None, reason))[1],
-            "where": gallery.place(gallery.stored(row)),
-        }
-        for row, reason in bad
+        {"row": row, "id": id_, "reason": reason, "where": f"{gallery.name}, {where}"}
+        for row, (id_, reason, where) in sorted(gallery.bad.entries.items())
     ]
-    lines = [json.dumps(record) + "\n" for record in records]
-    write_synced(workdir / "quarantine.jsonl", "".join(lines).encode())
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    write_synced(workdir / "quarantine.jsonl", lines.encode())

@@ -5,14 +5,14 @@ import json
 import os
 from pathlib import Path
 
-from fct_jax.errors import UserError, unknown
+from fct_jax.errors import UserError
 from fct_jax.storage.files import write_synced
+from fct_jax.upgrade.galleries.base import Options
 
 FORMAT_VERSION = 1
-ON_BAD = ("quarantine", "raise")
 _NAMES = ("map", "gallery", "probe")  # settings that name something on disk
 # What a plan rests on, and a translation besides; a map is recognised wherever it lies.
-_PLANNED = ("map_fingerprint", "gallery", "probe", "id_column", "vector_column")
+_PLANNED = ("map_fingerprint", "gallery", "probe", "id_column", "vector_column", "duplicates")
 _TRANSLATED = ("batch_size", "on_bad")
 
 
@@ -26,6 +26,7 @@ class Settings:
       batch_size: vectors translated together; the last bits of the result depend on it.
       id_column, vector_column: columns of the gallery; None: found by their kind.
       on_bad: "quarantine" sets unusable vectors aside, up to one in a thousand; "raise" stops.
+      duplicates: which row of a repeated id counts, "first" or "last"; "raise": none.
     """
 
     map: str | None = None
@@ -36,13 +37,24 @@ class Settings:
     id_column: str | None = None
     vector_column: str | None = None
     on_bad: str = "quarantine"
+    duplicates: str = "raise"
 
     def check(self) -> None:
         """Raise UserError for a setting that cannot be."""
         if self.batch_size < 1:
             raise UserError(f"batch_size must be 1 or more, not {self.batch_size}")
-        if self.on_bad not in ON_BAD:
-            raise unknown("on_bad", self.on_bad, ON_BAD)
+        self.open_options()
+
+    def open_options(self) -> dict:
+        """Return how the gallery is to be opened, as of `open_gallery`. Raises UserError."""
+        options = {
+            "id_column": self.id_column,
+            "vector_column": self.vector_column,
+            "on_bad": self.on_bad,
+            "duplicates": self.duplicates,
+        }
+        Options(**options)  # which checks them
+        return options
 
 
 def named(what) -> str | None:

@@ -135,7 +135,7 @@ def _measured(asked: Probe, gallery, way: str, source: str, columns: dict) -> fl
     rows = asked.rows(gallery)
     if not find_way(way).needs_old_queries:
         return asked.quality(gallery.rows(rows))
-    old = open_gallery(source, **columns)
+    old = open_gallery(source, **columns, on_bad="quarantine")
     migrated = gallery.versions[rows] == VERSIONS.index("new")
     metric = old.meta.get("metric", asked.metric)
     return asked.served(way, old.rows(rows), gallery.rows(rows), migrated, metric)

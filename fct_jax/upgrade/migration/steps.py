@@ -39,7 +39,6 @@ from fct_jax.upgrade.migration.reading import (
     Reading,
     fill_bad,
     stamps_of,
-    without,
     write_quarantine,
 )
 
@@ -81,7 +80,7 @@ class Migration:
         self.record("begin", **self._identity(), meta=meta)
         self.meta = meta
 
-    def translate(self, on_bad: str = "quarantine", certificate: Certificate | None = None) -> None:
+    def translate(self, certificate: Certificate | None = None) -> None:
         """Stream every row through the map, and give the gallery its name.
 
         The pass checks what it reads, unless ``certificate`` says what it must find. Nothing is
@@ -102,7 +101,7 @@ class Migration:
             self.record("layout", stamps=stamps)
         self.target.open(self.map.dim_out)
         count = len(self.source)
-        reading = Reading(self.source, on_bad, None, done.rows, done.reading, done.bad)
+        reading = Reading(self.source, None, done.rows, done.reading, done.bad)
         self._begun = time.monotonic()
         # A chunk goes to the disk while the next one is computed; in order, one at a time.
         with Bar("translating", count, "vectors", done.rows) as bar, ThreadPoolExecutor(1) as disk:
@@ -125,7 +124,7 @@ class Migration:
                 f"{found.content}, not {certificate.content}; move {self.workdir}/plan away, "
                 "and plan again"
             )
-        write_quarantine(self.workdir, self.source, reading.bad)
+        write_quarantine(self.workdir, self.source)
         self.target.publish()
         self.describe("translated")
         self.target.complete()
@@ -181,9 +180,9 @@ class Migration:
     def translated(self, start: int, stop: int) -> np.ndarray:
         """Return h(old) of a run of rows; the same rows in the same blocks give the same bytes."""
         vectors = self.source.read(start, stop)
-        reasons, _ = guards.unusable(vectors)
-        wrong = [[start + int(row), ""] for row in np.flatnonzero(reasons)]
-        return self._mapped(start, without(vectors, reasons), wrong)[0]
+        good = guards.sound(vectors)
+        wrong = [[start + int(row), ""] for row in np.flatnonzero(~good)]
+        return self._mapped(start, guards.without(vectors, good), wrong)[0]
 
     def _mapped(self, start: int, vectors: np.ndarray, bad: list):
         """Return h(old) (n, D) as it is stored and log-variances (n,) or None of some rows.

@@ -73,6 +73,7 @@ class Upgrade:
         id_column: str | None = None,
         vector_column: str | None = None,
         on_bad: str | None = None,
+        duplicates: str | None = None,
     ) -> Plan:
         """Decide which items to re-embed, in which order, and forecast what it will bring.
 
@@ -94,6 +95,8 @@ class Upgrade:
           id_column, vector_column: columns of the gallery; None: found by their kind.
           on_bad: "quarantine" (the default) sets unusable vectors aside, at most one in a thousand,
             and writes them to ``quarantine.jsonl``; "raise" stops at the first.
+          duplicates: which row of a repeated id counts, "first" or "last"; "raise" (the default)
+            stops there.
 
         Returns:
           The plan, which is also in ``WORKDIR/plan``.
@@ -125,6 +128,7 @@ class Upgrade:
             id_column=id_column,
             vector_column=vector_column,
             on_bad=on_bad,
+            duplicates=duplicates,
         )
         guards.check_gallery_fits(opened.gallery, opened.mapping)
         with lock_of(self.workdir):
@@ -145,14 +149,15 @@ class Upgrade:
         id_column: str | None = None,
         vector_column: str | None = None,
         on_bad: str | None = None,
+        duplicates: str | None = None,
     ) -> Gallery:
         """Translate the gallery and re-embed the plan's items, from where the last run stopped.
 
         Without a plan, one of all items is made first.
 
         Args:
-          map, gallery, probe, batch_size, id_column, vector_column, on_bad: as of `plan`; what the
-            directory remembers need not be named.
+          map, gallery, probe, batch_size, id_column, vector_column, on_bad, duplicates: as of
+            `plan`; what the directory remembers need not be named.
           reembed: where new vectors come from: an EmbeddingSet's directory, ``module:function``,
             or a function from ids (n,) to vectors (n, D). None: translate only.
           batch_items: items that are re-embedded, checked and recorded together.
@@ -178,6 +183,7 @@ class Upgrade:
             id_column=id_column,
             vector_column=vector_column,
             on_bad=on_bad,
+            duplicates=duplicates,
         )
         source, mapping, settings = opened.gallery, opened.mapping, opened.settings
         if self.workdir.resolve().is_relative_to(source.path.resolve()):
@@ -211,7 +217,7 @@ class Upgrade:
                 self._remember(opened)
                 work.begin(new.meta if new else {})
             with contextlib.closing(work.target):
-                work.translate(settings.on_bad, certificate)
+                work.translate(certificate)
                 if new is not None:
                     re_embed(work, plan, new, batch_items, max_batches, unchecked)
         return open_gallery(
@@ -287,13 +293,13 @@ class Upgrade:
         certificate, uncertainty, bad = work.certificate, work.uncertainty(), work.progress.bad
         if uncertainty is None or not certificate.holds(gallery) or lookup is not None:
             certificate, uncertainty, bad = read_through(
-                gallery, mapping, settings.batch_size, settings.on_bad, lookup
+                gallery, mapping, settings.batch_size, lookup
             )
         folder = self.workdir / "plan"
         made = make_plan(
             folder, gallery, mapping, opened.probe, wanted, certificate, uncertainty, bad
         )
-        write_quarantine(self.workdir, gallery, bad)
+        write_quarantine(self.workdir, gallery)
         self._remember(opened)
         return made
 
@@ -309,9 +315,7 @@ class Upgrade:
         if certificate is None and lookup is None:
             return None
         settings = opened.settings
-        found, _, _ = read_through(
-            opened.gallery, opened.mapping, settings.batch_size, settings.on_bad, lookup
-        )
+        found, _, _ = read_through(opened.gallery, opened.mapping, settings.batch_size, lookup)
         if certificate is not None and found.content != certificate.content:
             raise UserError(
                 f"{opened.gallery.name} has other vectors than when it was planned; "
@@ -331,12 +335,7 @@ class Upgrade:
             if not known:
                 raise UserError(f"{self.workdir} knows no {what} yet; give {what}")
         if not isinstance(gallery, Gallery):
-            gallery = open_gallery(
-                settings.gallery,
-                id_column=settings.id_column,
-                vector_column=settings.vector_column,
-                on_bad=settings.on_bad,
-            )
+            gallery = open_gallery(settings.gallery, **settings.open_options())
         mapping = load_map(self._object if unnamed else settings.map)
         mapping = mapping.forward().for_dim(gallery.dim)
         # A map is the same wherever it lies.
