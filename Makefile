@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 DIGITS := runs/digits
 
-.PHONY: quickstart test lint benchmark clean
+.PHONY: quickstart test test-elsewhere lint benchmark clean
 
 quickstart: $(VENV)/.installed
 	@echo "1/5 old model, trained on the digits 0-4"
@@ -24,6 +24,10 @@ test: $(VENV)/.installed-test
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The numerical tests with other instruction sets, BLAS kernels and thread counts.
+test-elsewhere: $(VENV)/.installed-test
+	$(RUN) tools.test_elsewhere
 
 lint: $(VENV)/.installed-test
 	$(RUN) ruff check --fix .

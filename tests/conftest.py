@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -14,9 +15,12 @@ GOLDEN = Path(__file__).parent / "golden"
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # Tiny models take longer to compile than to run: compile fast, and each program only once, for
-# subprocesses too.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+# subprocesses too. What other flags make of a program (another instruction set) is kept apart.
+_QUICK = "--xla_backend_optimization_level=0"
+_given = os.environ.get("XLA_FLAGS", "").replace(_QUICK, "").split()
+os.environ["XLA_FLAGS"] = " ".join([*_given, _QUICK])
+_KIND = re.sub(r"[^a-zA-Z0-9_=]+", "-", " ".join(_given)).strip("-") or "usual"
+COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled" / _KIND
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))

@@ -32,6 +32,7 @@ from fct_jax.upgrade.assessment.inputs import (
 )
 from fct_jax.upgrade.assessment.report import Assessment, Budget, Point
 from fct_jax.upgrade.assessment.verdict import Bootstrap, options_of, recommend, without_evidence
+from fct_jax.upgrade.checks.guards import ask_map
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, paired, take
 from fct_jax.upgrade.maps.loading import load_map
@@ -144,8 +145,9 @@ def assess(
     unseen, seen, reference = held_out_rows(found, whole_old, rng)
     gallery_old, gallery_new = take(whole_old, unseen), take(whole_new, unseen)
     some = slice(0, _ANSWERS)
-    mapped, _ = found.transform(gallery_old.vectors[some])
-    check_known_answers(mapped, gallery_new.vectors[some], metric, "the test gallery")
+    some_old, some_new = gallery_old.vectors[some], gallery_new.vectors[some]
+    mapped, _ = found.transform(some_old)
+    check_known_answers(ask_map(found, some_old, mapped, some_new, metric), "the test gallery")
     sample = tuple(np.asarray(s.vectors[reference], np.float32) for s in (whole_old, whole_new))
     # A sample of the gallery, where no other items are known.
     inside = np.flatnonzero(np.isin(unseen, reference))

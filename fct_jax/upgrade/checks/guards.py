@@ -4,14 +4,14 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.storage.ids import find_rows, first_ten
-from fct_jax.upgrade.checks.known_answers import known_answer_score
+from fct_jax.upgrade.checks.known_answers import Answer, Expected, ask
 from fct_jax.upgrade.galleries.base import Gallery
 from fct_jax.upgrade.galleries.quarantine import reasons
 
 # What must agree between two sets of one space, as far as both say it.
 SPACE = ("fingerprint", "model", "prefix", "normalized", "metric")
-EXPECTED_SHARE = 0.75  # of the score on the pairs that the map was tested on
 SAMPLE = 256  # items of a known-answer check
+_FEWEST_KNOWN = 8  # tested pairs of a map, from which its power is taken
 _AGREE = 0.9  # share of test pairs that a gallery must hold as they were
 _LOOKED_UP = 64
 _UNIT = 1e-2  # how far from 1 the length of a float16 unit vector may be
@@ -133,13 +133,18 @@ def as_found(meta: dict, vectors) -> dict:
     return {**kept, "normalized": unit}
 
 
-def expected_score(mapping, metric: str) -> float:
-    """The score on the pairs that the map keeps and was not fitted on; 0 without any."""
-    known = mapping.known
-    if known is None or len(known.ids) < 8:
-        return 0.0
-    translated, _ = mapping.transform(known.old[:SAMPLE])
-    return known_answer_score(translated, known.new[:SAMPLE], metric)
+def ask_map(mapping, old, translated, new, metric: str, hard: bool = False) -> Answer:
+    """Ask whether items fit the map, by what it showed on the pairs that it was tested on.
+
+    old, translated, new: (m, ·), as of `known_answers.ask`; ``hard``: as of `Expected.of`.
+    """
+    known, expected = mapping.known, None
+    if known is not None and len(known.ids) >= _FEWEST_KNOWN:
+        some = slice(0, SAMPLE)
+        mapped, _ = mapping.transform(known.old[some])
+        pairs = mapped, known.old[some], known.new[some]
+        expected = Expected.of(*pairs, metric, len(new), hard)
+    return ask(old, translated, new, metric, expected, lambda other: mapping.transform(other)[0])
 
 
 def check_known_pairs(gallery: Gallery, mapping) -> "tuple[int, Lookup | None]":

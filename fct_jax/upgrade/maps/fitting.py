@@ -14,7 +14,13 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.named import array_of, vectors_of
 from fct_jax.upgrade.checks.degenerate import check_degenerate
 from fct_jax.upgrade.checks.guards import SPACE
-from fct_jax.upgrade.checks.known_answers import check_known_answers
+from fct_jax.upgrade.checks.known_answers import (
+    MOST,
+    UNKNOWN,
+    ask,
+    ask_pairing,
+    check_known_answers,
+)
 from fct_jax.upgrade.inputs import FEWEST, nonzero_rows, paired, row_hashes
 from fct_jax.upgrade.maps.choosing import choose, held_out_quality
 from fct_jax.upgrade.maps.map import KnownPairs, Map
@@ -22,7 +28,6 @@ from fct_jax.upgrade.maps.methods import METHODS, Method, Pairs, Training, find_
 
 _KNOWN = 256  # known answers kept with the map
 _MOST_HELD_OUT = 5000
-_ANSWERS = 1000  # held-out pairs that must find their own translation
 _DIRECTIONS = ("forward", "backward")
 AUTO = tuple(name for name, method in METHODS.items() if method.auto)
 
@@ -95,11 +100,16 @@ def fit(
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
     inside, outside = _split(pairs, held_out)
+    # Before a training that may take minutes. The rows keep their order, for shifts to be seen.
+    some = np.sort(np.random.default_rng(seed).permutation(len(pairs.new))[:MOST])
+    answer = ask_pairing(pairs.old.vectors[some], pairs.new.vectors[some])
+    check_known_answers(answer, "the sample")
     maps, qualities, seconds, left_out = _fit_all(tried, inside, outside, metric)
     best, judged_by = choose(qualities, seed)
     chosen = maps[best]
-    mapped, _ = chosen.transform(outside.old.vectors[:_ANSWERS])
-    check_known_answers(mapped, outside.new.vectors[:_ANSWERS], metric, "the sample")
+    some_old, some_new = (part.vectors[:MOST] for part in (outside.old, outside.new))
+    mapped, _ = chosen.transform(some_old)
+    check_known_answers(ask(some_old, mapped, some_new, metric, UNKNOWN), f"the {best} map")
     description = {
         **chosen.description,
         "direction": direction,

@@ -36,8 +36,7 @@ def check_before(
         rows = probe.rows(gallery)
         some = _some(np.arange(len(rows)))
         old = gallery.rows(rows[some])
-        at_least = guards.EXPECTED_SHARE * guards.expected_score(map, map.metric)
-        answers += _ask(old, probe.new[some], map, at_least, f"{probe.name}/new")
+        answers += _ask(old, probe.new[some], map, f"{probe.name}/new")
     if answers < _ENOUGH and not unchecked:
         if lookup is not None:  # there may be a better reason
             for _, vectors in gallery.blocks(_BLOCK):
@@ -63,13 +62,10 @@ def check_new_vectors(gallery: Gallery, map, new: NewVectors) -> int:
     vectors = guards.check_batch(ids, new(ids), map.dim_out, new.meta, new.name)
     guards.check_space(new.name, guards.as_found(new.meta, vectors), guards.new_space(map), "new")
     # A set that has only the planned items has those that the map is least sure of.
-    at_least = 0.0
-    if has.mean() > _MOST:
-        at_least = guards.EXPECTED_SHARE * guards.expected_score(map, map.metric)
-    return _ask(gallery.rows(rows), vectors, map, at_least, new.name)
+    return _ask(gallery.rows(rows), vectors, map, new.name, hard=has.mean() <= _MOST)
 
 
-def _ask(old, new, map, at_least: float, what: str) -> int:
+def _ask(old, new, map, what: str, hard: bool = False) -> int:
     """Known answers: h(old) of some items is searched by their new vectors."""
     good = guards.sound(old)
     old, new = old[good], new[good]
@@ -81,7 +77,8 @@ def _ask(old, new, map, at_least: float, what: str) -> int:
             "so it is in the new model's space"
         )
     translated, _ = map.transform(old)
-    return check_known_answers(translated, new, map.metric, what, at_least)
+    answer = guards.ask_map(map, old, translated, new, map.metric, hard)
+    return check_known_answers(answer, what)
 
 
 def _some(rows: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from fct_jax.runtime.progress import Bar
-from fct_jax.upgrade.checks.guards import check_batch
+from fct_jax.upgrade.checks.guards import ask_map, check_batch
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.migration.planning import Plan
 from fct_jax.upgrade.migration.reembed import NewVectors
@@ -70,5 +70,8 @@ def _new_vectors(
         some = np.unique(np.linspace(0, len(ids) - 1, min(len(ids), _LOOKED_AT)).astype(np.int64))
         translated = work.target.vectors.get(rows[some])
         what = f"batch {len(work.progress.stops) + 1} of {new.name}"
-        check_known_answers(translated, vectors[some], work.map.metric, what)
+        old = work.source.rows(rows[some])
+        # The first of a plan are those that the map is least sure of.
+        answer = ask_map(work.map, old, translated, vectors[some], work.map.metric, hard=True)
+        check_known_answers(answer, what)
     return vectors
