@@ -342,8 +342,8 @@ def rows_read(monkeypatch):
 
 
 def test_a_gallery_is_read_twice_by_plan_and_apply(tmp_path, rows_read):
-    """Once to plan and once to translate; beyond that, samples that do not grow with it."""
-    count, samples = 20_000, 600
+    """Once to plan and once to translate; beyond that samples alone, 256 rows of each batch."""
+    count, samples = 20_000, 600 + 256 * 5
     ids, old, new = tiny.vectors(count)
     path = as_set(tmp_path / "old", old, ids, fingerprint="old-model")
     where = as_set(tmp_path / "new", new, ids)
