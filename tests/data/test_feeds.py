@@ -10,6 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from patience import LONG
 from tiny_data import write_folder
 
 from fct_jax.data import Preprocessing, open_source
@@ -232,7 +233,7 @@ def test_batches_lie_on_a_grid_of_devices():
     done = subprocess.run(
         [sys.executable, "-c", ON_FOUR_DEVICES],
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
-        timeout=120,
+        timeout=LONG,
         capture_output=True,
         text=True,
     )

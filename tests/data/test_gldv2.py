@@ -16,6 +16,7 @@ import pytest
 import tiny_gldv2
 import tiny_runs
 from absl.flags import FLAGS
+from patience import LONG
 from PIL import Image
 
 from fct_jax import data, models
@@ -41,8 +42,8 @@ def command(*arguments, cwd):
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=600,
         env={**os.environ, "PYTHONPATH": str(tiny_runs.REPOSITORY)},
+        timeout=LONG,
     )
     return done.returncode, done.stderr.splitlines(), done.stdout
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from patience import LONG
 from PIL import Image
 from tiny_data import add, cifar_content, cifar_split, write_cifar_archive
 
@@ -210,7 +211,7 @@ def test_mistakes(tmp_path, capsys, arguments, message):
 def test_command_line(tmp_path):
     run = [sys.executable, str(TOOL)]
     help_text = subprocess.run(
-        [*run, "--help"], capture_output=True, text=True, check=True, timeout=250
+        [*run, "--help"], capture_output=True, text=True, check=True, timeout=LONG
     ).stdout
     assert "--archive cifar-100-python.tar.gz" in help_text and "--data_dir" in help_text
     failed = subprocess.run(
@@ -218,6 +219,6 @@ def test_command_line(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=250,
+        timeout=LONG,
     )
     assert failed.returncode == 1 and failed.stderr.strip() == "error: no file none"

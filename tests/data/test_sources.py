@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import ml_collections
 import numpy as np
 import pytest
+from patience import LONG
 from PIL import Image
 from sklearn.datasets import load_digits
 from tiny_data import cifar_content, write_cifar_tfds, write_folder
@@ -294,7 +295,7 @@ print("ran")
         capture_output=True,
         text=True,
         check=False,
-        timeout=250,
+        timeout=LONG,
     )
     assert (result.stdout.strip(), result.stderr.strip()) == ("ran", "")
 

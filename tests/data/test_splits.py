@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import LONG
 
 from fct_jax.data.lists import parse_list
 from fct_jax.data.splits import old_classes, split_by_class, split_by_data, split_list
@@ -151,7 +152,7 @@ def command(*arguments):
         [sys.executable, str(TOOL), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=LONG,
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny_models
 import tiny_runs
+from patience import LONG
 
 from fct_jax.embed.command import embed
 from fct_jax.embed.images import embed_images
@@ -105,7 +106,7 @@ def test_killed_at_any_moment(runs, tmp_path, kind, seeds):
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=LONG,
     )
     assert done.returncode == 0, done.stderr
     killed = [int(line) for line in done.stdout.split()]
@@ -193,7 +194,7 @@ def test_two_processes_of_four_devices(runs, tmp_path):
         for process in range(2)
     ]
     try:
-        said = [child.communicate(timeout=200) for child in children]
+        said = [child.communicate(timeout=LONG) for child in children]
     finally:
         for child in children:
             child.kill()

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import tiny_runs
+from patience import LONG
 
 import fct_jax
 from fct_jax.train.loop import train
@@ -41,7 +42,7 @@ def run_alone(run, folder, *inputs):
         [sys.executable, "-c", ALONE, run, folder / "given.npz", folder / "found.npz"],
         check=True,
         cwd=folder,
-        timeout=250,
+        timeout=LONG,
     )
     with np.load(folder / "found.npz") as found:
         return [found[name] for name in found.files]

@@ -46,7 +46,7 @@ def work(runs: Path, out: Path) -> None:
 def main() -> None:
     """The command."""
     folder, (port, process, count) = Path(sys.argv[1]), map(int, sys.argv[2:])
-    processes.start(f"localhost:{port}", process, count, timeout=60)
+    processes.start(f"localhost:{port}", process, count, timeout=600)
     work(folder, folder / "together")
     processes.barrier("end")
     print(tiny_models.__name__, processes.count())

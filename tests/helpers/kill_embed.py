@@ -25,7 +25,7 @@ from fct_jax.storage.rows import Columns
 
 BATCH, SHARD = 40, 160  # 5 shards of 797 rows, the last of them shorter
 BAD = (3, 170, 171, 500)  # images that cannot be read
-DEADLINE = 120  # seconds
+DEADLINE = 1200  # seconds
 
 
 def embed(kind: str, folder: Path, out: Path) -> EmbeddingSet:

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import tiny_runs
+from patience import LONG
 from PIL import Image
 
 SIZE = (44, 36)  # width and height
@@ -109,7 +110,7 @@ def split_list(folder) -> None:
     """Extended-class by the command."""
     tool = tiny_runs.REPOSITORY / "tools" / "split_dataset.py"
     command = [sys.executable, tool, "train.txt", "--by", "class", "--out", "splits"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=250)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=LONG)
 
 
 def write_revisited(folder, name: str, images: Landmarks, seed: int) -> None:

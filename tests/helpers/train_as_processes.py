@@ -77,7 +77,7 @@ def stages(folder: Path) -> None:
 
 def main(folder: Path, port: str, index: int, count: int) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
-    processes.start(f"localhost:{port}", index, count, timeout=60)
+    processes.start(f"localhost:{port}", index, count, timeout=600)
     stages(folder)
     train(streamed(), folder / "continued")
     processes.barrier("end")

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import tiny_runs
+from patience import LONG
 
 CONFIG = "configs/digits_backbone_old.py"
 
@@ -15,7 +16,7 @@ def run(module, *arguments):
         cwd=tiny_runs.REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LONG,
     )
 
 
@@ -116,4 +117,4 @@ def test_tensorflow_is_never_imported():
         "fct_jax.evaluate.command, fct_jax.data.tfds\n"
         "assert not any(name.split('.')[0] == 'tensorflow' for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny_runs.REPOSITORY, timeout=250)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny_runs.REPOSITORY, timeout=LONG)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_runs
 from forked import Process
+from patience import LONG
 from tiny_data import write_folder
 
 from fct_jax import models
@@ -77,13 +78,13 @@ def test_a_dead_worker_ends_a_training_with_one_line(tmp_path):
     case = case._replace(changes={**case.changes, **changes, "checkpoint_every_steps": 2})
     process = Process("fct_jax.train", case.arguments("run"), tmp_path)
     saved = tmp_path / "run" / "checkpoints"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LONG
     while not any(path.name.isdigit() for path in saved.glob("*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     (worker,) = data_workers(process.pid)
     os.kill(worker, signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait(timeout=LONG)
     assert process.returncode == 1
     *_, last = (tmp_path / "output").read_text().splitlines()
     assert last.startswith("error: data worker 0 of 1 died (killed by SIGKILL), often for lack of")

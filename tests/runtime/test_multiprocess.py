@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_runs
 import train_as_processes
+from patience import LONG
 from safetensors.numpy import load_file
 
 from fct_jax.storage.embedding_set import EmbeddingSet
@@ -39,7 +40,7 @@ def runs(tmp_path_factory):
     first_half(one / "streamed", two / "continued")
     port = cluster.free_port()
     codes, said = cluster.run(
-        lambda index: [SCRIPT, two, port, index, 2], 2, folder / "logs", timeout=400
+        lambda index: [SCRIPT, two, port, index, 2], 2, folder / "logs", timeout=LONG
     )
     assert codes == [0, 0], said
     return one, two, said
@@ -153,12 +154,12 @@ def test_sigterm_to_one_process_saves_on_both(tmp_path):
     with cluster.started(
         lambda index: fastfill(sets, run, port, index, 100_000), 2, logs
     ) as running:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + LONG
         while not steps_saved(run) and time.monotonic() < deadline:
             assert all(process.poll() is None for process in running), cluster.outputs(logs, 2)
             time.sleep(0.1)
         running[1].send_signal(signal.SIGTERM)
-        codes, said = cluster.finished(running, logs, timeout=100)
+        codes, said = cluster.finished(running, logs, timeout=LONG)
     assert codes == [0, 0], said
     step = steps_saved(run)[-1]
     assert f"terminated: saved at step {step};" in said[0]
@@ -187,7 +188,7 @@ def test_error_in_one_process_ends_both(tmp_path):
         lambda index: [script, *fastfill(sets, run, port, index, 100_000)[2:]],
         2,
         tmp_path / "logs",
-        timeout=250,
+        timeout=LONG,
     )
     assert codes == [1, 1], said
     assert "error: cat.png cannot be read" in said[1]

@@ -4,6 +4,7 @@ import textwrap
 
 import cluster
 import pytest
+from patience import LONG
 
 from fct_jax.errors import UserError
 from fct_jax.runtime import processes
@@ -17,7 +18,7 @@ def program(folder, text):
         from fct_jax.runtime import processes
         from fct_jax.errors import UserError
         index = int(sys.argv[2])
-        processes.start(f"localhost:{sys.argv[1]}", index, 2, timeout=60)
+        processes.start(f"localhost:{sys.argv[1]}", index, 2, timeout=600)
     """
     path.write_text(textwrap.dedent(start) + textwrap.dedent(text))
     port = cluster.free_port()
@@ -48,7 +49,7 @@ def test_agreement(tmp_path):
         processes.say("only one says this")
         processes.end_all("enough") if index == 1 else processes.barrier("never")
     """
-    codes, said = cluster.run(program(tmp_path, text), 2, tmp_path / "logs", timeout=90)
+    codes, said = cluster.run(program(tmp_path, text), 2, tmp_path / "logs", timeout=LONG)
     assert codes == [1, 1], said
     assert all("process 0 cannot" in text for text in said)
     assert ["only one says this" in text for text in said] == [True, False]
@@ -59,7 +60,7 @@ def test_writer_that_fails_ends_the_others(tmp_path):
     text = """
         processes.end_all("disk full") if index == 0 else processes.barrier("never")
     """
-    codes, said = cluster.run(program(tmp_path, text), 2, tmp_path / "logs", timeout=90)
+    codes, said = cluster.run(program(tmp_path, text), 2, tmp_path / "logs", timeout=LONG)
     assert codes == [1, 1], said
     assert "error: process 0 ended: disk full" in said[1]
 
@@ -103,7 +104,7 @@ def test_no_cluster_found(tmp_path):
     """
     path = tmp_path / "alone.py"
     path.write_text(textwrap.dedent(text))
-    codes, said = cluster.run(lambda index: [path], 1, tmp_path / "logs", timeout=60)
+    codes, said = cluster.run(lambda index: [path], 1, tmp_path / "logs", timeout=LONG)
     assert codes == [0]
     assert "found no cluster" in said[0] and "--coordinator=HOST:PORT" in said[0]
 
@@ -118,7 +119,7 @@ def test_others_that_do_not_come(tmp_path, index, message):
         "processes.start(f'localhost:{sys.argv[1]}', int(sys.argv[2]), 2, timeout=2)\n"
     )
     arguments = [path, cluster.free_port(), index]
-    codes, said = cluster.run(lambda _: arguments, 1, tmp_path / "logs", timeout=60)
+    codes, said = cluster.run(lambda _: arguments, 1, tmp_path / "logs", timeout=LONG)
     assert codes == [1]
     assert message in said[0] and "within 2 s" in said[0], said[0]
 
@@ -126,7 +127,7 @@ def test_others_that_do_not_come(tmp_path, index, message):
 def command(tmp_path, *flags):
     config = ["--config=configs/digits_backbone_old.py", f"--workdir={tmp_path / 'run'}"]
     arguments = ["-m", "fct_jax.train", *config, *flags]
-    return cluster.run(lambda _: arguments, 1, tmp_path / "logs", timeout=60)
+    return cluster.run(lambda _: arguments, 1, tmp_path / "logs", timeout=LONG)
 
 
 def test_flags_of_a_command(tmp_path):

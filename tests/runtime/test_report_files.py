@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import LONG
 from PIL import Image
 
 from fct_jax.runtime.report import FILES, Curve, Panel, Report
@@ -198,7 +199,7 @@ def browse(text, folder, width, *flags):
     path.write_text(FRAME.format(width=width, page=html.escape(text)))
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     command += ["--window-size=1400,1000", "--v=0", "--dump-dom", *flags, f"file://{path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=True)
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     page = Page()
     page.feed(html.unescape(re.search("<pre>(.*)</pre>", done.stdout, re.DOTALL)[1]))

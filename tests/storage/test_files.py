@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from patience import LONG
 
 from fct_jax.errors import UserError
 from fct_jax.storage import checksums
@@ -20,7 +21,7 @@ def test_without_fcntl_the_package_is_imported_and_locks_refuse_nobody(tmp_path)
         f"first, second = Lock({tmp_path!r} / 'x'), Lock({tmp_path!r} / 'x')\n"
         "first.take(); second.take(); second.close(); first.remove()\n"
     ).replace("PosixPath", "__import__('pathlib').Path")
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=LONG)
 
 
 def test_a_lock_says_what_it_is_told_to(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_runs
+from patience import LONG
 from torch_tools import (
     SIZE,
     TOOLS,
@@ -161,7 +162,7 @@ def test_command_line(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=250,
+        timeout=LONG,
     )
     assert done.returncode == 1
     assert done.stderr == "error: no exported model in nothing (not a run)\n"

@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 import safetensors.numpy
+from patience import LONG
 from torch_tools import (
     SIZE,
     TOOLS,
@@ -220,6 +221,6 @@ def test_command_line(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=250,
+        timeout=LONG,
     )
     assert done.returncode == 1 and done.stderr == "error: no weights file nothing.pt\n"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from patience import LONG
 from safetensors.numpy import load_file
 
 from fct_jax.runtime import sharding
@@ -31,7 +32,7 @@ def results(tmp_path_factory):
         env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LONG,
     )
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "results.json").read_text())

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import tiny_runs
+from patience import LONG
 from safetensors.numpy import load_file
 
 from fct_jax.errors import UserError
@@ -111,7 +112,7 @@ def test_killed_process_goes_on(tmp_path):
                 break
             time.sleep(0.1)
         os.kill(process.pid, sent)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=LONG)
         assert process.returncode == code, output
     assert "going on from step" in output
     assert "terminated: saved at step" in output

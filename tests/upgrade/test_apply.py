@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_galleries as tiny
+from patience import LONG
 from tiny_galleries import as_set, contents, upgraded, write_probe
 
 from fct_jax.errors import UserError
@@ -83,7 +84,7 @@ def test_killed_at_any_moment(made, tmp_path, form):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LONG,
     )
     assert ran.returncode == 0, ran.stderr
     for seed, killed in zip(seeds, ran.stdout.split(), strict=True):
@@ -141,10 +142,10 @@ def test_killed_from_outside(tmp_path):
                 break
             time.sleep(0.01)
         process.kill()
-        process.wait(timeout=60)
+        process.wait(timeout=LONG)
     killed = Progress(Journal(journal).records)
     assert 0 < killed.items < 1500
-    assert start("killed", "slow:vectors").wait(timeout=250) == 0, said.read_text()
+    assert start("killed", "slow:vectors").wait(timeout=LONG) == 0, said.read_text()
     assert contents(tmp_path / "killed" / "gallery") == contents(whole / "gallery")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import LONG
 
 from fct_jax import config as configs
 from fct_jax import upgrade
@@ -371,7 +372,7 @@ def test_the_command_line_answers(arguments, status, said):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LONG,
     )
     assert found.returncode == status, found.stderr
     assert said in found.stdout + found.stderr

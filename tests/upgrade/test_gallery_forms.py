@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import LONG
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade.galleries import FORMS, Form, suffix
@@ -93,7 +94,7 @@ def test_no_form_is_compared_by_name_outside_its_file():
         ["grep", "-rnE", r"\.form\s*(==|!=|in\b|not in\b)", "fct_jax/upgrade"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LONG,
         cwd=Path(__file__).parents[2],
     )
     assert found.stdout == ""

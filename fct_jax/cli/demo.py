@@ -1,0 +1,42 @@
+"""``fct-jax demo``."""
+
+from pathlib import Path
+
+from fct_jax.cli import DONE
+
+EXAMPLE = """
+Upgrade a small bundled gallery: 797 handwritten digits, embedded by an old model that had seen only
+the digits 0 to 4, and by a new one that knows all ten. A map is fitted on 1,000 other digits, every
+way of serving is judged, and a report with a picture is written.
+
+  fct-jax demo
+"""
+
+
+def add_arguments(parser) -> None:
+    """Add the arguments of the subcommand."""
+    parser.add_argument("--out", help="directory of the report (default: fct_jax_demo)")
+
+
+def run(arguments):
+    """Fit and assess on the bundled vectors; return (result, exit code)."""
+    from fct_jax.demo import load
+    from fct_jax.storage.files import free_name
+    from fct_jax.upgrade import assess, fit
+
+    out = Path(getattr(arguments, "out", "") or free_name("fct_jax_demo"))
+    sample, gallery = load("train"), load("validation")
+    print(f"1/2 fitting a map on {len(sample.labels):,} digits that both models have embedded")
+    found = fit(sample.old, sample.new, labels=sample.labels, candidates=("procrustes", "ridge"))
+    print(f"2/2 judging every way of serving on {len(gallery.labels):,} other digits")
+    made = assess(
+        found,
+        gallery.old,
+        gallery.new,
+        labels=gallery.labels,
+        out=out,
+    )
+    made.print()
+    print(f"The picture and the whole report: {out / 'report.html'}")
+    print("Your own vectors: fct-jax assess vectors_old.npy vectors_new.npy")
+    return {**made.to_json(), "out": str(out)}, DONE

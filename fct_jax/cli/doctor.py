@@ -1,0 +1,36 @@
+"""``fct-jax doctor``."""
+
+from fct_jax.cli import DONE, LOOK
+
+FUNCTION = "fct_jax.upgrade.checks.doctor:examine"
+EXAMPLE = """
+Look a file of vectors over before you trust it: rows, dimension, lengths, NaN and zero vectors,
+repeated ids, copies, vectors of two models mixed, and what it probably is.
+
+  fct-jax doctor vectors.npy
+
+Exit code: 0 if nothing was found, 2 with findings.
+"""
+
+
+def add_arguments(parser) -> None:
+    """Add the arguments of the subcommand."""
+    parser.add_argument("where", metavar="VECTORS", help="a file or folder of vectors")
+    parser.add_argument("--id-column", help="name of the column of ids; found if not given")
+    parser.add_argument("--vector-column", help="name of the column of vectors")
+
+
+def run(arguments):
+    """Examine, print what was found, and return (result, exit code)."""
+    from fct_jax.upgrade.checks.doctor import examine
+
+    found = examine(**vars(arguments))
+    shortest, mean, longest = found.lengths
+    print(f"{found.name}: {found.rows:,} vectors of {found.dim} dimensions, {found.dtype}")
+    print(f"lengths {shortest:.4g} to {longest:.4g}, mean {mean:.4g}")
+    print(f"probably {found.likely}")
+    for finding in found.findings:
+        print(f"! {finding.kind}: {finding.text}")
+    if not found.findings:
+        print("nothing to worry about was found")
+    return found.to_json(), LOOK if found.findings else DONE

@@ -1,0 +1,52 @@
+"""``fct-jax plan``."""
+
+from fct_jax.cli import DONE
+
+FUNCTION = "fct_jax.upgrade.migration.upgrade:Upgrade.plan"
+EXAMPLE = """
+Choose which items to re-embed, in which order, and how many; forecast what that will bring. The
+directory of the upgrade remembers map, gallery and settings for the commands that follow.
+
+  fct-jax plan upgrade --map map --gallery gallery_old --budget-items 400
+"""
+
+
+def add_gallery(parser) -> None:
+    """Add the arguments that name a map and a gallery, which an upgrade remembers."""
+    parser.add_argument("upgrade", metavar="UPGRADE", help="directory of the upgrade")
+    parser.add_argument("--map", help="a map that `fct-jax fit` made, a run of a transformation, "
+                        "or identity for a backward-compatible model")  # fmt: skip
+    parser.add_argument("--gallery", help="the old gallery, which is never changed")
+    parser.add_argument("--probe", help="folder of queries by which quality is measured")
+    parser.add_argument("--batch-size", type=int, help="vectors translated together")
+    parser.add_argument("--id-column", help="column of ids; found if not given")
+    parser.add_argument("--vector-column", help="column of vectors; found if not given")
+    parser.add_argument("--on-bad", choices=("quarantine", "raise"), help="set unusable vectors "
+                        "aside (at most one in a thousand), or stop at the first")  # fmt: skip
+
+
+def add_arguments(parser) -> None:
+    """Add the arguments of the subcommand."""
+    add_gallery(parser)
+    parser.add_argument("--order", help="order of re-embedding: uncertainty, random, …")
+    parser.add_argument("--traffic", help=".npy with the fields id and weight")
+    parser.add_argument("--budget-items", type=int, help="re-embed at most so many")
+    parser.add_argument("--budget-money", type=float, help="spend at most so much")
+    parser.add_argument("--target-quality", type=float, help="stop where the forecast reaches it")
+    parser.add_argument("--items-per-second", type=float, help="rate of the new model")
+    parser.add_argument("--cost-per-1000", type=float, help="price of 1,000 new embeddings")
+    parser.add_argument("--serve", help="way of serving that the forecast is made for")
+    parser.add_argument("--seed", type=int, help="of a random order")
+
+
+def run(arguments):
+    """Plan, show the forecast, and return (result, exit code)."""
+    from fct_jax.upgrade import Upgrade
+
+    given = vars(arguments)
+    workdir = given.pop("upgrade")
+    made = Upgrade(workdir).plan(**given)
+    print(f"{workdir}/plan: {len(made):,} of {made.description['count']:,} items, "
+          f"{made.description['cut']}")  # fmt: skip
+    print(f"Next: fct-jax apply {workdir} --reembed NEW")
+    return {"items": len(made), **made.description}, DONE
