@@ -21,10 +21,9 @@ def add_arguments(parser) -> None:
 def run(arguments):
     """Fit and assess on the bundled vectors; return (result, exit code)."""
     from fct_jax.demo import load
-    from fct_jax.storage.files import free_name
     from fct_jax.upgrade import assess, fit
 
-    out = Path(getattr(arguments, "out", "") or free_name("fct_jax_demo"))
+    out = Path(arguments.out) if hasattr(arguments, "out") else _free_name("fct_jax_demo")
     sample, gallery = load("train"), load("validation")
     print(f"1/2 fitting a map on {len(sample.labels):,} digits that both models have embedded")
     found = fit(sample.old, sample.new, labels=sample.labels, candidates=("procrustes", "ridge"))
@@ -40,3 +39,12 @@ def run(arguments):
     print(f"The picture and the whole report: {out / 'report.html'}")
     print("Your own vectors: fct-jax assess vectors_old.npy vectors_new.npy")
     return {**made.to_json(), "out": str(out)}, DONE
+
+
+def _free_name(name: str) -> Path:
+    """Return the first of NAME, NAME-2, NAME-3 … that does not exist: a demo may be repeated."""
+    path, number = Path(name), 1
+    while path.exists():
+        number += 1
+        path = Path(f"{name}-{number}")
+    return path

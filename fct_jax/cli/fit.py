@@ -33,10 +33,26 @@ def add_arguments(parser) -> None:
 def run(arguments):
     """Fit, show the candidates, and return (result, exit code)."""
     from fct_jax.upgrade import fit
-    from fct_jax.upgrade.maps.fitting import print_candidates
 
     found = fit(**vars(arguments))
-    print_candidates(found)
-    print(f"{arguments.out}: {found.name} map {found.dim_in} → {found.dim_out}")
+    candidates(found).show()
+    left_out = found.description["zero_pairs_left_out"]
+    if left_out:
+        print(f"{left_out} pairs with a zero vector were left out")
+    print(f"{arguments.out}: {found.method} map {found.dim_in} → {found.dim_out}")
     print(f"Next: fct-jax assess {arguments.out} TEST_OLD TEST_NEW --out report")
     return {"out": arguments.out, **found.description}, DONE
+
+
+def candidates(found):
+    """Return a table of what every candidate reached on the pairs that were held out."""
+    from fct_jax.runtime.tables import Table
+
+    scores = found.description["held_out"]
+    names = list(next(iter(scores.values())))
+    rows = [
+        [method, *(f"{quality[n]:.1f}" if n == "seconds" else f"{quality[n]:.3f}" for n in names)]
+        for method, quality in scores.items()
+    ]
+    title = f"{found.description['pairs_held_out']:,} pairs that were held out"
+    return Table(title, ["method", *names], rows, emphasised=[list(scores).index(found.method)])

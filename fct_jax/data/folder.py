@@ -132,10 +132,18 @@ def _extensions() -> frozenset[str]:
 
 
 def _image_paths(folder: Path) -> list[str]:
-    """Paths below ``folder``, relative to it, with "/", sorted."""
-    found = []
+    """Paths below ``folder``, relative to it, with "/", sorted.
+
+    Links are followed, but no folder is visited twice: a link may lead back to where it lies.
+    """
+    found, visited = [], set()
     for where, subfolders, files in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if name[0] != "."]
+        status = Path(where).stat()
+        if (status.st_dev, status.st_ino) in visited:
+            subfolders[:] = []
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
         found += [
             Path(where, name).relative_to(folder).as_posix()
             for name in files

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from fct_jax import data
 from fct_jax.embed.images import check_all_paired, embeddings_of, source_config
 from fct_jax.errors import UserError
-from fct_jax.frozen.model import Embedder, is_model, is_run, load_model
+from fct_jax.frozen.model import Embedder, load_model
 from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.storage.named import is_model, is_run, vectors_of
 from fct_jax.train.backbone import has_validation
 from fct_jax.train.feeds import ResidentFeed
 from fct_jax.train.image_batches import image_feed, preprocessing_of
@@ -35,6 +36,10 @@ class CachedInputs:
     """
 
     def __init__(self, config: ConfigDict, mesh):
+        check_preprocessing(
+            config,
+            {role: load_model(config[role]) for role in roles(config) if is_run(config[role])},
+        )
         views = [_embeddings(config, "train", view) for view in range(_view_count(config))]
         for sets in views:
             check_all_paired([views[0]["old"], *sets.values()])
@@ -87,6 +92,7 @@ class OnlineInputs:
         self._embedders: dict[str, Embedder] = {
             role: load_model(config[role]) for role in roles(config)
         }
+        check_preprocessing(config, self._embedders)
         source = data.open_source(source_config(config.data, "train"), "train")
         preprocessing = preprocessing_of(config.preprocessing)
         self.feed = image_feed(source, preprocessing, config, mesh)
@@ -112,13 +118,36 @@ def validation_batch(config: ConfigDict) -> dict[str, np.ndarray] | None:
             return None
         sets = _embeddings(config, "validation", None)
     elif all(config[f"validation_{role}"] for role in names):
-        sets = {role: EmbeddingSet.read(config[f"validation_{role}"]) for role in names}
+        sets = {
+            role: vectors_of(config[f"validation_{role}"], f"config.validation_{role}")
+            for role in names
+        }
     else:
         return None
     check_all_paired(list(sets.values()))
     labels = _labels(sets)
     batch = {role: np.asarray(found.vectors, np.float32) for role, found in sets.items()}
     return batch if labels is None else {**batch, "label": labels}
+
+
+_GEOMETRY = ("size", "width", "resize", "mean", "std")
+
+
+def check_preprocessing(config: ConfigDict, embedders: dict[str, Embedder]) -> None:
+    """Refuse a ``config.preprocessing`` that contradicts the models': each model has its own.
+
+    Only ``flip`` and ``train_crop``, how images are augmented, are the config's to choose.
+    Raises UserError with the key and the models' value.
+    """
+    given = preprocessing_of(config.preprocessing)
+    for key in _GEOMETRY:
+        known = {role: getattr(e.preprocessing, key) for role, e in embedders.items()}
+        if known and getattr(given, key) not in known.values():
+            role, value = next(iter(known.items()))
+            raise UserError(
+                f"config.preprocessing.{key}={getattr(given, key)!r}, but {config[role]} embeds "
+                f"images with {key}={value!r}; set config.preprocessing.{key} to that"
+            )
 
 
 def _embeddings(config: ConfigDict, split: str, view: int | None) -> dict[str, EmbeddingSet]:

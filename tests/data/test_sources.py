@@ -125,6 +125,22 @@ def test_folder(tmp_path):
     assert {name.split("/")[0] for name in part.ids} == {"10", "2"} and set(part.labels) == {2, 3}
 
 
+def test_a_link_to_a_folder_above_is_followed_once(tmp_path):
+    """A class folder with a link to itself, to its class and to another class's images."""
+    write_folder(tmp_path)
+    folder = tmp_path / "training" / "10"
+    (folder / "again").symlink_to(folder)
+    (folder / "deep").mkdir()
+    (folder / "deep" / "up").symlink_to(folder)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (folder / "0.png").rename(elsewhere / "0.png")
+    (folder / "linked").symlink_to(elsewhere)
+    train = open_source(config("folder", tmp_path), "train")
+    assert len(train) == 20
+    assert [name for name in train.ids if name.startswith("10/linked")] == ["10/linked/0.png"]
+
+
 def test_folder_of_different_sizes(tmp_path):
     write_folder(tmp_path, size=None)
     source = open_source(config("folder", tmp_path), "train")

@@ -207,6 +207,14 @@ def test_pairs_that_do_not_fit_are_refused_before_training(runs, tmp_path):
         train(config, tmp_path / "run")
 
 
+def test_preprocessing_that_contradicts_the_runs_is_refused(runs, tmp_path):
+    for online in (False, True):
+        config = tiny_runs.transformation(runs / "old", runs / "new", online=online)
+        config.preprocessing.size = 16
+        with pytest.raises(UserError, match="preprocessing.size=16, but .*old embeds .* size=8"):
+            train(config, tmp_path / "run")
+
+
 def test_online_equals_cached_in_distribution(runs, tmp_path):
     """Without augmentation, recomputed and cached embeddings give the same training."""
     for online in (False, True):

@@ -22,6 +22,9 @@ def mixed_spaces(vectors: np.ndarray) -> float | None:
     Args:
       vectors: (N, D) a sample in the order of the file, float32.
     """
+    # Copies of one vector are a part of their own, and no other model's.
+    _, first = np.unique(vectors, axis=0, return_index=True)
+    vectors = vectors[np.sort(first)]
     count, dim = vectors.shape
     if dim < _FEWEST_DIMENSIONS or count < 2 * _FEWEST:
         return None
