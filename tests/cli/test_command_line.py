@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -161,17 +159,16 @@ def test_a_missing_extra_is_named(tmp_path):
     assert done.stderr.endswith("pip install 'fct_jax[train]'\n"), done.stderr
 
 
-def test_early_interrupt_is_one_line(tmp_path):
-    """Ctrl-C while JAX is imported."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fct_jax", "train", "digits_backbone_old", "--workdir", "run"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        stderr=subprocess.PIPE,
-        text=True,
+def test_early_interrupt_is_one_line():
+    """Ctrl-C before the command has begun, while JAX is imported for instance."""
+    program = (
+        "import os, signal, sys\n"
+        "from fct_jax.runtime import starting\n"
+        "starting.exit_status(3)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "import time; time.sleep(60)"
     )
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=LONG)
-    assert process.returncode == cli.INTERRUPTED, said
-    assert said.count("\n") == 1 and "stopped" in said
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=LONG)
+    assert done.returncode == cli.INTERRUPTED
+    assert done.stderr == "stopped before anything was begun\n"
