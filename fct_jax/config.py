@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from fct_jax.errors import UserError
-from fct_jax.upgrade_config import upgrade
 
 
 def backbone() -> ConfigDict:
@@ -362,7 +361,7 @@ def _loop(config: ConfigDict) -> None:
 
 def check(config: ConfigDict) -> None:
     """Every key is known and of the right kind. Raises UserError with the nearest right key."""
-    known = (backbone, simclr, transformation, compatible, evaluate, embed, upgrade)
+    known = (backbone, simclr, transformation, compatible, evaluate, embed)
     kinds = {function.__name__: function for function in known}
     task = config.get("task", "")
     if task not in kinds:

@@ -35,6 +35,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--target", help="metric that decides")
     parser.add_argument("--shares", type=shares, help="of the gallery re-embedded")
     parser.add_argument("--ways", type=names, help="ways of serving, with commas")
+    parser.add_argument("--depth", type=int, help="results of a query that are judged")
+    parser.add_argument("--judged-calibration", type=float, help="share of the judged queries that "
+                        "dual and fused learn from; these are not assessed")  # fmt: skip
     parser.add_argument("--max-queries", type=int, help="sample down to so many queries")
     parser.add_argument("--gallery-size", type=int, help="items of the whole gallery")
     parser.add_argument("--items-per-second", type=float, help="rate of the new model")

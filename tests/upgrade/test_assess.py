@@ -1,21 +1,16 @@
 """Assessments: metrics against loops, the curves against plain searches, verdicts, the report."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from patience import LONG
 
-from fct_jax import config as configs
 from fct_jax import upgrade
 from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.upgrade.assessment.assessing import assess_command
 from fct_jax.upgrade.assessment.report import Budget, group_values
 from fct_jax.upgrade.inputs import row_hashes
 from fct_jax.upgrade.ways import WAYS, relevance
@@ -324,56 +319,3 @@ def test_mistakes_are_one_line(text, text_map, tmp_path):
 
 
 # Commands
-
-
-def test_commands_lead_from_files_to_a_report(text, tmp_path, capsys):
-    from fct_jax.upgrade.maps.fitting import fit_command
-
-    for name in ("old", "new", "query_old", "query_new", "query_relevant"):
-        np.save(tmp_path / f"{name}.npy", text[name])
-    for name in ("old", "new"):
-        np.save(tmp_path / f"{name}_ids.npy", text["ids"])
-    config = configs.upgrade()
-    config.old, config.new = str(tmp_path / "old.npy"), str(tmp_path / "new.npy")
-    config.fit.candidates = "procrustes,ridge"
-    config.fit.held_out = 0.7
-    fit_command(config, tmp_path / "map")
-    config.map = str(tmp_path / "map")
-    config.assess.query_old = str(tmp_path / "query_old.npy")
-    config.assess.query_new = str(tmp_path / "query_new.npy")
-    config.assess.judged = str(tmp_path / "query_relevant.npy")
-    config.assess.shares, config.assess.ways = (0.5,), "translated,dual"
-    made = assess_command(config, tmp_path / "report")
-    said = capsys.readouterr().out
-    assert "procrustes" in said and "ridge" in said
-    assert made.text.split(":")[0] in said
-    assert (tmp_path / "report" / "report.md").is_file()
-    with pytest.raises(UserError, match="config.map is empty"):
-        config.map = ""
-        assess_command(config, tmp_path / "other")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "said"),
-    [
-        (["--help"], 0, "learn a map from old to new vectors"),
-        (["fitt", "--config", "configs/upgrade.py", "--workdir", "x"], 1, "did you mean 'fit'"),
-        (["--config", "configs/upgrade.py", "--workdir", "x"], 1, "give a subcommand first"),
-        (
-            ["fit", "--config", "configs/upgrade.py", "--workdir", "x", "--config.fit.metod=ridge"],
-            1,
-            "did you mean 'method'",
-        ),
-    ],
-)
-def test_the_command_line_answers(arguments, status, said):
-    found = subprocess.run(
-        [sys.executable, "-m", "fct_jax.upgrade", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=LONG,
-    )
-    assert found.returncode == status, found.stderr
-    assert said in found.stdout + found.stderr
-    assert "Traceback" not in found.stderr

@@ -3,44 +3,44 @@
 import ast
 import os
 import re
-import runpy
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fct_jax import cli
 from fct_jax import config as defaults
+from fct_jax.cli.experiments import translated
 from fct_jax.embed.command import embed
+from fct_jax.runtime.config_files import find_config, read_config
 from fct_jax.train.loop import train
-from fct_jax.upgrade import __main__ as upgrade_main
 
 REPOSITORY = Path(__file__).parents[2]
 TUTORIAL = (REPOSITORY / "docs" / "upgrade.md").read_text()
 
 # What makes a training small enough for a test.
 SMALLER = {
-    "fct_jax.train": {
+    "train": {
         "preprocessing.size": 8,
         "model.width": 4,
         "model.embedding_dim": 8,
         "epochs": 6,
         "evaluate_every_epochs": 6,
     },
-    "assess": {"assess.shares": (0.5,), "assess.max_queries": 200},
-    "fit": {"fit.epochs": 4, "fit.inner_dim": 16, "fit.candidates": "ridge,fct"},
+    "assess": ["--shares", "0.5", "--max-queries", "200"],
+    "fit": ["--epochs", "4", "--inner-dim", "16", "--candidates", "ridge,fct"],
 }
 
 
-def configured(argv: list[str], changes: dict):
-    """The config of ``--config FILE --config.a.b=value …``, and the work directory."""
-    if "--config" in argv:
-        path = str(REPOSITORY / argv[argv.index("--config") + 1])
-        config = runpy.run_path(path)["get_config"]()
-    else:
-        config = defaults.embed()
-    given = dict(a[len("--config.") :].split("=", 1) for a in argv if a.startswith("--config."))
-    for key, value in {**given, **changes}.items():
+def run_experiment(name: str, words: list[str]) -> None:
+    """Run ``fct-jax train`` or ``embed`` in this process, where absl's flags exist but once."""
+    given = dict(word[2:].split("=", 1) for word in translated(words) if "=" in word)
+    workdir = words[words.index("--workdir") + 1]
+    config = read_config(find_config(given.pop("config"))) if "config" in given else None
+    config = config or defaults.embed()
+    changes = {key.removeprefix("config."): value for key, value in given.items()}
+    for key, value in {**changes, **SMALLER.get(name, {})}.items():
         *path, last = key.split(".")
         section = config
         for part in path:
@@ -48,20 +48,16 @@ def configured(argv: list[str], changes: dict):
         assert last in section, key
         is_text = isinstance(section[last], str) or not isinstance(value, str)
         section[last] = value if is_text else ast.literal_eval(value)
-    return config, argv[argv.index("--workdir") + 1]
+    {"train": train, "embed": embed}[name](config, workdir)
 
 
 def run_command(line: str) -> None:
-    program, flag, module, *rest = shlex.split(line)
-    assert (program, flag) == ("python", "-m"), line
-    command = module if rest[0].startswith("-") else rest[0]
-    config, workdir = configured(rest, SMALLER.get(command, {}))
-    if module == "fct_jax.upgrade":
-        name, function = upgrade_main.COMMANDS[command]
-        loaded = __import__(f"fct_jax.upgrade.{name}", fromlist=[function])
-        getattr(loaded, function)(config, workdir)
+    program, name, *words = shlex.split(line)
+    assert program == "fct-jax", line
+    if name in ("train", "embed"):
+        run_experiment(name, words)
     else:
-        {"fct_jax.train": train, "fct_jax.embed": embed}[module](config, workdir)
+        assert cli.main([name, *words, *SMALLER.get(name, [])]) in (cli.DONE, cli.LOOK), line
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +96,10 @@ def test_text(ran):
     assert (ran / "text" / "ridge" / "numpy.safetensors").is_file()
 
 
-def test_every_line_of_code_is_in_a_block_that_runs():
-    kinds = set(re.findall(r"```(\w+)\n", TUTORIAL))
-    assert kinds <= {"sh", "python", "text"}
-    for command in upgrade_main.COMMANDS:
-        assert f"fct_jax.upgrade {command} " in TUTORIAL
+def test_every_block_of_code_runs():
+    """A block that is not shown as output is run, and each command of an upgrade is among them."""
+    blocks = re.findall(r"```(\w*)\n(.*?)```", TUTORIAL, re.S)
+    assert {kind for kind, _ in blocks} == {"sh", "python", "text"}
+    shell = "".join(block for kind, block in blocks if kind == "sh")
+    for name in ("fit", "assess", "plan", "apply", "status", "rollback"):
+        assert f"fct-jax {name} " in shell

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from fct_jax import config as configs
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.orders import Items, find_order
 from fct_jax.upgrade.assessment.curves import (
@@ -336,27 +334,3 @@ def _notes(queries: Queries, by: str, dropped: int, fitted: int, found: Map) -> 
     if not found.has_uncertainty:
         notes.append("The map has no uncertainty to order items by.")
     return notes
-
-
-def assess_command(config: ConfigDict, workdir) -> Assessment:
-    """The subcommand: ``config.assess`` of a test gallery; the report goes to the directory."""
-    configs.check(config)
-    if not config.map:
-        raise UserError("config.map is empty; give the directory of a map that `fit` made")
-    options = config.assess.to_dict()
-    options["ways"] = [way.strip() for way in options["ways"].split(",") if way.strip()]
-    made = assess(
-        config.map,
-        config.old,
-        config.new,
-        labels=config.labels,
-        metric=config.metric,
-        seed=config.seed,
-        out=workdir,
-        **options,
-    )
-    made.print()
-    if made.order:
-        print(f"For plan and apply: --config.serve={made.way} --config.plan.order={made.order}")
-    print(f"{workdir}: report.html, report.md, report.json, curves.png, calibration/")
-    return made
