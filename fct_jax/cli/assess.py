@@ -61,4 +61,5 @@ def run(arguments):
     made.print()
     if "out" in given:
         print(f"{given['out']}: report.html, report.md, report.json, curves.png, calibration/")
-    return made.to_json(), DONE if made.advice == "upgrade" else LOOK
+    advice = getattr(made, "advice", "upgrade" if made.verdict.way else "keep")
+    return made.to_json(), DONE if advice == "upgrade" else LOOK

@@ -20,6 +20,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--out", required=True, help="directory of the map to make")
     parser.add_argument("--method", help="a map, or auto: the best of the candidates")
     parser.add_argument("--candidates", type=names, help="maps that auto tries, with commas")
+    parser.add_argument("--direction", choices=("forward", "backward"), help="backward fits a "
+                        "bridge, from new vectors to the old space")  # fmt: skip
     parser.add_argument("--labels", help=".npy of one integer for each new vector")
     parser.add_argument("--classifier", help="of the new model, for FastFill: a run or a .npy")
     parser.add_argument("--held-out", type=float, help="share of the pairs that judges")
@@ -39,6 +41,8 @@ def run(arguments):
     left_out = found.description["zero_pairs_left_out"]
     if left_out:
         print(f"{left_out} pairs with a zero vector were left out")
+    for name, reason in found.description["left_out"].items():
+        print(f"{name} was left out: {reason}")
     print(f"{arguments.out}: {found.method} map {found.dim_in} → {found.dim_out}")
     print(f"Next: fct-jax assess {arguments.out} TEST_OLD TEST_NEW --out report")
     return {"out": arguments.out, **found.description}, DONE
