@@ -35,6 +35,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--target", help="metric that decides")
     parser.add_argument("--shares", type=shares, help="of the gallery re-embedded")
     parser.add_argument("--ways", type=names, help="ways of serving, with commas")
+    parser.add_argument("--orders", type=names, help="orders of re-embedding to try, with commas")
+    parser.add_argument("--method", help="map to fit where none is named")
     parser.add_argument("--depth", type=int, help="results of a query that are judged")
     parser.add_argument("--judged-calibration", type=float, help="share of the judged queries that "
                         "dual and fused learn from; these are not assessed")  # fmt: skip
@@ -61,5 +63,4 @@ def run(arguments):
     made.print()
     if "out" in given:
         print(f"{given['out']}: report.html, report.md, report.json, curves.png, calibration/")
-    advice = getattr(made, "advice", "upgrade" if made.verdict.way else "keep")
-    return made.to_json(), DONE if advice == "upgrade" else LOOK
+    return made.to_json(), DONE if made.advice == "upgrade" else LOOK

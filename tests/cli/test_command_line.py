@@ -111,7 +111,7 @@ def test_demo_ends_with_a_verdict_and_a_picture(tmp_path):
     done = run("demo", "--json", cwd=tmp_path)
     assert done.returncode == cli.DONE, done.stderr
     said = json.loads(done.stdout)
-    assert said
+    assert said["advice"] == "upgrade" and "re-embed" in said["text"]
     report = tmp_path / "fct_jax_demo"
     assert (report / "curves.png").stat().st_size > 1000
     assert run("demo", "--out", report, cwd=tmp_path).returncode == cli.MISTAKE
@@ -134,7 +134,7 @@ def test_fit_and_assess_with_json_alone_on_stdout(tmp_path):
     options = ["--labels", "labels.npy", "--shares", "0.5", "--resamples", "50", "--json"]
     done = run("assess", "map", "c.npy", "d.npy", *options, cwd=tmp_path)
     assert done.returncode == cli.DONE, done.stderr
-    assert json.loads(done.stdout)
+    assert json.loads(done.stdout)["advice"] == "upgrade"
     options[1:2] = ["nothing.npy"]
     done = run("assess", "map", "c.npy", "d.npy", *options, cwd=tmp_path)
     assert done.returncode == cli.MISTAKE and "nothing.npy" in done.stderr
