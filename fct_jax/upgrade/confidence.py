@@ -1,0 +1,170 @@
+"""How far a translated vector can be trusted, and which items to re-embed first, without training.
+
+Two signals that need no new vector of the item: its distance to the nearest training pair, and the
+distance of its translation to the mean of its class.
+"""
+
+import numpy as np
+
+from fct_jax.errors import UserError, unknown
+from fct_jax.evaluate.distances import (
+    as_labels,
+    as_vectors,
+    check_metric,
+    check_same_width,
+    distances,
+)
+from fct_jax.evaluate.search import knn
+from fct_jax.upgrade.maps.kmeans import kmeans, nearest_centre
+
+SPREADS = ("mean", "std", "local")
+DOUBTFUL = 0.3  # confidence below which the source advises to re-embed an item
+_PAIRS = 5000  # random pairs of training vectors that stand for all
+_NEIGHBOURS = 32
+_BLOCK = 8192  # rows worked through at a time
+
+
+def translation_confidence(
+    vectors, training_vectors, *, spread: str = "mean", seed: int = 0
+) -> np.ndarray:
+    """Return ``exp(−δ / σ)`` for each vector, δ its distance to the nearest training vector. (N,)
+
+    Args:
+      vectors: (N, D) old vectors of the items to be translated; a memory map is read in blocks.
+      training_vectors: (M, D) old vectors of the pairs that the map was fitted on.
+      spread: how σ is found. "mean" of the distances between training vectors, as in the public
+        code; "std", their standard deviation, as in the paper; "local": for each vector the
+        median distance to its 32 nearest training vectors. Of more than 5,000 pairs of training
+        vectors, 5,000 random ones are taken.
+      seed: which pairs.
+
+    As an order of re-embedding (lowest first) "mean" and "std" are the same as the largest δ first.
+    Where all training vectors are equal, σ is 0: a vector equal to them has confidence 1 and any
+    other 0.
+
+    Raises UserError for sizes that differ, NaN or infinity, an unknown spread, or one training
+    vector alone with "mean" or "std".
+
+    Example: ``doubtful = translation_confidence(gallery, sample) < DOUBTFUL``.
+
+    Source: LA2M (SIGMOD 2026), public code.
+    """
+    if spread not in SPREADS:
+        raise unknown("spread", spread, SPREADS)
+    training = as_vectors("training_vectors", training_vectors)
+    check_same_width("vectors", np.asarray(vectors), "training_vectors", training)
+    if spread == "local":
+        near = nearest_distances(vectors, training, min(_NEIGHBOURS, len(training)))
+        delta, sigma = near[:, 0], np.median(near, axis=1)
+    else:
+        between = _distances_between(training, seed)
+        sigma = between.mean() if spread == "mean" else between.std()
+        delta = nearest_distances(vectors, training, 1)[:, 0]
+    ratio = np.full(len(delta), np.inf)
+    np.divide(delta, sigma, out=ratio, where=np.broadcast_to(sigma > 0, delta.shape))
+    ratio[delta == 0] = 0
+    return np.exp(-ratio)
+
+
+def nearest_distances(vectors, training_vectors, count: int) -> np.ndarray:
+    """Return the Euclidean distances (N, count), float64, to the nearest training vectors.
+
+    The neighbours are found by an exact search in float32, their distances are then computed in
+    float64.
+    """
+    training = as_vectors("training_vectors", training_vectors)
+    found = np.empty((len(vectors), count))
+    for start in range(0, len(vectors), _BLOCK):
+        block = as_vectors(f"vectors from row {start}", vectors[start : start + _BLOCK])
+        _, rows = knn(block, training, count)
+        for column in range(count):
+            found[start : start + len(block), column] = distances(block, training[rows[:, column]])
+    return np.sort(found, axis=1)
+
+
+def class_mean_distance(translated, labels, *, metric: str = "l2") -> np.ndarray:
+    """Return the distance (N,) of each translated vector to the mean of its class.
+
+    An item far from its class's mean is re-embedded early: the order is
+    ``np.argsort(-distance, kind="stable")``, of equal distances the lower row first.
+
+    Args:
+      translated: (N, D), h(old); a memory map is read in blocks, twice. The means are not scaled
+        to unit length.
+      labels: (N,) integers or text. An item that is alone in its class has distance 0.
+      metric: "l2" or "cosine".
+
+    Raises UserError for lengths that differ, NaN or infinity, or an unknown metric.
+
+    Example: ``order = np.argsort(-class_mean_distance(translated, labels), kind="stable")``.
+
+    Source: https://arxiv.org/abs/2509.16664 (λ-orthogonality), its order of backfilling.
+    """
+    check_metric(metric)
+    if np.ndim(translated) != 2 or not len(translated):
+        as_vectors("translated", translated)  # raises
+    labels = as_labels("labels", labels, len(translated))
+    names, which = np.unique(labels, return_inverse=True)
+    means = np.zeros((len(names), translated.shape[1]))
+    for rows in _blocks(len(translated)):
+        block = as_vectors(f"translated from row {rows.start}", translated[rows])
+        order = np.argsort(which[rows], kind="stable")
+        present, first = np.unique(which[rows][order], return_index=True)
+        means[present] += np.add.reduceat(block[order].astype(np.float64), first)
+    means /= np.bincount(which)[:, None]
+    found = np.empty(len(translated))
+    for rows in _blocks(len(translated)):
+        found[rows] = distances(translated[rows], means[which[rows]], metric)
+    return found
+
+
+def cell_mean_distance(
+    translated, cells: int, *, metric: str = "l2", sample: int = 50_000, seed: int = 0
+) -> np.ndarray:
+    """Return `class_mean_distance` with k-means cells in place of classes, for unlabelled items.
+
+    The variant is ours.
+
+    Args:
+      translated: (N, D), h(old).
+      cells: number of cells, at least 1.
+      metric: "l2" or "cosine".
+      sample: rows, at most, on which k-means runs; all are assigned to its cells.
+      seed: of the sample and of k-means.
+
+    Raises UserError for no rows, NaN or infinity, or fewer than 1 cell.
+    """
+    if np.ndim(translated) != 2 or not len(translated):
+        as_vectors("translated", translated)  # raises
+    if cells < 1:
+        raise UserError(f"the number of cells must be at least 1, not {cells}")
+    rows = np.random.default_rng(seed).permutation(len(translated))[:sample]
+    centres = kmeans(translated[np.sort(rows)], cells, seed=seed).centres
+    assigned = np.concatenate(
+        [_nearest(translated[block], centres) for block in _blocks(len(translated))]
+    )
+    return class_mean_distance(translated, assigned, metric=metric)
+
+
+def _nearest(vectors, centres):
+    return nearest_centre(as_vectors("translated", vectors), centres)[0]
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+
+
+def _distances_between(training, seed: int) -> np.ndarray:
+    """Distances of all pairs of training vectors, or of 5,000 random ones."""
+    count = len(training)
+    if count < 2:
+        raise UserError(
+            'the spread of training vectors needs at least 2 of them; spread="local" does with one'
+        )
+    if count * (count - 1) // 2 <= _PAIRS:
+        first, second = np.triu_indices(count, 1)
+    else:
+        rng = np.random.default_rng(seed)
+        first = rng.integers(count, size=_PAIRS)
+        second = (first + rng.integers(1, count, size=_PAIRS)) % count  # never the same row
+    return distances(training[first], training[second])

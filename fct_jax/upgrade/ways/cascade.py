@@ -1,0 +1,167 @@
+"""Cascade: the old index recalls candidates, and their new vectors rank them.
+
+Only the candidates' new vectors are read, so they may be made on demand (`on_demand`), and the
+gallery re-embeds itself in the order in which people ask.
+"""
+
+import numpy as np
+
+from fct_jax.errors import UserError, unknown
+from fct_jax.upgrade.ways.calibration import Calibration
+from fct_jax.upgrade.ways.scores import Space, top
+
+SCORES = ("new", "sum")
+_GATHERED = 1 << 22  # numbers of candidates' vectors held at a time
+
+
+def cascade(
+    query_old: np.ndarray,
+    query_new: np.ndarray,
+    old,
+    new,
+    *,
+    depth: int,
+    k: int,
+    score: str = "new",
+    calibration: Calibration | None = None,
+    metric: str = "l2",
+    old_metric: str | None = None,
+    own: np.ndarray | None = None,
+    candidates: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank the ``depth`` best items of the old index by their new vectors, exactly.
+
+    Args:
+      query_old, query_new: (Q, do), (Q, dn) the queries by both models.
+      old, new: (N, do), (N, dn) the gallery by both models, memory maps or not; of ``new`` the
+        candidates alone are read.
+      depth: candidates a query; the whole gallery where it has fewer items.
+      k: results a query; at most ``depth`` are found.
+      score: "new" ranks by the new model's score. "sum" adds the old one, both brought to one
+        scale by the calibration; without a calibration the two cosines are added.
+      calibration: of `calibrate`; its spaces are then used, and its scale of scores.
+      metric, old_metric: "l2" or "cosine", without a calibration (None: the same).
+      own: (Q,) the row that is never a query's result, or None.
+      candidates: (Q, K) rows that something else recalled, best first, −1 for none: those of a
+        translated index, say, or of both (see `union`). The old gallery is then read for "sum"
+        alone, and of each query the first ``depth`` candidates count.
+
+    Returns scores (Q, k) float32, descending, and rows (Q, k) int64; −inf and −1 where there are
+    fewer. Equal scores keep the order of the candidates.
+
+    Raises UserError for a depth or k below 1, an unknown score, or a sum of scores that cannot be
+    added.
+
+    Example: ``scores, rows = cascade(q_old, q_new, old, new, depth=100, k=10, metric="cosine")``.
+    """
+    for name, value in (("depth", depth), ("k", k)):
+        if int(value) != value or value < 1:
+            raise UserError(f"{name} must be a whole number from 1 on, not {value}")
+    if score not in SCORES:
+        raise unknown("score of a cascade", score, SCORES)
+    if len(query_old) != len(query_new):
+        raise UserError(
+            f"a cascade needs each query by both models: there are {len(query_old)} old and "
+            f"{len(query_new)} new ones"
+        )
+    spaces = _spaces(query_old, query_new, calibration, metric, old_metric, score)
+    if candidates is None:
+        asked = spaces[0].queries(query_old)
+        everything = np.arange(len(old))
+        _, rows = top(
+            asked, lambda rows: spaces[0].items(old[rows]), everything, min(depth, len(old)), own
+        )
+    else:
+        rows = np.asarray(candidates)[:, :depth]
+        if own is not None:
+            rows = np.where(rows == own[:, None], -1, rows)
+    found = candidate_scores(spaces[1], query_new, new, rows)
+    if calibration is None:
+        if score == "sum":
+            found = found + candidate_scores(spaces[0], query_old, old, rows)
+    else:
+        affine = calibration.affine(query_old, query_new)
+        if score == "sum":
+            scored_old = candidate_scores(spaces[0], query_old, old, rows)
+            found = affine.fused_new[:, None] * found + affine.fused_old[:, None] * scored_old
+            found = found + affine.fused_shift[:, None]
+        else:
+            found = affine.dual[:, None] * found + affine.dual_shift[:, None]
+    return reranked(rows, found, k)
+
+
+def candidate_scores(space: Space, queries, gallery, rows: np.ndarray) -> np.ndarray:
+    """Return the score of each query with its own candidates, (Q, K) float64; −inf for row −1.
+
+    queries (Q, D); gallery (N, D), of which the rows (Q, K) are read, each once a block of
+    queries.
+    """
+    asked = space.queries(queries)
+    scores = np.full(rows.shape, -np.inf)
+    size = max(1, _GATHERED // max(1, rows.shape[1] * asked.shape[1]))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        wanted, place = np.unique(rows[part], return_inverse=True)
+        if not len(wanted) or wanted[-1] < 0:
+            continue
+        items = space.items(np.asarray(gallery[np.maximum(wanted, 0)])).astype(np.float64)
+        near = items[place.reshape(rows[part].shape)]
+        scores[part] = np.einsum("qe,qke->qk", asked[part].astype(np.float64), near)
+    scores[rows < 0] = -np.inf
+    return scores
+
+
+def reranked(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k best candidates by score, of equal ones the earlier candidate.
+
+    rows, scores (Q, K) → scores (Q, k) float32, rows (Q, k) int64, filled with −inf and −1.
+    """
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    missing = ((0, 0), (0, max(0, k - order.shape[1])))
+    scores = np.pad(np.take_along_axis(scores, order, 1), missing, constant_values=-np.inf)
+    rows = np.pad(np.take_along_axis(rows, order, 1), missing, constant_values=-1)
+    return scores.astype(np.float32), np.where(np.isneginf(scores), -1, rows).astype(np.int64)
+
+
+def union(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Join two lists of candidates by turns, each row once: (Q, K), (Q, L) → (Q, K + L).
+
+    Candidate i of the first stands before candidate i of the second; −1 fills the end.
+    """
+    place = np.concatenate([2 * np.arange(first.shape[1]), 2 * np.arange(second.shape[1]) + 1])
+    return _once(np.concatenate([first, second], axis=1)[:, place.argsort()])
+
+
+def continued(ranked: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Let the rest of the candidates follow the ranked rows: (Q, k), (Q, K) → (Q, k + K).
+
+    Each row stands once; −1 fills the end. So measures that look beyond the depth of a cascade,
+    such as the average precision, see the old order there.
+    """
+    return _once(np.concatenate([ranked, candidates], axis=1))
+
+
+def _once(rows: np.ndarray) -> np.ndarray:
+    """Keep the first of equal rows (Q, K) of each query and move all −1 to the end."""
+    by_row = np.argsort(rows, axis=1, kind="stable")
+    ordered = np.take_along_axis(rows, by_row, 1)
+    again = np.zeros(rows.shape, bool)
+    np.put_along_axis(again, by_row[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    kept = ~again & (rows >= 0)
+    taken = np.take_along_axis(rows, np.argsort(~kept, axis=1, kind="stable"), 1)
+    return np.where(np.arange(rows.shape[1]) < kept.sum(axis=1)[:, None], taken, -1)
+
+
+def _spaces(query_old, query_new, calibration, metric, old_metric, score):
+    if calibration is not None:
+        return calibration.old, calibration.new
+    spaces = (
+        Space.of(np.asarray(query_old), old_metric or metric),
+        Space.of(np.asarray(query_new), metric),
+    )
+    if score == "sum" and any(space.metric != "cosine" for space in spaces):
+        raise UserError(
+            "the sum of two L2 scores means nothing without a calibration; give one of "
+            'fct_jax.upgrade.calibrate, or metric="cosine"'
+        )
+    return spaces

@@ -1,0 +1,184 @@
+"""Progressive materialisation: a cascade that makes the new vectors it needs, a few a query.
+
+A query embeds at most ``budget`` of its candidates while it waits. The others keep their
+calibrated old score in the ranking and are queued. What is embedded is kept. `replay` tells from
+a stream of queries what that costs and gives, before anything is embedded.
+
+Source of the scheme: the public project arnsri33/embedflow.
+"""
+
+import dataclasses
+from collections import deque
+
+import numpy as np
+
+from fct_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What happened to each query of a stream of S.
+
+    Attributes:
+      scores, rows: (S, k) the results served, −inf and −1 where there are fewer candidates.
+      embedded: (S,) vectors made while the query waited, failures included.
+      queued: (S,) candidates that it added to the queue.
+      old_scored: (S,) candidates that were ranked by their old score.
+      present: (S,) items that have a new vector after the query and what the queue did after it.
+      failed: candidates whose embedding failed; they keep their old score for good.
+      size: items of the gallery.
+    """
+
+    scores: np.ndarray
+    rows: np.ndarray
+    embedded: np.ndarray
+    queued: np.ndarray
+    old_scored: np.ndarray
+    present: np.ndarray
+    failed: int
+    size: int
+
+    @property
+    def embeddings(self) -> dict[str, float]:
+        """Mean, median and 99th percentile of the vectors made while a query waited."""
+        return {
+            "mean": float(self.embedded.mean()),
+            "median": float(np.median(self.embedded)),
+            "p99": float(np.percentile(self.embedded, 99)),
+        }
+
+    def share_after(self, queries: int) -> float:
+        """Return the share of the gallery that has a new vector after so many queries.
+
+        Raises UserError if the stream is shorter.
+        """
+        if not 1 <= queries <= len(self.present):
+            raise UserError(f"the stream has {len(self.present)} queries; {queries} were asked for")
+        return float(self.present[queries - 1] / self.size)
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """The share after 10², 10³, … queries, as far as the stream goes, and at its end."""
+        marks = [10**e for e in range(2, 12) if 10**e < len(self.present)]
+        return {mark: self.share_after(mark) for mark in [*marks, len(self.present)]}
+
+
+def replay(
+    stream: np.ndarray,
+    candidates: np.ndarray,
+    old_scores: np.ndarray,
+    new_scores: np.ndarray,
+    *,
+    size: int,
+    budget: int | None,
+    k: int,
+    background: int | None = 0,
+    present: np.ndarray | None = None,
+    failing: np.ndarray | None = None,
+) -> Replay:
+    """Replay a stream of queries against a gallery that is re-embedded as it is asked for.
+
+    Args:
+      stream: (S,) numbers of queries, in the order asked; a query may come again.
+      candidates: (Q, K) gallery rows of each query, best first, −1 for none.
+      old_scores, new_scores: (Q, K) calibrated scores of the candidates, without and with their
+        new vector; both on one scale, as `Calibration.affine` makes them.
+      size: N, items of the gallery.
+      budget: b, most vectors made while a query waits, first candidates first; None: all.
+      k: results served.
+      background: queued items that are embedded between two queries, oldest first; None: all.
+      present: (N,) bool, which items have a new vector at the start; None: none.
+      failing: (N,) bool, items whose embedding fails. Each is tried once and counts as made; the
+        query goes on with its old score.
+
+    Raises UserError for a negative budget, an empty stream, or queries and rows out of range.
+
+    Example: ``replay(stream, rows, keep, new, size=len(old), budget=5, k=10).embeddings["p99"]``.
+    """
+    stream = _checked(stream, candidates, size, budget, background)
+    has = np.zeros(size, bool) if present is None else np.array(present, bool)
+    lost = np.zeros(size, bool)  # tried in vain
+    fails = np.zeros(size, bool) if failing is None else np.asarray(failing, bool)
+    waiting, queue, count = np.zeros(size, bool), deque(), int(has.sum())
+    done = Replay(
+        np.full((len(stream), k), -np.inf, np.float32),
+        np.full((len(stream), k), -1, np.int64),
+        *(np.zeros(len(stream), np.int64) for _ in range(4)),
+        failed=0,
+        size=size,
+    )
+    for turn, query in enumerate(stream):
+        known = candidates[query] >= 0
+        rows = candidates[query][known]
+        missing = rows[~has[rows] & ~lost[rows]]
+        now, later = (missing, missing[:0]) if budget is None else np.split(missing, [budget])
+        count += _embed(now, has, lost, fails)
+        new_in_queue = later[~waiting[later]]
+        waiting[new_in_queue] = True
+        queue.extend(new_in_queue.tolist())
+        ready = has[rows]
+        scores = np.where(ready, new_scores[query][known], old_scores[query][known])
+        order = np.argsort(-scores, kind="stable")[:k]
+        done.scores[turn, : len(order)], done.rows[turn, : len(order)] = scores[order], rows[order]
+        done.embedded[turn], done.queued[turn] = len(now), len(new_in_queue)
+        done.old_scored[turn] = len(rows) - int(ready.sum())
+        count += _drain(queue, background, has, lost, fails)
+        done.present[turn] = count
+    return dataclasses.replace(done, failed=int(lost.sum()))
+
+
+def popular_stream(
+    queries: int, length: int, *, exponent: float = 1.0, seed: int = 0
+) -> np.ndarray:
+    """Draw a stream (length,) of queries whose popularity falls by Zipf's law.
+
+    The query of popularity rank r has a chance in proportion to ``r ** -exponent``; which query
+    has which rank is drawn too. An exponent of 0 makes all equally likely.
+
+    Raises UserError for no queries, a length below 1 or a negative exponent.
+    """
+    if queries < 1 or length < 1 or exponent < 0:
+        raise UserError(
+            "a stream needs at least 1 query, a length of at least 1 and an exponent of at least "
+            f"0, not {queries}, {length} and {exponent}"
+        )
+    rng = np.random.default_rng(seed)
+    chance = np.arange(1, queries + 1, dtype=np.float64) ** -exponent
+    return rng.permutation(queries)[rng.choice(queries, length, p=chance / chance.sum())]
+
+
+def _embed(rows, has, lost, fails) -> int:
+    """Try to embed some rows that have no new vector yet; return how many succeeded."""
+    bad = fails[rows]
+    lost[rows[bad]] = True
+    has[rows[~bad]] = True
+    return int(np.count_nonzero(~bad))
+
+
+def _drain(queue: deque, most: int | None, has, lost, fails) -> int:
+    """Embed queued items that a query has not embedded in the meantime, at most ``most``."""
+    made = 0
+    tried = 0
+    while queue and (most is None or tried < most):
+        row = queue.popleft()
+        if not has[row] and not lost[row]:
+            made += _embed(np.array([row]), has, lost, fails)
+            tried += 1
+    return made
+
+
+def _checked(stream, candidates, size, budget, background) -> np.ndarray:
+    stream = np.asarray(stream)
+    for name, value in (("budget", budget), ("background", background)):
+        if value is not None and value < 0:
+            raise UserError(f"{name} must be at least 0, or None for no limit, not {value}")
+    if stream.ndim != 1 or not len(stream):
+        raise UserError("the stream of queries is empty")
+    if stream.min() < 0 or stream.max() >= len(candidates):
+        raise UserError(
+            f"the stream names queries {stream.min()} to {stream.max()}; there are "
+            f"{len(candidates)}, from 0 on"
+        )
+    if candidates.size and candidates.max() >= size:
+        raise UserError(f"candidate {candidates.max()} is beyond the gallery of {size} items")
+    return stream

@@ -1,0 +1,530 @@
+"""Blended queries, cascades and galleries that are re-embedded on demand, against plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
+from fct_jax.upgrade.ways import cascade_depth, interpolation, on_demand
+from fct_jax.upgrade.ways.calibration import calibrate
+from fct_jax.upgrade.ways.cascade import cascade, continued, reranked, union
+
+seeds = st.integers(0, 10_000)
+few = settings(max_examples=25, deadline=None)
+
+
+def unit(x):
+    return x / max(np.linalg.norm(x), 1e-12)
+
+
+@given(seeds, st.floats(0, 1), st.integers(2, 5))
+@few
+def test_slerp_lies_on_the_arc_at_its_share_of_the_angle(seed, weight, dim):
+    rng = np.random.default_rng(seed)
+    old, bridged = rng.normal(size=(2, 4, dim))
+    got = interpolation.slerp(old, unit_rows(bridged), weight)
+    for u, v, q in zip(old, bridged, got, strict=True):
+        u, v = unit(u), unit(v)
+        theta = math.acos(np.clip(u @ v, -1, 1))
+        if theta > 3.1:
+            continue
+        np.testing.assert_allclose(np.linalg.norm(q), 1, atol=1e-9)
+        assert math.isclose(math.acos(np.clip(u @ q, -1, 1)), weight * theta, abs_tol=1e-6)
+
+
+@given(seeds, st.floats(0, 1), st.integers(1, 3), st.integers(1, 3))
+@few
+def test_a_shorter_old_space_is_the_padded_one_cut_off(seed, weight, do, more):
+    rng = np.random.default_rng(seed)
+    dn = do + more
+    new, old = unit_rows(rng.normal(size=(9, dn))), unit_rows(rng.normal(size=(9, do)))
+    # Padded with zeros to a square problem, as published.
+    u, _, vt = np.linalg.svd(new.T @ np.pad(old, ((0, 0), (0, more))))
+    asked_new, asked_old = unit_rows(rng.normal(size=(5, dn))), unit_rows(rng.normal(size=(5, do)))
+    whole = interpolation.slerp(np.pad(asked_old, ((0, 0), (0, more))), asked_new @ u @ vt, weight)
+    part = interpolation.slerp(
+        asked_old, asked_new @ interpolation.orthogonal_bridge(new, old), weight
+    )
+    np.testing.assert_allclose(part, whole[:, :do], atol=1e-7)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-7, 9.9e-6, 1.01e-5, 1e-3])
+def test_slerp_of_almost_equal_directions(angle):
+    u, v = np.array([[1.0, 0.0]]), np.array([[math.cos(angle), math.sin(angle)]])
+    got = interpolation.slerp(u, v, 0.3)
+    # The cosine holds angles below 1e-8 to no digit, and they are as small as the bound.
+    np.testing.assert_allclose(got, [[math.cos(0.3 * angle), math.sin(0.3 * angle)]], atol=1e-10)
+
+
+def test_slerp_of_opposite_and_of_zero_rows():
+    u = np.array([[0.6, 0.8]])
+    for weight in (0, 0.5, 1):
+        np.testing.assert_allclose(interpolation.slerp(u, -u, weight), u, atol=1e-12)
+        assert np.isfinite(interpolation.slerp(0 * u, u, weight)).all()
+        assert np.isfinite(interpolation.slerp(u, 0 * u, weight)).all()
+        assert np.isfinite(interpolation.nlerp(u, -u, weight)).all()
+    # Without a bridged query the old one's ranking stays.
+    np.testing.assert_allclose(unit(interpolation.slerp(u, 0 * u, 0.5)[0]), u[0])
+    # A length beyond 1 does not count.
+    v = np.array([[1.0, 0.0]])
+    np.testing.assert_allclose(
+        interpolation.slerp(5 * u, 7 * v, 0.4), interpolation.slerp(u, v, 0.4)
+    )
+    np.testing.assert_allclose(interpolation.midpoint(u, v)[0], unit(u[0] + v[0]))
+
+
+@given(seeds)
+@few
+def test_mixing_queries_ranks_like_mixing_scores(seed):
+    rng = np.random.default_rng(seed)
+    old, bridged = unit_rows(rng.normal(size=(6, 4))), unit_rows(rng.normal(size=(6, 4)))
+    gallery, weight = unit_rows(rng.normal(size=(30, 4))), rng.random(6)
+    mixed = interpolation.nlerp(old, bridged, weight) @ gallery.T
+    summed = interpolation.summed_scores(old @ gallery.T, bridged @ gallery.T, weight)
+    # The same up to one positive factor a query.
+    np.testing.assert_allclose(unit_rows(mixed), unit_rows(summed), atol=1e-9)
+    for one in (0.25, 0.0):
+        np.testing.assert_allclose(
+            interpolation.summed_scores(old @ gallery.T, bridged @ gallery.T, one),
+            (1 - one) * old @ gallery.T + one * bridged @ gallery.T,
+        )
+
+
+def test_weights_of_single_queries():
+    u, v = np.eye(2), np.array([[1.0, 0.0], [0.0, -2.0]])
+    got = interpolation.per_query_weight(u, v, -1.5, 3)
+    np.testing.assert_allclose(got, [1 / (1 + math.exp(-1.5)), 1 / (1 + math.exp(4.5))])
+
+
+def test_the_choice_of_a_weight():
+    table = {0.0: 0.4, 0.1: 0.6, 0.2: 0.6, 0.3: 0.5}
+
+    def quality(weight):
+        return np.full(10, table[weight])
+
+    found = interpolation.choose_weight(quality, (0.3, 0.2, 0.1))
+    assert (found.weight, found.candidates.tolist()) == (0.1, [0, 0.1, 0.2, 0.3])
+    assert math.isclose(found.gain, 0.2)
+    worse = interpolation.choose_weight(lambda w: np.full(10, 0.4 - w / 10))
+    assert (worse.weight, worse.gain) == (0, 0)
+
+    def one_lucky_query(weight):
+        return np.eye(10)[0] * (weight > 0)
+
+    assert interpolation.choose_weight(one_lucky_query).weight == 0.1
+    assert interpolation.choose_weight(one_lucky_query, caution=1.645).weight == 0
+    with pytest.raises(UserError, match="between 0 and 1"):
+        interpolation.choose_weight(quality, (1.1,))
+    with pytest.raises(UserError, match="one number a support query"):
+        interpolation.choose_weight(lambda w: np.zeros(0))
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, np.nan])
+def test_a_weight_out_of_range_is_refused(weight):
+    with pytest.raises(UserError, match="between 0 and 1"):
+        interpolation.slerp(np.eye(2), np.eye(2), weight)
+    with pytest.raises(UserError, match="bridge the new ones first"):
+        interpolation.slerp(np.eye(2), np.eye(3), 0.5)
+
+
+def world(seed, queries=6, count=40, do=3, dn=5):
+    rng = np.random.default_rng(seed)
+    sizes = {"old": (count, do), "new": (count, dn)}
+    sizes |= {"query_old": (queries, do), "query_new": (queries, dn)}
+    # Few different values make ties.
+    return {
+        name: rng.integers(-2, 3, size).astype(np.float32) + np.float32(0.5)
+        for name, size in sizes.items()
+    }
+
+
+def raw(query, item, metric):
+    query, item = query.astype(np.float64), item.astype(np.float64)
+    if metric == "cosine":
+        return unit(query) @ unit(item)
+    return -((query - item) ** 2).sum() / 2
+
+
+def slow_cascade(w, depth, k, score, metric, own):
+    """Scores and rows by sorting the whole gallery, query by query."""
+    results = []
+    for q in range(len(w["query_old"])):
+        gallery = [i for i in range(len(w["old"])) if own is None or i != own[q]]
+        old = {i: raw(w["query_old"][q], w["old"][i], metric) for i in gallery}
+        new = {i: raw(w["query_new"][q], w["new"][i], metric) for i in gallery}
+        first = sorted(gallery, key=lambda i: (-old[i], i))[:depth]
+        final = {i: new[i] + old[i] if score == "sum" else new[i] for i in first}
+        results.append((first, old, final))
+    return results
+
+
+@given(
+    seeds,
+    st.integers(1, 60),
+    st.integers(1, 12),
+    st.sampled_from(["new", "sum"]),
+    st.sampled_from(["l2", "cosine"]),
+    st.booleans(),
+)
+@few
+def test_a_cascade_is_the_loop_over_items(seed, depth, k, score, metric, leave_out):
+    w = world(seed)
+    own = np.arange(6) if leave_out else None
+    arguments = {"depth": depth, "k": k, "score": score, "metric": metric, "own": own}
+    if score == "sum" and metric == "l2":
+        with pytest.raises(UserError, match="calibration"):
+            cascade(**w, **arguments)
+        return
+    scores, rows = cascade(**w, **arguments)
+    assert scores.shape == rows.shape == (6, k)
+    for q, (first, old, final) in enumerate(slow_cascade(w, depth, k, score, metric, own)):
+        got = [row for row in rows[q] if row >= 0]
+        assert len(got) == len(set(got)) == min(k, len(first))
+        assert np.all(np.isneginf(scores[q, len(got) :]))
+        assert own is None or own[q] not in got
+        # Float32 results: a few units in the seventh digit of cosines, or of L2 scores up to 50.
+        tol = 4e-6 if metric == "cosine" else 1e-4
+        # What is recalled is as near as the loop's; equally near items may take each other's place.
+        worst = min(old[i] for i in first)
+        assert all(old[i] >= worst - tol for i in got)
+        if all(abs(old[i] - worst) > tol for i in old if i not in first):
+            wanted = sorted(final.values(), reverse=True)[:k]
+            if metric == "cosine":
+                np.testing.assert_allclose(scores[q, : len(got)], wanted, atol=tol)
+            # The L2 score leaves the query's own length out: the same number for all its items.
+            spread = np.diff(scores[q, : len(got)].astype(float))
+            np.testing.assert_allclose(spread, np.diff(wanted), atol=tol)
+            np.testing.assert_allclose([final[i] for i in got], wanted, atol=tol)
+
+
+def test_a_cascade_with_nothing_to_find():
+    w, _ = distinct(0)
+    w["old"], w["new"] = w["old"][:0], w["new"][:0]
+    scores, rows = cascade(**w, depth=5, k=2, metric="cosine", score="sum")
+    assert np.all(rows == -1)
+    assert np.all(np.isneginf(scores))
+    w, _ = distinct(0)
+    for nothing in (np.full((7, 3), -1), np.zeros((7, 0), int)):
+        _, rows = cascade(**w, depth=5, k=2, candidates=nothing)
+        assert np.all(rows == -1)
+
+
+def distinct(seed, queries=7, count=50):
+    rng = np.random.default_rng(seed)
+    made = {"old": (count, 4), "new": (count, 6), "query_old": (queries, 4)}
+    made["query_new"] = (queries, 6)
+    return {name: rng.normal(size=size).astype(np.float32) for name, size in made.items()}, rng
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_a_cascade_over_everything_is_the_new_model(metric):
+    w, _ = distinct(0)
+    _, rows = cascade(**w, depth=50, k=50, metric=metric)
+    for q in range(7):
+        wanted = [raw(w["query_new"][q], w["new"][i], metric) for i in rows[q]]
+        assert np.all(np.diff(wanted) <= 1e-5)
+    _, deep = cascade(**w, depth=10**6, k=50, metric=metric)
+    assert np.array_equal(rows, deep)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("score", ["new", "sum"])
+def test_a_calibrated_cascade_has_the_calibrations_scores(metric, score):
+    w, rng = distinct(1)
+    sample = rng.normal(size=(60, 4)), rng.normal(size=(60, 6)) * 3
+    cal = calibrate(*sample, metric=metric)
+    scores, rows = cascade(**w, depth=20, k=5, score=score, calibration=cal)
+    affine = cal.affine(w["query_old"], w["query_new"])
+    asked = cal.old.queries(w["query_old"]), cal.new.queries(w["query_new"])
+    old, new = asked[0] @ cal.old.items(w["old"]).T, asked[1] @ cal.new.items(w["new"]).T
+    for q in range(7):
+        first = np.argsort(-old[q])[:20]
+        if score == "sum":
+            final = affine.fused_old[q] * old[q] + affine.fused_new[q] * new[q]
+            final = final + affine.fused_shift[q]
+        else:
+            final = affine.dual[q] * new[q] + affine.dual_shift[q]
+        wanted = first[np.argsort(-final[first])][:5]
+        assert rows[q].tolist() == wanted.tolist()
+        np.testing.assert_allclose(scores[q], final[wanted], rtol=1e-4, atol=1e-4)
+
+
+class OnlySome:
+    """A gallery of which all rows but a few are missing."""
+
+    def __init__(self, array, allowed):
+        self.array, self.allowed = array, allowed
+
+    def __getitem__(self, rows):
+        assert set(np.asarray(rows).ravel().tolist()) <= self.allowed
+        return self.array[rows]
+
+
+def test_only_the_candidates_new_vectors_are_read():
+    w, _ = distinct(2)
+    first = np.argsort(-(unit_rows(w["query_old"]) @ unit_rows(w["old"]).T), axis=1)[:, :5]
+    w["new"] = OnlySome(w["new"], set(first.ravel().tolist()))
+    cascade(**w, depth=5, k=3, metric="cosine")
+
+
+def test_candidates_from_elsewhere():
+    w, rng = distinct(3)
+    given_rows = np.array([rng.permutation(50)[:8] for _ in range(7)])
+    given_rows[:, 6:] = -1
+    scores, rows = cascade(
+        **w, depth=8, k=7, metric="cosine", candidates=given_rows, own=given_rows[:, 0]
+    )
+    for q in range(7):
+        allowed = given_rows[q, 1:6].tolist()
+        new = {i: raw(w["query_new"][q], w["new"][i], "cosine") for i in allowed}
+        assert sorted(rows[q, :5].tolist()) == sorted(allowed)
+        assert rows[q, 5:].tolist() == [-1, -1]
+        np.testing.assert_allclose(scores[q, :5], sorted(new.values(), reverse=True), atol=2e-5)
+
+
+@given(seeds, st.integers(1, 5), st.integers(1, 5))
+@few
+def test_union_keeps_each_row_once_in_turn(seed, first, second):
+    rng = np.random.default_rng(seed)
+    lists = [
+        np.array([rng.permutation(np.arange(-1, 6))[:size] for _ in range(4)])
+        for size in (first, second)
+    ]
+    got = union(*lists)
+    assert got.shape == (4, first + second)
+    for q in range(4):
+        wanted = []
+        for place in range(max(first, second)):
+            for side in lists:
+                if place < side.shape[1] and side[q, place] >= 0:
+                    wanted.append(int(side[q, place]))
+        wanted = list(dict.fromkeys(wanted))
+        assert got[q].tolist() == wanted + [-1] * (first + second - len(wanted))
+        after = dict.fromkeys(i for side in lists for i in side[q].tolist() if i >= 0)
+        follows = continued(*lists)[q].tolist()
+        assert follows == [*after] + [-1] * (first + second - len(after))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"depth": 0}, "depth must be"),
+        ({"k": 1.5}, "k must be"),
+        ({"score": "summ"}, "did you mean 'sum'"),
+        ({"query_new": np.ones((2, 6))}, "each query by both models"),
+        ({"metric": "l1"}, "unknown metric"),
+    ],
+)
+def test_mistakes_in_a_cascade(changed, message):
+    w, _ = distinct(4)
+    with pytest.raises(UserError, match=message):
+        cascade(**{**w, "depth": 5, "k": 2, **changed})
+
+
+def test_equal_new_scores_keep_the_old_order():
+    rows, scores = np.array([[4, 2, 9]]), np.array([[1.0, 1.0, 2.0]])
+    assert reranked(rows, scores, 5)[1].tolist() == [[9, 4, 2, -1, -1]]
+
+
+@given(seeds, st.integers(1, 30), st.integers(1, 8))
+@few
+def test_the_gap_curve_is_the_loop(seed, width, k):
+    rng = np.random.default_rng(seed)
+    candidates = np.array([rng.permutation(30)[:width] for _ in range(5)])
+    new = rng.integers(0, 6, (5, 30)).astype(float)
+    scores = np.take_along_axis(new, candidates, 1)
+    native = np.argsort(-new, axis=1, kind="stable")[:, :k]
+    relevant = rng.random((5, 30)) < 0.3
+
+    def quality(rows):
+        return [
+            sum(relevant[q, i] for i in found if i >= 0) for q, found in enumerate(rows.tolist())
+        ]
+
+    depths = sorted({1, (width + 1) // 2, width})
+    curve = cascade_depth.gap_curve(candidates, scores, native, quality, depths, k)
+    for q in range(5):
+        best = quality(native)[q]
+        for d, depth in enumerate(depths):
+            first = candidates[q, :depth].tolist()
+            ranked = sorted(first, key=lambda i: (-new[q, i], first.index(i)))[:k]
+            assert curve.quality[q, d] == sum(relevant[q, i] for i in ranked)
+            assert curve.gap[q, d] == best - curve.quality[q, d]
+            inside = len(set(native[q].tolist()) & set(first)) / k
+            assert math.isclose(curve.containment[q, d], inside)
+    fitting = [d for d, gap in zip(depths, curve.gap.mean(axis=0), strict=True) if gap <= 0.5]
+    assert curve.smallest_depth(0.5) == (fitting[0] if fitting else None)
+
+
+def test_mistakes_in_a_gap_curve():
+    rows, scores = np.arange(6).reshape(2, 3), np.zeros((2, 3))
+    for depths in ((), (0,), (4,)):
+        with pytest.raises(UserError, match="depths must lie between 1 and the 3 candidates"):
+            cascade_depth.gap_curve(rows, scores, rows, len, depths, 2)
+    with pytest.raises(UserError, match="ranking has 3 rows"):
+        cascade_depth.gap_curve(rows, scores, rows, len, (1,), 4)
+    curve = cascade_depth.gap_curve(rows, scores, rows, lambda r: np.zeros(2), (1,), 2)
+    with pytest.raises(UserError, match="epsilon"):
+        curve.smallest_depth(-0.1)
+
+
+def test_reuse_ignores_what_is_missing():
+    rows = np.array([[1, 2, -1], [2, -1, -1]])
+    assert math.isclose(cascade_depth.candidate_reuse(rows), 1 - 2 / 3)
+    assert cascade_depth.embeddings_per_query(rows) == 1
+    assert math.isnan(cascade_depth.candidate_reuse(np.full((2, 3), -1)))
+    assert cascade_depth.worth(1.0) == "borderline"
+
+
+@given(seeds)
+@few
+def test_the_stability_of_a_ranking_is_the_loop(seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(4, 500)) - np.arange(500) * rng.choice([0, 0.002, 0.02])
+    found = cascade_depth.ranking_stability(scores)
+    tail, deepest, late, last, margin = [], [], [], [], []
+    for row in scores:
+        top = {d: sorted(range(d), key=lambda i: (-row[i], i))[:10] for d in (50, 100, 200, 500)}
+        tail.append(1 - len(set(top[50]) & set(top[500])) / 10)
+        deepest.append(max(top[500]) + 1)
+        steps = ((50, 100), (100, 200), (200, 500))
+        late.append(sum(len(set(top[b]) - set(top[a])) for a, b in steps) / 10)
+        last.append(any(i >= 200 for i in top[500]))
+        margin.append(row[top[50][9]] - max(row[50:100]) <= 0)
+    wanted = [np.mean(tail), 1 - np.mean(tail), np.percentile(deepest, 90)]
+    wanted += [np.mean(late), np.mean(last), np.mean(margin)]
+    np.testing.assert_allclose(list(vars(found).values()), wanted, atol=1e-9)
+    with pytest.raises(UserError, match="500 candidates"):
+        cascade_depth.ranking_stability(scores[:, :400])
+
+
+def slow_replay(stream, rows, old, new, size, budget, k, background, failing):
+    """The same story with sets and lists."""
+    has, lost, ever, queue, log = set(), set(), set(), [], []
+
+    def embed(i):
+        (lost if failing[i] else has).add(i)
+
+    for q in stream:
+        found = [i for i in rows[q].tolist() if i >= 0]
+        missing = [i for i in found if i not in has | lost]
+        now = missing if budget is None else missing[:budget]
+        for i in now:
+            embed(i)
+        later = [i for i in missing[len(now) :] if i not in ever]
+        ever |= set(later)
+        queue += later
+        place = {i: c for c, i in enumerate(rows[q].tolist())}
+        score = {i: (new if i in has else old)[q][place[i]] for i in found}
+        ranked = sorted(found, key=lambda i: (-score[i], place[i]))[:k]
+        old_scored = sum(i not in has for i in found)
+        done = 0
+        while queue and (background is None or done < background):
+            i = queue.pop(0)
+            if i not in has | lost:
+                embed(i)
+                done += 1
+        log.append((ranked, len(now), len(later), old_scored, len(has)))
+    return log, len(lost)
+
+
+@given(
+    seeds,
+    st.sampled_from([0, 1, 3, None]),
+    st.sampled_from([0, 2, None]),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.3]),
+)
+@few
+def test_a_replay_is_the_loop(seed, budget, background, k, failing):
+    rng = np.random.default_rng(seed)
+    size = 15
+    rows = np.array([rng.permutation(np.arange(-1, size))[:5] for _ in range(6)])
+    old, new = rng.integers(0, 4, (2, 6, 5)).astype(float)
+    stream = rng.integers(0, 6, 25)
+    fails = rng.random(size) < failing
+    got = on_demand.replay(
+        stream,
+        rows,
+        old,
+        new,
+        size=size,
+        budget=budget,
+        k=k,
+        background=background,
+        failing=fails,
+    )
+    log, failed = slow_replay(stream, rows, old, new, size, budget, k, background, fails)
+    for turn, (ranked, now, later, old_scored, present) in enumerate(log):
+        assert [i for i in got.rows[turn].tolist() if i >= 0] == ranked
+        assert (got.embedded[turn], got.queued[turn]) == (now, later)
+        assert (got.old_scored[turn], got.present[turn]) == (old_scored, present)
+    assert got.failed == failed
+    assert budget is None or got.embedded.max() <= budget
+
+
+def test_a_replay_ends_where_a_full_cascade_is():
+    w, _ = distinct(5, queries=20)
+    old_scores = unit_rows(w["query_old"]) @ unit_rows(w["old"]).T
+    rows = np.argsort(-old_scores, axis=1)[:, :12]
+    scores = np.take_along_axis(unit_rows(w["query_new"]) @ unit_rows(w["new"]).T, rows, 1)
+    kept = np.take_along_axis(old_scores, rows, 1)
+    stream = np.tile(np.arange(20), 12)
+    got = on_demand.replay(stream, rows, kept, scores, size=50, budget=1, k=5)
+    _, wanted = cascade(**w, depth=12, k=5, metric="cosine")
+    assert np.array_equal(got.rows[-20:], wanted)
+    assert got.old_scored[-20:].max() == 0
+    assert got.embedded.sum() == len(np.unique(rows)) == got.present[-1]
+    assert got.embeddings["p99"] == 1
+    assert list(got.shares) == [100, 240]
+    assert got.share_after(240) == len(np.unique(rows)) / 50
+    # Items that are there already cost nothing.
+    there = on_demand.replay(
+        stream, rows, kept, scores, size=50, budget=1, k=5, present=np.ones(50, bool)
+    )
+    assert there.embedded.sum() == 0
+    assert there.present[0] == 50
+    assert np.array_equal(there.rows[:20], wanted)
+
+
+def test_a_stream_of_popular_queries():
+    stream = on_demand.popular_stream(50, 20_000, exponent=1.0, seed=1)
+    counts = np.sort(np.bincount(stream, minlength=50))[::-1]
+    chance = 1 / np.arange(1, 51)
+    expected = 20_000 * chance[0] / chance.sum()
+    assert abs(counts[0] - expected) < 6 * math.sqrt(expected)
+    assert np.array_equal(stream, on_demand.popular_stream(50, 20_000, exponent=1.0, seed=1))
+    even = np.bincount(on_demand.popular_stream(4, 8000, exponent=0), minlength=4)
+    assert np.all(np.abs(even - 2000) < 6 * math.sqrt(8000 * 0.25 * 0.75))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"budget": -1}, "budget must be at least 0"),
+        ({"background": -1}, "background must be at least 0"),
+        ({"stream": np.zeros(0, int)}, "empty"),
+        ({"stream": np.array([2])}, "there are 2, from 0 on"),
+        ({"size": 3}, "candidate 3 is beyond the gallery of 3 items"),
+    ],
+)
+def test_mistakes_in_a_replay(changed, message):
+    given_ = {
+        "stream": np.array([0, 1]),
+        "candidates": np.array([[0, 1], [2, 3]]),
+        "old_scores": np.zeros((2, 2)),
+        "new_scores": np.zeros((2, 2)),
+        "size": 4,
+        "budget": 1,
+        "k": 1,
+    }
+    with pytest.raises(UserError, match=message):
+        on_demand.replay(**{**given_, **changed})
+    with pytest.raises(UserError, match="3 were asked for"):
+        on_demand.replay(**given_).share_after(3)
+    with pytest.raises(UserError, match="at least 1 query"):
+        on_demand.popular_stream(0, 5)
