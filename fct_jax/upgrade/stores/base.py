@@ -1,0 +1,307 @@
+"""What every store offers: read by key, guarded writes, search, a sibling and a pointer."""
+
+import abc
+import dataclasses
+import hashlib
+import importlib
+import json
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.upgrade.stores.uri import Uri
+
+Position = int | str | None  # the last id done; JSON, so that a journal can hold it
+TRANSLATED, NEW = 0, 1  # versions of a row: h(old), or embedded by the new model
+VERSION, SEEN = "fct_version", "fct_seen"  # columns of a sibling: version, and the source's token
+METRICS = ("cosine", "ip", "l2")
+BATCH_BYTES = 16 << 20  # of vectors in one batch, which every client's message limit allows
+BATCH_ROWS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Some rows of a store, by ascending id.
+
+    Attributes:
+      ids: (n,) int64 or text.
+      vectors: (n, D) float32.
+      tokens: (n,) int64; another number once the row has changed in its store.
+      last: position to read on from, which lies behind ``ids[-1]`` where rows were skipped.
+      extra: the other columns of the rows, which only a store of the same kind understands.
+    """
+
+    ids: np.ndarray
+    vectors: np.ndarray
+    tokens: np.ndarray
+    last: Position
+    extra: object = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, keep: np.ndarray) -> "Batch":
+        """Return the rows where ``keep`` (n,) is true; ``last`` stays."""
+        extra = self.extra
+        if isinstance(extra, list):
+            extra = [row for row, kept in zip(extra, keep, strict=True) if kept]
+        elif extra is not None:
+            extra = extra.filter(keep)
+        return Batch(self.ids[keep], self.vectors[keep], self.tokens[keep], self.last, extra)
+
+
+class Store(abc.ABC):
+    """N vectors of dimension D under unique ids, in a database that others may write to.
+
+    A store that `sibling` made also keeps, for each row, a version (`TRANSLATED` or `NEW`) and
+    the token that its source's row had when it was read. A row without a token belongs to the
+    application: it is never overwritten and never deleted.
+
+    Attributes:
+      uri: what `open_store` opens it by; holds no secret.
+      name: of the table or collection.
+      dim: D.
+      metric: "cosine", "ip" or "l2", by which the store compares.
+      normalises: whether the store scales vectors to unit length, so that lengths are lost.
+      id_kind: "int", "uuid" or "text"; ids are int64 for the first, and text for the others.
+      meta: what is known of the vectors' space (``fingerprint``, ``source``, …).
+      errors: what its client raises when the server is away or refuses.
+    """
+
+    uri: Uri
+    name: str
+    dim: int
+    metric: str
+    normalises: bool = False
+    id_kind: str
+    meta: dict
+    errors: tuple[type[Exception], ...] = (OSError,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.uri)!r})"
+
+    @property
+    def batch_rows(self) -> int:
+        """How many rows a batch has by default."""
+        return max(1, min(BATCH_ROWS, BATCH_BYTES // (4 * self.dim)))
+
+    @abc.abstractmethod
+    def count(self) -> int:
+        """Return the exact number of rows that have a vector."""
+
+    @abc.abstractmethod
+    def page(self, after: Position, limit: int, vectors: bool = True) -> Batch:
+        """Return at most ``limit`` rows with ids above ``after``, ascending.
+
+        An empty batch means that there are no more. Without ``vectors``, those are (n, 0), and
+        the tokens are those that `states` gives (0: none).
+        """
+
+    @abc.abstractmethod
+    def states(self, ids) -> dict:
+        """Return {id: (version or None, token or None)} of those ids that are there."""
+
+    def states_in_order(self, ids) -> dict:
+        """`states` of ascending ids, asked for one batch behind the other: a quick way, if any."""
+        return self.states(ids)
+
+    @abc.abstractmethod
+    def fetch(self, ids) -> dict:
+        """Return {id: vector (D,)} of those ids that are there."""
+
+    @abc.abstractmethod
+    def write(self, ids, vectors, version: int, tokens, extra=None) -> np.ndarray:
+        """Write rows of a sibling; repeating it changes nothing.
+
+        Args:
+          ids, vectors, tokens, extra: as `read` gave them, with other vectors (n, D).
+          version: `TRANSLATED` or `NEW`.
+
+        Returns (n,) bool: False where the application has its own row under this id, or where
+        the new model's vector of the same source row is there and ``version`` is older.
+        """
+
+    @abc.abstractmethod
+    def delete(self, ids) -> None:
+        """Delete rows; ids that are not there do no harm."""
+
+    @abc.abstractmethod
+    def search(self, queries, k: int, *, only: int | None = None):
+        """Return the k nearest of each query by the store's own index.
+
+        Args:
+          queries: (Q, D).
+          only: a version; rows of others do not count.
+
+        Returns scores (Q, k) float32, descending, and ids (Q, k): the cosine, the inner product
+        or minus half of the squared distance; −inf with −1 or "" where there are fewer.
+        """
+
+    @abc.abstractmethod
+    def build_index(self) -> None:
+        """Build the vector index, after bulk writing; returns when it is complete."""
+
+    @abc.abstractmethod
+    def sibling(self, dim: int, meta: dict) -> "Store":
+        """Return the store of the same rows for another model, made or found.
+
+        It lies beside this one, has no vector index yet, and its name is made of this store's
+        and ``meta["fingerprint"]``.
+        """
+
+    @abc.abstractmethod
+    def sample(self, n: int, seed: int = 0) -> Batch:
+        """Return n rows (or all) drawn in the store, the same ones for the same seed and rows."""
+
+    @abc.abstractmethod
+    def pointer(self):
+        """Return the `Pointer` that readers of this store follow."""
+
+    def close(self) -> None:  # noqa: B027 (many have nothing to give back)
+        """Give connections back."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def has(self, ids) -> np.ndarray:
+        """Return (n,) bool: which ids are there."""
+        found = self.states(ids)
+        return np.array([plain(one) in found for one in ids], bool)
+
+    def get(self, ids) -> tuple[np.ndarray, np.ndarray]:
+        """Return which ids are there, (n,) bool, and the vectors of those, in order."""
+        found = self.fetch(ids) if len(ids) else {}
+        keys = [plain(one) for one in ids]
+        vectors = np.array([found[one] for one in keys if one in found], np.float32)
+        return np.array([one in found for one in keys], bool), vectors.reshape(-1, self.dim)
+
+    def writable(self, ids, version: int, tokens) -> np.ndarray:
+        """Return (n,) bool: the rows that `write` may write, of a store without conditions."""
+        found, allowed = self.states(ids), np.ones(len(ids), bool)
+        for place, one in enumerate(ids):
+            if plain(one) in found:
+                held, seen = found[plain(one)]
+                newer = seen == int(tokens[place]) and held > version
+                allowed[place] = seen is not None and not newer
+        return allowed
+
+    def read(self, after: Position = None, limit: int | None = None, *, missing_in=None) -> Batch:
+        """Return the next rows behind ``after`` by ascending id; an empty batch means the end.
+
+        Args:
+          missing_in: a sibling; only rows that it lacks, or has from before they were changed.
+        """
+        limit = limit or self.batch_rows
+        while True:
+            batch = self.page(after, limit)
+            if missing_in is None or not len(batch):
+                return batch
+            found = missing_in.states_in_order(batch.ids)
+            keep = np.array(
+                [
+                    _is_stale(found.get(plain(one)), token)
+                    for one, token in zip(batch.ids, batch.tokens, strict=True)
+                ]
+            )
+            if keep.any():
+                return batch.take(keep)
+            after = batch.last
+
+    def orphans(self, source: "Store", after: Position = None, limit: int | None = None):
+        """Return ids written by an upgrade that the source has no more, and the next position.
+
+        The position is None at the end.
+        """
+        while True:
+            batch = self.page(after, limit or self.batch_rows, vectors=False)
+            if not len(batch):
+                return batch.ids, None
+            ours = batch.tokens != 0
+            gone = np.zeros(len(batch), bool)
+            there = source.states_in_order(batch.ids[ours])
+            gone[ours] = [plain(one) not in there for one in batch.ids[ours]]
+            if gone.any():
+                return batch.ids[gone], batch.last
+            after = batch.last
+
+    def search_half(self, new: "Store", queries_old, queries_new, k: int, affine, *, way="dual"):
+        """Search while only a part of ``new``, this store's sibling, is re-embedded.
+
+        See `fct_jax.upgrade.stores.half.search_half`.
+        """
+        from fct_jax.upgrade.stores.half import search_half
+
+        return search_half(self, new, queries_old, queries_new, k, affine, way=way)
+
+    def sibling_name(self, meta: dict) -> str:
+        """Return a name that each database accepts as it is, the same for the same model."""
+        tag = "".join(c for c in str(meta.get("fingerprint", "new")) if c.isalnum())[:12].lower()
+        return f"{self.name[:48]}__{tag or 'new'}"  # PostgreSQL cuts names after 63 bytes
+
+    def same_dim(self, found: "Store", dim: int) -> "Store":
+        """Return a sibling. Raises UserError if it was there with another dimension."""
+        if found.dim != dim:
+            raise UserError(
+                f"{found.uri} is there already, with {found.dim} dimensions instead of {dim}; "
+                "delete it, or give the model another fingerprint"
+            )
+        return found
+
+    def no_ids(self) -> np.ndarray:
+        """Return an empty array of ids."""
+        return np.zeros(0, np.int64 if self.id_kind == "int" else "U1")
+
+    def id_array(self, ids) -> np.ndarray:
+        """Return ids as an array: int64, or text."""
+        return np.array(ids, np.int64 if self.id_kind == "int" else np.str_)
+
+
+def client(module: str, extra: str):
+    """Import a client library. Raises UserError that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise UserError(f"this store needs {module}: pip install 'fct_jax[{extra}]'") from None
+
+
+def content_tokens(vectors: np.ndarray, rows=None) -> np.ndarray:
+    """Return (n,) int64 hashes of rows, never 0, for stores that count no changes themselves.
+
+    Args:
+      vectors: (n, D) float32.
+      rows: n dicts of the other columns, or None; they are copied too, so their changes count.
+    """
+    found = np.empty(len(vectors), np.int64)
+    for place, vector in enumerate(np.ascontiguousarray(vectors, np.float32)):
+        digest = hashlib.blake2b(vector.tobytes(), digest_size=8)
+        if rows is not None:
+            digest.update(json.dumps(rows[place], sort_keys=True, default=str).encode())
+        # 62 bits: some databases pass integers through float-like or signed JSON numbers.
+        found[place] = (int.from_bytes(digest.digest()) >> 2) or 1
+    return found
+
+
+def ranked(hits, k: int, store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """Return arrays of search results: for each query an iterable of (score, id), any length."""
+    filler = -1 if store.id_kind == "int" else ""
+    scores, ids = [], []
+    for found in hits:
+        found = list(found)[:k] + [(-np.inf, filler)] * k
+        scores.append([score for score, _ in found[:k]])
+        ids.append([one for _, one in found[:k]])
+    return np.array(scores, np.float32).reshape(-1, k), store.id_array(ids).reshape(-1, k)
+
+
+def plain(one):
+    """Return an id as Python's own int or str."""
+    return one.item() if isinstance(one, np.generic) else one
+
+
+def _is_stale(state, token) -> bool:
+    """Whether a sibling lacks a row (no state) or has it from before it was changed."""
+    return state is None or (state[1] is not None and state[1] != int(token))

@@ -1,0 +1,324 @@
+"""LanceDB: a sibling table in the same folder or bucket, all columns copied with the vectors.
+
+A row has changed when the hash of its vector and its other columns has. Lance has no order of
+ids, which `lance_order` makes, and no unique ids: repeated ones are refused.
+"""
+
+import contextlib
+import datetime
+import json
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.upgrade.stores.base import (
+    SEEN,
+    VERSION,
+    Batch,
+    Store,
+    client,
+    content_tokens,
+    plain,
+    ranked,
+)
+from fct_jax.upgrade.stores.pointer import Pointer
+from fct_jax.upgrade.stores.uri import Uri, parse
+
+_TIMEOUT = datetime.timedelta(seconds=120)  # of a merge; 30 s are too few beside other writers
+_TRIES = 5
+_FEWEST_INDEXED = 4096  # rows; fewer are searched exactly, and as quickly
+_OURS = {"cosine": "cosine", "dot": "ip", "l2": "l2"}
+_LANCE = {ours: theirs for theirs, ours in _OURS.items()}
+
+
+class LanceStore(Store):
+    """A table with a column of ids (``?id=``) and a fixed-size list of floats (``?vector=``).
+
+    The metric is that of the column's index, or else the URI's ``metric=``, or else cosine.
+    """
+
+    errors = (RuntimeError, OSError)
+
+    def __init__(self, uri: Uri, connection=None):
+        uri.only("id", "vector", "metric")
+        lancedb, self._pa = client("lancedb", "lance"), client("pyarrow", "lance")
+        if not uri.name:
+            raise UserError(f"{uri} names no table; write lancedb:///folder#table")
+        self.uri, self.name = uri, uri.name
+        self.id_column = uri.params.get("id", "id")
+        self._vector = uri.params.get("vector", "vector")
+        place = f"s3://{uri.host}{uri.path}" if uri.scheme == "s3" else uri.path
+        if uri.scheme != "s3" and not Path(place).is_dir():
+            raise UserError(f"{uri}: there is no folder {place}")
+        try:
+            self.db = connection or lancedb.connect(place)
+            self.table = self.db.open_table(self.name)
+        except (ValueError, OSError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            if "not found" in reason:
+                known = ", ".join(self.db.list_tables(limit=50).tables)
+                reason = f"no table {self.name!r}; known: {known or 'none'}"
+            raise UserError(f"cannot open {uri}: {reason}") from None
+        self._describe()
+        from fct_jax.upgrade.stores.lance_order import Ordered
+
+        self._ordered = Ordered(self, self.id_column, [self.id_column], row_ids=True)
+        columns = [self.id_column, *([VERSION, SEEN] if self.is_sibling else [])]
+        self._ordered_states = Ordered(self, self.id_column, columns)
+        self._known_version = self._highest = None
+
+    def _describe(self) -> None:
+        schema, types = self.table.schema, self._pa.types
+        for name in (self.id_column, self._vector):
+            if name not in schema.names:
+                known = ", ".join(schema.names)
+                raise UserError(f"{self.uri}: no column {name!r}; known: {known}")
+        id_type, kind = schema.field(self.id_column).type, schema.field(self._vector).type
+        if not (types.is_fixed_size_list(kind) and types.is_floating(kind.value_type)):
+            raise UserError(f"{self.uri}: {self._vector!r} is {kind}, not a list of D floats")
+        if not (types.is_integer(id_type) or types.is_string(id_type)):
+            raise UserError(f"{self.uri}: ids are {id_type}; integers and text are supported")
+        self.dim, self.id_kind = kind.list_size, "int" if types.is_integer(id_type) else "text"
+        self.is_sibling = SEEN in schema.names
+        self.meta = json.loads((schema.metadata or {}).get(b"fct_jax", b"{}"))
+        indices = [index for index in self.table.list_indices() if self._vector in index.columns]
+        found = [self.table.index_stats(index.name).distance_type for index in indices]
+        default = self.meta.get("metric", "cosine")
+        self.metric = self.uri.params.get("metric", _OURS.get(found[0]) if found else default)
+        if self.metric not in _LANCE:
+            raise UserError(f"{self.uri}: unknown metric {self.metric!r}; {', '.join(_LANCE)}")
+
+    def latest(self):
+        """Return the table's newest version, opened apart so that others do not move it."""
+        table = self.db.open_table(self.name)
+        table.checkout(table.version)
+        return table
+
+    def literal(self, one) -> str:
+        """Return an id as conditions write it."""
+        return str(int(one)) if self.id_kind == "int" else "'" + str(one).replace("'", "''") + "'"
+
+    def count(self):
+        return self.latest().count_rows(f"{self._vector} is not null")
+
+    def page(self, after, limit, vectors=True):
+        if not vectors:
+            return self._states_page(after, limit)
+        while True:
+            rows = self._ordered.after(after, limit)
+            if not len(rows):
+                none = np.zeros((0, self.dim), np.float32)
+                return Batch(self.no_ids(), none, np.zeros(0, np.int64), after)
+            after = rows[self.id_column][-1].as_py()
+            found = self._ordered.table.take_row_ids(rows["_rowid"].to_pylist()).to_arrow()
+            found = found.filter(found[self._vector].is_valid())
+            if len(found):  # not only rows without a vector
+                break
+        found = found.sort_by(self.id_column)
+        extra = found.drop_columns(
+            [name for name in (self._vector, VERSION, SEEN) if name in found.column_names]
+        )
+        values = self._values(found)
+        tokens = content_tokens(values, extra.to_pylist())
+        return Batch(self.id_array(found[self.id_column].to_pylist()), values, tokens, after, extra)
+
+    def _states_page(self, after, limit):
+        rows = self._ordered_states.after(after, limit)
+        ids = self.id_array(rows[self.id_column].to_pylist())
+        tokens = np.zeros(len(ids), np.int64)
+        if self.is_sibling and len(ids):
+            tokens = rows[SEEN].fill_null(0).to_numpy()
+        last = plain(ids[-1]) if len(ids) else after
+        return Batch(ids, np.zeros((len(ids), 0), np.float32), tokens, last)
+
+    def _values(self, rows) -> np.ndarray:
+        flat = rows[self._vector].combine_chunks().flatten()
+        return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, self.dim)
+
+    def _of(self, ids, columns):
+        """Rows of some ids, in no order."""
+        some = ",".join(map(self.literal, ids)) or "null"
+        query = self.latest().search().where(f"{self.id_column} in ({some})")
+        return query.select(columns).to_arrow()
+
+    def states(self, ids):
+        columns = [VERSION, SEEN] if self.is_sibling else []
+        return self._as_states(self._of(ids, [self.id_column, *columns]))
+
+    def states_in_order(self, ids):
+        if not len(ids):
+            return {}
+        return self._as_states(self._ordered_states.between(plain(ids[0]), plain(ids[-1])))
+
+    def _as_states(self, rows) -> dict:
+        columns = rows.to_pydict()
+        none = [None] * len(rows)
+        pairs = zip(columns.get(VERSION, none), columns.get(SEEN, none), strict=True)
+        return dict(zip(columns[self.id_column], pairs, strict=True))
+
+    def fetch(self, ids):
+        rows = self._of(ids, [self.id_column, self._vector])
+        rows = rows.filter(rows[self._vector].is_valid())
+        return dict(zip(rows[self.id_column].to_pylist(), self._values(rows), strict=True))
+
+    def write(self, ids, vectors, version, tokens, extra=None):
+        pa, schema = self._pa, self.table.schema
+        new = {
+            self.id_column: pa.array([plain(one) for one in ids]),
+            self._vector: pa.FixedSizeListArray.from_arrays(
+                pa.array(np.asarray(vectors, np.float32).ravel()), self.dim
+            ),
+            VERSION: pa.array([int(version)] * len(ids)),
+            SEEN: pa.array(np.asarray(tokens, np.int64)),
+        }
+        columns = [
+            new[field.name].cast(field.type)
+            if field.name in new
+            else pa.nulls(len(ids), field.type)
+            if extra is None
+            else extra[field.name]
+            for field in schema
+        ]
+        rows = pa.table(columns, schema=schema)
+        if self._lies_behind(ids[0]):
+            result = self._tried(lambda: self.table.add(rows))
+            done = np.ones(len(ids), bool)
+        else:
+            newer = f"target.{SEEN} <> source.{SEEN} or target.{VERSION} < source.{VERSION}"
+            merge = self.table.merge_insert(self.id_column).when_matched_update_all(where=newer)
+            merge = merge.when_not_matched_insert_all()
+            result = self._tried(lambda: merge.execute(rows, timeout=_TIMEOUT))
+            done = self._done(ids, version, tokens)
+        self._highest, self._known_version = max(self._highest, plain(ids[-1])), result.version
+        return done
+
+    def _done(self, ids, version, tokens) -> np.ndarray:
+        states = self.states(ids)
+        pairs = zip(ids, tokens, strict=True)
+        return np.array([states.get(plain(one)) == (version, int(t)) for one, t in pairs], bool)
+
+    def _lies_behind(self, first) -> bool:
+        """Whether all ids of the table are lower, so that appending is safe: ten times as fast.
+
+        This is known as long as nobody else has written since we did.
+        """
+        self.table.checkout_latest()
+        if self._known_version != self.table.version:
+            self._highest = None
+            for batch in self.table.search().select([self.id_column]).to_batches():
+                found = self._pa.compute.max(batch[self.id_column]).as_py()
+                self._highest = max(found, self._highest or found)
+            if self._highest is None:
+                self._highest = plain(first)
+                return True
+        return plain(first) > self._highest
+
+    def _tried(self, action):
+        """Do what other writers may come in between of, several times if need be."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return action()
+            except (RuntimeError, OSError) as error:
+                conflict = any(word in str(error).lower() for word in ("conflict", "concurrent"))
+                if not left or not conflict:
+                    raise UserError(f"{self.uri}: {str(error).partition(chr(10))[0]}") from None
+                time.sleep(2 ** (_TRIES - left) / 10)
+                self.table.checkout_latest()
+
+    def delete(self, ids):
+        some = ",".join(map(self.literal, ids))
+        self._tried(lambda: self.table.delete(f"{self.id_column} in ({some})"))
+
+    def search(self, queries, k, *, only=None):
+        hits, table = [], self.latest()
+        for query in np.asarray(queries, np.float32):
+            asked = table.search(query, vector_column_name=self._vector)
+            asked = asked.distance_type(_LANCE[self.metric]).limit(k).select([self.id_column])
+            if only is not None:
+                asked = asked.where(f"{VERSION} = {int(only)}", prefilter=True)
+            rows = asked.to_arrow()
+            scores = self._scores(rows["_distance"].to_numpy())
+            hits.append(zip(scores.tolist(), rows[self.id_column].to_pylist(), strict=True))
+        return ranked(hits, k, self)
+
+    def _scores(self, distance: np.ndarray) -> np.ndarray:
+        return -distance / 2 if self.metric == "l2" else 1 - distance
+
+    def build_index(self):
+        """Merge the small files of the bulk, and build indexes of ids and vectors."""
+        self.table.checkout_latest()
+        self._tried(self.table.optimize)
+        if self.table.count_rows() >= _FEWEST_INDEXED:
+            self._tried(lambda: self.table.create_scalar_index(self.id_column))
+            self._tried(
+                lambda: self.table.create_index(
+                    metric=_LANCE[self.metric],
+                    vector_column_name=self._vector,
+                    index_type="IVF_HNSW_SQ",
+                )
+            )
+
+    def sibling(self, dim, meta):
+        pa, name = self._pa, self.sibling_name(meta)
+        kept = [f for f in self.table.schema if f.name not in (self._vector, VERSION, SEEN)]
+        # Nullable, or else the application's own inserts without them would fail.
+        added = [
+            pa.field(self._vector, pa.list_(pa.float32(), int(dim))),
+            pa.field(VERSION, pa.int8()),
+            pa.field(SEEN, pa.int64()),
+        ]
+        meta = {**meta, "source": str(self.uri), "metric": self.metric}
+        schema = pa.schema([*kept, *added], metadata={"fct_jax": json.dumps(meta)})
+        with contextlib.suppress(ValueError):  # it is there already
+            self.db.create_table(name, schema=schema)
+        uri = parse(self.uri.with_name(name))
+        return self.same_dim(LanceStore(uri, self.db), dim)
+
+    def sample(self, n, seed=0):
+        table = self.latest()
+        total = table.count_rows()
+        rows = np.sort(np.random.default_rng(seed).choice(total, min(n, total), replace=False))
+        found = table.take_offsets(rows.tolist()).select([self.id_column, self._vector]).to_arrow()
+        found = found.filter(found[self._vector].is_valid()).sort_by(self.id_column)
+        ids = self.id_array(found[self.id_column].to_pylist())
+        return Batch(ids, self._values(found), np.zeros(len(ids), np.int64), None)
+
+    def pointer(self):
+        return _Pointer(self)
+
+
+class _Pointer(Pointer):
+    """One small table a generation, whose first version counts.
+
+    Of two that create the same table at once, Lance lets both succeed, but it gives the first
+    version to one of them alone.
+    """
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.first.name}__pointer_"
+
+    def _read(self, name: str) -> dict:
+        table = self.first.db.open_table(name)
+        table.checkout(1)
+        return table.to_arrow().to_pylist()[0]
+
+    def load(self):
+        db, newest, token = self.first.db, "", None
+        while token != "":
+            page = db.list_tables(page_token=token, limit=1000)
+            newest = max([newest, *(n for n in page.tables if n.startswith(self._prefix))])
+            token = page.page_token or ""
+        return json.loads(self._read(newest)["value"]) if newest else None
+
+    def swap(self, value, expect):
+        name, mark = f"{self._prefix}{expect + 1:09}", str(uuid.uuid4())
+        rows = self.first._pa.table({"value": [json.dumps(value)], "mark": [mark]})
+        # An error: somebody else has made this generation.
+        with contextlib.suppress(ValueError, RuntimeError, OSError):
+            self.first.db.create_table(name, rows)
+            return self._read(name)["mark"] == mark
+        return False

@@ -1,0 +1,180 @@
+"""Fill a sibling from its source while the application writes to the source, then switch.
+
+    source = open_store("qdrant://localhost:6333/items")
+    target = source.sibling(768, {"fingerprint": new_model})
+    migrate(source, target, lambda v: h.transform(v)[0], "work/journal.jsonl")
+
+What is in memory is one batch; the journal holds the last id done.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.storage.files import Lock
+from fct_jax.upgrade.migration.journal import Journal
+from fct_jax.upgrade.stores.base import TRANSLATED, Store
+
+MOST_PASSES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Caught:
+    """What catching up found.
+
+    Attributes:
+      written: rows that were missing or had changed.
+      deleted: rows whose item is gone.
+      passes: how many times the source was looked through.
+      settled: whether the last pass found nothing.
+    """
+
+    written: int
+    deleted: int
+    passes: int
+    settled: bool
+
+
+def copy(source: Store, target: Store, transform, journal: Journal, *, limit=None) -> int:
+    """Write the rows of the source behind the journal's last id, in bulk.
+
+    Args:
+      transform: (n, D old) → (n, D new), the vectors of a batch.
+      journal: gets a record ``copied`` a batch, with the last id and the rows so far.
+      limit: rows in a batch; None: as many as suit the dimension.
+
+    Returns the number of rows that this and earlier calls have copied.
+    """
+    done = _last(journal, "copied") or {"last": None, "rows": 0}
+    after, rows = done["last"], done["rows"]
+    limit = limit or min(source.batch_rows, target.batch_rows)
+    while len(batch := source.read(after, limit)):
+        _write(target, batch, transform)
+        after, rows = batch.last, rows + len(batch)
+        journal.append("copied", last=after, rows=rows)
+    return rows
+
+
+def catch_up(
+    source: Store, target: Store, transform, *, passes: int = MOST_PASSES, limit=None
+) -> Caught:
+    """Bring over what the application inserted, changed and deleted, until a pass finds nothing.
+
+    Rows that the application itself wrote in the target stay as they are. Each pass looks at
+    every row of the source; only rows that differ are translated and written.
+    """
+    written = deleted = 0
+    for number in range(1, passes + 1):
+        found, after = 0, None
+        while len(batch := source.read(after, limit, missing_in=target)):
+            found += int(_write(target, batch, transform).sum())
+            after = batch.last
+        gone, after = _delete_orphans(source, target, limit), None
+        written, deleted = written + found, deleted + gone
+        if not found and not gone:
+            return Caught(written, deleted, number, True)
+    return Caught(written, deleted, passes, False)
+
+
+def migrate(
+    source: Store,
+    target: Store,
+    transform,
+    journal,
+    *,
+    check: Callable[[Store, Store], None] | None = None,
+    calibration: str | None = None,
+    switch: bool = True,
+    limit: int | None = None,
+) -> dict:
+    """Copy, catch up, build the index, check, switch the pointer and catch up once more.
+
+    The same call goes on where a killed one stopped. Until it returns, the application may go on
+    inserting, changing and deleting in the source; in the target it may write rows of its own.
+
+    Args:
+      journal: path of the journal; its folder must exist.
+      check: raises UserError if the target must not be switched to.
+      calibration: path of the calibration that half-migrated searches need, for the pointer.
+      switch: whether to switch at all.
+
+    Returns the pointer's value. Raises UserError if the journal is of another migration, if a
+    server goes away, or if the application goes on writing to the source after the switch.
+    """
+    lock = Lock(Path(journal))
+    lock.take()
+    try:
+        journal = Journal(journal)
+        what = {"source": str(source.uri), "target": str(target.uri)}
+        begun = _last(journal, "begin") or journal.append("begin", **what)
+        if {name: begun[name] for name in what} != what:
+            raise UserError(
+                f"{journal.path} belongs to the migration of {begun['source']} to "
+                f"{begun['target']}; give another journal"
+            )
+        pointer = source.pointer()
+        if not _last(journal, "switched"):
+            copy(source, target, transform, journal, limit=limit)
+            journal.append("caught_up", **vars(catch_up(source, target, transform, limit=limit)))
+            if not _last(journal, "indexed"):
+                target.build_index()
+                journal.append("indexed")
+            # Building takes long on large stores; what was written meanwhile comes now.
+            journal.append("caught_up", **vars(catch_up(source, target, transform, limit=limit)))
+            if check:
+                check(source, target)
+            if not switch:
+                return pointer.current()
+            _switch(pointer, target, calibration)
+            journal.append("switched", generation=pointer.current()["generation"])
+        last = catch_up(source, target, transform, limit=limit)
+        journal.append("caught_up", **vars(last))
+        if not last.settled:
+            raise UserError(
+                f"{source.uri} still changes after {last.passes} passes; let the application "
+                "write to the new store, and give the same command again"
+            )
+        return pointer.current()
+    except (*source.errors, *target.errors) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{source.uri}: {reason}; once that is mended, the same command goes on"
+        ) from error
+    finally:
+        lock.remove()
+
+
+def _last(journal: Journal, kind: str) -> dict | None:
+    """Return the latest record of a kind."""
+    return next((r for r in reversed(journal.records) if r["kind"] == kind), None)
+
+
+def _switch(pointer, target: Store, calibration) -> None:
+    """Switch, unless a run that was killed just after its switch has done so."""
+    now = pointer.current()
+    if now["store"] != str(target.uri):
+        to = {"store": str(target.uri), "fingerprint": target.meta.get("fingerprint")}
+        pointer.switch({**to, "calibration": calibration}, now["generation"])
+
+
+def _write(target: Store, batch, transform) -> np.ndarray:
+    vectors = np.asarray(transform(batch.vectors), np.float32)
+    if vectors.shape != (len(batch), target.dim):
+        raise UserError(
+            f"the map gave {vectors.shape} for {len(batch)} vectors, but {target.uri} takes "
+            f"{target.dim} dimensions"
+        )
+    return target.write(batch.ids, vectors, TRANSLATED, batch.tokens, batch.extra)
+
+
+def _delete_orphans(source: Store, target: Store, limit) -> int:
+    gone, after = 0, None
+    while True:
+        ids, after = target.orphans(source, after, limit)
+        if not len(ids):
+            return gone
+        target.delete(ids)
+        gone += len(ids)

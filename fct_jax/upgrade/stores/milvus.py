@@ -1,0 +1,295 @@
+"""Milvus: a sibling collection, all scalar fields copied with the vectors.
+
+Milvus has neither conditional writes nor a feed of changes: an entity has changed when the hash
+of its vector and fields has, and a row of the application's own is looked for just before each
+write. The sibling has an index without structure (FLAT) until `MilvusStore.build_index`.
+"""
+
+import json
+import os
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.upgrade.stores.base import (
+    SEEN,
+    VERSION,
+    Batch,
+    Store,
+    client,
+    content_tokens,
+    plain,
+    ranked,
+)
+from fct_jax.upgrade.stores.pointer import Pointer
+from fct_jax.upgrade.stores.sampling import sample
+from fct_jax.upgrade.stores.uri import Uri, parse
+
+_METRICS = {"COSINE": "cosine", "IP": "ip", "L2": "l2"}
+_INDEX = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}
+_STATE = "fct_jax"  # our collection of pointers
+TIMEOUT = 60  # seconds for a request
+_LEASE = 60.0  # seconds after which an unfinished switch counts as given up
+_FLOATS = ("FLOAT_VECTOR", "FLOAT16_VECTOR", "BFLOAT16_VECTOR")
+
+
+class MilvusStore(Store):
+    """A collection with a primary key and one vector field, or that of ``?vector=``."""
+
+    def __init__(self, uri: Uri, connection=None):
+        uri.only("vector", "db", "https")
+        self._milvus = client("pymilvus", "milvus")
+        self.errors = (self._milvus.MilvusException,)
+        self.uri, self.name = uri, uri.name or uri.path.strip("/")
+        try:
+            self.db = connection or self._connect()
+            if not self.db.has_collection(self.name):
+                known = ", ".join(self.db.list_collections())
+                raise UserError(f"{uri}: no collection {self.name!r}; known: {known or 'none'}")
+            self._describe(self.db.describe_collection(self.name))
+            self.db.load_collection(self.name)
+        except self._milvus.MilvusException as error:
+            reason = str(getattr(error, "message", error)).partition("\n")[0]
+            raise UserError(f"cannot open {uri}: {reason}") from None
+
+    def _connect(self):
+        uri = self.uri
+        if not uri.host:
+            client("milvus_lite", "milvus")
+            if not Path(uri.path).parent.is_dir():
+                raise UserError(f"{uri}: there is no folder {Path(uri.path).parent}")
+            return self._milvus.MilvusClient(uri.path)
+        url = f"{'https' if uri.params.get('https') else 'http'}://{uri.host}:{uri.port or 19530}"
+        token, db = os.environ.get("MILVUS_TOKEN", ""), uri.params.get("db", "")
+        return self._milvus.MilvusClient(url, token=token, db_name=db, timeout=TIMEOUT)
+
+    def _describe(self, found: dict) -> None:
+        fields = {field["name"]: field for field in found["fields"]}
+        self._fields, self._dynamic = fields, found["enable_dynamic_field"]
+        key = next(field for field in fields.values() if field.get("is_primary"))
+        self._key, self.id_kind = key["name"], "int" if key["type"].name == "INT64" else "text"
+        vectors = [name for name, f in fields.items() if f["type"].name in _FLOATS]
+        self._vector = self.uri.params.get("vector", vectors[0] if len(vectors) == 1 else None)
+        if self._vector not in vectors:
+            known = ", ".join(vectors)
+            raise UserError(f"{self.uri}: choose a vector field by ?vector=…; known: {known}")
+        if fields[self._vector]["type"].name != "FLOAT_VECTOR":
+            raise UserError(f"{self.uri}: {self._vector!r} is not of 32-bit floats")
+        self.dim = int(fields[self._vector]["params"]["dim"])
+        indexes = self.db.list_indexes(self.name, field_name=self._vector)
+        if not indexes:
+            raise UserError(f"{self.uri}: {self._vector!r} has no index; Milvus reads none without")
+        metric = self.db.describe_index(self.name, indexes[0])["metric_type"]
+        if metric not in _METRICS:
+            raise UserError(f"{self.uri}: metric {metric} is not supported")
+        self.metric, self._indexes = _METRICS[metric], indexes
+        self.meta = json.loads(found.get("properties", {}).get("fct_jax", "{}"))
+
+    def _rows(self, condition: str, fields: list[str], limit: int) -> list[dict]:
+        """Rows by ascending id, as the client's own iterator asks for them.
+
+        Without these two flags rows come in any order; and the iterator itself fails where a
+        text id has a quotation mark or a backslash.
+        """
+        rows = self._query(
+            condition, fields, limit=limit, iterator="True", reduce_stop_for_best="True"
+        )
+        return [dict(row) for row in rows]
+
+    def _query(self, condition: str, fields: list[str], **options):
+        return self.db.query(
+            self.name,
+            filter=condition,
+            output_fields=fields,
+            consistency_level="Strong",
+            **options,
+        )
+
+    def _literal(self, one) -> str:
+        return str(int(one)) if self.id_kind == "int" else json.dumps(str(one), ensure_ascii=False)
+
+    def _of(self, ids, fields) -> list[dict]:
+        return self._query(self._among(ids), [self._key, *fields]) if len(ids) else []
+
+    def _among(self, ids) -> str:
+        return f"{self._key} in [{','.join(map(self._literal, ids))}]"
+
+    def count(self):
+        return self._query("", ["count(*)"])[0]["count(*)"]
+
+    def page(self, after, limit, vectors=True):
+        least = -(1 << 63) if self.id_kind == "int" else ""
+        sign = ">=" if after is None else ">"
+        condition = f"{self._key} {sign} {self._literal(least if after is None else after)}"
+        own = [SEEN] if SEEN in self._fields else []
+        rows = self._rows(condition, ["*"] if vectors else [self._key, *own], limit)
+        ids = [row.pop(self._key) for row in rows]
+        tokens = np.array([row.pop(SEEN, 0) or 0 for row in rows], np.int64)
+        last = ids[-1] if ids else after
+        if not vectors:
+            return Batch(self.id_array(ids), np.zeros((len(ids), 0), np.float32), tokens, last)
+        for row in rows:
+            row.pop(VERSION, None)
+        values = np.array([row.pop(self._vector) for row in rows], np.float32)
+        values = values.reshape(-1, self.dim)
+        return Batch(self.id_array(ids), values, content_tokens(values, rows), last, rows)
+
+    def states(self, ids):
+        own = [name for name in (VERSION, SEEN) if name in self._fields]
+        rows = self._of(ids, own)
+        return {row[self._key]: (row.get(VERSION), row.get(SEEN)) for row in rows}
+
+    def fetch(self, ids):
+        return {row[self._key]: row[self._vector] for row in self._of(ids, [self._vector])}
+
+    def write(self, ids, vectors, version, tokens, extra=None):
+        allowed, rows = self.writable(ids, version, tokens), []
+        for place in np.flatnonzero(allowed):
+            own = {self._key: plain(ids[place]), VERSION: int(version), SEEN: int(tokens[place])}
+            own[self._vector] = np.asarray(vectors[place], np.float32)
+            rows.append({**(extra[place] if extra else {}), **own})
+        if rows:
+            self.db.upsert(self.name, rows)
+        return allowed
+
+    def delete(self, ids):
+        # Not ids=…: the client does not escape quotation marks in them.
+        self.db.delete(self.name, filter=self._among(ids))
+
+    def search(self, queries, k, *, only=None):
+        asked = list(np.asarray(queries, np.float32))
+        answers = (
+            self.db.search(
+                self.name,
+                data=asked,
+                anns_field=self._vector,
+                limit=k,
+                filter="" if only is None else f"{VERSION} == {int(only)}",
+                output_fields=[self._key],
+                consistency_level="Strong",
+            )
+            if asked
+            else []
+        )
+        hits = [[(self._score(hit["distance"]), hit[self._key]) for hit in one] for one in answers]
+        return ranked(hits, k, self)
+
+    def _score(self, distance: float) -> float:
+        return -distance / 2 if self.metric == "l2" else distance
+
+    def build_index(self):
+        """Replace the FLAT index by HNSW; meanwhile the collection does not answer."""
+        self.db.release_collection(self.name)
+        for index in self._indexes:
+            self.db.drop_index(self.name, index)
+        self.db.create_index(self.name, self._index_params(self._vector, self.metric, **_INDEX))
+        self.db.load_collection(self.name)
+
+    def _index_params(self, field: str, metric: str, **kind):
+        made = self.db.prepare_index_params()
+        names = {ours: theirs for theirs, ours in _METRICS.items()}
+        made.add_index(field, index_name=field, metric_type=names[metric], **kind)
+        return made
+
+    def sibling(self, dim, meta):
+        name, types = self.sibling_name(meta), self._milvus.DataType
+        if not self.db.has_collection(name):
+            meta = {**meta, "source": str(self.uri)}
+            schema = self.db.create_schema(auto_id=False, enable_dynamic_field=self._dynamic)
+            for field in self._fields.values():
+                if field["name"] in (self._vector, VERSION, SEEN):
+                    continue
+                options = {k: v for k, v in field.get("params", {}).items() if k != "dim"}
+                options |= {
+                    k: field[k] for k in ("is_primary", "nullable", "element_type") if field.get(k)
+                }
+                schema.add_field(field["name"], field["type"], **options)
+            schema.add_field(self._vector, types.FLOAT_VECTOR, dim=int(dim))
+            # Nullable, so that the application can insert rows of its own without them.
+            schema.add_field(VERSION, types.INT8, nullable=True, default_value=1)
+            schema.add_field(SEEN, types.INT64, nullable=True)
+            flat = self._index_params(self._vector, self.metric, index_type="FLAT")
+            self.db.create_collection(
+                name,
+                schema=schema,
+                index_params=flat,
+                consistency_level="Strong",
+                properties={"fct_jax": json.dumps(meta)},
+            )
+        place, _, query = self.uri.text.partition("#")[0].partition("?")
+        query = f"?{query}" if query else ""
+        if self.uri.name:
+            uri = f"{place}{query}#{name}"
+        else:
+            uri = f"{place.rstrip('/').rpartition('/')[0]}/{name}{query}"
+        return self.same_dim(MilvusStore(parse(uri), self.db), dim)
+
+    def sample(self, n, seed=0):
+        return sample(self, n, seed)
+
+    def pointer(self):
+        return _Pointer(self)
+
+    def close(self):
+        self.db.close()
+
+
+class _Pointer(Pointer):
+    """Rows of a small collection, one a switch; two at once see each other, and both give way.
+
+    Milvus has no conditional write. A row counts once it is confirmed, which its writer does
+    only after it has seen, by a strongly consistent read, that no other of this generation is
+    there.
+    """
+
+    def _rows(self) -> list[dict]:
+        db = self.first.db
+        if not db.has_collection(_STATE):
+            return []
+        return db.query(
+            _STATE,
+            filter=f"name == {json.dumps(self.first.name)}",
+            output_fields=["*"],
+            consistency_level="Strong",
+        )
+
+    def load(self):
+        confirmed = [row for row in self._rows() if row["confirmed"]]
+        newest = max(confirmed, key=lambda row: row["generation"], default=None)
+        return newest and json.loads(newest["value"])
+
+    def swap(self, value, expect):
+        db, types = self.first.db, self.first._milvus.DataType
+        if not db.has_collection(_STATE):
+            schema = db.create_schema(auto_id=False)
+            schema.add_field("mark", types.VARCHAR, max_length=36, is_primary=True)
+            schema.add_field("name", types.VARCHAR, max_length=255)
+            schema.add_field("value", types.VARCHAR, max_length=8192)
+            schema.add_field("generation", types.INT64)
+            schema.add_field("confirmed", types.BOOL)
+            schema.add_field("at", types.DOUBLE)
+            schema.add_field("unused", types.FLOAT_VECTOR, dim=2)  # each collection must have one
+            flat = self.first._index_params("unused", "l2", index_type="FLAT")
+            db.create_collection(
+                _STATE, schema=schema, index_params=flat, consistency_level="Strong"
+            )
+        row = {
+            "mark": str(uuid.uuid4()),
+            "name": self.first.name,
+            "value": json.dumps(value),
+            "generation": expect + 1,
+            "confirmed": False,
+            "at": time.time(),
+            "unused": [0.0, 0.0],
+        }
+        db.insert(_STATE, [row])
+        others = [r for r in self._rows() if r["mark"] != row["mark"]]
+        alive = [r for r in others if r["confirmed"] or row["at"] - r["at"] < _LEASE]
+        if any(r["generation"] > expect for r in alive):
+            db.delete(_STATE, ids=[row["mark"]])
+            return False
+        db.upsert(_STATE, [{**row, "confirmed": True}])
+        return True

@@ -1,0 +1,69 @@
+"""What readers follow: the store to query and the model to query it with, in one value."""
+
+import abc
+
+from fct_jax.errors import UserError
+from fct_jax.upgrade.stores.base import Store
+from fct_jax.upgrade.stores.uri import parse
+
+
+class Pointer(abc.ABC):
+    """Names the store to query and the model to query it with, in one value.
+
+    Readers ask `current` for it: switching a table without telling which model's queries fit
+    it breaks them.
+    """
+
+    def __init__(self, first: Store):
+        self.first = first
+
+    @abc.abstractmethod
+    def load(self) -> dict | None:
+        """Return the value that was last stored, or None."""
+
+    @abc.abstractmethod
+    def swap(self, value: dict, expect: int) -> bool:
+        """Store the value if the stored generation is ``expect`` (0: none is stored)."""
+
+    def current(self) -> dict:
+        """Return {store, fingerprint, calibration, generation, previous}; 0 before any switch."""
+        start = {
+            "store": str(self.first.uri),
+            "fingerprint": self.first.meta.get("fingerprint"),
+            "calibration": None,
+            "generation": 0,
+            "previous": None,
+        }
+        return self.load() or start
+
+    def switch(self, to: dict, expect_generation: int) -> dict:
+        """Point readers to another store if nobody switched since ``expect_generation``.
+
+        Args:
+          to: {store, fingerprint, calibration}; the last two may be missing.
+
+        Returns the new value. Raises UserError if the generation is another one by now.
+        """
+        names = ("store", "fingerprint", "calibration")
+        unknown = set(to) - set(names)
+        if unknown or "store" not in to:
+            raise UserError(f"a pointer has {', '.join(names)}; it was given {', '.join(to)}")
+        parse(to["store"])  # refuses secrets
+        before = self.current()
+        value = {name: to.get(name) for name in names}
+        value["generation"] = expect_generation + 1
+        value["previous"] = {name: before[name] for name in names}
+        if before["generation"] != expect_generation or not self.swap(value, expect_generation):
+            raise UserError(
+                f"the pointer of {self.first.uri} is at generation "
+                f"{self.current()['generation']}, not {expect_generation}: somebody else has "
+                "switched it; look at it again before you switch"
+            )
+        return value
+
+    def undo(self) -> dict:
+        """Switch back to what was current before; undoing twice restores it."""
+        now = self.current()
+        if now["previous"] is None:
+            raise UserError(f"the pointer of {self.first.uri} was never switched")
+        return self.switch(now["previous"], now["generation"])

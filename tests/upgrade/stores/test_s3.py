@@ -1,0 +1,35 @@
+"""LanceDB in a bucket of a real S3 server: read, written beside, switched."""
+
+import numpy as np
+import pytest
+import servers
+from store_apps import NEW, LanceApp, assert_agree, ids, plain_map, vectors
+
+from fct_jax.upgrade.stores.migrate import migrate
+
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
+
+
+def test_a_table_in_a_bucket(tmp_path, monkeypatch, open_store):
+    pytest.importorskip("lancedb", reason="LanceDB: pip install 'fct_jax[lance]'")
+    with servers.seaweedfs(tmp_path, "vectors") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        app = LanceApp("s3://vectors/db", "int")
+        app.create()
+        app.put(ids("int", 0, 400), vectors(400, 1))
+        store = open_store(app.uri)
+        target = store.sibling(NEW, {"fingerprint": "abc123"})
+        now = migrate(store, target, plain_map, tmp_path / "journal.jsonl", limit=100)
+        assert now["store"] == str(target.uri) == f"{app.uri.partition('#')[0]}#items__abc123"
+        app.put(ids("int", 390, 410), vectors(20, 2))
+        app.delete(ids("int", 3, 6))
+        migrate(store, target, plain_map, tmp_path / "journal.jsonl", limit=100)
+        assert_agree(app, target)
+        assert open_store(now["store"]).count() == 407
+        assert store.pointer().undo()["store"] == app.uri
+        np.testing.assert_array_equal(
+            store.sample(50, 3).ids, open_store(app.uri).sample(50, 3).ids
+        )
+        shown = repr(store) + (tmp_path / "journal.jsonl").read_text() + repr(now)
+        assert environment["AWS_SECRET_ACCESS_KEY"] not in shown
