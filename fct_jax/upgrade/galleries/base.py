@@ -275,12 +275,18 @@ def open_gallery(
         form, where = named, rest
     path = where if "://" in str(where) else Path(where).expanduser()
     options = Options(id_column or None, vector_column or None, unfinished, on_bad, duplicates)
-    if form:
-        return plugins.find(FORMS, form, "form of gallery", "galleries").open(path, options)
-    for known in (*FORMS.values(), *_offered()):
-        if known.recognises(path):
-            return known.open(path, options)
-    raise UserError(f"no gallery at {path}{resembles(path, (*FORMS.values(), *_offered()))}")
+    forms = (*FORMS.values(), *_offered())
+    try:
+        if form:
+            chosen = plugins.find(FORMS, form, "form of gallery", "galleries")
+        else:
+            chosen = next((known for known in forms if known.recognises(path)), None)
+        if chosen is not None:
+            return chosen.open(path, options)
+        looks = resembles(path, forms)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
+    raise UserError(f"no gallery at {path}{looks}")
 
 
 def _is_form(name: str) -> bool:

@@ -191,9 +191,11 @@ class Vectors:
         if pa.types.is_fixed_size_binary(values.type):
             values = values.view(pa.float16())
         values = values.to_numpy(zero_copy_only=False)
+        with np.errstate(over="ignore"):  # of float64: infinite, which is reported by id
+            values = values.astype(np.float32, copy=False)
         right = lengths == self.dim
         if right.all():
-            return values.reshape(-1, self.dim).astype(np.float32, copy=False), {}
+            return values.reshape(-1, self.dim), {}
         found = np.full((len(column), self.dim), np.nan, np.float32)
         there = lengths >= 0
         found[right] = values[np.repeat(right[there], lengths[there])].reshape(-1, self.dim)
@@ -204,12 +206,18 @@ class Vectors:
             return _numbers(column)
         if not is_bytes(column.type):
             return column
-        width = np.dtype(self._bytes).itemsize
+        width, kind = np.dtype(self._bytes).itemsize, pa.from_numpy_dtype(self._bytes)
+        sizes = pc.binary_length(column)
+        size = sizes[0].as_py() or 0
+        if not column.null_count and size and size % width == 0 and pc.all(pc.equal(sizes, size)):
+            flat = b"".join(column.to_pylist())
+            flat = pa.Array.from_buffers(kind, len(flat) // width, [None, pa.py_buffer(flat)])
+            return pa.FixedSizeListArray.from_arrays(flat, size // width)
         rows = [
             None if cell is None or len(cell) % width else np.frombuffer(cell, self._bytes)
             for cell in column.to_pylist()
         ]
-        return pa.array(rows, pa.list_(pa.from_numpy_dtype(self._bytes)))
+        return pa.array(rows, pa.list_(kind))
 
 
 def _reason(length: int, dim: int) -> str:
@@ -268,7 +276,7 @@ def ids_of(chunks: list[pa.Array], name: str) -> tuple[np.ndarray, np.ndarray]:
         arrays = [chunk.fill_null(0).to_numpy(zero_copy_only=False) for chunk in chunks]
         return np.concatenate(arrays), np.flatnonzero(null)
     if all(map(is_uuid, kinds)):
-        return np.concatenate([_uuids(chunk) for chunk in chunks]), np.flatnonzero(null)
+        return _filled("U36", chunks, _uuids), np.flatnonzero(null)
     if not all(is_text(kind) or is_bytes(kind) for kind in kinds):
         said = ", ".join(dict.fromkeys(map(str, kinds)))
         raise UserError(f"{name}: ids must be integers or text throughout, not {said}")
@@ -280,11 +288,17 @@ def ids_of(chunks: list[pa.Array], name: str) -> tuple[np.ndarray, np.ndarray]:
         ) from None
     # NumPy's text has one width, which must be known first.
     width = max([1, *(pc.max(pc.utf8_length(c)).as_py() or 1 for c in chunks)])
-    ids, row = np.empty(len(null), f"U{width}"), 0
-    for chunk in chunks:
-        ids[row : row + len(chunk)] = chunk.fill_null("").to_numpy(zero_copy_only=False)
-        row += len(chunk)
+    ids = _filled(f"U{width}", chunks, lambda c: c.fill_null("").to_numpy(zero_copy_only=False))
     return ids, np.flatnonzero(null)
+
+
+def _filled(kind: str, chunks: list[pa.Array], decode) -> np.ndarray:
+    """The chunks decoded into one array, one at a time: text takes much room in NumPy."""
+    found, row = np.empty(sum(map(len, chunks)), kind), 0
+    for chunk in chunks:
+        found[row : row + len(chunk)] = decode(chunk)
+        row += len(chunk)
+    return found
 
 
 def _uuids(column: pa.Array) -> np.ndarray:

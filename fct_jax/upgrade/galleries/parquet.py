@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 
@@ -14,7 +15,7 @@ from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import check_state
 from fct_jax.storage.files import sync_directory
 from fct_jax.upgrade.galleries.base import VERSIONS, Options
-from fct_jax.upgrade.galleries.columns import is_list, plain
+from fct_jax.upgrade.galleries.columns import is_list, plain, plain_array
 from fct_jax.upgrade.galleries.names import natural
 from fct_jax.upgrade.galleries.rows import Rows, empty_npy, npy_rows
 from fct_jax.upgrade.galleries.tables import Part, TableGallery
@@ -98,7 +99,7 @@ class ParquetGallery(TableGallery):
         super().__init__(path, parts, meta, options, taken=(known,) if versioned else ())
         if versioned:
             new = [
-                np.array(batch.column(0).to_pylist()) == VERSIONS[1]
+                pc.equal(plain_array(batch.column(0)), VERSIONS[1]).to_numpy(zero_copy_only=False)
                 for batch in self._columns([known], 0, 1 << 16)
             ]
             self.versions = np.concatenate(new).astype(np.uint8)

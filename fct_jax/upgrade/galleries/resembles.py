@@ -60,6 +60,10 @@ def resembles(path, forms) -> str:
         if not head:
             what = ("an empty file", known)
         return f": it looks like {what[0]}; {what[1]}" if what else f"; {known}"
+    children = [p for _, p in zip(range(_FEW), sorted(path.iterdir()), strict=False)]
+    held = [p.name for p in children if any(form.recognises(p) for form in forms)]
+    if held:
+        return f": the folder holds galleries; name one: {', '.join(held[:5])}"
     inside = [p for _, p in zip(range(_FEW), path.rglob("*"), strict=False) if p.is_file()]
     if not inside:
         return f": the folder is empty; {known}"
