@@ -321,7 +321,7 @@ def test_hugging_face_folders(tmp_path, kind):
 
 
 def test_lance(tmp_path):
-    lance = pytest.importorskip("lance", reason="the extra lancedb is not installed")
+    lance = pytest.importorskip("lance", reason="the extra lance is not installed")
     values = random(50)
     table = pa.table(
         {"id": range(50), "vector": pa.array(values.tolist(), pa.list_(pa.float32(), 4))}
@@ -487,7 +487,7 @@ def written(form, folder, values):
         with pa.ipc.new_file(str(folder / "x.arrow"), table.schema) as writer:
             writer.write_table(table, max_chunksize=37)
     elif form == "lance":
-        lance = pytest.importorskip("lance", reason="the extra lancedb is not installed")
+        lance = pytest.importorskip("lance", reason="the extra lance is not installed")
         lance.write_dataset(table, folder / "x.lance", max_rows_per_file=64)
     elif form == "parquet":
         pq.write_table(table, folder / "x.parquet", row_group_size=37)

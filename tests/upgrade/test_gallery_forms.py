@@ -1,6 +1,7 @@
 """A form of gallery is one row: recognised, named by the user, or offered by another package."""
 
 import importlib.metadata
+import re
 import subprocess
 from pathlib import Path
 
@@ -15,33 +16,14 @@ from fct_jax.upgrade.galleries.embedding_set import SetTarget
 from fct_jax.upgrade.galleries.rows import Rows
 from fct_jax.upgrade.galleries.target import Target
 
-_MODULE = """
-import numpy as np
-from fct_jax.upgrade.galleries import Form, suffix
-from fct_jax.upgrade.galleries.base import Gallery
-from fct_jax.upgrade.galleries.embedding_set import SetTarget
-
-
-class Lines(Gallery):
-    writer = SetTarget
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, path, options):
-        self.values = np.loadtxt(path, dtype=np.float32)
-        super().__init__(path, np.arange(len(self.values)), self.values.shape[1], {})
-
-    def read_stored(self, start, stop):
-        return self.values[start:stop]
-
-
-LINES = Form("lines", "a file of lines (.lines)", suffix(".lines"), Lines)
-"""
+_PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 
 
 @pytest.fixture
 def lines(tmp_path, monkeypatch):
-    """A module with a form of its own in the current folder, and a gallery of it."""
-    (tmp_path / "my_forms.py").write_text(_MODULE)
+    """The module of docs/formats.md in the current folder, and a gallery of its form."""
+    module = re.search(r"```python\n(.*?)```", _PAGE.read_text(), re.DOTALL)[1]
+    (tmp_path / "my_forms.py").write_text(module)
     (tmp_path / "x.lines").write_text("1 2\n3 4\n5 6\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -98,6 +80,16 @@ def test_no_form_is_compared_by_name_outside_its_file():
         cwd=Path(__file__).parents[2],
     )
     assert found.stdout == ""
+
+
+def test_the_page_has_every_form():
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", _PAGE.read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == list(FORMS)
+    for name, written in rows:
+        pytest.importorskip(FORMS[name].reader.partition(":")[0])
+        assert (FORMS[name].load().writer is SetTarget) == (
+            name == "set" or written == "EmbeddingSet"
+        )
 
 
 def test_rows_of_float16(tmp_path):

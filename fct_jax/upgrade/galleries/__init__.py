@@ -68,7 +68,7 @@ FORMS: dict[str, Form] = {
             "a Lance dataset",
             folder_with("_versions"),
             f"{_HERE}.lance_folder:LanceGallery",
-            extra="lancedb",
+            extra="lance",
         ),
         Form(
             "arrow",
