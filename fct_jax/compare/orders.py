@@ -91,7 +91,7 @@ class OrderComparison:
         else:
             best = better[0]
             found = [
-                f"Re-embed {find_order(best.name).text}: the area under the curve is "
+                f"Re-embed {find_order(best.name).text} ({best.name}): the area under the curve is "
                 f"{_points(best.gain)} above that of a random order."
             ]
         worse = [row.name for row in usable if row.sure < 0]
@@ -146,8 +146,9 @@ class OrderComparison:
             )
         if any(row.oracle for row in self.rows.values()):
             notes.append("An oracle needs the vectors that re-embedding is about to compute.")
-        for order, lacks in self.skipped.items():
-            notes.append(f"Left out: {order}, which needs {' and '.join(lacks)}.")
+        if self.skipped:
+            needs = (f"{name} (needs {' and '.join(of)})" for name, of in self.skipped.items())
+            notes.append(f"Left out: {', '.join(needs)}.")
         return Report(
             title="Orders of re-embedding",
             verdict=self.verdict(),
@@ -282,7 +283,7 @@ def compare_orders(
         uncertainty=uncertainty,
         traffic=columns["traffic"][unseen] if "traffic" in columns else None,
         training=np.asarray(whole_old.vectors[seen], np.float32) if len(seen) else None,
-        classes=gallery_new.labels,
+        # Not the labels as classes: what judges the orders must not help one of them.
     )
     lacking = {order.name: order.lacks(items) for order in wanted}
     for name, lacks in lacking.items():

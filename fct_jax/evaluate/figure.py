@@ -36,10 +36,3 @@ def _curve(name: str, curve: BackfillCurve, metric: str) -> Curve:
     x, y = (100 * curve.fraction).tolist(), (100 * curve.values[metric]).tolist()
     line = ORDERS[order].line if order in ORDERS else "-"
     return Curve(name, x, y, group=method, line=line)
-
-
-def draw_curves(curves, levels, titles, path) -> None:
-    """Draw `panels_of` to a PNG."""
-    from fct_jax.runtime.report_picture import draw
-
-    draw(panels_of(curves, levels, titles), path)

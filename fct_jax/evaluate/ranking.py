@@ -3,9 +3,10 @@
 A gallery item has an *old* key and, if the gallery is being backfilled, a *new* one that
 counts from its *stage* on (stage s: from point s + 1). Nothing is sorted per point. For one
 query with p positives, the keys of these positives are the only thresholds that average
-precision asks about; so all items are put into the buckets between the sorted thresholds once,
-and a histogram per stage and bucket gives every rank at every point: O(n + P·p) a query
-for n items and P points, besides the sort of 2p numbers.
+precision asks about; so all items are put into the buckets between the sorted thresholds once, and
+from one point to the next the items of a stage move from their old bucket to their new one, which
+gives every rank at every point: O(n + P·p) a query for n items and P points, besides the sort of
+2p numbers.
 """
 
 import functools
@@ -22,27 +23,40 @@ from fct_jax.evaluate.distances import Keys
 # Keys held at a time, by all threads together, in bytes; and queries in one block.
 BLOCK_BYTES = 2**28
 BLOCK_ROWS = 256
+# Queries with so many positives have theirs sorted by NumPy, which is faster at that than Numba.
+MANY_POSITIVES = 256
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _find_buckets(thresholds, keys, table, buckets):
-    """buckets[j] = number of thresholds below keys[j].
+def _bin_scale(thresholds, bins):
+    """Bins per unit of the range of the thresholds."""
+    scale = bins / (thresholds[-1] - thresholds[0])
+    # One threshold, or some too close to tell bins apart.
+    return scale if np.isfinite(scale) else 1.0
 
-    The range of the thresholds is cut into equal bins, and ``table`` holds the number of thresholds
-    in front of each: a search is left only within a bin. Most keys are settled by one look-up.
-    """
-    bins = len(table) - 2
-    width = len(thresholds)
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _fill_table(thresholds, table):
+    """table[b] = number of thresholds in front of bin b of equal bins over their range."""
     lowest = thresholds[0]
-    highest = thresholds[-1]
-    scale = bins / (highest - lowest)
-    if not np.isfinite(scale):  # one threshold, or some too close to tell bins apart
-        scale = 1.0
+    scale = _bin_scale(thresholds, len(table) - 2)
     table[:] = 0
     for value in thresholds:
         table[np.uint32((value - lowest) * scale) + 1] += 1
     for b in range(1, len(table)):
         table[b] += table[b - 1]
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _find_buckets(thresholds, keys, table, buckets):
+    """buckets[j] = number of thresholds below keys[j], with the ``table`` of `_fill_table`.
+
+    A search is left only within a bin. Most keys are settled by one look-up.
+    """
+    width = len(thresholds)
+    lowest = thresholds[0]
+    highest = thresholds[-1]
+    scale = _bin_scale(thresholds, len(table) - 2)
     for j in range(len(keys)):
         key = keys[j]
         if key > highest:
@@ -79,16 +93,21 @@ def _average_precision(count, relevant, seen, found):
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _rank_block(keys, own, query_class, class_start, class_items, stage, position, ap, first):
+def _rank_block(
+    keys, own, query_class, gallery_class, class_start, class_items, sorted_values, sorted_start,
+    stage, by_stage, stage_start, position, ap, first,
+):  # fmt: skip
     """Fill ap and first (rows, orders, points) for a block of queries; see `rank_positives`."""
     rows = keys.shape[0]
     orders, points = ap.shape[1], ap.shape[2]
     n = stage.shape[1]
     backfilled = keys.shape[1] > n
-    stages = max(points - 1, 1)
+    stages = stage_start.shape[1] - 1
     bucket_old = np.empty(n, np.int32)
     bucket_new = np.empty(n, np.int32)
     best = np.empty(points, np.int64)
+    best_old = np.empty(stages, np.int64)
+    best_new = np.empty(stages, np.int64)
     ahead = np.empty(points, np.int64)
     for q in range(rows):
         old = keys[q, :n]
@@ -105,12 +124,15 @@ def _rank_block(keys, own, query_class, class_start, class_items, stage, positio
             first[q] = n
             continue
 
-        values = np.empty(2 * p if backfilled else p, old.dtype)
-        for m in range(p):
-            values[m] = old[members[m]]
-            if backfilled:
-                values[p + m] = new[members[m]]
-        values.sort()
+        if sorted_start[q] < sorted_start[q + 1]:
+            values = sorted_values[sorted_start[q] : sorted_start[q + 1]]
+        else:
+            values = np.empty(2 * p if backfilled else p, old.dtype)
+            for m in range(p):
+                values[m] = old[members[m]]
+                if backfilled:
+                    values[p + m] = new[members[m]]
+            values.sort()
         width = 1
         for v in range(1, len(values)):
             if values[v] != values[width - 1]:
@@ -119,47 +141,52 @@ def _rank_block(keys, own, query_class, class_start, class_items, stage, positio
         thresholds = values[:width]
         # Fine bins save time in the search, coarse ones in building the table.
         table = np.empty(max(4 * width, min(32 * width, n)) + 2, np.int32)
+        _fill_table(thresholds, table)
         _find_buckets(thresholds, old, table, bucket_old)
         if backfilled:
             _find_buckets(thresholds, new, table, bucket_new)
         else:
             bucket_new[:] = bucket_old
 
-        # All items and positives per stage and bucket; the last bucket is beyond all thresholds.
-        leave = np.empty((stages, width + 1), np.int32)
-        enter = np.empty((stages, width + 1), np.int32)
-        leave_positive = np.empty((stages, width + 1), np.int32)
-        enter_positive = np.empty((stages, width + 1), np.int32)
-        count = np.empty(width, np.int32)
-        relevant = np.empty(width, np.int32)
+        # All items and positives per bucket at point 0; the last bucket is beyond all thresholds.
+        all_old = np.zeros(width + 1, np.int32)
+        relevant_old = np.zeros(width + 1, np.int32)
+        for j in range(n):
+            all_old[bucket_old[j]] += 1
+        for item in members:
+            relevant_old[bucket_old[item]] += 1
+        count = np.empty(width + 1, np.int32)
+        relevant = np.empty(width + 1, np.int32)
         seen = np.empty(width, np.int32)
         found = np.empty(width, np.int32)
         for o in range(orders):
             # A place sorts as (key, position) does: bucket · (n + 1), plus 1 + position where
             # the key equals the bucket's threshold (a key inside the bucket is nearer).
-            best[:] = width * (n + 1)
-            leave_positive[:] = 0
-            enter_positive[:] = 0
+            best_old[:] = width * (n + 1)
+            best_new[:] = width * (n + 1)
             for item in members:
                 s = stage[o, item]
-                leave_positive[s, bucket_old[item]] += 1
-                enter_positive[s, bucket_new[item]] += 1
-                place_old = bucket_old[item] * (n + 1) + 1 + position[o, item]
-                place_new = bucket_new[item] * (n + 1) + 1 + position[o, item]
-                for i in range(points):
-                    best[i] = min(best[i], place_old if i <= s else place_new)
+                behind = 1 + position[o, item]
+                best_old[s] = min(best_old[s], bucket_old[item] * (n + 1) + behind)
+                best_new[s] = min(best_new[s], bucket_new[item] * (n + 1) + behind)
+            # At point i the stages from i on have their old vectors, those before their new ones.
+            nearest = np.int64(width * (n + 1))
+            best[:] = nearest
+            for s in range(stages - 1, -1, -1):
+                nearest = min(nearest, best_old[s])
+                best[s] = nearest
+            nearest = np.int64(width * (n + 1))
+            for i in range(1, points):
+                nearest = min(nearest, best_new[i - 1])
+                best[i] = min(best[i], nearest)
             reach = best.max() // (n + 1)
 
             ahead[:] = 0
-            leave[:] = 0
-            enter[:] = 0
             for j in range(n):
-                s = stage[o, j]
                 b_old = bucket_old[j]
                 b_new = bucket_new[j]
-                leave[s, b_old] += 1
-                enter[s, b_new] += 1
                 if b_old <= reach or b_new <= reach:  # few items: nearer than some best positive
+                    s = stage[o, j]
                     place_old = b_old * (n + 1)
                     if b_old < width and old[j] == thresholds[b_old]:
                         place_old += 1 + position[o, j]
@@ -170,18 +197,38 @@ def _rank_block(keys, own, query_class, class_start, class_items, stage, positio
                         ahead[i] += (place_old if i <= s else place_new) < best[i]
             first[q, o] = ahead
 
-            count[:] = 0
-            relevant[:] = 0
-            for s in range(stages):
-                for b in range(width):
-                    count[b] += leave[s, b]
-                    relevant[b] += leave_positive[s, b]
+            count[:] = all_old
+            relevant[:] = relevant_old
             for i in range(points):
                 if i > 0:
-                    for b in range(width):
-                        count[b] += enter[i - 1, b] - leave[i - 1, b]
-                        relevant[b] += enter_positive[i - 1, b] - leave_positive[i - 1, b]
-                ap[q, o, i] = _average_precision(count, relevant, seen, found)
+                    for k in range(stage_start[o, i - 1], stage_start[o, i]):
+                        item = by_stage[o, k]
+                        count[bucket_old[item]] -= 1
+                        count[bucket_new[item]] += 1
+                        if gallery_class[item] == group and item != own[q]:
+                            relevant[bucket_old[item]] -= 1
+                            relevant[bucket_new[item]] += 1
+                ap[q, o, i] = _average_precision(count[:width], relevant[:width], seen, found)
+
+
+def _sorted_positives(keys, n: int, own, query_class, class_start, class_items):
+    """Keys of the positives of each query that has many, ascending, and where each query's begin.
+
+    Returns (values (V,), start (rows + 1,)); a query with few positives has none of the values.
+    """
+    parts, start = [], np.zeros(len(keys) + 1, np.int64)
+    for q, group in enumerate(query_class):
+        begin, end = class_start[group], class_start[group + 1]
+        size = 0
+        if end - begin >= MANY_POSITIVES:
+            members = class_items[begin:end]
+            members = members[members != own[q]]
+            values = keys[q].reshape(-1, n)[:, members].ravel()
+            values.sort()
+            parts.append(values)
+            size = len(values)
+        start[q + 1] = start[q] + size
+    return np.concatenate(parts) if parts else np.empty(0, keys.dtype), start
 
 
 @functools.cache
@@ -225,6 +272,14 @@ def rank_positives(
     query_class = np.minimum(np.searchsorted(names, query_labels), len(names) - 1)
     query_class[names[query_class] != query_labels] = len(names)
     own = np.arange(queries) if leave_one_out else np.full(queries, -1)
+    stages = max(points - 1, 1)
+    by_stage = np.argsort(stage, axis=1, kind="stable").astype(np.int32)
+    stage_start = np.stack(
+        [
+            np.searchsorted(row[order], np.arange(stages + 1))
+            for row, order in zip(stage, by_stage, strict=True)
+        ]
+    )
 
     ap = np.empty((queries, len(stage), points))
     first = np.empty((queries, len(stage), points), np.int64)
@@ -237,13 +292,19 @@ def rank_positives(
         stop = min(start + rows, queries)
         buffer = buffers.pop()
         part = slice(start, stop)
+        block = keys.fill(start, stop, buffer)
+        classes = class_start, class_items
+        positives = _sorted_positives(block, n, own[part], query_class[part], *classes)
         _rank_block(
-            keys.fill(start, stop, buffer),
+            block,
             own[part],
             query_class[part],
-            class_start,
-            class_items,
+            gallery_class,
+            *classes,
+            *positives,
             stage,
+            by_stage,
+            stage_start,
             position,
             ap[part],
             first[part],

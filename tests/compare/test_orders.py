@@ -90,7 +90,7 @@ def test_every_order_that_the_items_allow(world, tmp_path, capsys):
     found = json.loads(shown.out)
     assert "traffic" in found["skipped"] and "random" in found["orders"]
     assert {path.name for path in (tmp_path / "report").iterdir()} == set(FILES)
-    assert "Left out: traffic, which needs traffic." in shown.err
+    assert "Left out: traffic (needs traffic)" in shown.err
     assert "class_mean" in found["orders"] and "distance (oracle)" in shown.err
     assert max(map(len, shown.err.splitlines())) <= 200
     traffic = tmp_path / "traffic.npy"

@@ -293,3 +293,22 @@ def test_separate_queries_against_every_mixed_gallery(metric):
         right = retrieval_metrics(query, gallery, query_labels, labels, metric=metric)
         for name, value in right.items():
             assert curves["o"].values[name][i] == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_few_huge_classes(metric, monkeypatch):
+    """Positives that NumPy sorts, and those that are sorted in the loop, give the same curve."""
+    rng = np.random.default_rng(0)
+    new, moved = rng.integers(-2, 3, (2, 90, 3)).astype(np.float64)
+    labels, order = np.arange(90) % 2, rng.permutation(90)
+    curves = []
+    for many in (0, 10**9):
+        monkeypatch.setattr(ranking, "MANY_POSITIVES", many)
+        curves.append(backfill_curve(new, moved, labels, order, metric=metric, steps=4))
+    for name, values in curves[0].values.items():
+        np.testing.assert_array_equal(values, curves[1].values[name])
+    # Of both together, so that ranks among them can be compared.
+    distance = exact_distances(new.astype(int), np.concatenate([new, moved]).astype(int), metric)
+    expected = curve_of_distances(distance[:, :90], distance[:, 90:], labels, order, 4)
+    for name, values in curves[0].values.items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-9)

@@ -4,6 +4,7 @@ import numpy as np
 from scipy import sparse
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
 
 BLOCK = 512  # rows worked on at a time
 PAIRS = 16384  # pairs of rows compared at a time
@@ -42,7 +43,7 @@ def market1501(
 def market1501_per_query(
     distances, query_ids, gallery_ids, query_cameras, gallery_cameras
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `market1501`, with its arguments and errors, averages.
+    """Return for each query what `market1501` averages; arguments and errors are its own.
 
     Returns:
       average precision (Q,) float and rank of the first match (Q,), 1 for the nearest. A query
@@ -114,8 +115,7 @@ def k_reciprocal_rerank(
     everything = np.concatenate([query, gallery])
     if not np.isfinite(everything).all():
         raise UserError("query or gallery vectors hold NaN or infinite values")
-    norm = np.linalg.norm(everything, axis=1, keepdims=True)
-    everything = everything / np.maximum(norm, 1e-12)
+    everything = unit_rows(everything).astype(everything.dtype)
 
     neighbours, largest = _neighbours(everything, max(k1 + 1, k2))
     encoding = _rounded(_encode(everything, neighbours, largest, k1), dtype)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FPIRS = (1e-2, 1e-1)
@@ -61,7 +62,7 @@ def pool_templates(
         raise UserError("embeddings hold NaN or infinite values")
     embeddings = embeddings.astype(np.float64)
     if normalize:
-        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        embeddings = unit_rows(embeddings)
     if weights is not None:
         weights = np.asarray(weights, np.float64)
         if weights.shape != (len(embeddings),) or not (weights >= 0).all():
@@ -74,8 +75,7 @@ def pool_templates(
     )
     by_media = _group_mean(embeddings, pair, len(pairs))
     pooled = _group_mean(by_media, pairs // (medium.max() + 1), len(ids))
-    norm = np.linalg.norm(pooled, axis=1, keepdims=True)
-    return ids, (pooled / np.maximum(norm, 1e-12)).astype(np.float32)
+    return ids, unit_rows(pooled).astype(np.float32)
 
 
 def pair_scores(ids, vectors, first, second) -> np.ndarray:
@@ -187,7 +187,7 @@ def tpir_at_fpir(found: Identified, fpirs: Sequence[float] = FPIRS) -> dict[str,
 
 
 def identification_per_probe(probe, probe_ids, gallery, gallery_ids) -> Identified:
-    """What `identification`, with its arguments and errors, averages."""
+    """Return for each probe what `identification` averages; arguments and errors are its own."""
     probe, gallery = np.asarray(probe, np.float32), np.asarray(gallery, np.float32)
     probe_ids, gallery_ids = np.asarray(probe_ids), np.asarray(gallery_ids)
     if probe.ndim != 2 or gallery.ndim != 2 or probe.shape[1] != gallery.shape[1]:
