@@ -766,3 +766,60 @@ def test_the_package_offers_its_functions_lazily():
     assert callable(upgrade.fit) and callable(upgrade.assess) and "fit" in dir(upgrade)
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
         upgrade.fitt  # noqa: B018
+
+
+# Newer methods as rows
+
+
+def bent(count=1500, do=8, dn=6, seed=0):
+    """Pairs whose map differs between two halves of the space: no linear map fits both."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, do)).astype(np.float32)
+    side = np.sign(x[:, :1])
+    x[:, :1] += 4 * side
+    turns = [np.linalg.qr(rng.normal(size=(do, do)))[0][:, :dn] for _ in range(2)]
+    y = np.where(side > 0, x @ turns[0], x @ turns[1]) + 0.01 * rng.normal(size=(count, dn))
+    return x, y.astype(np.float32)
+
+
+def test_local_maps_follow_a_bend(tmp_path):
+    x, y = bent()
+    found = upgrade.fit(x, y, candidates=("procrustes", "ridge", "local"), out=tmp_path / "map")
+    assert found.method == "local" and found.description["judged_by"] == "agreement@10"
+    scores = found.description["held_out"]
+    assert scores["local"]["agreement@10"] > scores["ridge"]["agreement@10"] + 0.2
+    again = load_map(tmp_path / "map")
+    assert again.fingerprint == found.fingerprint and again.description["cells"] > 2
+    moved, log_variance = again.transform(x)
+    np.testing.assert_array_equal(moved, found.transform(x)[0])
+    assert log_variance.shape == (1500,)
+    # As the module's own map in float64 has it.
+    from fct_jax.upgrade.maps.local import fit_local
+
+    inside = np.isin(row_hashes(x), found.fitted)
+    cells = found.description["cells"]
+    slow = fit_local(x[inside], y[inside], cells=cells, gating="soft", seed=0)
+    np.testing.assert_allclose(moved, slow(x), atol=1e-4)
+    few = upgrade.fit(x[:50], y[:50], method="local")
+    assert few.method == "procrustes" and "needs 48 pairs" in few.description["left_out"]["local"]
+
+
+@pytest.mark.parametrize("method", ["converter", "common"])
+def test_newer_networks_are_fitted_and_saved(method, tmp_path):
+    x, y = bent(700)
+    y *= 3
+    epochs = {"converter": 30, "common": 5}[method]
+    labels = np.arange(700) % 5 if method == "common" else None
+    found = upgrade.fit(x, y, method=method, labels=labels, epochs=epochs, out=tmp_path / "map")
+    assert found.method == method and found.has_uncertainty
+    again = load_map(tmp_path / "map")
+    assert again.fingerprint == found.fingerprint
+    np.testing.assert_array_equal(again.transform(x)[0], found.transform(x)[0])
+    if method == "converter":
+        lengths = np.linalg.norm(again.transform(x)[0], axis=1)
+        np.testing.assert_allclose(lengths, np.linalg.norm(y, axis=1).mean(), rtol=0.05)
+        assert not (tmp_path / "map" / "numpy.safetensors").exists()
+    else:
+        check_snippet(tmp_path / "map", x, again.transform(x)[0])
+    fewer = upgrade.fit(x[:90], y[:90], method=method)
+    assert fewer.method == "ridge" and "pairs to fit on" in fewer.description["left_out"][method]

@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime.plugins import find, told
+
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 Layers = list[tuple[np.ndarray, np.ndarray]]  # weight (in, out), bias (out,); a ReLU between two
 
@@ -142,6 +145,94 @@ class Linear(Function):
         return [(self.weight * self.scale, self.bias)]
 
 
+class Local(Function):
+    """A linear map for each of K cells of the old space, of which a vector takes one or a blend.
+
+    centres (K, do), weight (K, do, dn), bias (K, dn), bandwidth () of the blend: NaN for none.
+    """
+
+    parallel = True
+
+    def __init__(self, centres, weight, bias, bandwidth):
+        self.centres, self.weight = np.asarray(centres, np.float32), np.asarray(weight, np.float32)
+        self.bias, self.bandwidth = np.asarray(bias, np.float32), float(bandwidth)
+
+    @classmethod
+    def of_cells(cls, found) -> "Local":
+        """Return the function of a ``local.LocalMap``."""
+        weight = np.stack([cell.rotation * cell.scale for cell in found.cells])
+        bias = [cell.mean_y - cell.mean_x @ w for cell, w in zip(found.cells, weight, strict=True)]
+        return cls(
+            found.centres,
+            weight,
+            np.stack(bias),
+            np.nan if found.bandwidth is None else found.bandwidth,
+        )
+
+    @property
+    def description(self):
+        return {"cells": len(self.centres)}
+
+    def arrays(self):
+        return {
+            "centres": self.centres,
+            "weight": self.weight,
+            "bias": self.bias,
+            "bandwidth": np.asarray(self.bandwidth, np.float64),
+        }
+
+    def __call__(self, old):
+        from fct_jax.upgrade.maps.local import shares
+
+        share = shares(old, self.centres, None if np.isnan(self.bandwidth) else self.bandwidth)
+        mapped = np.zeros((len(old), self.bias.shape[1]), np.float32)
+        for cell in np.flatnonzero(share.any(axis=0)):
+            used = np.flatnonzero(share[:, cell])
+            part = old[used] @ self.weight[cell] + self.bias[cell]
+            mapped[used] += share[used, cell, None].astype(np.float32) * part
+        return mapped
+
+
+class Selu(Function):
+    """Dense layers with SELU between them; results are scaled to one length.
+
+    SELU: Klambauer et al., "Self-normalizing neural networks", NeurIPS 2017,
+    https://arxiv.org/abs/1706.02515.
+    """
+
+    parallel = True
+
+    def __init__(self, dense, length: float):
+        """``dense``: weight (in, out) and bias (out,) of each layer, float32."""
+        self.dense, self.length = tuple(dense), np.float32(length)
+
+    @classmethod
+    def of(cls, arrays, folder=None):
+        count = sum(name.endswith(".weight") for name in arrays)
+        dense = [(arrays[f"{i}.weight"], arrays[f"{i}.bias"]) for i in range(count)]
+        return cls(dense, arrays["length"])
+
+    def arrays(self):
+        named = {"length": np.asarray(self.length)}
+        for i, (weight, bias) in enumerate(self.dense):
+            named |= {f"{i}.weight": weight, f"{i}.bias": bias}
+        return named
+
+    def __call__(self, old):
+        x = np.asarray(old, np.float32)
+        for weight, bias in self.dense[:-1]:
+            x = selu(x @ weight + bias)
+        weight, bias = self.dense[-1]
+        return (self.length * unit_rows(x @ weight + bias)).astype(np.float32)
+
+
+def selu(x: np.ndarray) -> np.ndarray:
+    """Return the scaled exponential linear unit of each value."""
+    return _SELU_SCALE * np.where(x > 0, x, _SELU_ALPHA * np.expm1(np.minimum(x, 0))).astype(
+        x.dtype
+    )
+
+
 class Network(Function):
     """An exported transformation (FCT, FastFill, LCE …), times a scale; JAX computes it.
 
@@ -255,6 +346,8 @@ class Called(Function):
 FUNCTIONS: dict[str, type[Function]] = {
     "identity": Identity,
     "linear": Linear,
+    "local": Local,
+    "selu": Selu,
     "network": Network,
     "function": Called,
 }

@@ -32,7 +32,7 @@ from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime.plugins import find
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.inputs import FEWEST, are_unit, take
-from fct_jax.upgrade.maps import linear
+from fct_jax.upgrade.maps import fits, linear
 from fct_jax.upgrade.maps.functions import Called, Function, Identity, Linear, parts_of
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.maps.uncertainty import SAMPLE, fit_regressor, log_squared_error
@@ -90,10 +90,12 @@ class Method:
         price of one; the uncertainty is then learnt from all pairs.
       fixed: makes the function of a method that nothing is fitted of.
       own_uncertainty: its function gives log-variances.
+      quick: it is fitted twice, on all pairs, and without a tenth for the uncertainty; other
+        methods with ``fit`` do without this tenth.
       same_size: old and new vectors must have one dimension.
       fewest: number of pairs without which it is not fitted, by (do, dn).
       instead: the method that is taken where there are fewer; "": none is.
-      auto: whether "auto" tries it.
+      auto: whether "auto" tries it; methods that take minutes beyond those of FCT are not.
     """
 
     text: str
@@ -101,6 +103,7 @@ class Method:
     fit_folds: FoldFit | None = None
     fixed: Callable[[], Function] | None = None
     own_uncertainty: bool = False
+    quick: bool = False
     same_size: bool = False
     fewest: Callable[[int, int], int] = lambda do, dn: FEWEST
     instead: str = "procrustes"
@@ -126,16 +129,6 @@ def closed_form(solve) -> FoldFit:
     return fit_folds
 
 
-def _network(kind: str) -> Callable[[Pairs], Function]:
-    def fit(pairs: Pairs) -> Function:
-        # Training needs JAX's training stack, which the closed forms do without.
-        from fct_jax.upgrade.maps.network import fit_learned
-
-        return fit_learned(kind, pairs)
-
-    return fit
-
-
 # name -> method, the simplest first: of those that do equally well, "auto" takes the first.
 METHODS: dict[str, Method] = {
     "identity": Method(
@@ -153,14 +146,34 @@ METHODS: dict[str, Method] = {
         text="any linear map, shrunk by cross-validation",
         fit_folds=closed_form(linear.ridge),
     ),
+    "local": Method(
+        text="a rotation with scale for each cell of the old space, blended (after LA2M, 2026)",
+        fit=fits.fit_cells,
+        quick=True,
+        fewest=lambda do, dn: 2 * fits.PAIRS_PER_DIM * do,  # two cells
+    ),
+    "common": Method(
+        text="the forward map of a λ-orthogonal common space (NeurIPS 2025), trained",
+        fit=fits.fit_common_space,
+        fewest=lambda do, dn: 100,
+        instead="ridge",
+        auto=False,
+    ),
+    "converter": Method(
+        text="Embedding-Converter's MLP with relational losses (ACL 2025)",
+        fit=fits.fit_converter,
+        fewest=lambda do, dn: 500,
+        instead="ridge",
+        auto=False,
+    ),
     "fct": Method(
         text="the network of FCT (CVPR 2022)",
-        fit=_network("fct"),
+        fit=fits.fit_fct,
         instead="ridge",
     ),
     "fastfill": Method(
         text="the network of FastFill (ICLR 2023), with an uncertainty of its own",
-        fit=_network("fastfill"),
+        fit=fits.fit_fastfill,
         own_uncertainty=True,
         instead="ridge",
     ),
@@ -215,8 +228,10 @@ def fit_method(name: str, method: Method, pairs: Pairs) -> Map:
     else:
         kept = 0 if method.own_uncertainty else max(5, len(pairs) // 10)
         order = np.random.default_rng(pairs.seed + 2).permutation(len(pairs))
-        function = method.fit(pairs.of(np.sort(order[kept:])))
-        judged = [(np.sort(order[:kept]), function)]
+        function = tried = method.fit(pairs.of(np.sort(order[kept:])))
+        judged = [(np.sort(order[:kept]), tried)]
+        if method.quick:
+            function = method.fit(pairs)
     if isinstance(function, Linear):
         function = function.single()
     unit = are_unit(pairs.new.vectors) and method.fixed is None
