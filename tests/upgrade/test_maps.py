@@ -646,6 +646,19 @@ def test_too_few_pairs_for_a_method_give_a_simpler_one(text, monkeypatch, capsys
     assert chosen.method == "ridge" and chosen.description["left_out"]["demanding"] == said
 
 
+def test_auto_leaves_out_what_is_not_installed(text, monkeypatch, capsys):
+    def lacking(pairs):
+        raise ModuleNotFoundError("No module named 'orbax'", name="orbax.checkpoint")
+
+    monkeypatch.setitem(METHODS, "fct", dataclasses.replace(METHODS["fct"], fit=lacking))
+    found = upgrade.fit(text["old"], text["new"], candidates=("ridge", "fct"))
+    said = found.description["left_out"]["fct"]
+    assert found.method == "ridge" and said.endswith("pip install 'fct_jax[train]'")
+    assert "fct is left out: this needs orbax" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ModuleNotFoundError):  # of which the command makes a line
+        upgrade.fit(text["old"], text["new"], method="fct")
+
+
 def test_the_simplest_of_equally_good_maps_is_chosen():
     rng = np.random.default_rng(0)
     base = rng.uniform(size=400)

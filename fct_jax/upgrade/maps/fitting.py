@@ -9,6 +9,7 @@ import numpy as np
 
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.distances import METRICS
+from fct_jax.runtime import extras
 from fct_jax.runtime.progress import console
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.named import array_of, vectors_of
@@ -232,12 +233,21 @@ def _fit_all(tried: dict[str, Method], inside: Pairs, outside: Pairs, metric: st
         if reason := method.refusal(len(inside), inside.old.dim, inside.new.dim):
             left_out[name] = reason
             if len(tried) == 1 and method.instead:
-                console.print(f"{name} is left out: {reason}; {method.instead} is fitted instead")
+                said = f"{name} is left out: {reason}; {method.instead} is fitted instead"
+                console.print(said, markup=False)
                 waiting.append((method.instead, METHODS[method.instead]))
             continue
         console.print(f"fitting {name} on {len(inside):,} pairs")
         begin = time.monotonic()
-        maps[name] = fit_method(name, method, inside)
+        try:
+            maps[name] = fit_method(name, method, inside)
+        except ModuleNotFoundError as error:
+            # Of several candidates those are tried for which all is installed.
+            if len(tried) == 1 or extras.missing(error) is None:
+                raise
+            left_out[name] = extras.missing(error)
+            console.print(f"{name} is left out: {left_out[name]}", markup=False)
+            continue
         seconds[name] = round(time.monotonic() - begin, 2)
         judged = (outside.old, outside.new, outside.labels)
         qualities[name] = held_out_quality(maps[name], *judged, metric)
