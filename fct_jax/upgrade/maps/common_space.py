@@ -17,6 +17,7 @@ import scipy.linalg
 
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.distances import as_vectors, check_same_length, unit_rows
+from fct_jax.runtime import threads
 from fct_jax.upgrade.maps.linear import Linear, fold_sums, ridge
 
 TAILS = ("free", "zero")
@@ -103,7 +104,8 @@ def nearest_orthogonal(matrix: np.ndarray, proper: bool = False) -> np.ndarray:
 
     Source: Schönemann, Psychometrika 1966; Kabsch, Acta Crystallographica 1976 (proper).
     """
-    u, _, vt = scipy.linalg.svd(matrix, full_matrices=False)
+    with threads.single():
+        u, _, vt = np.linalg.svd(matrix, full_matrices=False)
     if proper and np.linalg.slogdet(u)[0] * np.linalg.slogdet(vt)[0] < 0:
         u[:, -1] *= -1
     return u @ vt

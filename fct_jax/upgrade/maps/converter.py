@@ -18,11 +18,10 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import as_vectors, check_same_length, unit_rows
 from fct_jax.evaluate.search import knn
 from fct_jax.losses.relational import embedding_converter, relation_change
+from fct_jax.upgrade.maps.functions import selu
 
 _BLOCK = 8192  # rows mapped at a time
 _CHUNK = 100  # steps compiled into one loop
-# SELU's constants: Klambauer et al., "Self-normalizing neural networks", NeurIPS 2017.
-_ALPHA, _LAMBDA = 1.6732632423543772, 1.0507009873554805
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Converter:
         for start in range(0, len(old), _BLOCK):
             x = np.asarray(old[start : start + _BLOCK], np.float32)
             for weight, bias in self.layers[:-1]:
-                x = _selu(x @ weight + bias)
+                x = selu(x @ weight + bias)
             weight, bias = self.layers[-1]
             parts.append(unit_rows(x @ weight + bias).astype(np.float32))
         return np.concatenate(parts)
@@ -109,10 +108,6 @@ def train_converter(
         history.append(np.asarray(parts))
     layers = tuple((np.asarray(w), np.asarray(b)) for w, b in params)
     return Converter(layers), np.array(history).reshape(-1, 3)
-
-
-def _selu(x):
-    return _LAMBDA * np.where(x > 0, x, _ALPHA * np.expm1(np.minimum(x, 0))).astype(x.dtype)
 
 
 def _start(key, dim_in: int, dim_out: int, s: Settings):

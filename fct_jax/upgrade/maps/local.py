@@ -94,6 +94,17 @@ def procrustes(
     return Similarity(mean_x, mean_y, turn, SCALES[scale](x @ turn, y))
 
 
+def shares(x, centres: np.ndarray, bandwidth: float | None) -> np.ndarray:
+    """Return the weight of each cell for each vector, (N, do) → (N, K); see `LocalMap`."""
+    squared = squared_distances(np.asarray(x, np.float64), centres)
+    if bandwidth is None:
+        return np.eye(len(centres))[squared.argmin(axis=1)]
+    nearness = -(squared - squared.min(axis=1, keepdims=True)) / (2 * bandwidth**2)
+    weights = np.exp(nearness)
+    weights[weights < _NEGLIGIBLE] = 0
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class LocalMap:
     """A similarity for each cell of the old space.
@@ -116,13 +127,7 @@ class LocalMap:
 
     def shares(self, x) -> np.ndarray:
         """Return the weight of each cell for each vector, (N, do) → (N, K); rows add up to 1."""
-        squared = squared_distances(np.asarray(x, np.float64), self.centres)
-        if self.bandwidth is None:
-            return np.eye(len(self.centres))[squared.argmin(axis=1)]
-        nearness = -(squared - squared.min(axis=1, keepdims=True)) / (2 * self.bandwidth**2)
-        weights = np.exp(nearness)
-        weights[weights < _NEGLIGIBLE] = 0
-        return weights / weights.sum(axis=1, keepdims=True)
+        return shares(x, self.centres, self.bandwidth)
 
     def __call__(self, x) -> np.ndarray:
         """Map rows (N, do) → (N, dn), float64."""
