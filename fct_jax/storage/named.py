@@ -63,13 +63,18 @@ def vectors_of(
         return _of_npy(path)
     if (path / "config.json").is_file():
         raise UserError(f"{role}={where} is a run whose training has not ended; train it first")
-    if not path.exists() and "://" not in str(where):
+    if not path.exists() and not set("@:") & set(str(where)):  # FORM@PATH and URIs may
         raise UserError(f"{role}={where} does not exist")
     from fct_jax.upgrade.galleries.base import open_gallery
 
-    gallery = open_gallery(path, id_column=id_column, vector_column=vector_column)
-    vectors = gallery.read(0, len(gallery))
-    return EmbeddingSet(vectors, gallery.ids, meta=gallery.meta, name=str(path))
+    gallery = open_gallery(where, id_column=id_column, vector_column=vector_column)
+    return EmbeddingSet(
+        gallery.read(0, len(gallery)),
+        gallery.ids,
+        meta=gallery.meta,
+        name=gallery.name,
+        numbered=gallery.numbered,
+    )
 
 
 def _of_npy(path: Path) -> EmbeddingSet:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.storage.named import vectors_of
 from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.galleries.embedding_set import SetTarget
 
@@ -549,3 +550,24 @@ def test_a_pass_reads_each_part_once(tmp_path, monkeypatch):
     whole = np.concatenate([gallery.read_stored(a, min(a + 17, 300)) for a in range(0, 300, 17)])
     np.testing.assert_array_equal(whole, values)
     assert begun == ["1/x.parquet", "2/x.parquet"]
+
+
+def test_row_numbers_are_no_ids(tmp_path):
+    """What has no ids says so, so that two files are not paired by chance of their order."""
+    values = random()
+    np.save(tmp_path / "x.npy", values)
+    assert open_gallery(tmp_path / "x.npy").numbered
+    np.save(tmp_path / "x_ids.npy", np.arange(30))
+    assert not open_gallery(tmp_path / "x.npy").numbered
+    assert open_gallery(written("vecs", tmp_path / "v", values)).numbered
+    lists = pa.array(values.tolist(), pa.list_(pa.float32()))
+    pq.write_table(pa.table({"vector": lists}), tmp_path / "a.parquet")
+    assert open_gallery(tmp_path / "a.parquet").numbered
+    assert not open_gallery(written("csv", tmp_path / "c", values)).numbered
+    index = faiss.IndexFlatL2(4)
+    index.add(values)
+    assert open_gallery(faiss_file(tmp_path / "x.faiss", index)).numbered
+    assert vectors_of(f"parquet@{tmp_path / 'a.parquet'}").numbered
+    assert vectors_of(f"file://{tmp_path}/a.parquet").name == f"file://{tmp_path}/a.parquet"
+    with pytest.raises(UserError, match="of URIs, s3://, gs://, hf:// and file:// are read"):
+        open_gallery("azure://x/y")

@@ -246,7 +246,7 @@ def test_an_upgrade_of_a_table_with_bad_rows(tmp_path):
     gallery = tiny.upgraded(made, "parquet", tmp_path / "w2", batch_items=1000, batch_size=256)
     lines = (tmp_path / "w2" / "quarantine.jsonl").read_text().splitlines()
     found = [tuple(json.loads(line).values()) for line in lines]
-    where = f"{tmp_path / 'g'}, a.parquet, row"
+    where = "a.parquet, row"
     assert found == [
         (5, ids[5], "null in 'vector'", f"{where} 5"),
         (1500, ids[1500], "of dimension 2, not 6 in 'vector'", f"{where} 1500"),

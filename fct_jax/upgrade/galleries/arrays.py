@@ -57,10 +57,12 @@ class ArraysGallery(Gallery):
         count = int(self.starts[-1])
         if not count or not arrays[0].shape[1]:
             raise UserError(f"{path} is empty: shape {arrays[0].shape}")
+        numbered = ids is None
         ids = np.arange(count) if ids is None else as_ids(ids, f"{path}")
         if ids.shape != (count,):
             raise UserError(f"{path}: ids have shape {ids.shape}, but there are {count} vectors")
         super().__init__(path, ids, arrays[0].shape[1], meta)
+        self.numbered = numbered
         kinds = {array.dtype for array in arrays}
         self.dtype = np.result_type(*(k if k.kind == "f" else np.float32 for k in kinds))
 

@@ -78,6 +78,7 @@ class Gallery(abc.ABC):
       meta: what is known of the vectors' space, as in an EmbeddingSet's ``meta.json``.
       versions: (N,) uint8, places in `VERSIONS`, or None where there is no such column.
       labels: (N,) integers, or None.
+      numbered: whether ids are row numbers, for want of others.
       bad: the rows that were found to be unusable so far.
     """
 
@@ -87,6 +88,7 @@ class Gallery(abc.ABC):
     exact: bool = True
     versions: np.ndarray | None = None
     labels: np.ndarray | None = None
+    numbered: bool = False
 
     def __init__(self, path, ids: np.ndarray, dim: int, meta: dict):
         self.path, self.ids, self.dim, self.meta = Path(path), ids, int(dim), meta

@@ -34,6 +34,7 @@ class SetGallery(Gallery):
         found = EmbeddingSet.read(path, unfinished=options.unfinished, verify=False, unique=False)
         super().__init__(path, found.ids, found.dim, found.meta)
         self.dtype, self.labels, self._mapped = found.vectors.dtype, found.labels, found.vectors
+        self.numbered = not (self.path / "ids.npy").is_file()
         if (self.path / "version.npy").is_file():
             self.versions = np.load(self.path / "version.npy", allow_pickle=False)
 

@@ -81,8 +81,10 @@ class FaissGallery(Gallery):
         else:
             own = self._prepare(path)
             ids = own if ids is None else ids
+        numbered = ids is None or (self._keys is None and inner is self._index)
         ids = np.arange(inner.ntotal) if ids is None else ids
         super().__init__(path, ids, inner.d, meta)
+        self.numbered = numbered
         if "metric" not in meta:
             self.meta = {**meta, "metric": self._metric()}
         if path.with_suffix(".version.npy").is_file():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.storage.files import write_synced
 
 REPEATED = "repeated id"
 MOST = 0.001  # share of a gallery's rows that may be unusable before something is wrong with it
@@ -68,13 +69,10 @@ class Quarantine:
 
     def write(self, path) -> None:
         """Write a table of row, id, reason and where: Parquet, or JSON lines for ``.jsonl``."""
-        path = Path(path)
-        records = [
-            {"row": row, "id": self.entries[row][0], "reason": reason, "where": where}
-            for row, (_, reason, where) in sorted(self.entries.items())
-        ]
+        path, records = Path(path), self._records()
         if path.suffix == ".jsonl":
-            path.write_text("".join(json.dumps(record) + "\n" for record in records))
+            lines = "".join(json.dumps(record) + "\n" for record in records)
+            write_synced(path, lines.encode())
             return
         # Imported here: most galleries need no pyarrow.
         import pyarrow as pa
@@ -85,6 +83,12 @@ class Quarantine:
         pq.write_table(
             pa.table({k: pa.array(v, type=kinds.get(k)) for k, v in columns.items()}), path
         )
+
+    def _records(self) -> list[dict]:
+        return [
+            {"row": row, "id": self.entries[row][0], "reason": reason, "where": where}
+            for row, (_, reason, where) in sorted(self.entries.items())
+        ]
 
     @classmethod
     def read(cls, path) -> "Quarantine":

@@ -47,6 +47,8 @@ def resembles(path, forms) -> str:
     """Return the end of a message about a path that is none of the forms."""
     *others, last = [form.what for form in forms]
     known = f"give {', '.join(others)} or {last}"
+    if "://" in str(path):
+        return f": of URIs, s3://, gs://, hf:// and file:// are read as Parquet; {known}"
     path = Path(path)
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

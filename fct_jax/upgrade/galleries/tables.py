@@ -61,7 +61,7 @@ class TableGallery(Gallery):
         self._check_parts()
         ids, self._null_ids = self._ids()
         super().__init__(path, ids, 0, meta)
-        self.options = options
+        self.options, self.numbered = options, self.id_column is None
         self._first, self._batches, self._held = 0, None, None
         self._decode = self._decoder()
         self.dim, self.dtype = self._decode.dim, self._decode.dtype

@@ -38,6 +38,8 @@ class TextGallery(TableGallery):
 
     def _ids(self) -> tuple[np.ndarray, np.ndarray]:
         ids, null = super()._ids()
+        if ids.dtype.kind == "U":
+            ids[null] = "0"
         try:
             numbers = ids.astype(np.int64)
         except (ValueError, OverflowError):

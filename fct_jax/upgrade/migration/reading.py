@@ -5,7 +5,6 @@ certifies what it has seen; `apply` translates in it.
 """
 
 import dataclasses
-import json
 import zlib
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import Bar
 from fct_jax.storage import checksums
-from fct_jax.storage.files import write_synced
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import Gallery
 
@@ -158,11 +156,5 @@ def _stamp(file: Path) -> list[int]:
 
 def write_quarantine(workdir: Path, gallery: Gallery) -> None:
     """Write ``quarantine.jsonl``: row, id, reason and place of every row that is set aside."""
-    if not len(gallery.bad):
-        return
-    records = [
-        {"row": row, "id": id_, "reason": reason, "where": f"{gallery.name}, {where}"}
-        for row, (id_, reason, where) in sorted(gallery.bad.entries.items())
-    ]
-    lines = "".join(json.dumps(record) + "\n" for record in records)
-    write_synced(workdir / "quarantine.jsonl", lines.encode())
+    if len(gallery.bad):
+        gallery.bad.write(workdir / "quarantine.jsonl")
