@@ -142,7 +142,8 @@ def recommend(options: list[Option], keep: np.ndarray, whole: np.ndarray, bootst
     means = [change.mean(axis=1) for change in changes]
     points = {}
     for i, change in enumerate(changes):
-        sure = (low[i] > 0) & ((change != 0).sum(axis=1) >= _FEWEST_CHANGED)
+        sure = (low[i] > 0) & (means[i] >= MARGIN)
+        sure &= (change != 0).sum(axis=1) >= _FEWEST_CHANGED
         if sure.any() and all(bootstrap.interval(point)[1] >= 0 for point in change):
             enough = sure & (means[i] >= _ENOUGH * means[i].max())
             points[i] = int(np.argmax(enough) if enough.any() else np.argmax(low[i]))
