@@ -3,7 +3,7 @@
     from fct_jax import upgrade
 
     h = upgrade.fit("sample_old", "sample_new", out="map")
-    print(upgrade.assess(h, "test_old", "test_new", out="report").verdict.text)
+    print(upgrade.assess(h, "test_old", "test_new", out="report").text)
     upgrade.Upgrade("upgrade").apply(h, "gallery_old", reembed="mymodel:embed_ids")
 
 The names are imported when first used.

@@ -1,6 +1,7 @@
 """Searching half-migrated galleries: against loops over all items, and on real text vectors."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -395,3 +396,39 @@ def test_a_way_of_ones_own(text, tmp_path, monkeypatch):
     assert np.mean(rows == np.argsort(-near, axis=1)[:, :5]) > 0.99
     with pytest.raises(UserError, match=r"is no fct_jax.upgrade.ways.Way but function"):
         search("json:loads", None, None, None, None, migrated, 5)
+
+
+def test_the_recipe_for_an_index_of_ones_own_is_search(text):
+    """docs/upgrade.md to the letter, on a calibration that chose its metric by itself."""
+    page = (Path(__file__).parents[2] / "docs" / "upgrade.md").read_text()
+    recipe = next(
+        block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "both_index" in block
+    )
+    floats = {name: text[name].astype(np.float32) for name in ("old", "new")}
+    queries = [text[f"query_{name}"].astype(np.float32) for name in ("old", "new")]
+    migrated = np.random.default_rng(0).random(500) < 0.4
+    made = calibrate(text["old"][::2], text["new"][::2])
+    assert (made.old.metric, made.new.metric) == ("cosine", "cosine")
+    found = {
+        "calibration": made,
+        "gallery": [floats["old"], floats["new"]],
+        "queries": queries,
+        "migrated": migrated,
+        "np": np,
+    }
+    exec(recipe, found)
+    _, rows = search("fused", *queries, floats["old"], floats["new"], migrated, 10, made)
+    # Rows may change places where scores are equal but for rounding.
+    assert np.mean(found["own_rows"] == rows) > 0.995
+
+
+def test_unit_vectors_are_compared_by_cosine_and_that_is_said(text, capsys):
+    made = calibrate(text["old"], 3 * text["new"].astype(np.float32))
+    assert (made.old.metric, made.new.metric) == ("cosine", "l2")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "old vectors are compared by cosine (the vectors have unit length)" in said
+    assert "new ones by l2 (the vectors differ from unit length)" in said
+    calibrate(text["old"], text["new"], metric="l2")
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="unknown metric 'l3'"):
+        calibrate(text["old"], text["new"], metric="l3")

@@ -67,10 +67,11 @@ def ran(tmp_path_factory):
     (folder / "tests").symlink_to(REPOSITORY / "tests")
     before = Path.cwd()
     os.chdir(folder)
+    names = {}  # one session: later blocks use the names of earlier ones
     try:
         for kind, block in re.findall(r"```(sh|python)\n(.*?)```", TUTORIAL, re.S):
             if kind == "python":
-                exec(block, {})
+                exec(block, names)
             else:
                 for line in block.replace("\\\n", " ").strip().splitlines():
                     run_command(line)

@@ -24,7 +24,6 @@ from fct_jax.upgrade.assessment.inputs import (
     fit_on_a_part,
     groups_of,
     held_out_rows,
-    metric_of,
     open_queries,
     split_judged,
 )
@@ -39,6 +38,7 @@ from fct_jax.upgrade.ways import WAYS, Way, find_way
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.judged_weights import fit_weights
 from fct_jax.upgrade.ways.relevance import METRICS
+from fct_jax.upgrade.ways.scores import chosen_metric
 
 _ANSWERS = 1000  # items that must find their own translation
 _TARGETS = {"labels": "map", "judged pairs": "mrr", "groups": "map", "agreement": "recall@10"}
@@ -129,9 +129,9 @@ def assess(
             raise UserError(f"labels must be one integer for each of {len(given)} shared items")
         whole_new = dataclasses.replace(whole_new, labels=labels)
         whole_old = dataclasses.replace(whole_old, labels=labels)
-    metric, why = metric_of(metric, whole_new)
-    old_metric, _ = metric_of("", whole_old)
-    notes = [f"Vectors are compared by {metric}: {why}."]
+    metric, why = chosen_metric(metric, whole_new.vectors, whole_new.meta.get("metric"))
+    old_metric, old_why = chosen_metric("", whole_old.vectors, whole_old.meta.get("metric"))
+    notes = [f"New vectors are compared by {metric} ({why}), old ones by {old_metric} ({old_why})."]
     if map is None:
         whole_old.check_finite()
         whole_new.check_finite()

@@ -5,10 +5,9 @@ import dataclasses
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.evaluate.distances import check_metric
 from fct_jax.storage.embedding_set import EmbeddingSet, check_fingerprint, check_paired
 from fct_jax.upgrade.checks.guards import as_found, check_space, new_space, old_space
-from fct_jax.upgrade.inputs import FEWEST, are_unit, load_array, open_sample, row_hashes, take
+from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, row_hashes, take
 from fct_jax.upgrade.maps.fitting import fit
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.ways import relevance as judge
@@ -43,19 +42,6 @@ class Queries:
     def of(self, rows: np.ndarray) -> "Queries":
         own = None if self.own is None else self.own[rows]
         return Queries(self.old[rows], self.new[rows], self.relevance.of(rows), own, self.how)
-
-
-def metric_of(given: str, found: EmbeddingSet) -> tuple[str, str]:
-    """Return "l2" or "cosine", and why: it was given, meta.json says so, or vectors are unit."""
-    if given:
-        check_metric(given)
-        return given, "as given"
-    said = found.meta.get("metric")
-    if said:
-        return said, "as meta.json says"
-    if are_unit(found.vectors):
-        return "cosine", "the vectors have unit length"
-    return "l2", "the vectors differ in length"
 
 
 def fit_on_a_part(

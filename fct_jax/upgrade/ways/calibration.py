@@ -9,8 +9,9 @@ import faiss
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.runtime.progress import console
 from fct_jax.storage.files import new_directory
-from fct_jax.upgrade.ways.scores import Space, without_own
+from fct_jax.upgrade.ways.scores import Space, chosen_metric, without_own
 
 REFERENCE = 16_384  # items of a sample that are used, at most
 TAIL_SHARE = 0.01  # of the reference items
@@ -210,8 +211,8 @@ def calibrate(
     *,
     query_old=None,
     query_new=None,
-    metric="l2",
-    old_metric=None,
+    metric: str = "",
+    old_metric: str | None = None,
     weights: Weights | None = None,
     seed: int = 0,
 ) -> Calibration:
@@ -223,7 +224,9 @@ def calibrate(
       old, new: (R, do), (R, dn) vectors of the same items; of more than 16,384 some are taken.
       query_old, query_new: (Q, do), (Q, dn) typical queries, by both models; without, items of
         the sample stand for them.
-      metric, old_metric: "l2" or "cosine", of the new and of the old space (None: the same).
+      metric, old_metric: "l2" or "cosine", of the new and of the old space. "": cosine for unit
+        vectors, else l2, which is said; an old_metric of None: that of the new space, where one
+        is given.
       weights: of the two spaces, learnt before; None: equal ones.
       seed: which items are taken and which stand for queries.
     """
@@ -235,8 +238,16 @@ def calibrate(
     order = np.random.default_rng(seed).permutation(len(old))[:REFERENCE]
     old, new = np.asarray(old)[order], np.asarray(new)[order]
     weights = weights or Weights()
+    new_metric, why = chosen_metric(metric, new)
+    old_metric, old_why = chosen_metric(old_metric or metric, old)
+    if not metric:
+        console.print(
+            f"calibration: old vectors are compared by {old_metric} ({old_why}), new ones by "
+            f"{new_metric} ({why})"
+        )
+    metric = new_metric
     spaces = (
-        Space.of(old, old_metric or metric).damped(weights.damping, old[:CROWD]),
+        Space.of(old, old_metric).damped(weights.damping, old[:CROWD]),
         Space.of(new, metric).damped(weights.damping, new[:CROWD]),
     )
     made = Calibration(*spaces, spaces[0].items(old), spaces[1].items(new), weights=weights)

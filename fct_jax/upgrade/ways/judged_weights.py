@@ -7,7 +7,7 @@ import numpy as np
 
 from fct_jax.upgrade.ways.calibration import Calibration, Weights, calibrate
 from fct_jax.upgrade.ways.relevance import Relevance
-from fct_jax.upgrade.ways.scores import crowding
+from fct_jax.upgrade.ways.scores import chosen_metric, crowding
 from fct_jax.upgrade.ways.serving import search
 
 _CANDIDATES = 100  # best items of each space and of both
@@ -27,7 +27,7 @@ def fit_weights(
     new,
     relevance: Relevance,
     *,
-    metric: str = "l2",
+    metric: str = "",
     old_metric: str | None = None,
     own=None,
     seed: int = 0,
@@ -49,6 +49,8 @@ def fit_weights(
       seed: of the migrations.
     """
     both = np.concatenate([pairs[0], old]), np.concatenate([pairs[1], new])
+    old_metric, _ = chosen_metric(old_metric or metric, both[0])
+    metric, _ = chosen_metric(metric, both[1])
 
     def made(weights: Weights) -> Calibration:
         return calibrate(*both, metric=metric, old_metric=old_metric, weights=weights)

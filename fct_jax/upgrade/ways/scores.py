@@ -11,6 +11,26 @@ BLOCK = 1 << 16  # gallery rows read together
 _FLOOR = 1e-12
 _NEIGHBOURS = 5  # of an item in the crowd
 _SAME = 1e-5  # relative difference of scores
+_LOOKED_AT = 1000  # vectors, for their length
+_UNIT = 5e-3  # from length 1: what float16 leaves of it
+
+
+def chosen_metric(given: str | None, vectors, said: str | None = None) -> tuple[str, str]:
+    """Return "l2" or "cosine", and why.
+
+    given: by the caller, "" or None to choose; vectors (N, D): of which the first are looked at;
+    said: what the vectors' meta.json says, or None. Raises UserError for an unknown metric.
+    """
+    if given:
+        check_metric(given)
+        return given, "as given"
+    if said:
+        check_metric(said)
+        return said, "as meta.json says"
+    norms = np.linalg.norm(np.asarray(vectors[:_LOOKED_AT], np.float64), axis=1)
+    if np.all(np.abs(norms - 1) < _UNIT):
+        return "cosine", "the vectors have unit length"
+    return "l2", "the vectors differ from unit length"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between, find_way, weighted
 from fct_jax.upgrade.ways.calibration import Calibration
-from fct_jax.upgrade.ways.scores import Space, best, top
+from fct_jax.upgrade.ways.scores import Space, best, chosen_metric, top
 
 
 def search(
@@ -30,7 +30,7 @@ def search(
     calibration: Calibration | None = None,
     *,
     translated=None,
-    metric: str = "l2",
+    metric: str = "",
     own: np.ndarray | None = None,
     query_bridged=None,
     query_common=None,
@@ -48,7 +48,8 @@ def search(
       k: results a query.
       calibration: of `calibrate`, for ways that need both models.
       translated: (N, dn) h(old), for ways that need it.
-      metric: of the new space, where there is no calibration.
+      metric: "l2" or "cosine", where there is no calibration; "": cosine for unit vectors,
+        else l2.
       own: (Q,) the row that is never a query's result, or None.
       query_bridged: (Q, do) new queries mapped to the old space, for ways that need them.
       query_common: (Q, do) new queries turned towards the old space, likewise.
@@ -148,7 +149,7 @@ def _spaces(items: dict, calibration: Calibration | None, metric: str) -> dict[s
         sample = items["translated"] if kind == "new" else items[kind]
         sample = items[kind] if sample is None else sample  # new and translated are one space
         if sample is not None:
-            found[kind] = Space.of(sample, metric)
+            found[kind] = Space.of(sample, chosen_metric(metric, sample)[0])
     return found
 
 
