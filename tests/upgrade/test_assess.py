@@ -302,6 +302,11 @@ def test_mistakes_are_one_line(text, text_map, tmp_path):
         ((text_map, old, new), {"orders": ("uncertanty",)}, "did you mean 'uncertainty'"),
         ((text_map, old, new), {"metric": "l3"}, "unknown metric 'l3'"),
         ((None, text["old"][:50], text["new"][:50]), {}, "20 of them are free to fit a map on"),
+        (
+            (text_map, old, EmbeddingSet.of(np.ones_like(text["new"]), text["ids"])),
+            {},
+            "the new model is degenerate, by 500 vectors: not varied",
+        ),
         ((text_map, old, new), {"depth": -1}, "depth must be 0 or more, not -1"),
         ((text_map, old, new), {"max_queries": 0}, "max_queries must be 20 or more, not 0"),
         ((text_map, old, new), {"items_per_second": -1.0}, "items_per_second must be 0 or more"),

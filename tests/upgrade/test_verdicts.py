@@ -1,8 +1,11 @@
 """Verdicts: by figures that are made up, and on pairs of models whose truth is known."""
 
+import known_truth as truth
 import numpy as np
 import pytest
 
+from fct_jax.errors import UserError
+from fct_jax.upgrade import assess
 from fct_jax.upgrade.assessment.verdict import (
     Bootstrap,
     Option,
@@ -111,3 +114,106 @@ def test_without_evidence_it_cannot_tell_and_says_what_would():
     needed = 1.96**2 * np.var(differences) / 0.05**2
     assert found.needed[0.05] == pytest.approx(needed, rel=0.05)
     assert queries_needed(0.25)[0.05] == int(np.ceil(1.96**2 * 0.25 / 0.05**2))
+
+
+def assessed(found: truth.Pair, yardstick: str, **keywords):
+    """The advice on a pair by a yardstick, or "refused" with the reason."""
+    given = {
+        "labels": {"labels": found.labels},
+        "groups": {"groups": found.labels},
+        "judged pairs": {
+            "query_old": found.query_old,
+            "query_new": found.query_new,
+            "judged": found.wanted,
+        },
+        "queries alone": {"query_old": found.query_old, "query_new": found.query_new},
+        "nothing": {},
+    }[yardstick]
+    try:
+        made = assess(
+            None,
+            found.old,
+            found.new,
+            method="ridge",
+            shares=(0.25, 0.5, 0.75),
+            max_queries=300,
+            resamples=500,
+            **given,
+            **keywords,
+        )
+    except UserError as error:
+        return "refused", str(error)
+    return made.advice, made
+
+
+RIGHT = {
+    "better": {"upgrade"},
+    "equal": {"keep"},
+    "worse": {"keep"},
+    "dead": {"keep", "refused"},
+    "collapsed": {"keep", "refused"},
+}
+
+
+def check_truth(name: str, known: str, yardstick: str, seed: int) -> str:
+    advice, made = assessed(truth.pair(name, known, seed), yardstick)
+    told = made if advice == "refused" else made.text
+    assert advice in {"cannot tell", *RIGHT[known]}, (name, known, yardstick, seed, told)
+    if yardstick in ("queries alone", "nothing") and advice != "refused":
+        assert advice == "cannot tell" and made.faithful
+    if advice == "upgrade":
+        # What is advised is nowhere below keep, beyond its interval.
+        path = [p for p in made.points if (p.way, p.order or None) == (made.way, made.order)]
+        path = [p for p in path if p.settings == made.verdict.settings]
+        assert all(point.gain[2] >= 0 for point in path)
+    return advice
+
+
+@pytest.mark.parametrize("known", truth.TRUTHS)
+def test_advice_is_right_or_cannot_tell(known):
+    said = [check_truth("digits", known, y, 0) for y in ("labels", "judged pairs", "nothing")]
+    # Labels of 600 digits are enough evidence: it does not hide behind "cannot tell".
+    assert said[0] in RIGHT[known]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("known", truth.TRUTHS)
+@pytest.mark.parametrize("name", ["synthetic", "digits", "emoji", "text"])
+def test_advice_is_never_wrong(name, known, seed):
+    if name in ("emoji", "text") and not truth.SHARED.is_dir():
+        pytest.skip("the shared vectors are not there")
+    for yardstick in ("labels", "judged pairs", "groups", "queries alone", "nothing"):
+        check_truth(name, known, yardstick, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", ["synthetic", "digits", "emoji", "text"])
+def test_what_is_advised_is_not_below_keep_for_other_queries(name, seed):
+    """Twenty pairs and seeds: half of the queries advise, the other half judge the advice."""
+    if name in ("emoji", "text") and not truth.SHARED.is_dir():
+        pytest.skip("the shared vectors are not there")
+    rng = np.random.default_rng(seed)
+    found = truth.pair(name, ("better", "equal", "worse")[seed % 3], seed)
+    half = rng.permutation(len(found.wanted)) % 2 == 0
+    parts = [
+        truth.Pair(
+            found.old,
+            found.new,
+            found.labels,
+            found.query_old[some],
+            found.query_new[some],
+            found.wanted[some],
+        )
+        for some in (half, ~half)
+    ]
+    advice, made = assessed(parts[0], "judged pairs")
+    if advice != "upgrade":
+        return
+    _, judge = assessed(parts[1], "judged pairs")
+    path = [p for p in judge.points if (p.way, p.order or None) == (made.way, made.order)]
+    path = [p for p in path if p.settings == made.verdict.settings and p.share <= made.share]
+    assert path
+    for point in path:
+        assert point.gain[2] >= 0, (name, seed, made.text, point)

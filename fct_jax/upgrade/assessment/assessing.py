@@ -24,6 +24,7 @@ from fct_jax.upgrade.assessment.inputs import (
     fit_on_a_part,
     groups_of,
     held_out_rows,
+    metric_of,
     open_queries,
     split_judged,
 )
@@ -32,13 +33,13 @@ from fct_jax.upgrade.assessment.verdict import Bootstrap, options_of, recommend,
 from fct_jax.upgrade.checks.guards import ask_map
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, paired, take
+from fct_jax.upgrade.maps.fitting import check_alive
 from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.ways import WAYS, Way, find_way
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.judged_weights import fit_weights
 from fct_jax.upgrade.ways.relevance import METRICS
-from fct_jax.upgrade.ways.scores import chosen_metric
 
 _ANSWERS = 1000  # items that must find their own translation
 _TARGETS = {"labels": "map", "judged pairs": "mrr", "groups": "map", "agreement": "recall@10"}
@@ -129,12 +130,13 @@ def assess(
             raise UserError(f"labels must be one integer for each of {len(given)} shared items")
         whole_new = dataclasses.replace(whole_new, labels=labels)
         whole_old = dataclasses.replace(whole_old, labels=labels)
-    metric, why = chosen_metric(metric, whole_new.vectors, whole_new.meta.get("metric"))
-    old_metric, old_why = chosen_metric("", whole_old.vectors, whole_old.meta.get("metric"))
+    metric, why = metric_of(metric, whole_new)
+    old_metric, old_why = metric_of("", whole_old)
     notes = [f"New vectors are compared by {metric} ({why}), old ones by {old_metric} ({old_why})."]
+    whole_old.check_finite()
+    whole_new.check_finite()
+    check_alive(whole_old, whole_new)
     if map is None:
-        whole_old.check_finite()
-        whole_new.check_finite()
         found = fit_on_a_part(whole_old, whole_new, judged, method=method, metric=metric, seed=seed)
     else:
         found = load_map(map).forward().for_dim(whole_old.dim)

@@ -11,7 +11,7 @@ from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, row_hashes, 
 from fct_jax.upgrade.maps.fitting import fit
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.ways import relevance as judge
-from fct_jax.upgrade.ways.scores import Space
+from fct_jax.upgrade.ways.scores import Space, chosen_metric
 
 REFERENCE = 4000  # items of a calibration
 _LOOKED_AT = 64  # vectors, for their length
@@ -42,6 +42,11 @@ class Queries:
     def of(self, rows: np.ndarray) -> "Queries":
         own = None if self.own is None else self.own[rows]
         return Queries(self.old[rows], self.new[rows], self.relevance.of(rows), own, self.how)
+
+
+def metric_of(given: str, found: EmbeddingSet) -> tuple[str, str]:
+    """Return "l2" or "cosine", and why: it was given, meta.json says so, or vectors are unit."""
+    return chosen_metric(given, found.vectors, found.meta.get("metric"))
 
 
 def fit_on_a_part(

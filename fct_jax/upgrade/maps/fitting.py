@@ -179,11 +179,11 @@ def _pairs(old, new, labels, classifier, training: Training, seed: int) -> tuple
         if len(usable) < FEWEST:
             raise UserError(f"{zeros} of {len(new)} pairs have a zero vector")
         pairs = pairs.of(usable)
-    _check_alive(pairs.old, pairs.new)
+    check_alive(pairs.old, pairs.new)
     return pairs, zeros
 
 
-def _check_alive(old: EmbeddingSet, new: EmbeddingSet) -> None:
+def check_alive(old: EmbeddingSet, new: EmbeddingSet) -> None:
     """Raise UserError where the vectors of a model show that it is of no use."""
     for role, found, other in (("old", old, None), ("new", new, old.vectors)):
         metric = found.meta.get("metric", "l2")
