@@ -23,6 +23,8 @@ def add_gallery(parser) -> None:
     parser.add_argument("--vector-column", help="column of vectors; found if not given")
     parser.add_argument("--on-bad", choices=("quarantine", "raise"), help="set unusable vectors "
                         "aside (at most one in a thousand), or stop at the first")  # fmt: skip
+    parser.add_argument("--duplicates", choices=("raise", "first", "last"), help="which row of a "
+                        "repeated id counts, or stop there")  # fmt: skip
 
 
 def add_arguments(parser) -> None:

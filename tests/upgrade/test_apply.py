@@ -91,7 +91,9 @@ def test_killed_at_any_moment(made, tmp_path, form):
         assert int(killed) > 3, ran.stderr
         assert contents(tmp_path / seed / "gallery") == plain
         done = Progress(Journal(tmp_path / seed / "journal.jsonl").records)
-        assert done.items == COUNT and len(done.stops) == -(-COUNT // 23)
+        assert done.items == done.reembedded == COUNT
+        # What had failed came in batches of its own.
+        assert len(done.stops) >= -(-COUNT // 23) + 2
 
 
 def test_killed_from_outside(tmp_path):

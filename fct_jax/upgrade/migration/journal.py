@@ -80,6 +80,8 @@ class Progress:
       bad: [row, reason] of each unusable vector of the rows.
       translated: the record that all are, and the gallery has its name, or None.
       stops: for every finished batch, how many items of the plan were done by its end.
+      failed: places in the plan of items that could not be embedded so far; they stay translated.
+      spent: (items, tokens) that asking for vectors has cost.
       pending: the record of a batch whose vectors are stored but not all in the gallery, or None.
       rolling_back: the record of a rollback that was not finished, or None.
       plan: the record of the plan that is followed, or None.
@@ -92,6 +94,9 @@ class Progress:
         self.rows, self.bad = 0, []
         self.published = 0
         self.stops: list[int] = []
+        self.spent = (0, 0)
+        self._batches: list[dict] = []
+        self.retried: list[int] = []  # places that readers of the gallery do not see yet
         for record in records:
             self.add(record)
 
@@ -106,8 +111,33 @@ class Progress:
 
     @property
     def items(self) -> int:
-        """How many items of the plan are re-embedded."""
+        """How many items of the plan, from the first on, have had their turn."""
         return self.stops[-1] if self.stops else 0
+
+    @property
+    def failed(self) -> set[int]:
+        return self._failed_at(len(self._batches))
+
+    def _failed_at(self, batch: int) -> set[int]:
+        found: set[int] = set()
+        for record in self._batches[:batch]:
+            found.update(record.get("failed", ()))
+            found.difference_update(record.get("retried", ()))
+        return found
+
+    def reembedded_at(self, batch: int) -> int:
+        """Return how many items were re-embedded at the end of a batch."""
+        return (self.stops[batch - 1] if batch else 0) - len(self._failed_at(batch))
+
+    @property
+    def reembedded(self) -> int:
+        """How many items are re-embedded."""
+        return self.reembedded_at(len(self.stops))
+
+    def since(self, batch: int) -> list[int]:
+        """Return the places of items that were tried again after ``batch``, or are about to be."""
+        later = [*self._batches[batch:], *([self.pending] if self.pending else [])]
+        return [place for record in later for place in record.get("retried", ())]
 
     def _begin(self, record):
         self.begin = record
@@ -131,15 +161,20 @@ class Progress:
 
     def _batch(self, record):
         self.stops.append(record["stop"])
+        self._batches.append(record)
+        self.retried += record.get("retried", [])
         self.pending = None
 
+    def _spent(self, record):
+        self.spent = (self.spent[0] + record["items"], self.spent[1] + record["tokens"])
+
     def _published(self, record):
-        self.published = record["items"]
+        self.published, self.retried = record["items"], []
 
     def _rollback(self, record):
         self.rolling_back = record
 
     def _rolled_back(self, record):
-        del self.stops[record["to"] :]
+        del self.stops[record["to"] :], self._batches[record["to"] :]
         self.pending = self.rolling_back = None
         self.published = min(self.published, self.items)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.storage.ids import first_ten
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.galleries.base import Gallery
@@ -59,7 +60,13 @@ def check_new_vectors(gallery: Gallery, map, new: NewVectors) -> int:
         raise UserError(f"{new.name} has no vector for any id of {gallery.name}")
     rows = _some(np.flatnonzero(has))
     ids = gallery.ids[rows]
-    vectors = guards.check_batch(ids, new(ids), map.dim_out, new.meta, new.name)
+    answer = new(ids)
+    if answer.error is not None:
+        raise answer.error
+    if not len(answer.found):
+        raise UserError(f"{new.name} could embed none of {first_ten(ids)}")
+    rows, ids = rows[answer.found], ids[answer.found]
+    vectors = guards.check_batch(ids, answer.vectors, map.dim_out, new.meta, new.name)
     guards.check_space(new.name, guards.as_found(new.meta, vectors), guards.new_space(map), "new")
     # A set that has only the planned items has those that the map is least sure of.
     return _ask(gallery.rows(rows), vectors, map, new.name, hard=has.mean() <= _MOST)

@@ -1,4 +1,9 @@
-"""Where re-embedded vectors come from: an EmbeddingSet, or a function of ids."""
+"""Where re-embedded vectors come from: an EmbeddingSet, a function of ids, an HTTP endpoint."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -7,6 +12,67 @@ from fct_jax.runtime.plugins import imported, is_import_name
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.ids import Finder, first_ten
 from fct_jax.upgrade.migration.settings import expanded
+from fct_jax.upgrade.migration.spending import Spending
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How functions and endpoints are asked for vectors.
+
+    Attributes:
+      texts: of an endpoint: ``module:function`` from ids to texts (None for an id without one),
+        such a function, or a .jsonl file of ``{"id": …, "text": …}``; None: the ids are the texts.
+      model: of an endpoint, as the server calls it; ``?model=`` of the URL says the same.
+      parallel: requests, or calls of a function, at a time; None: 4 and 1.
+      per_request: items of a request to an endpoint.
+      attempts: how often a request is made before it counts as failed.
+      timeout: seconds that an answer may take.
+      max_items, max_tokens, max_money: what the whole upgrade may spend; None: no cap.
+      cost_per_1000: price of 1,000 items.
+      cost_per_million_tokens: price of a million tokens, as the endpoint counts them.
+    """
+
+    texts: str | Callable | None = None
+    model: str | None = None
+    parallel: int | None = None
+    per_request: int = 64
+    attempts: int = 6
+    timeout: float = 60.0
+    max_items: int | None = None
+    max_tokens: int | None = None
+    max_money: float | None = None
+    cost_per_1000: float | None = None
+    cost_per_million_tokens: float | None = None
+
+    def check(self) -> None:
+        """Raise UserError for a value that cannot be."""
+        for key in ("parallel", "per_request", "attempts"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise UserError(f"{key} must be 1 or more, not {getattr(self, key)}")
+        for key in ("max_items", "max_tokens", "max_money"):
+            value = getattr(self, key)
+            if value is not None and not 0 <= value < np.inf:
+                raise UserError(f"{key} must be 0 or more, not {value}")
+        if self.max_money is not None and not (self.cost_per_1000 or self.cost_per_million_tokens):
+            raise UserError("max_money needs cost_per_1000 or cost_per_million_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What came of asking for n ids.
+
+    Attributes:
+      vectors: (m, D), of the ids that could be embedded.
+      found: (m,) int64, places of these among the ids, ascending.
+      asked: how many ids there was an answer for, from the first on; the others can be asked for
+        again.
+      error: why there was none for the rest; None if all were asked for.
+    """
+
+    vectors: np.ndarray
+    found: np.ndarray
+    asked: int
+    error: UserError | None = None
 
 
 class NewVectors:
@@ -15,16 +81,62 @@ class NewVectors:
     Attributes:
       name: for messages.
       meta: what is known about them, as in ``meta.json``; {} for a function.
+      spending: what asking has cost so far, and may.
     """
 
-    def __init__(self, name: str, function, meta: dict, find: Finder | None = None):
-        """``find``: which ids there are vectors for; None: any."""
-        self.name, self.meta, self._function, self._find = name, meta, function, find
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[np.ndarray], Sequence],
+        meta: dict | None = None,
+        find: Finder | None = None,
+        spending: Spending | None = None,
+        parallel: int = 1,
+        per_request: int | None = None,
+        stop: threading.Event | None = None,
+    ):
+        """Give vectors by a function from ids (n,) to vectors, None for those that have none.
 
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """Vectors (n, D) of the ids. Raises UserError where the function fails."""
+        find: which ids there are vectors for; None: any.
+        parallel: calls of the function at a time.
+        per_request: the most ids that the function is asked for together; None: any number.
+        stop: is set when a call has failed, so that others need not go on.
+        """
+        self.name, self.meta, self._function, self._find = name, meta or {}, function, find
+        self.spending = spending or Spending()
+        self._parallel, self._per_request = parallel, per_request
+        self._stop = stop or threading.Event()
+
+    def __call__(self, ids: np.ndarray) -> Answer:
+        """Ask for the vectors of some ids.
+
+        An error after some of the ids is part of the answer, as these may have been paid for.
+        """
+        has = self.has(ids)
+        places = np.flatnonzero(has)
+        size = -(-len(places) // self._parallel) or 1
+        size = min(size, self._per_request or size)
+        pieces = [places[start : start + size] for start in range(0, len(places), size)]
+        self._stop.clear()
+        answers, error = _in_order(
+            lambda piece: self._ask(ids[piece]), pieces, self._parallel, self._stop
+        )
+        asked = len(ids) if error is None else int(pieces[len(answers)][0])
+        found, vectors = [], []
+        for piece, answer in zip(pieces, answers, strict=False):
+            for place, vector in zip(piece, answer, strict=True):
+                if vector is not None:
+                    found.append(place)
+                    vectors.append(vector)
         try:
-            return self._function(ids)
+            made = np.asarray(vectors)
+        except ValueError:
+            raise UserError(f"{self.name} gave vectors of different dimensions") from None
+        return Answer(made, np.array(found, np.int64), asked, error)
+
+    def _ask(self, ids: np.ndarray):
+        try:
+            answer = self._function(ids)
         except UserError:
             raise
         except Exception as error:  # whatever a user's function raises
@@ -32,45 +144,117 @@ class NewVectors:
                 f"{self.name} failed on {first_ten(ids)}: {type(error).__name__}: "
                 f"{' '.join(str(error).split())}"
             ) from error
+        if not hasattr(answer, "__len__") or len(answer) != len(ids):
+            shape = np.shape(answer) if isinstance(answer, np.ndarray) else f"{len(answer)} answers"
+            kind = f"{answer.dtype} " if isinstance(answer, np.ndarray) else ""
+            raise UserError(f"{self.name} gave {kind}{shape} for {len(ids)} ids")
+        return answer
 
     def has(self, ids: np.ndarray) -> np.ndarray:
-        """For which ids there can be a vector, (n,) bool."""
+        """Return for which ids there can be a vector, (n,) bool."""
         return np.ones(len(ids), bool) if self._find is None else self._find(ids) >= 0
 
-    def check_covers(self, ids: np.ndarray) -> None:
-        """There are vectors for all ids. Raises UserError with the first that have none."""
-        missing = ids[~self.has(ids)]
-        if len(missing):
-            raise UserError(f"{self.name} has no vectors for {first_ten(missing)} of the plan")
+    def check_some(self, ids: np.ndarray) -> None:
+        """Raise UserError if there are vectors for none of some ids."""
+        if len(ids) and not self.has(ids).any():
+            raise UserError(f"{self.name} has no vectors for {first_ten(ids)} of the plan")
 
 
-def open_reembed(where) -> NewVectors:
-    """An EmbeddingSet's directory, ``module:function``, or the function itself.
+def _in_order(
+    ask: Callable, pieces: list, parallel: int, stop: threading.Event
+) -> tuple[list, UserError | None]:
+    """Return the answers to pieces in their order until the first that fails, and its error."""
+    answers = []
+    if parallel == 1 or len(pieces) < 2:
+        for piece in pieces:
+            try:
+                answers.append(ask(piece))
+            except UserError as error:
+                return answers, error
+        return answers, None
 
-    The function takes ids (n,) and returns their vectors (n, D). A module is looked for in the
-    current directory, too.
+    def unless_stopped(piece):
+        if stop.is_set():
+            return None  # a piece behind one that failed: they are begun in their order
+        try:
+            return ask(piece)
+        except BaseException:
+            stop.set()  # nothing more is to be paid for
+            raise
+
+    with ThreadPoolExecutor(parallel) as pool:
+        futures = [pool.submit(unless_stopped, piece) for piece in pieces]
+        try:
+            for future in futures:
+                answers.append(future.result())
+        except UserError as error:
+            return answers, error
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+    return answers, None
+
+
+def open_reembed(where, asking: Asking | None = None) -> NewVectors:
+    """Open a source of new vectors.
+
+    Args:
+      where: an EmbeddingSet's directory; ``module:function`` or a function from ids (n,) to their
+        vectors (n, D), None in place of a vector that cannot be; or the URL of an endpoint as of
+        OpenAI's ``/v1/embeddings``. A module is also looked for in the current directory.
+      asking: how functions and endpoints are asked.
+
+    Raises:
+      UserError: nothing of the kind is there.
     """
-    if callable(where):
-        return NewVectors(getattr(where, "__name__", "the function"), where, {})
-    if (expanded(where) / "vectors.npy").is_file():
-        return _of_set(EmbeddingSet.read(expanded(where)))
-    if not is_import_name(where):
-        raise UserError(
-            f"reembed={where} is no EmbeddingSet (vectors.npy is missing) and no module:function"
+    asking = asking or Asking()
+    asking.check()
+    spending = Spending(
+        asking.max_items,
+        asking.max_tokens,
+        asking.max_money,
+        asking.cost_per_1000,
+        asking.cost_per_million_tokens,
+    )
+    if isinstance(where, str) and where.startswith(("http://", "https://")):
+        from fct_jax.upgrade.migration.http_embeddings import Endpoint
+
+        stop = threading.Event()
+        endpoint = Endpoint(where, asking, spending, stop)
+        return NewVectors(
+            endpoint.name,
+            endpoint,
+            spending=spending,
+            parallel=asking.parallel or 4,
+            per_request=asking.per_request,
+            stop=stop,
         )
-    function = imported(str(where), "function")
+    if not callable(where):
+        if (expanded(where) / "vectors.npy").is_file():
+            return _of_set(EmbeddingSet.read(expanded(where)))
+        if not is_import_name(where):
+            raise UserError(
+                f"reembed={where} is no EmbeddingSet (vectors.npy is missing), "
+                "no module:function and no URL"
+            )
+    function = where if callable(where) else imported(str(where), "function")
+    name = getattr(where, "__name__", "the function") if callable(where) else str(where)
     if not callable(function):
         raise UserError(f"reembed={where} is not a function")
-    return NewVectors(str(where), function, {})
+
+    def counted(ids: np.ndarray):
+        with spending.reserved(len(ids), 0):
+            answer = function(ids)
+            spending.add(len(ids), 0)
+        return answer
+
+    return NewVectors(name, counted, spending=spending, parallel=asking.parallel or 1)
 
 
 def _of_set(found: EmbeddingSet) -> NewVectors:
     find = Finder(found.ids)
 
     def vectors(ids: np.ndarray) -> np.ndarray:
-        rows = find(ids)
-        if (rows < 0).any():
-            raise UserError(f"{found.name} has no {first_ten(ids[rows < 0])}")
-        return np.asarray(found.vectors[rows], np.float32)
+        return np.asarray(found.vectors[find(ids)], np.float32)
 
     return NewVectors(found.name, vectors, found.meta, find)

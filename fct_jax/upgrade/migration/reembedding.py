@@ -1,12 +1,17 @@
 """Taking the new model's vectors for a plan's items, batch by batch, each checked first."""
 
+import json
 import time
 
 import numpy as np
 
-from fct_jax.runtime.progress import Bar
-from fct_jax.upgrade.checks.guards import ask_map, check_batch
+from fct_jax.errors import UserError
+from fct_jax.runtime.progress import Bar, console
+from fct_jax.storage.files import write_synced
+from fct_jax.storage.ids import first_ten
+from fct_jax.upgrade.checks.guards import ask_map, check_batch, sound
 from fct_jax.upgrade.checks.known_answers import check_known_answers
+from fct_jax.upgrade.galleries.quarantine import MOST
 from fct_jax.upgrade.migration.planning import Plan
 from fct_jax.upgrade.migration.reembed import NewVectors
 from fct_jax.upgrade.migration.steps import Migration
@@ -15,63 +20,150 @@ _FEW = 16  # a smaller batch shows nothing by its known answers
 _LOOKED_AT = 256  # items of a batch
 
 
-def re_embed(
-    work: Migration,
-    plan: Plan,
-    new: NewVectors,
-    batch_items: int,
-    max_batches: int | None,
-    unchecked: bool,
-) -> None:
-    """Put the new vectors of a plan's items into a translated gallery, from where work stopped.
+class Reembedding:
+    """One run's share of re-embedding the items of a plan.
 
-    Args:
-      work: the migration.
-      plan, new: what to re-embed, and where its new vectors come from.
-      batch_items: items that are asked for, checked and recorded together.
-      max_batches: stop after so many; None: go to the end of the plan.
-      unchecked: take batches also where known answers do not show that they belong to their ids.
-
-    Raises:
-      UserError: a batch is unsound; nothing of it is written.
+    Items that cannot be embedded stay translated and are listed in ``unembedded.jsonl``; the next
+    run asks for them again. They never end the plan.
     """
-    work.target.open(work.map.dim_out)
-    if work.progress.rolling_back is not None:
-        # Killed on the way back, which is gone to its end first.
-        work.roll_back(work.followed(), work.progress.rolling_back["to"])
-    work.follow(plan)
-    last = len(work.progress.stops) + (np.inf if max_batches is None else max_batches)
-    if work.progress.items < len(plan):
-        work.describe("migrating", work.progress.items, len(plan))  # before the first new vector
-    with Bar("re-embedding", len(plan), "items", work.progress.items) as bar:
-        while work.progress.items < len(plan) and len(work.progress.stops) < last:
-            begun, start = time.monotonic(), work.progress.items
-            if work.has_pending():
-                stop, vectors = work.progress.pending["stop"], None
-            else:
-                stop = min(start + batch_items, len(plan))
-                vectors = _new_vectors(work, plan, new, start, stop, unchecked)
-            work.put_batch(plan, vectors, start, stop, begun)
-            bar.advance(stop - start)
-    done = work.progress.items
-    if done > work.progress.published:
-        work.publish(plan.rows[work.progress.published : done])
-        work.record("published", items=done)
-    work.describe("finished" if done == len(plan) else "migrating", done, len(plan))
 
+    def __init__(self, work: Migration, plan: Plan, new: NewVectors, unchecked: bool):
+        """Take new vectors for a translated gallery.
 
-def _new_vectors(
-    work: Migration, plan: Plan, new: NewVectors, start: int, stop: int, unchecked: bool
-) -> np.ndarray:
-    """Return the new model's vectors of a batch, which are sound and those of these ids."""
-    ids, rows = plan.ids[start:stop], plan.rows[start:stop]
-    vectors = check_batch(ids, new(ids), work.map.dim_out, new.meta, new.name)
-    if len(ids) >= _FEW and not unchecked:
-        some = np.unique(np.linspace(0, len(ids) - 1, min(len(ids), _LOOKED_AT)).astype(np.int64))
-        translated = work.target.vectors.get(rows[some])
-        what = f"batch {len(work.progress.stops) + 1} of {new.name}"
-        old = work.source.rows(rows[some])
-        # The first of a plan are those that the map is least sure of.
-        answer = ask_map(work.map, old, translated, vectors[some], work.map.metric, hard=True)
-        check_known_answers(answer, what)
-    return vectors
+        unchecked: take batches also where known answers do not show that they belong to their ids.
+        """
+        self._work, self._plan, self._new, self._unchecked = work, plan, new, unchecked
+        self._error: UserError | None = None
+
+    def run(self, batch_items: int, max_batches: int | None) -> None:
+        """Go on from where work stopped.
+
+        Args:
+          batch_items: items that are asked for, checked and recorded together.
+          max_batches: stop after so many; None: go to the end of the plan.
+
+        Raises:
+          UserError: a batch is unsound, and nothing of it is written; or no more vectors are to be
+            had, and those before are written.
+        """
+        work, plan, progress = self._work, self._plan, self._work.progress
+        work.target.open(work.map.dim_out)
+        if progress.rolling_back is not None:
+            # Killed on the way back, which is gone to its end first.
+            work.roll_back(work.followed(), progress.rolling_back["to"])
+        work.follow(plan)
+        earlier, sample = progress.spent, (self._new.spending.items, self._new.spending.tokens)
+        self._record_spent(*sample)  # of known answers
+        self._new.spending.add(*earlier)
+        last = len(progress.stops) + (np.inf if max_batches is None else max_batches)
+        if progress.items < len(plan):
+            work.describe("migrating", progress.reembedded, len(plan))  # before the first new one
+        again = self._failed_before()
+        with Bar("re-embedding", len(plan), "items", progress.items) as bar:
+            if work.has_pending() and len(progress.stops) < last:
+                bar.advance(work.put_pending(plan, time.monotonic()))
+                again = self._failed_before()
+            while len(again) and len(progress.stops) < last and self._error is None:
+                self._retry(again[:batch_items])
+                again = again[batch_items:]
+            while progress.items < len(plan) and len(progress.stops) < last and not self._error:
+                start = progress.items
+                bar.advance(self._next(start, min(start + batch_items, len(plan))))
+        self._finish()
+        if self._error is not None:
+            raise self._error
+
+    def _failed_before(self) -> np.ndarray:
+        """Return the places of items that failed and that there may be vectors for now."""
+        places = np.array(sorted(self._work.progress.failed), np.int64)
+        return places[self._new.has(self._plan.ids[places])]
+
+    def _retry(self, places: np.ndarray) -> None:
+        """Ask again for items that failed in an earlier run."""
+        begun, items = time.monotonic(), self._work.progress.items
+        vectors, found, _ = self._asked(places)
+        if len(found):
+            self._work.keep_pending(vectors, items, items, retried=places[found].tolist())
+            self._work.put_pending(self._plan, begun)
+
+    def _next(self, start: int, stop: int) -> int:
+        """Take the next batch of the plan; return how many items have had their turn."""
+        begun, places = time.monotonic(), np.arange(start, stop)
+        vectors, found, asked = self._asked(places)
+        if not asked:
+            return 0
+        ids = self._plan.ids[places[:asked]]
+        if not len(found) and asked >= _FEW and self._new.has(ids).any():
+            # So many are no exception; the plan would go to its end with nothing done.
+            raise UserError(f"{self._new.name} could embed none of {first_ten(ids)}")
+        failed = np.delete(places[:asked], found).tolist()
+        some = {"failed": failed} if failed else {}
+        self._work.keep_pending(vectors, start, start + asked, **some)
+        return self._work.put_pending(self._plan, begun)
+
+    def _asked(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return (vectors, which of the places they are of, how many places were asked for).
+
+        An error that leaves vectors to be kept is raised at the end of the run.
+        """
+        new, ids = self._new, self._plan.ids[places]
+        before = new.spending.items, new.spending.tokens
+        try:
+            answer = new(ids)
+        finally:
+            self._record_spent(new.spending.items - before[0], new.spending.tokens - before[1])
+        self._error = answer.error
+        vectors, found = self._usable(places, answer.vectors, answer.found)
+        return vectors, found, answer.asked
+
+    def _record_spent(self, items: int, tokens: int) -> None:
+        if items or tokens:
+            self._work.record("spent", items=items, tokens=tokens)
+
+    def _usable(self, places, vectors, found) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vectors that can be used, and which places they are of; raises UserError."""
+        work, new, ids = self._work, self._new, self._plan.ids[places]
+        if not len(found):
+            return np.empty((0, work.map.dim_out), np.float32), found
+        if vectors.ndim == 2 and vectors.dtype.kind == "f":
+            good = sound(vectors.astype(np.float32, copy=False))
+            if np.sum(~good) <= MOST * len(ids):  # a few that the model fails at; more are a fault
+                vectors, found = vectors[good], found[good]
+        vectors = check_batch(ids[found], vectors, work.map.dim_out, new.meta, new.name)
+        if len(found) >= _FEW and not self._unchecked:
+            self._check_answers(self._plan.rows[places[found]], vectors)
+        return vectors, found
+
+    def _check_answers(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Raise UserError where the vectors are not those of the items in these rows."""
+        work, count = self._work, min(len(rows), _LOOKED_AT)
+        some = np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))
+        rows = rows[some]
+        what = f"batch {len(work.progress.stops) + 1} of {self._new.name}"
+        old = work.source.rows(rows)
+        good = sound(old)
+        if good.sum() >= _FEW:
+            translated, new = work.target.vectors.get(rows[good]), vectors[some[good]]
+            # The first of a plan are those that the map is least sure of.
+            answer = ask_map(work.map, old[good], translated, new, work.map.metric, hard=True)
+            check_known_answers(answer, what)
+
+    def _finish(self) -> None:
+        """Let readers of the gallery see what was put, and list what could not be embedded."""
+        work, plan, progress = self._work, self._plan, self._work.progress
+        places = np.union1d(np.arange(progress.published, progress.items), progress.retried)
+        if len(places):
+            work.publish(plan.rows[places.astype(np.int64)])
+            work.record("published", items=progress.items)
+        state = "finished" if progress.items == len(plan) else "migrating"
+        work.describe(state, progress.reembedded, len(plan))
+        path, failed = work.workdir / "unembedded.jsonl", sorted(progress.failed)
+        if failed:
+            lines = [json.dumps({"id": plan.ids[place].item()}) + "\n" for place in failed]
+            write_synced(path, "".join(lines).encode())
+            console.print(
+                f"{first_ten(plan.ids[failed])} could not be embedded and stay translated; "
+                f"see {path.name}; the next run asks for them again"
+            )
+        else:
+            path.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ class Status:
       batches: number of finished batches.
       rate: items a second lately; rows while translating.
       seconds_left: by this rate.
+      unembedded: items that could not be embedded so far; see ``unembedded.jsonl``.
       quarantined: source vectors that cannot be used; see ``quarantine.jsonl``.
       way: way of serving that quality is of.
       measure, measured, forecast: of the probe set, if there is one.
@@ -45,6 +46,7 @@ class Status:
     batches: int
     rate: float | None
     seconds_left: float | None
+    unembedded: int
     quarantined: int
     way: str
     measure: str | None = None
@@ -63,6 +65,11 @@ class Status:
             lines.append(
                 f"  re-embedded {self.reembedded:,} of {self.planned:,} planned items in "
                 f"{self.batches} batches ({self.share:.1%} of the gallery)"
+            )
+        if self.unembedded:
+            lines.append(
+                f"  {self.unembedded:,} could not be embedded and stay translated; see "
+                f"{self.workdir}/unembedded.jsonl; the next apply asks for them again"
             )
         if self.quarantined:
             lines.append(
@@ -105,11 +112,12 @@ def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
         count=count,
         translated=count if done.ready else done.rows,
         planned=planned,
-        reembedded=done.items,
-        share=done.items / count if count else None,
+        reembedded=done.reembedded,
+        share=done.reembedded / count if count else None,
         batches=len(done.stops),
         rate=rate,
         seconds_left=None if rate is None or total is None else (total - at) / rate,
+        unembedded=len(done.failed),
         quarantined=len(done.bad) if done.ready else plan.get("checked", {}).get("bad", 0),
         way=way,
     )

@@ -229,23 +229,36 @@ class Migration:
         rows = np.load(self.workdir / "followed.npy", allow_pickle=False)
         return Plan(self.source.ids[rows], rows, {})
 
-    def put_batch(self, plan: Plan, vectors, start: int, stop: int, begun: float) -> None:
-        """New vectors of the items from start to stop of the plan go to the gallery.
+    def keep_pending(self, vectors: np.ndarray, start: int, stop: int, **places) -> None:
+        """Store the new vectors of a batch, before any of them goes to the gallery.
 
-        ``vectors`` None: those that were pending when the last run stopped. ``begun``: when work
-        on the batch did, by ``time.monotonic``.
+        Args:
+          vectors: (n, D) of the items from start to stop of the plan, without those that failed,
+            and then of those that were tried again.
+          start, stop: which items have their turn.
+          places: ``failed`` and ``retried``, places of items in the plan; left out where none are.
         """
-        number = len(self.progress.stops) + 1
-        path = self.workdir / "pending.npy"
-        if vectors is not None:
-            _write_array(path, self.scaled(vectors))
-            self.record("pending", batch=number, start=start, stop=stop, checksum=_checksum(path))
-        vectors = np.load(path, allow_pickle=False)
-        self.target.put(plan.rows[start:stop], vectors, NEW)
-        seconds = round(time.monotonic() - begun, 3)
-        self.record("batch", batch=number, start=start, stop=stop, seconds=seconds)
+        path, number = self.workdir / "pending.npy", len(self.progress.stops) + 1
+        _write_array(path, self.scaled(vectors))
+        checksum = _checksum(path)
+        self.record("pending", batch=number, start=start, stop=stop, checksum=checksum, **places)
+
+    def put_pending(self, plan: Plan, begun: float) -> int:
+        """Put what is pending into the gallery; return how many items have had their turn.
+
+        begun: when work on the batch began, by ``time.monotonic``.
+        """
+        pending, path = self.progress.pending, self.workdir / "pending.npy"
+        batch = {key: pending[key] for key in pending if key not in ("kind", "checksum")}
+        items = np.arange(batch["start"], batch["stop"])
+        items = items[~np.isin(items, batch.get("failed", []))]
+        places = np.concatenate([items, batch.get("retried", [])]).astype(np.int64)
+        if len(places):
+            self.target.put(plan.rows[places], np.load(path, allow_pickle=False), NEW)
+        self.record("batch", **batch, seconds=round(time.monotonic() - begun, 3))
         path.unlink(missing_ok=True)
-        self.describe("migrating", stop, len(plan))
+        self.describe("migrating", self.progress.reembedded, len(plan))
+        return batch["stop"] - batch["start"]
 
     def has_pending(self) -> bool:
         """Whether the vectors of the next batch are stored already."""
@@ -259,8 +272,9 @@ class Migration:
         last = max(done.items, done.published, done.pending["stop"] if done.pending else 0)
         if done.rolling_back is None:
             self.record("rollback", to=to)
-        self.describe("migrating", first, len(plan))
-        rows = np.sort(plan.rows[first:last])
+        self.describe("migrating", done.reembedded_at(to), len(plan))
+        places = np.union1d(np.arange(first, last), done.since(to)).astype(np.int64)
+        rows = np.sort(plan.rows[places])
         chunks = rows // self.chunk
         with Bar("rolling back", len(rows), "vectors") as bar:
             for number in np.unique(chunks):

@@ -14,8 +14,8 @@ from fct_jax.upgrade.migration.planning import Plan, Wanted, make_plan, read_pla
 from fct_jax.upgrade.migration.preflight import check_before, check_new_vectors
 from fct_jax.upgrade.migration.probe import Probe, open_probe
 from fct_jax.upgrade.migration.reading import Certificate, read_through, write_quarantine
-from fct_jax.upgrade.migration.reembed import open_reembed
-from fct_jax.upgrade.migration.reembedding import re_embed
+from fct_jax.upgrade.migration.reembed import Asking, open_reembed
+from fct_jax.upgrade.migration.reembedding import Reembedding
 from fct_jax.upgrade.migration.settings import Settings, expanded, merged, named, remember
 from fct_jax.upgrade.migration.status import Status, status_of
 from fct_jax.upgrade.migration.steps import Migration, lock_of
@@ -144,6 +144,17 @@ class Upgrade:
         batch_items: int = 4096,
         max_batches: int | None = None,
         unchecked: bool = False,
+        texts=Asking.texts,
+        model: str | None = Asking.model,
+        parallel: int | None = Asking.parallel,
+        per_request: int = Asking.per_request,
+        attempts: int = Asking.attempts,
+        timeout: float = Asking.timeout,
+        max_items: int | None = Asking.max_items,
+        max_tokens: int | None = Asking.max_tokens,
+        max_money: float | None = Asking.max_money,
+        cost_per_1000: float | None = Asking.cost_per_1000,
+        cost_per_million_tokens: float | None = Asking.cost_per_million_tokens,
         probe=None,
         batch_size: int | None = None,
         id_column: str | None = None,
@@ -158,18 +169,25 @@ class Upgrade:
         Args:
           map, gallery, probe, batch_size, id_column, vector_column, on_bad, duplicates: as of
             `plan`; what the directory remembers need not be named.
-          reembed: where new vectors come from: an EmbeddingSet's directory, ``module:function``,
-            or a function from ids (n,) to vectors (n, D). None: translate only.
+          reembed: where new vectors come from: an EmbeddingSet's directory; ``module:function``, or
+            a function from ids (n,) to vectors (n, D), None in place of those that cannot be; or
+            the URL of an endpoint as of OpenAI's ``/v1/embeddings``. None: translate only.
           batch_items: items that are re-embedded, checked and recorded together.
           max_batches: stop after so many batches, to go on later; None: go to the plan's end.
           unchecked: go on also where there are no known answers to check map and new vectors by.
+          texts, model: of an endpoint: what it embeds for each id, and by which model; see
+            `Asking`.
+          parallel, per_request, attempts, timeout: how functions and endpoints are asked.
+          max_items, max_tokens, max_money: what re-embedding may cost in all.
+          cost_per_1000, cost_per_million_tokens: prices of items and tokens.
 
         Returns:
           The new-space gallery, ``WORKDIR/gallery``.
 
         Raises:
           UserError: something does not fit, before anything is written; a batch is unsound, before
-            anything of it is written.
+            anything of it is written; a cap on spending is reached, after what was paid for is
+            written.
         """
         if batch_items < 1:
             raise UserError(f"batch_items must be 1 or more, not {batch_items}")
@@ -190,7 +208,20 @@ class Upgrade:
             raise UserError(
                 f"{self.workdir} is in the gallery, which is never changed; give another directory"
             )
-        new = None if reembed is None else open_reembed(reembed)
+        asking = Asking(
+            texts,
+            model,
+            parallel,
+            per_request,
+            attempts,
+            timeout,
+            max_items,
+            max_tokens,
+            max_money,
+            cost_per_1000,
+            cost_per_million_tokens,
+        )
+        new = None if reembed is None else open_reembed(reembed, asking)
         with lock_of(self.workdir):
             work = Migration(self.workdir, source, mapping, settings.batch_size)
             if new is None and work.progress.stops:
@@ -209,7 +240,7 @@ class Upgrade:
             if (self.workdir / "plan").is_dir():
                 plan = read_plan(self.workdir / "plan", source, mapping)
             if new is not None:
-                new.check_covers(plan.ids)
+                new.check_some(plan.ids)
             certificate = None
             if not work.progress.ready:
                 certificate = self._certified(opened, plan, lookup)
@@ -219,7 +250,7 @@ class Upgrade:
             with contextlib.closing(work.target):
                 work.translate(certificate)
                 if new is not None:
-                    re_embed(work, plan, new, batch_items, max_batches, unchecked)
+                    Reembedding(work, plan, new, unchecked).run(batch_items, max_batches)
         return open_gallery(
             self.workdir / "gallery",
             id_column=settings.id_column,
@@ -280,7 +311,7 @@ class Upgrade:
                         f"0 … {len(work.progress.stops)}, not {to}"
                     )
                 work.roll_back(plan, to)
-            left = work.progress.items
+            left = work.progress.reembedded
         console.print(
             f"{self.workdir}: back at batch {to}; {left:,} of {len(plan):,} items are re-embedded"
         )
