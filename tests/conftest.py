@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import costs
 import jax
 import numpy as np
 import pytest
@@ -25,6 +26,15 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--costs", type=Path, help="append what each test costs to this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--costs"):
+        config.pluginmanager.register(costs.Costs(path.absolute()), "costs")
 
 
 # Files that take minutes start first, so that no worker is left alone with one at the end.

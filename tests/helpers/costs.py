@@ -1,0 +1,64 @@
+"""What each test costs: ``pytest --costs FILE`` appends a line per test, whatever else is running.
+
+A line holds the processor's seconds of the test and of the child processes that it waited for,
+the seconds by the clock, the memory of the worker after it (MiB), how much it grew, and the
+test's name. ``python tests/helpers/costs.py FILE`` sums them.
+"""
+
+import collections
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+class Costs:
+    """The plugin of pytest that writes the lines."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item):
+        processor, clock, memory = processor_seconds(), time.monotonic(), resident()
+        result = yield
+        processor, clock = processor_seconds() - processor, time.monotonic() - clock
+        now = resident()
+        line = f"{processor:.2f}\t{clock:.2f}\t{now:.0f}\t{now - memory:.0f}\t{item.nodeid}\n"
+        with self.path.open("a") as file:  # one short write, so that workers do not mix
+            file.write(line)
+        return result
+
+
+def processor_seconds() -> float:
+    """Return the seconds that this process and its finished children had on processors."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def resident() -> float:
+    """Return the MiB that this process holds now; 0 where Linux's /proc is missing."""
+    pages = Path("/proc/self/statm")
+    if not pages.is_file():
+        return 0.0
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def summary(lines: list[str]) -> str:
+    """Return the seconds and the most memory by file, dearest first, and the sum."""
+    seconds, memory = collections.Counter(), collections.Counter()
+    for line in lines:
+        processor, _, now, _, name = line.rstrip("\n").split("\t", 4)
+        file = name.split("::")[0]
+        seconds[file] += float(processor)
+        memory[file] = max(memory[file], int(now))
+    rows = [f"{value:8.1f} s {memory[file]:6d} MiB  {file}" for file, value in seconds.most_common()]
+    total = f"{sum(seconds.values()):8.1f} s {max(memory.values(), default=0):6d} MiB  in all"
+    return "\n".join([*rows, total])
+
+
+if __name__ == "__main__":
+    print(summary(Path(sys.argv[1]).read_text().splitlines()))
