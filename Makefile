@@ -1,11 +1,12 @@
 # Two commands for a newcomer: `make quickstart` and `make test`. Both set up .venv first.
+# `make test-all` adds the tests that take long.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 DIGITS := runs/digits
 
-.PHONY: quickstart test test-elsewhere lint benchmark clean
+.PHONY: quickstart test test-all check test-elsewhere lint benchmark clean
 
 quickstart: $(VENV)/.installed
 	@echo "1/5 old model, trained on the digits 0-4"
@@ -20,10 +21,19 @@ quickstart: $(VENV)/.installed
 	@rm -rf $(DIGITS)/report
 	$(RUN) fct_jax.evaluate --config configs/digits_evaluate.py --workdir $(DIGITS)/report
 
-test: $(VENV)/.installed-test
+# Two workers; a file stays with one of them, since its tests share what they have trained.
+PYTEST := $(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Everything but the tests marked slow.
+test: $(VENV)/.installed-test check
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.installed-test check
+	$(PYTEST)
+
+check: $(VENV)/.installed-test
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The numerical tests with other instruction sets, BLAS kernels and thread counts.
 test-elsewhere: $(VENV)/.installed-test

@@ -78,6 +78,8 @@ def old_run(runs) -> Path:
     return folder / "seed0"
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_one_run_for_each_row(runs):
     folders = [old_run(runs), *(runs / "lists" / "seed0" / name for name in ROWS.values())]
     for folder in folders:
@@ -156,6 +158,8 @@ def compared(runs) -> dict:
     return json.loads((runs / "report" / "report.json").read_text())["comparisons"]["lists"]
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_mean_average_precisions(runs, expected):
     written = compared(runs)["tests"]
     assert list(written) == list(expected)
@@ -171,6 +175,8 @@ def test_mean_average_precisions(runs, expected):
     assert min(flat) > 0.05 and max(flat) < 0.99 and len(set(flat)) > 20
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_scores(runs, expected):
     written = compared(runs)["scores"]
 
@@ -189,6 +195,8 @@ def test_scores(runs, expected):
     assert line.split(" | ")[-1] == f"{100 * written['bct']['p_1']:.1f} |"
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_subsets_are_the_split_lists(finished, monkeypatch):
     """config.data.subset of the published config draws what tools/split_dataset.py writes."""
     monkeypatch.chdir(finished)
@@ -308,6 +316,8 @@ OLD_LIST, NEW_LIST = (
 
 
 # How ml_collections loads a config file.
+@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_old_runs_that_do_not_fit(refused, finished, runs, tmp_path):
     """Of a method, of other statistics, of other labels, of a list that was not renumbered."""

@@ -317,6 +317,7 @@ def test_mistakes(values, message):
         batches(digits(), SMALL, **({"batch_size": 10, "train": True, "seed": 0} | values))
 
 
+@pytest.mark.multiprocess
 def test_worker_processes(damaged):
     """They give what threads give, from any position, whatever their number."""
     source = folder(damaged, on_error="skip")
@@ -350,6 +351,7 @@ def kill(iterator_before: set) -> None:
     os.kill(worker.pid, signal.SIGKILL)
 
 
+@pytest.mark.multiprocess
 def test_a_dead_worker_is_an_error_and_no_hang():
     before = set(multiprocessing.active_children())
     iterator = batches(digits(), SMALL, batch_size=10, train=True, seed=0, workers=1)
@@ -364,6 +366,7 @@ def test_a_dead_worker_is_an_error_and_no_hang():
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.multiprocess
 def test_a_dead_worker_is_started_again_where_errors_are_skipped(damaged, caplog, monkeypatch):
     monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
     source = folder(damaged, on_error="skip")
@@ -393,6 +396,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.multiprocess
 def test_workers_end_with_a_killed_training(tmp_path):
     """Else every kill would leave processes behind that wait for ever."""
     (tmp_path / "reads.py").write_text(READS)

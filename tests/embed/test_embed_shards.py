@@ -95,6 +95,8 @@ def test_fct_has_no_uncertainty(tmp_path):
     assert not (tmp_path / "moved" / "uncertainty.npy").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("kind, seeds", [("images", (3,)), ("vectors", (11,))])
 def test_killed_at_any_moment(runs, tmp_path, kind, seeds):
     """Whatever is killed while it writes goes on, keeps its shards, and ends up the same."""
@@ -118,6 +120,8 @@ def test_killed_at_any_moment(runs, tmp_path, kind, seeds):
     assert hidden(tmp_path) == []
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_command_killed_and_given_again(tmp_path):
     """A run that lives cannot be disturbed; one that was killed is taken over."""
     config = embed_together.embed_config(tmp_path)
@@ -161,6 +165,8 @@ def test_command_killed_and_given_again(tmp_path):
     assert hidden(tmp_path) == []
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_two_processes_of_four_devices(runs, tmp_path):
     """They share a set that one process began, and make others, like one device alone."""
     (tmp_path / "alone").mkdir()

@@ -1,8 +1,9 @@
-"""What each test costs: ``pytest --costs FILE`` appends a line per test, whatever else is running.
+"""Write what each test costs: ``pytest --costs FILE`` appends lines, whatever else is running.
 
-A line holds the processor's seconds of the test and of the child processes that it waited for,
-the seconds by the clock, the memory of the worker after it (MiB), how much it grew, and the
-test's name. ``python tests/helpers/costs.py FILE`` sums them.
+A line holds the processor's seconds of a test and of the child processes that it waited for, the
+seconds by the clock, the memory of the worker afterwards (MiB), how much it grew, and the test's
+name. What a fixture that several tests share costs has a line of its own.
+``python tests/helpers/costs.py FILE`` sums the lines by file.
 """
 
 import collections
@@ -20,17 +21,38 @@ class Costs:
 
     def __init__(self, path: Path):
         self.path = path
+        self.shared = (0.0, 0.0, 0.0)  # of the shared fixtures that the current test made
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item):
-        processor, clock, memory = processor_seconds(), time.monotonic(), resident()
+        self.shared = (0.0, 0.0, 0.0)
+        before = now()
         result = yield
-        processor, clock = processor_seconds() - processor, time.monotonic() - clock
-        now = resident()
-        line = f"{processor:.2f}\t{clock:.2f}\t{now:.0f}\t{now - memory:.0f}\t{item.nodeid}\n"
+        own = [n - b - s for n, b, s in zip(now(), before, self.shared, strict=True)]
+        self._write(own, item.nodeid)
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef, request):
+        before = now()
+        result = yield
+        if fixturedef.scope != "function":
+            cost = [n - b for n, b in zip(now(), before, strict=True)]
+            self.shared = tuple(s + c for s, c in zip(self.shared, cost, strict=True))
+            if cost[0] >= 0.1:
+                self._write(cost, f"{request.node.nodeid}::fixture {fixturedef.argname}")
+        return result
+
+    def _write(self, cost: list[float], name: str) -> None:
+        processor, clock, grown = cost
+        line = f"{processor:.2f}\t{clock:.2f}\t{resident():.0f}\t{grown:.0f}\t{name}\n"
         with self.path.open("a") as file:  # one short write, so that workers do not mix
             file.write(line)
-        return result
+
+
+def now() -> tuple[float, float, float]:
+    """Return the seconds of the processor, those of the clock, and the MiB held."""
+    return processor_seconds(), time.monotonic(), resident()
 
 
 def processor_seconds() -> float:
@@ -51,11 +73,13 @@ def summary(lines: list[str]) -> str:
     """Return the seconds and the most memory by file, dearest first, and the sum."""
     seconds, memory = collections.Counter(), collections.Counter()
     for line in lines:
-        processor, _, now, _, name = line.rstrip("\n").split("\t", 4)
+        processor, _, held, _, name = line.rstrip("\n").split("\t", 4)
         file = name.split("::")[0]
         seconds[file] += float(processor)
-        memory[file] = max(memory[file], int(now))
-    rows = [f"{value:8.1f} s {memory[file]:6d} MiB  {file}" for file, value in seconds.most_common()]
+        memory[file] = max(memory[file], int(held))
+    rows = [
+        f"{value:8.1f} s {memory[file]:6d} MiB  {file}" for file, value in seconds.most_common()
+    ]
     total = f"{sum(seconds.values()):8.1f} s {max(memory.values(), default=0):6d} MiB  in all"
     return "\n".join([*rows, total])
 

@@ -18,6 +18,8 @@ def differences(tmp_path_factory):
     return check_devices.compare(["1", "2", "8m2"], names, 20, folder)
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("devices", ["2", "8m2"])
 @pytest.mark.parametrize("task", [*TASKS, check_devices.EMBEDDING])
 def test_agrees_with_one_device(differences, task, devices):

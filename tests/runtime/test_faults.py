@@ -47,6 +47,8 @@ def runs(tmp_path_factory):
 ITSELF = Moment("itself", 0)
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_a_training_killed_twice_ends_the_same(runs):
     """At the end of a checkpoint's write, and of the model's export."""
     runs.reference("old")
@@ -56,6 +58,8 @@ def test_a_training_killed_twice_ends_the_same(runs):
     assert [kill.where for kill in kills] == ["writing checkpoint 6", "exporting the model"]
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_an_embedding_killed_twice_ends_the_same(runs):
     """Between two shards, and at the end."""
     runs.reference("embed")
@@ -72,6 +76,8 @@ def data_workers(pid):
     return [i for i in ids if "spawn_main" in Path(f"/proc/{i}/cmdline").read_text()]
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_a_dead_worker_ends_a_training_with_one_line(tmp_path):
     changes = {"data.in_memory": "no", "data.workers": 1, "epochs": 1000}
     case = CASES["backbone"]

@@ -69,6 +69,8 @@ def assert_same_run(run, other):
         assert_close(found[name], value, name)
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["streamed", "resident"])
 def test_training_gives_the_same_numbers(runs, name):
     """Losses, validation and weights, BatchNorm's statistics included."""
@@ -77,12 +79,16 @@ def test_training_gives_the_same_numbers(runs, name):
     assert_same_run(two / name, one / name)
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_checkpoint_of_one_process_goes_on_with_two(runs):
     one, two, said = runs
     assert "going on from step 3" in said[0]
     assert_same_run(two / "continued", one / "streamed")
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_checkpoint_of_two_processes_goes_on_with_one(runs, tmp_path, capsys):
     one, two, _ = runs
     run = first_half(two / "streamed", tmp_path / "run")
@@ -91,6 +97,8 @@ def test_checkpoint_of_two_processes_goes_on_with_one(runs, tmp_path, capsys):
     assert_same_run(run, one / "streamed")
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_embedding_and_evaluation_give_the_same_numbers(runs):
     one, two, _ = runs
     found, expected = (EmbeddingSet.read(folder / "set") for folder in (two, one))
@@ -107,6 +115,8 @@ def test_embedding_and_evaluation_give_the_same_numbers(runs):
                 assert found[kind][row][name] == pytest.approx(value, abs=1e-4), (row, name)
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_one_process_writes_and_prints(runs):
     _, two, said = runs
     assert said[0].count("epoch 1/2: loss") == 1
@@ -118,6 +128,8 @@ def test_one_process_writes_and_prints(runs):
     assert len(list((two / "streamed" / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_best_checkpoint_is_kept_by_both(runs):
     for folder in runs[:2]:
         losses = {
@@ -146,6 +158,8 @@ def steps_saved(run):
     return sorted(int(path.name) for path in found if path.name.isdigit())
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_sigterm_to_one_process_saves_on_both(tmp_path):
     """Both end with 0 after the same step, and one process goes on from there."""
     sets, run, port = tmp_path / "sets", tmp_path / "run", cluster.free_port()
@@ -166,6 +180,8 @@ def test_sigterm_to_one_process_saves_on_both(tmp_path):
     assert not (run / "model").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_error_in_one_process_ends_both(tmp_path):
     """In the middle of training, while the other waits for its gradients."""
     sets, run, port = tmp_path / "sets", tmp_path / "run", cluster.free_port()

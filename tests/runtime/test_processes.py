@@ -25,6 +25,7 @@ def program(folder, text):
     return lambda index: [path, port, index]
 
 
+@pytest.mark.multiprocess
 def test_agreement(tmp_path):
     """Values travel, the writer's error reaches all, and nobody passes a barrier too early."""
     text = """
@@ -56,6 +57,7 @@ def test_agreement(tmp_path):
     assert "error: process 1 ended: enough" in said[0]
 
 
+@pytest.mark.multiprocess
 def test_writer_that_fails_ends_the_others(tmp_path):
     text = """
         processes.end_all("disk full") if index == 0 else processes.barrier("never")

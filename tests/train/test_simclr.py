@@ -185,6 +185,7 @@ def test_side_information_of_a_transformation(side, tmp_path):
         train(config, tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop", ["none", "random_resized"])
 def test_resumed_run_is_bit_identical(crop, flat_model, tmp_path):  # noqa: F811
     """As if killed in the middle of an epoch; the device draws the views, or the host the crops."""

@@ -67,6 +67,7 @@ def test_finished_run_is_left_alone(finished, capsys):
     assert (finished / "model" / "weights.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_memory", ["yes", "no"])
 def test_resumed_run_is_bit_identical(tmp_path, in_memory):
     """Stopped after some epochs, in the middle of one, with both feeds."""
@@ -88,6 +89,8 @@ def test_resumed_run_is_bit_identical(tmp_path, in_memory):
     assert steps == sorted(steps)
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_killed_process_goes_on(tmp_path):
     """SIGTERM saves and exits 0; SIGKILL loses nothing that a checkpoint held."""
     command = [

@@ -80,6 +80,7 @@ def ran(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_images(ran):
     from fct_jax.upgrade.galleries.base import open_gallery
 
@@ -92,6 +93,7 @@ def test_images(ran):
     assert (ran / "digits" / "report" / "report.md").is_file()
 
 
+@pytest.mark.slow
 def test_text(ran):
     assert (ran / "text" / "report" / "calibration" / "calibration.json").is_file()
     assert (ran / "text" / "ridge" / "numpy.safetensors").is_file()
