@@ -25,7 +25,7 @@ def compare(
     labels=None,
     shares: Sequence[float] = SHARES,
     seed: int = 0,
-    title: str = "comparison",
+    title: str = "",
     out=None,
 ) -> Comparison:
     """Judge models beside each other: self and cross retrieval, P scores, flips, refresh curves.
@@ -44,7 +44,7 @@ def compare(
       labels: (N,) classes of vectors, or a ``.npy`` file; None: those of the old model's set.
       shares: of the gallery re-embedded, the points of the curves.
       seed: of the random order in which the gallery is re-embedded.
-      title: of the table.
+      title: of the table; "": the names of the test sets.
       out: directory of the report to make; None: nothing is written.
 
     Returns: the `Comparison`; its ``tests`` hold all numbers.
@@ -70,7 +70,7 @@ def compare(
         name: judge(test, old, new, models, shares=shares, seed=seed)
         for name, test in tests.items()
     }
-    made = report_of(title, found, shares)
+    made = report_of(title or ", ".join(tests), found, shares)
     if out is not None:
         settings = {
             "old": str(old),

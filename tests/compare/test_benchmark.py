@@ -42,6 +42,7 @@ def run(tmp_path, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_trains_and_reports(run, tmp_path, capsys):
     settings = {"scenarios": ["extended-data"], "methods": ["bct"], "seeds": 2}
     (report,) = run(**settings)

@@ -137,6 +137,7 @@ def runs(tmp_path_factory, flat_model):  # noqa: F811
     return folder
 
 
+@pytest.mark.slow
 def test_both_families_in_one_table(runs, tmp_path, capsys):
     names = ("bct", "lce", "fct", "fastfill")
     words = ["--old", runs / "old", "--new", runs / "new", "--data", "digits"]
@@ -145,7 +146,7 @@ def test_both_families_in_one_table(runs, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert max(len(line) for line in shown.splitlines() if "/" not in line) <= 80
     written = json.loads((tmp_path / "report" / "report.json").read_text())["comparisons"]
-    rows = written["comparison"]["tests"]["digits"]
+    rows = written["digits"]["tests"]["digits"]
     assert list(rows) == ["old", "new alone", *names]
     for name in names:
         assert rows[name]["cross"] > rows["new alone"]["cross"] + 0.2, name

@@ -169,6 +169,7 @@ def test_a_report_needs_the_old_model():
         Comparison("x", {"a": {"old": row}, "b": {"old": row, "bct": row}})
 
 
+@pytest.mark.slow
 def test_runs_and_transformations_on_one_test_set(tmp_path):
     """Both families, trained for two epochs, through the files that they leave."""
     folder = tmp_path / "runs"
