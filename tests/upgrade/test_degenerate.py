@@ -1,7 +1,5 @@
 """Dead models are told from living ones, however few the items or the classes."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -21,12 +19,6 @@ def classes(count, spread, items=600, dim=64):
     centres = RNG.normal(size=(count, dim))
     labels = RNG.integers(0, count, items)
     return centres[labels] + spread * RNG.normal(size=(items, dim))
-
-
-@pytest.fixture(scope="module")
-def text():
-    with np.load(Path(__file__).parents[1] / "text_sample.npz") as file:
-        return {name: file[name] for name in file.files}
 
 
 def test_effective_rank_is_that_of_equal_shares():

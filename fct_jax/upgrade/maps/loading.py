@@ -24,7 +24,8 @@ def load_map(where) -> Map:
       where: the directory of a map that ``fit`` made; the run of a transformation's training (fct,
         fastfill, or the ``gallery`` that an LCE training leaves); "identity", for a new model that
         is compatible with the old one; or "module:name": a Python function from old vectors
-        (n, do) to new ones (n, dn), or to a pair of these and log-variances (n,).
+        (n, do) to new ones (n, dn), or to a pair of these and log-variances (n,). Another package
+        may give such a function a name of its own, as an entry point of the group ``fct_jax.maps``.
 
     Raises:
       UserError: nothing of the kind is there, or it is damaged.
@@ -44,9 +45,9 @@ def load_map(where) -> Map:
     if (folder / "map.json").is_file():
         return _of_directory(folder)
     if not folder.exists():
-        name = str(where)
-        if name in METHODS or is_import_name(name):
-            return _of_name(name)
+        found = _named(str(where))
+        if found is not None:
+            return found
     if (folder / "config.json").is_file():
         raise UserError(
             f"{folder} is a run without its model/, which training exports at its end: "
@@ -77,12 +78,22 @@ def map_of_run(run, scale: float = 1.0) -> Map:
     return Map(described, Network(model, scale))
 
 
-def _of_name(name: str) -> Map:
-    found = find(METHODS, name, "map", "maps")
+def _named(name: str) -> Map | None:
+    """Return the map of a name that needs no fitting; None for what is no name of anything."""
+    if not (is_import_name(name) or name.isidentifier()):
+        return None
+    try:
+        found = find(METHODS, name, "map", "maps")
+    except UserError:
+        if is_import_name(name):
+            raise
+        return None
     described = {"method": name, "dim_in": None, "dim_out": None}
     if isinstance(found, Function):
         return Map(described, found)
     if isinstance(found, Method):
+        if found.fixed is None and not found.fitted:
+            raise UserError(f"{name} is no map by itself: {found.refusal(0, 0, 0)}")
         if found.fixed is None:
             raise UserError(
                 f"{name} must be fitted on pairs first: `fct-jax fit OLD NEW --method {name}`"

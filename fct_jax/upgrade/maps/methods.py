@@ -109,9 +109,14 @@ class Method:
     instead: str = "procrustes"
     auto: bool = True
 
+    @property
+    def fitted(self) -> bool:
+        """Whether it can be fitted on pairs at all."""
+        return self.fit is not None or self.fit_folds is not None
+
     def refusal(self, count: int, do: int, dn: int) -> str:
         """Return why it cannot be fitted on so many pairs of these dimensions, or ""."""
-        if self.fit is None and self.fit_folds is None:
+        if not self.fitted:
             return "it is trained together with the new model; name its run instead"
         if self.same_size and do != dn:
             return f"old vectors have dimension {do} and new ones {dn}, but it needs equal ones"
