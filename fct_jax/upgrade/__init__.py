@@ -20,8 +20,14 @@ _PUBLIC = {
     "calibrate": "ways.calibration",
     "fit": "maps.fitting",
     "load_map": "maps.loading",
+    "cascade": "ways.cascade",
+    "midpoint": "ways.interpolation",
     "open_gallery": "galleries.base",
+    "open_store": "stores",
+    "recalibrated_threshold": "checks.thresholds",
     "search": "ways.serving",
+    "slerp": "ways.interpolation",
+    "translation_confidence": "confidence",
 }
 
 __all__ = sorted(_PUBLIC)
