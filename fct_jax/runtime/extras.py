@@ -2,7 +2,6 @@
 
 # module (its top-level name) -> extra of this package
 EXTRAS = {
-    "datasets": "all",
     "flax": "train",
     "grain": "train",
     "h5py": "hdf5",

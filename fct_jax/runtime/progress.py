@@ -16,7 +16,14 @@ from rich.progress import (
 from fct_jax.runtime import processes
 
 console = Console(stderr=True)
+_silent = False
 _PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
+
+
+def silence() -> None:
+    """Show no progress and no remarks from here on, as a command's ``--quiet`` asks."""
+    global _silent
+    _silent = console.quiet = True
 
 
 class Bar:
@@ -38,7 +45,7 @@ class Bar:
         self._first, self._done = None, done
         self._start = self._said = time.monotonic()
         self._rich = None
-        self._shown = processes.is_writer()
+        self._shown = processes.is_writer() and not _silent
         if self._shown and sys.stderr.isatty():
             self._rich = Progress(
                 TextColumn("{task.description}"),

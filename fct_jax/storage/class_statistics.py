@@ -1,12 +1,14 @@
 """Where the old model's classes lie: centres and radii, computed once from its embeddings."""
 
+import dataclasses
+import functools
 import io
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from flax import struct
 
 from fct_jax.errors import UserError, unknown
 from fct_jax.storage.files import write_synced
@@ -20,7 +22,12 @@ _ROWS = 16384  # of the embeddings in float64 at a time: 32 MB at 256 dimensions
 _SMALLEST_NORM = 1e-12
 
 
-@struct.dataclass
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["center", "radius", "num_kept", "smallest_radius"],
+    meta_fields=["kind"],
+)
+@dataclasses.dataclass(frozen=True)
 class ClassStatistics:
     """A pytree over the old model's C classes.
 
@@ -35,7 +42,7 @@ class ClassStatistics:
     radius: Any
     num_kept: Any
     smallest_radius: Any = None
-    kind: str | None = struct.field(pytree_node=False, default=None)
+    kind: str | None = None
 
 
 def class_statistics(

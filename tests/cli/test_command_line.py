@@ -135,6 +135,9 @@ def test_fit_and_assess_with_json_alone_on_stdout(tmp_path):
     done = run("assess", "map", "c.npy", "d.npy", *options, cwd=tmp_path)
     assert done.returncode == cli.DONE, done.stderr
     assert json.loads(done.stdout)["advice"] == "upgrade"
+    done = run("assess", "map", "c.npy", "d.npy", *options[:-1], "--quiet", cwd=tmp_path)
+    assert done.returncode == cli.DONE and done.stderr == ""
+    assert done.stdout.startswith("Upgrade") and done.stdout.count("\n") == 1
     options[1:2] = ["nothing.npy"]
     done = run("assess", "map", "c.npy", "d.npy", *options, cwd=tmp_path)
     assert done.returncode == cli.MISTAKE and "nothing.npy" in done.stderr
