@@ -345,6 +345,9 @@ def _loop(config: ConfigDict) -> None:
     # samples (hot_refresh, contrastive, triplet, NT-Xent, advbct's discriminator), see one
     # micro-batch at a time.
     config.accumulate_steps = 1
+    # Images of an epoch that fill no batch: "drop", others in every epoch; "keep": a smaller last
+    # batch, as the published code trains, where the devices divide it.
+    config.last_batch = "drop"
     config.remat = False  # True: compute a block's activations again in the backward pass
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that share a batch; -1: all that "model" leaves

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fct_jax.data.files import LabelledFiles
-from fct_jax.data.lists import FileReader
+from fct_jax.data.lists import FileReader, LabelledFiles
 from fct_jax.errors import UserError
 
 

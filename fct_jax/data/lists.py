@@ -141,7 +141,16 @@ class FileReader:
 def list_reader(
     list_file: str | Path, root: str | Path, num_classes: int | None = None
 ) -> FileReader:
-    """The reader of a list file's images; arguments and errors as `ImageList`."""
+    """Return the reader of a list file's images.
+
+    Args:
+      list_file: of ``path label`` lines.
+      root: the folder that the paths are relative to.
+      num_classes: how many classes there are; None: as many as the largest label says.
+
+    Raises:
+      UserError: as `read_list` and `require_images`; a label that does not fit ``num_classes``.
+    """
     lines = read_list(list_file)
     labels = [line.label for line in lines]
     needed = max(labels) + 1
@@ -155,48 +164,35 @@ def list_reader(
     return FileReader(str(list_file), root, [line.path for line in lines], labels, names)
 
 
-class ImageList:
-    """The images of a list file of ``path label`` lines, with random access.
+class LabelledFiles:
+    """The images of a `FileReader`, each read together with its label.
 
-    ``source[i]`` is ``{"image": (H, W, 3) uint8, "label": int}``.
-
-    Attributes:
-      labels: (N,) int32.  ids: (N,) str, the paths as the list gives them.
-      num_classes, class_names: all numbers up to the largest label, unless given.
-      image_size: None, because images come in their own sizes.
-      name: the list file, for messages.  on_error: "raise" or "skip" unreadable images.
+    Attributes: ``name`` for messages and ``class_names``.
     """
 
-    image_size = None
-
-    def __init__(
-        self,
-        list_file: str | Path,
-        root: str | Path,
-        num_classes: int | None = None,
-        on_error: str = "raise",
-    ):
-        """Reads the list, whose paths are relative to ``root``, and looks for every image.
-
-        Raises:
-          UserError: as `read_list` and `require_images`, before the first image is read; a label
-            that does not fit num_classes.
-        """
-        self._reader = list_reader(list_file, root, num_classes)
-        self.name = self._reader.name
-        self.labels = self._reader.labels()
-        self.ids = self._reader.ids()
-        self.class_names = self._reader.class_names
-        self.num_classes = len(self.class_names)
-        self.on_error = on_error
+    def __init__(self, files: FileReader):
+        self._files = files
+        self.name = files.name
+        self.class_names = files.class_names
 
     def __len__(self) -> int:
-        return len(self._reader)
+        return len(self._files)
 
-    def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} images; there is no index {index}")
-        return {"image": self._reader.read(index), "label": int(self.labels[index])}
+    def read(self, position: int) -> tuple[np.ndarray, int]:
+        """uint8 (H, W, 3) and label; raises UnreadableImage, naming the image."""
+        return self._files.read(position), int(self._files.labels()[position])
+
+    def labels(self) -> np.ndarray:
+        """(N,) int32; -1 where images have no class."""
+        return self._files.labels()
+
+    def ids(self) -> np.ndarray:
+        """(N,) str: paths relative to the folder of the images."""
+        return self._files.ids()
+
+    def image_size(self, positions: np.ndarray) -> None:
+        """None, without looking: every image is brought to size by the host."""
+        return self._files.image_size(positions)
 
 
 def _crop(image: np.ndarray, box: Sequence[float], path: Path) -> np.ndarray:

@@ -3,13 +3,13 @@
 import numpy as np
 
 from fct_jax.data.decoding import UnreadableImage
-from fct_jax.data.order import Rows
+from fct_jax.data.sampling import RowsOfStep
 from fct_jax.data.sources import Source
 from fct_jax.errors import UserError
 from fct_jax.models.preprocessing import Preprocessing
 
 
-class Reader:
+class ImageLoader:
     """Reads single images and makes them ready for a batch.
 
     Args:
@@ -63,19 +63,19 @@ class TrainingBatch:
     Args:
       read: reads one image.
       rows: which images.
-      numbers: of the rows in the batch of all processes.
       steps_per_epoch: of the order.
       skip: whether to replace unreadable images, or to raise.
     """
 
-    def __init__(self, read: Reader, rows: Rows, numbers, steps_per_epoch: int, skip: bool):
-        self._read, self._rows, self._numbers = read, rows, numbers
+    def __init__(self, read: ImageLoader, rows: RowsOfStep, steps_per_epoch: int, skip: bool):
+        self._read, self._rows = read, rows
         self._steps_per_epoch, self._skip = steps_per_epoch, skip
 
     def __call__(self, step: int) -> dict:
         epoch, place = divmod(int(step), self._steps_per_epoch)
         examples, errors = [], []
-        for number, index in zip(self._numbers, self._rows(int(step)), strict=True):
+        numbers = self._rows.numbers(int(step))
+        for number, index in zip(numbers, self._rows(int(step)), strict=True):
             try:
                 example = self._read(int(index), epoch)
             except UnreadableImage as error:
@@ -112,7 +112,7 @@ class PassBatch:
       skip: whether to leave out unreadable images, or to raise.
     """
 
-    def __init__(self, read: Reader, indices: np.ndarray, batch_size: int, view, skip: bool):
+    def __init__(self, read: ImageLoader, indices: np.ndarray, batch_size: int, view, skip: bool):
         self._read, self._indices, self._batch_size = read, indices, batch_size
         self._view, self._skip = view, skip
         # Without crops there are two views, each taken exactly.

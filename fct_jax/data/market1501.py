@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fct_jax.data.files import LabelledFiles
-from fct_jax.data.lists import FileReader, read_list
+from fct_jax.data.lists import FileReader, LabelledFiles, read_list
 from fct_jax.errors import UserError, unknown
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}

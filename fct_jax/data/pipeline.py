@@ -8,9 +8,8 @@ import grain
 import numpy as np
 from absl import logging
 
-from fct_jax.data.loading import PassBatch, Reader, TrainingBatch
-from fct_jax.data.order import Rows, Shuffled
-from fct_jax.data.sampling import Sampler
+from fct_jax.data.loading import ImageLoader, PassBatch, TrainingBatch
+from fct_jax.data.sampling import RowsOfStep, Sampler, Shuffled
 from fct_jax.data.sources import ON_ERROR, Source
 from fct_jax.data.workers import dead_worker, in_parallel
 from fct_jax.errors import UserError, unknown
@@ -150,6 +149,7 @@ def batches(
     epochs: int | None = None,
     workers: int = 0,
     rows: np.ndarray | None = None,
+    last_rows: np.ndarray | None = None,
     indices: np.ndarray | None = None,
     view: int | None = None,
     on_error: str | None = None,
@@ -159,9 +159,9 @@ def batches(
 ) -> Batches:
     """Batches of ``source`` for one process.
 
-    In training the order changes every epoch and the last images that fill no batch are dropped;
-    batch n holds the same images on any number of processes, of which each takes its rows.
-    Otherwise: once through, in order, the last batch may be smaller.
+    In training the order changes every epoch, and the sampler says what becomes of the last images
+    that fill no batch. Batch n holds the same images on any number of processes, of which each
+    takes its rows. Otherwise: once through, in order, the last batch may be smaller.
 
     Images are uint8: (size, size) if they need the host (`Preprocessing.needs_host`), else as they
     are in the source. ``flip`` is applied by `Preprocessing.on_device`.
@@ -175,6 +175,7 @@ def batches(
       epochs: passes in training; None: forever.
       workers: decoding processes; 0: threads of this process.
       rows: in training: numbers of the batch's rows that this process reads; None: all.
+      last_rows: the same of an epoch's last batch, where the sampler's is not full.
       indices: in a plain pass: positions in the source, in order; None: all. Where images of
         ``indices`` are skipped, none moves up: the batches are cut at the same places always.
       view: augmented view of every image, not in training. Without random crops view 0 is
@@ -206,7 +207,7 @@ def batches(
     if train and view is not None:
         raise UserError("view is for passes outside training; training draws its own")
     skip = on_error == "skip"
-    read = Reader(
+    read = ImageLoader(
         source,
         preprocessing,
         seed=seed,
@@ -221,9 +222,10 @@ def batches(
                 f"the sampler's batches have {sampler.batch_size} images; "
                 f"{batch_size} were asked for"
             )
-        rows = np.arange(batch_size) if rows is None else rows
+        if rows is None:
+            rows, last_rows = np.arange(batch_size), np.arange(sampler.last_size)
         steps = sampler.steps_per_epoch
-        load = TrainingBatch(read, Rows(sampler, rows), rows, steps, skip)
+        load = TrainingBatch(read, RowsOfStep(sampler, rows, last_rows), steps, skip)
         count = steps * epochs if epochs else sys.maxsize
         return Batches(load, count, steps, workers=workers, skip=skip)
     refill = skip and indices is None

@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from fct_jax.data.digits import DigitsReader
-from fct_jax.data.files import LabelledFiles
 from fct_jax.data.folder import FacesReader, FolderReader
 from fct_jax.data.ijb import ijb_reader
 from fct_jax.data.landmarks import (
@@ -22,7 +21,7 @@ from fct_jax.data.landmarks import (
     read_ground_truth,
     revisited_readers,
 )
-from fct_jax.data.lists import list_reader, read_list
+from fct_jax.data.lists import LabelledFiles, list_reader, read_list
 from fct_jax.data.market1501 import Market1501Reader
 from fct_jax.data.recordio import RecordIOReader
 from fct_jax.data.tfds import TfdsReader

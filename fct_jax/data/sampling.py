@@ -1,8 +1,9 @@
-"""Which images form a training batch: balanced over identities or over classes.
+"""Which images form the batch of a training step: shuffled, or balanced over identities or classes.
 
 A sampler is a function of the epoch: ``sampler(epoch)`` is an int32 array (steps, B) of image
-positions, the same on every process, drawn from (seed, epoch) alone, so that any step can be
-resumed. Every process takes its rows of a batch (``fct_jax.data.order``).
+positions, the same on every process, drawn from (seed, epoch) alone. Neither the number of
+processes nor the step where a run goes on changes what a step sees. Every process takes its rows
+of a batch (`RowsOfStep`).
 """
 
 from typing import Protocol
@@ -11,15 +12,99 @@ import numpy as np
 
 from fct_jax.errors import UserError
 
+NOTHING = -1  # position that fills up a last, incomplete batch
+
 
 class Sampler(Protocol):
-    """What feeds and pipelines need: ``batch_size`` is B, over all processes."""
+    """An order of training images, as feeds and pipelines take it.
+
+    Attributes:
+      batch_size: B, over all processes.  steps_per_epoch: batches of an epoch.
+      last_size: images in the last batch of an epoch, B where it is full.
+    """
 
     batch_size: int
     steps_per_epoch: int
+    last_size: int
 
     def __call__(self, epoch: int) -> np.ndarray:
-        """(steps_per_epoch, batch_size) int32 positions."""
+        """Return (steps_per_epoch, batch_size) int32 positions.
+
+        Behind the ``last_size`` positions of the last batch stands ``NOTHING``.
+        """
+
+
+class Shuffled:
+    """A sampler that visits every image once an epoch, in a new order.
+
+    Attributes:
+      batch_size: B.  steps_per_epoch: N // B; one more where an incomplete batch is kept.
+      last_size: images in the last batch of an epoch.
+    """
+
+    def __init__(self, count: int, batch_size: int, *, seed: int = 0, keep_last: bool = False):
+        """
+        Args:
+          count: N, the number of training images.
+          batch_size: B, over all processes.
+          seed: of the order.
+          keep_last: whether the N % B images that fill no batch form a smaller one; else they are
+            dropped, others in every epoch.
+
+        Raises:
+          UserError: if the batch size lies outside 1..N.
+        """
+        if not 1 <= batch_size <= count:
+            reason = "must be at least 1" if batch_size < 1 else "is larger than the training set"
+            raise UserError(
+                f"batch_size {batch_size} {reason} of {count}; largest possible: {count}"
+            )
+        self._count, self._seed = count, seed
+        self.batch_size = batch_size
+        full, rest = divmod(count, batch_size)
+        kept = bool(rest) and keep_last
+        self.steps_per_epoch = full + kept
+        self.last_size = rest if kept else batch_size
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """Return (steps_per_epoch, batch_size) int32 positions."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._count)
+        made = np.full(self.steps_per_epoch * self.batch_size, NOTHING, np.int32)
+        visited = min(len(made), self._count)
+        made[:visited] = order[:visited]
+        return made.reshape(self.steps_per_epoch, self.batch_size)
+
+
+class RowsOfStep:
+    """``rows(step)`` gives the images of one process's rows of a step's batch.
+
+    It may be used by many threads, and copied to other processes.
+
+    Args:
+      sampler: the order of all processes.
+      rows: ascending numbers of this process's rows, each in 0..B-1.
+      last_rows: the same in a last batch that is not full; None: there is none.
+    """
+
+    def __init__(self, sampler: Sampler, rows: np.ndarray, last_rows: np.ndarray | None = None):
+        self._sampler, self._rows = sampler, rows
+        self._last_rows = rows if last_rows is None else last_rows
+        self._held: dict[int, np.ndarray] = {}  # order by epoch
+
+    def numbers(self, step: int) -> np.ndarray:
+        """Return the numbers of this process's rows in the batch of a step."""
+        steps = self._sampler.steps_per_epoch
+        return self._last_rows if step % steps == steps - 1 else self._rows
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Return int32 positions, as many as there are rows."""
+        epoch, place = divmod(step, self._sampler.steps_per_epoch)
+        held = self._held
+        if epoch not in held:
+            # Two epochs, because readers ahead have begun the next one while others finish this.
+            near = {other: held[other] for other in held if abs(other - epoch) == 1}
+            self._held = held = {**near, epoch: self._sampler(epoch)}
+        return held[epoch][place, self.numbers(step)]
 
 
 class IdentitySampler:
@@ -67,7 +152,7 @@ class IdentitySampler:
         # Identities that take part in round 0, 1, …
         sizes = known - np.cumsum(np.bincount(self._visits))[:-1]
         self._steps = np.concatenate([[-(-known // identities)], sizes[1:] // identities])
-        self.batch_size = identities * images
+        self.batch_size = self.last_size = identities * images
         self.steps_per_epoch = int(self._steps.sum())
 
     def __call__(self, epoch: int) -> np.ndarray:
@@ -113,7 +198,7 @@ class ClassBalancedSampler:
                 f"{len(self._order)}, the number of training images"
             )
         self._seed = seed
-        self.batch_size = batch_size
+        self.batch_size = self.last_size = batch_size
         self.steps_per_epoch = len(self._order) // batch_size
 
     def __call__(self, epoch: int) -> np.ndarray:

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 
 from fct_jax.data import Batches
-from fct_jax.data.order import Shuffled
-from fct_jax.data.sampling import Sampler
+from fct_jax.data.sampling import NOTHING, Sampler
 from fct_jax.errors import UserError
 from fct_jax.runtime import sharding
 
@@ -26,12 +25,10 @@ class ResidentFeed:
       data: pytree of arrays, put on every device once.
       count: N, the number of samples.
       pick: ``(data, indices (B,), key) -> batch``, traced inside the step.
-      batch_size: B, over all devices; the last, incomplete batch of an epoch is dropped.
-      seed: of the order.
+      sampler: which samples form each batch.
       mesh: the devices.
       steps_per_call: how many steps run inside one compiled call: enough to hide the cost of a
         call, few enough for a live progress bar.
-      sampler: instead of shuffling: which samples form each batch (``fct_jax.data.sampling``).
     """
 
     ready = True  # the next call is never waited for
@@ -42,31 +39,35 @@ class ResidentFeed:
         count: int,
         pick: Callable,
         *,
-        batch_size: int,
-        seed: int,
+        sampler: Sampler,
         mesh,
         steps_per_call: int = 16,
-        sampler: Sampler | None = None,
     ):
-        self._sampler = sampler or Shuffled(count, batch_size, seed=seed)
+        self._sampler = sampler
         self.data = sharding.put_replicated(data, mesh)
         self.pick = pick
         self.steps_per_epoch = self._sampler.steps_per_epoch
         self._steps_per_call = min(steps_per_call, self.steps_per_epoch)
-        self._count, self._batch_size, self._mesh = count, batch_size, mesh
+        self._count, self._mesh = count, mesh
 
     def calls(self, step: int) -> Iterator[tuple[int, jax.Array]]:
-        """Yields (steps, indices (S, B)) from ``step`` to the end of its epoch."""
+        """Yields (steps, indices (S, B)) from ``step`` to the end of its epoch.
+
+        A last batch that is not full comes in a call of its own, (1, indices (1, rest)).
+        """
         epoch, position = divmod(step, self.steps_per_epoch)
         order = self._sampler(epoch)
+        full = order if NOTHING not in order[-1] else order[:-1]
         room = self._steps_per_call
-        while position < self.steps_per_epoch:
-            indices = order[position : position + room]
+        while position < len(full):
+            indices = full[position : position + room]
             steps = len(indices)
             # One shape for every call: the loop inside runs `steps` times only.
-            indices = np.resize(indices, (room, self._batch_size))
+            indices = np.resize(indices, (room, order.shape[1]))
             yield steps, sharding.put_global(indices, self._mesh, axis=1)
             position += steps
+        for last in order[len(full) :]:
+            yield 1, sharding.put_global(last[None, last != NOTHING], self._mesh, axis=1)
 
     def position(self) -> dict:
         """What must be the same when a run goes on; the place itself follows from the step."""
@@ -89,13 +90,25 @@ class StreamFeed:
       batch_size: B, over all devices.
       samples: N, of the training set.
       mesh: the devices.
+      last_size: of an epoch's last batch over all devices, where it is not full; None: it is.
     """
 
-    def __init__(self, batches: Batches, rows: np.ndarray, batch_size: int, samples: int, mesh):
+    def __init__(
+        self,
+        batches: Batches,
+        rows: np.ndarray,
+        batch_size: int,
+        samples: int,
+        mesh,
+        last_size: int | None = None,
+    ):
         self.data = ()
         self.steps_per_epoch = batches.steps_per_epoch
-        self._batches, self._rows, self._samples = batches, rows, samples
-        self._batch_size, self._mesh = batch_size, mesh
+        self._batches, self._samples, self._mesh = batches, samples, mesh
+        self._full = batch_size, rows
+        self._last = self._full
+        if last_size not in (None, batch_size):
+            self._last = last_size, rows_of_process(last_size, mesh)
         # The one thread that touches `batches`; at exit Python waits for it.
         self._reader = ThreadPoolExecutor(1, "next-batch")
         self._delivered, self._next = 0, None
@@ -129,16 +142,18 @@ class StreamFeed:
         self._batches.seek(number)
         batch = next(self._batches)
         batch["index"] = batch["index"].astype(np.int32)  # devices have no 64-bit integers
-        return {name: self._put(value[None]) for name, value in batch.items()}
+        ends_epoch = (number + 1) % self.steps_per_epoch == 0
+        size, numbers = self._last if ends_epoch else self._full
+        return {name: self._put(value[None], size, numbers) for name, value in batch.items()}
 
-    def _put(self, rows: np.ndarray) -> jax.Array:
-        """(1, rows of this process, …) -> (1, B, …), over the devices of all processes."""
+    def _put(self, rows: np.ndarray, size: int, numbers: np.ndarray) -> jax.Array:
+        """(1, rows of this process, …) -> (1, size, …), over the devices of all processes."""
 
         def part(index):
-            first, last = np.searchsorted(self._rows, index[1].indices(self._batch_size)[:2])
+            first, last = np.searchsorted(numbers, index[1].indices(size)[:2])
             return rows[:, first:last]
 
-        shape = (1, self._batch_size, *rows.shape[2:])
+        shape = (1, size, *rows.shape[2:])
         return jax.make_array_from_callback(shape, sharding.split_batch(self._mesh, 1), part)
 
     def position(self) -> dict:

@@ -4,7 +4,7 @@ import jax
 from ml_collections import ConfigDict
 
 from fct_jax import data
-from fct_jax.data.sampling import ClassBalancedSampler, IdentitySampler, Sampler
+from fct_jax.data.sampling import ClassBalancedSampler, IdentitySampler, Sampler, Shuffled
 from fct_jax.errors import UserError, unknown
 from fct_jax.train.feeds import ResidentFeed, StreamFeed, rows_of_process
 
@@ -33,6 +33,7 @@ def image_feed(
     """
     if _in_memory(source, preprocessing, config.data.in_memory):
         arrays = data.load_all(source, preprocessing)
+        count = len(arrays["label"])  # without images that could not be read
 
         def pick(arrays, indices, key):
             flip = jax.random.bernoulli(key, 0.5, indices.shape) & preprocessing.flip
@@ -41,16 +42,15 @@ def image_feed(
 
         return ResidentFeed(
             arrays,
-            len(arrays["label"]),
+            count,
             pick,
-            batch_size=config.batch_size,
-            seed=config.seed,
             mesh=mesh,
             # XLA runs convolutions inside a device loop on one CPU core, several times slower;
             # and a backbone's step is long enough to hide the cost of a call.
             steps_per_call=1,
-            sampler=sampler_of(config, arrays["label"]),
+            sampler=sampler_of(config, arrays["label"], count, mesh),
         )
+    sampler = sampler_of(config, source.labels, len(source), mesh)
     rows = rows_of_process(config.batch_size, mesh)
     batches = data.batches(
         source,
@@ -60,28 +60,41 @@ def image_feed(
         seed=config.seed,
         workers=config.data.workers,
         rows=rows,
+        last_rows=rows_of_process(sampler.last_size, mesh),
         on_error=config.data.on_error,
-        sampler=sampler_of(config, source.labels),
+        sampler=sampler,
         **crops,
     )
-    return StreamFeed(batches, rows, config.batch_size, len(source), mesh)
+    return StreamFeed(batches, rows, config.batch_size, len(source), mesh, sampler.last_size)
 
 
-def sampler_of(config: ConfigDict, labels) -> Sampler | None:
-    """The sampler of ``config.sampler``; None: every image once an epoch, in a new order.
+def sampler_of(config: ConfigDict, labels, count: int, mesh) -> Sampler:
+    """Return the order of the training samples that ``config.sampler`` asks for.
 
     Args:
-      config: with ``batch_size``, ``seed`` and perhaps ``sampler``.
-      labels: (N,) of the training images.
+      config: with ``batch_size``, ``seed`` and perhaps ``sampler``, ``last_batch`` and
+        ``accumulate_steps``.
+      labels: (N,) of the training images; None where the config has no ``sampler``.
+      count: N.
+      mesh: the devices, which must divide a last batch that is kept.
 
     Raises:
-      UserError: an unknown name, a batch that is not whole identities, too few identities.
+      UserError: if a name is unknown, a batch is not whole identities, there are too few
+        identities, or a last batch cannot be kept.
     """
     options = config.get("sampler")
+    keep = config.get("last_batch", "drop") == "keep"
     if options is None or not options.name:
-        return None
+        sampler = Shuffled(count, config.batch_size, seed=config.seed, keep_last=keep)
+        _check_last(config, sampler, count, mesh)
+        return sampler
     if options.name not in SAMPLERS:
         raise unknown("sampler", options.name, SAMPLERS)
+    if keep:
+        raise UserError(
+            f"config.last_batch=keep is for config.sampler.name='': batches of the sampler "
+            f"{options.name!r} are always full; set config.last_batch=drop"
+        )
     if options.name == "balanced":
         return ClassBalancedSampler(labels, config.batch_size, seed=config.seed)
     identities, left = divmod(config.batch_size, max(options.images, 1))
@@ -92,6 +105,20 @@ def sampler_of(config: ConfigDict, labels) -> Sampler | None:
         )
     rounds = options.rounds or None
     return IdentitySampler(labels, identities, options.images, seed=config.seed, rounds=rounds)
+
+
+def _check_last(config: ConfigDict, sampler: Sampler, count: int, mesh) -> None:
+    """Raises UserError where devices and micro-batches do not divide the epoch's last batch."""
+    parts, steps = mesh.shape["data"], config.get("accumulate_steps", 1)
+    left = sampler.last_size % (parts * steps)
+    if left:
+        over = f"{parts} devices" + (f" × {steps} micro-batches" if steps > 1 else "")
+        # Every possible batch size is a multiple of `over`, so that none leaves another rest.
+        raise UserError(
+            f"config.last_batch=keep: the last batch of an epoch has {sampler.last_size} of "
+            f"{count} images, which {over} do not divide; set config.last_batch=drop, or leave "
+            f"out {left} images"
+        )
 
 
 def _in_memory(source, preprocessing, wish: str) -> bool:

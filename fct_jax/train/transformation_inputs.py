@@ -14,7 +14,7 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.named import is_model, is_run, vectors_of
 from fct_jax.train.backbone import has_validation
 from fct_jax.train.feeds import ResidentFeed
-from fct_jax.train.image_batches import image_feed, preprocessing_of
+from fct_jax.train.image_batches import image_feed, preprocessing_of, sampler_of
 
 
 def roles(config: ConfigDict) -> tuple[str, ...]:
@@ -65,8 +65,7 @@ class CachedInputs:
             (arrays, self.labels),
             count,
             pick,
-            batch_size=config.batch_size,
-            seed=config.seed,
+            sampler=sampler_of(config, None, count, mesh),
             mesh=mesh,
         )
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import ml_collections
@@ -14,10 +15,11 @@ from patience import LONG
 from tiny_data import write_folder
 
 from fct_jax.data import Preprocessing, open_source
+from fct_jax.data.sampling import Shuffled
 from fct_jax.errors import UserError
 from fct_jax.runtime import sharding
 from fct_jax.train.feeds import ResidentFeed, StreamFeed, rows_of_process
-from fct_jax.train.image_batches import image_feed
+from fct_jax.train.image_batches import image_feed, sampler_of
 from fct_jax.train.running_means import RunningMeans
 
 
@@ -141,8 +143,10 @@ def test_other_data_are_refused():
 
 
 def resident(count, **changes):
-    settings = {"batch_size": 3, "seed": 1, "mesh": sharding.make_mesh(), **changes}
-    return ResidentFeed(np.zeros(count), count, None, **settings)
+    options = {"keep_last": changes.pop("keep_last", False), "seed": 1}
+    sampler = Shuffled(count, changes.pop("batch_size", 3), **options)
+    mesh = sharding.make_mesh()
+    return ResidentFeed(np.zeros(count), count, None, sampler=sampler, mesh=mesh, **changes)
 
 
 def test_resident_order_is_one_permutation_an_epoch():
@@ -161,12 +165,41 @@ def test_resident_order_is_one_permutation_an_epoch():
         resident(10, batch_size=11)
 
 
-def test_both_feeds_show_the_same_images(tmp_path):
+def test_a_kept_last_batch_comes_in_a_call_of_its_own():
+    feed = resident(10, steps_per_call=2, keep_last=True)
+    assert feed.steps_per_epoch == 4
+    calls = list(feed.calls(4))
+    assert [(steps, call.shape) for steps, call in calls] == [(2, (2, 3)), (1, (2, 3)), (1, (1, 1))]
+    seen = np.concatenate([np.asarray(call)[:steps].ravel() for steps, call in calls])
+    assert sorted(seen) == list(range(10))
+    ((_, call),) = feed.calls(7)
+    assert np.asarray(call).tolist() == [[seen[-1]]]
+    # Where the images fill their batches there is nothing to keep.
+    assert [steps for steps, _ in resident(9, steps_per_call=2, keep_last=True).calls(0)] == [2, 1]
+
+
+def test_a_last_batch_that_the_devices_do_not_divide_is_refused():
+    config = ml_collections.ConfigDict({"batch_size": 8, "seed": 0, "last_batch": "keep"})
+    mesh = types.SimpleNamespace(shape={"data": 4})
+    assert sampler_of(config, None, 20, mesh).last_size == 4
+    with pytest.raises(UserError, match=r"has 6 of 22 images, which 4 devices .*leave out 2 im"):
+        sampler_of(config, None, 22, mesh)
+    config.accumulate_steps = 2
+    with pytest.raises(UserError, match=r"has 4 of 20 .*4 devices × 2 micro-batches .*=drop"):
+        sampler_of(config, None, 20, mesh)
+    config.sampler = {"name": "balanced"}
+    with pytest.raises(UserError, match="'balanced' are always full; set config.last_batch=drop"):
+        sampler_of(config, np.arange(20), 20, mesh)
+
+
+@pytest.mark.parametrize("last_batch", ["drop", "keep"])
+def test_both_feeds_show_the_same_images(tmp_path, last_batch):
     write_folder(tmp_path, size=(8, 8))
     config = ml_collections.ConfigDict(
         {
             "batch_size": 6,
             "seed": 3,
+            "last_batch": last_batch,
             "data": {"name": "folder", "dir": str(tmp_path), "workers": 0, "on_error": "raise"},
         }
     )
@@ -184,6 +217,7 @@ def test_both_feeds_show_the_same_images(tmp_path):
                 found.append((np.asarray(batch["index"]), np.asarray(batch["image"])))
         feed.close()
         seen.append(found)
+    assert [len(index) for index, _ in seen[0][:4]] == [6, 6, 6, 2 if last_batch == "keep" else 6]
     for (one, image), (other, same) in zip(*seen, strict=True):
         np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(image, same)
@@ -208,10 +242,11 @@ def test_rows_of_processes_share_a_batch(monkeypatch):
 ON_FOUR_DEVICES = """
 import sys
 import jax, numpy as np, ml_collections
-from fct_jax import sharding
 from fct_jax.data import Preprocessing, open_source
-from fct_jax.data.order import Shuffled
-from fct_jax.train.images import image_feed
+from fct_jax.data.sampling import Shuffled
+from fct_jax.errors import UserError
+from fct_jax.runtime import sharding
+from fct_jax.train.image_batches import image_feed
 
 data = {"name": "digits", "workers": 0, "on_error": "raise", "in_memory": "no"}
 config = ml_collections.ConfigDict({"batch_size": 8, "seed": 3, "data": data})
@@ -225,6 +260,22 @@ for step, (_, call) in zip(range(3), feed.calls(0)):
         assert shard.data.shape == (1, 4)
     assert call["image"].sharding.is_equivalent_to(sharding.split_batch(mesh, 1), 5)
 feed.close()
+
+config.batch_size, config.last_batch = 400, "keep"  # of 1,000 images: 400, 400, 200
+order = Shuffled(len(source), 400, seed=3, keep_last=True)(1)
+feed = image_feed(source, Preprocessing(size=8), config, mesh)
+*_, (_, call) = feed.calls(feed.steps_per_epoch)
+last = order[-1][order[-1] >= 0]
+np.testing.assert_array_equal(call["index"][0], last)
+assert {shard.data.shape for shard in call["index"].addressable_shards} == {(1, len(last) // 2)}
+feed.close()
+config.data.classes, config.batch_size = "0-2", 200  # 299 images
+try:
+    image_feed(open_source(config.data, "train"), Preprocessing(size=8), config, mesh)
+except UserError as error:
+    assert "has 99 of 299 images, which 2 devices do not divide" in str(error), error
+else:
+    raise AssertionError("an odd batch was shared by two devices")
 assert jax.device_count() == 4
 """
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fct_jax.data.lists import FileReader, ImageList, list_reader, parse_list, read_list
+from fct_jax.data.lists import FileReader, LabelledFiles, list_reader, parse_list, read_list
 from fct_jax.errors import UserError
 
 
@@ -24,37 +24,23 @@ def make(tmp_path, lines):
     return write(tmp_path / "train.txt", "\n".join(lines) + "\n\n")
 
 
-def test_image_list(tmp_path):
+def test_labelled_files(tmp_path):
     file = make(tmp_path, ["a/one.png 2", "b c/two words.png 0", "grüße.png 2"])
-    source = ImageList(file, tmp_path / "images")
-    assert len(source) == 3
-    assert source.labels.dtype == np.int32
-    assert source.labels.tolist() == [2, 0, 2]
-    assert source.ids.tolist() == ["a/one.png", "b c/two words.png", "grüße.png"]
-    assert source.num_classes == 3
-    assert tuple(source.class_names) == ("0", "1", "2")
-    assert source.image_size is None
-    item = source[1]
-    assert item["image"].shape == (5, 7, 3)
-    assert item["image"].dtype == np.uint8
-    assert item["label"] == 0 and isinstance(item["label"], int)
+    reader = LabelledFiles(list_reader(file, tmp_path / "images"))
+    assert len(reader) == 3 and reader.name == str(file)
+    assert reader.labels().dtype == np.int32
+    assert reader.labels().tolist() == [2, 0, 2]
+    assert reader.ids().tolist() == ["a/one.png", "b c/two words.png", "grüße.png"]
+    assert reader.class_names == ("0", "1", "2")
+    assert reader.image_size(np.arange(3)) is None
+    image, label = reader.read(1)
+    assert image.shape == (5, 7, 3) and image.dtype == np.uint8
+    assert label == 0 and isinstance(label, int)
     pixels = np.asarray(Image.open(tmp_path / "images/b c/two words.png"))
-    assert np.array_equal(item["image"], pixels)
-    with pytest.raises(IndexError):
-        source[3]
-    assert ImageList(file, tmp_path / "images", num_classes=10).num_classes == 10
+    assert np.array_equal(image, pixels)
+    assert len(list_reader(file, tmp_path / "images", num_classes=10).class_names) == 10
     with pytest.raises(UserError, match="num_classes must be at least 3, not 2"):
-        ImageList(file, tmp_path / "images", num_classes=2)
-
-
-def test_reader_agrees_with_source(tmp_path):
-    file = make(tmp_path, ["one.png 1", "two.png 0"])
-    reader, source = list_reader(file, tmp_path / "images"), ImageList(file, tmp_path / "images")
-    assert len(reader) == len(source)
-    assert np.array_equal(reader.labels(), source.labels)
-    assert np.array_equal(reader.ids(), source.ids)
-    assert np.array_equal(reader.read(1), source[1]["image"])
-    assert reader.image_size(np.arange(2)) is None
+        list_reader(file, tmp_path / "images", num_classes=2)
 
 
 @pytest.mark.parametrize(
@@ -82,20 +68,20 @@ def test_missing_images_are_counted(tmp_path):
     file = make(tmp_path, lines)
     write(file, "\n".join(lines + [f"gone/{i:02d}.png 0" for i in range(13)]))
     with pytest.raises(UserError, match="13 of 14 images are missing") as error:
-        ImageList(file, tmp_path / "images")
+        list_reader(file, tmp_path / "images")
     assert "gone/00.png" in str(error.value) and "gone/09.png, …" in str(error.value)
     assert "gone/10.png" not in str(error.value)
     with pytest.raises(UserError, match="elsewhere does not exist"):
-        ImageList(file, tmp_path / "elsewhere")
+        list_reader(file, tmp_path / "elsewhere")
 
 
 def test_unreadable_image_is_named(tmp_path):
     file = make(tmp_path, ["one.png 0", "two.png 0"])
     (tmp_path / "images/two.png").write_bytes(b"nothing")
-    source = ImageList(file, tmp_path / "images")
-    assert source[0]["image"].shape == (4, 7, 3)
+    reader = list_reader(file, tmp_path / "images")
+    assert reader.read(0).shape == (4, 7, 3)
     with pytest.raises(UserError, match=r"two\.png"):
-        source[1]
+        reader.read(1)
 
 
 def test_box_outside_the_image(tmp_path):

@@ -18,7 +18,7 @@ from absl import logging
 from tiny_data import write_folder
 
 from fct_jax.data import Preprocessing, batches, load_all, open_source
-from fct_jax.data.order import Shuffled
+from fct_jax.data.sampling import Shuffled
 from fct_jax.errors import UserError
 
 SMALL = Preprocessing(size=8)

@@ -8,8 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fct_jax.data.order import Rows, Shuffled
-from fct_jax.data.sampling import ClassBalancedSampler, IdentitySampler
+from fct_jax.data.sampling import (
+    NOTHING,
+    ClassBalancedSampler,
+    IdentitySampler,
+    RowsOfStep,
+    Shuffled,
+)
 from fct_jax.errors import UserError
 
 LABELS = st.lists(st.integers(-3, 12), min_size=1, max_size=90).map(np.array)
@@ -111,7 +116,7 @@ def test_processes_share_one_global_batch(case, epoch, data):
     labels, p, k, _, sampler = case
     count = data.draw(st.sampled_from([n for n in range(1, p * k + 1) if p * k % n == 0]))
     parts = np.arange(p * k).reshape(count, -1)
-    processes = [pickle.loads(pickle.dumps(Rows(sampler, rows))) for rows in parts]
+    processes = [pickle.loads(pickle.dumps(RowsOfStep(sampler, rows))) for rows in parts]
     steps = sampler.steps_per_epoch
     for step in range(epoch * steps, epoch * steps + steps):
         shares = [rows(step) for rows in processes]
@@ -156,9 +161,42 @@ def test_rows_of_any_step(make):
     sampler = make(10, 4, seed=5)
     whole = np.concatenate([sampler(epoch) for epoch in range(9)])
     for rows in (np.arange(4), np.array([1, 3])):
-        of = pickle.loads(pickle.dumps(Rows(sampler, rows)))
+        of = pickle.loads(pickle.dumps(RowsOfStep(sampler, rows)))
         for step in (3, 2, 4, 0, 17, 16, 1):
             assert of(step).tolist() == whole[step, rows].tolist()
+
+
+@CHECKS
+@given(st.integers(1, 60), st.data())
+def test_a_kept_last_batch_completes_the_epoch(count, data):
+    size, epoch = data.draw(st.integers(1, count)), data.draw(st.integers(0, 3))
+    dropped, kept = Shuffled(count, size, seed=2), Shuffled(count, size, seed=2, keep_last=True)
+    assert (dropped.steps_per_epoch, dropped.last_size) == (count // size, size)
+    assert (kept.steps_per_epoch == -(-count // size) and kept.last_size == count % size) or size
+    batches = kept(epoch)
+    assert batches.shape == (kept.steps_per_epoch, size) and batches.dtype == np.int32
+    np.testing.assert_array_equal(batches[: count // size], dropped(epoch))
+    assert sorted(batches[batches != NOTHING]) == list(range(count))
+    assert (batches[-1, kept.last_size :] == NOTHING).all()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_share_a_kept_last_batch(processes):
+    sampler = Shuffled(22, 8, seed=1, keep_last=True)  # batches of 8, 8 and 6
+    parts = [
+        RowsOfStep(sampler, rows, last)
+        for rows, last in zip(
+            np.split(np.arange(8), processes), np.split(np.arange(6), processes), strict=True
+        )
+    ]
+    for step in range(6):
+        expected = sampler(step // 3)[step % 3]
+        expected = expected[expected != NOTHING]
+        shares = [rows(step) for rows in parts]
+        assert {len(share) for share in shares} == {len(expected) // processes}
+        assert np.concatenate(shares).tolist() == expected.tolist()
+        numbers = np.concatenate([rows.numbers(step) for rows in parts])
+        assert numbers.tolist() == list(range(len(expected)))
 
 
 @pytest.mark.parametrize(

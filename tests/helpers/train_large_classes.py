@@ -15,6 +15,7 @@ import numpy as np
 
 from fct_jax import config as configs
 from fct_jax import losses
+from fct_jax.data.sampling import Shuffled
 from fct_jax.models.linear import Linear
 from fct_jax.runtime import sharding
 from fct_jax.train.checkpoint import Checkpoints
@@ -58,8 +59,7 @@ class Task:
             data,
             2 * BATCH,
             lambda data, rows, key: {name: value[rows] for name, value in data.items()},
-            batch_size=BATCH,
-            seed=0,
+            sampler=Shuffled(2 * BATCH, BATCH),
             mesh=mesh,
             steps_per_call=1,
         )

@@ -68,11 +68,17 @@ def test_finished_run_is_left_alone(finished, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("in_memory", ["yes", "no"])
-def test_resumed_run_is_bit_identical(tmp_path, in_memory):
+@pytest.mark.parametrize(
+    "in_memory, last_batch", [("yes", "drop"), ("no", "drop"), ("yes", "keep"), ("no", "keep")]
+)
+def test_resumed_run_is_bit_identical(tmp_path, in_memory, last_batch):
     """Stopped after some epochs, in the middle of one, with both feeds."""
     config = tiny_runs.backbone(
-        data__in_memory=in_memory, checkpoint_every_steps=3, keep_checkpoints=9
+        data__in_memory=in_memory,
+        checkpoint_every_steps=3,
+        keep_checkpoints=9,
+        last_batch=last_batch,
+        batch_size=100 if last_batch == "drop" else 160,  # of 501: 160, 160, 160, 21
     )
     train(config, tmp_path / "whole")
     run = tmp_path / "stopped"
