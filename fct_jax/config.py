@@ -5,10 +5,13 @@ returns the result; ``check`` refuses keys that are not here.
 """
 
 import difflib
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from fct_jax.config_values import check_kind, check_values
 from fct_jax.errors import UserError
 
 
@@ -363,13 +366,42 @@ def _loop(config: ConfigDict) -> None:
 
 
 def check(config: ConfigDict) -> None:
-    """Every key is known and of the right kind. Raises UserError with the nearest right key."""
+    """Check that every key is known, and that every value can be, before anything is loaded.
+
+    Raises UserError with the nearest right key or value.
+    """
     known = (backbone, simclr, transformation, compatible, evaluate, embed)
     kinds = {function.__name__: function for function in known}
     task = config.get("task", "")
     if task not in kinds:
         raise UserError(f"config.task is {task!r}; known: {', '.join(kinds)}")
     _compare(config, kinds[task](), "config")
+    check_values(config)
+
+
+def at_home(config: ConfigDict) -> ConfigDict:
+    """Return a copy whose paths have the home directory in place of ``~``, as a shell gives it.
+
+    >>> config = ConfigDict({"old": "~/runs/old", "transformed": "FCT=~/runs/fct,BCT=runs/bct"})
+    >>> at_home(config).old == str(Path.home() / "runs/old")
+    True
+    """
+    made = config.copy_and_resolve_references()
+    with made.unlocked():
+        _expand(made)
+    return made
+
+
+def _expand(section: ConfigDict) -> None:
+    for key, value in section.items():
+        if isinstance(value, ConfigDict):
+            _expand(value)
+        elif isinstance(value, str) and "~" in value:
+            section[key] = _HOME.sub(lambda found: str(Path(found[0]).expanduser()), value)
+
+
+# Of a path, or of each in "NAME=PATH,NAME=PATH".
+_HOME = re.compile(r"(?<![^=,])~[^/,=]*(?=/|,|$)")
 
 
 def _compare(config: Mapping, known: Mapping, where: str) -> None:
@@ -382,6 +414,8 @@ def _compare(config: Mapping, known: Mapping, where: str) -> None:
             raise UserError(f"{where}.{key} must be of the kind of {default!r}, not {value!r}")
         if isinstance(default, ConfigDict):
             _compare(value, default, f"{where}.{key}")
+        else:
+            check_kind(value, default, f"{where}.{key}")
     for key in known:
         if key not in config:
             raise UserError(f"config key {where}.{key} is missing")

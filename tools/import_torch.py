@@ -1,7 +1,7 @@
 """Turns a PyTorch model into a run, which everything else here takes.
 
-  python tools/import_torch.py FILE --out RUN
-  python tools/import_torch.py FILE --arch resnet50 --embedding_dim 128 --out RUN
+  python tools/import_torch.py FILE --out RUN --size 224
+  python tools/import_torch.py FILE --out RUN --size 32 --arch resnet50 --embedding_dim 128
 
 FILE is one of
   *.pt                 TorchScript archives of FCT and FastFill: backbones, SimCLR side models,
@@ -12,7 +12,9 @@ FILE is one of
   *.pth, *.safetensors weights by torchvision's, timm's, FCT's or AdvBCT's names
 
 The architecture is read off the weights; --arch, --embedding_dim, --num_classes and --width only
-make sure that it is the one you expect. The tool embeds a few random images (or vectors) with the
+make sure that it is the one you expect. The size of the images is not in the weights: say with
+--size what the model was trained on (a wrong one agrees with PyTorch all the same, and costs much
+of the quality). The tool embeds a few random images (or vectors) with the
 PyTorch model and with the run, and writes nothing if they differ by more than 1e-4 of the largest
 value. PyTorch is needed for all but .safetensors files, which are not compared without it.
 """
@@ -75,7 +77,12 @@ def parser() -> Parser:
         "what agrees with the archive of a backbone, else not)",
     )
     images = parser.add_argument_group("preprocessing of images, kept in the run")
-    images.add_argument("--size", type=int, default=224, help="pixels of the input (default 224)")
+    images.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the images that the model was trained on; needed for all models of images",
+    )
     images.add_argument(
         "--resize",
         type=int,
@@ -105,16 +112,17 @@ def run(arguments: list[str]) -> None:
         raise unknown("architecture", options.arch, ARCHITECTURES)
     if options.out.exists():
         raise UserError(f"{options.out} exists already; nothing was overwritten")
-    preprocessing = Preprocessing(
-        size=options.size,
-        resize=options.resize or None,
-        mean=tuple(options.mean),
-        std=tuple(options.std),
-    )
     weights = read_weights(options.file)
     try:
         parts = read_parts(weights.state, extra=weights.archive is not None)
         _check_expected(options, parts)
+        doubt = _doubt_of_size(options, parts)
+        preprocessing = Preprocessing(
+            size=options.size or Preprocessing.size,
+            resize=options.resize or None,
+            mean=tuple(options.mean),
+            std=tuple(options.std),
+        )
         checked = _checked(options, parts, weights, preprocessing)
     except UserError as error:
         raise UserError(f"{options.file}: {error}; nothing was written") from error
@@ -122,6 +130,45 @@ def run(arguments: list[str]) -> None:
         _write(options, parts, checked, archive=weights.archive is not None)
     except OSError as error:
         raise UserError(f"cannot write {options.out}: {error}") from error
+    if doubt:
+        print(f"warning: {doubt}", file=sys.stderr)
+
+
+# Sizes at which the maps of a stem neither grow costly nor shrink to a pixel too early: a 3×3 stem
+# without pooling is that of 32-px images, and of 112-px faces.
+_LARGEST_OF_SMALL_STEM, _SMALLEST_OF_LARGE_STEM = 128, 96
+
+
+def _doubt_of_size(options, parts: dict[str, Part]) -> str:
+    """Return why --size may be wrong, "" where nothing speaks against it.
+
+    Raises UserError where it is missing, or useless.
+    """
+    found = [part.description for part in parts.values()]
+    stems = {
+        bool(description["kwargs"].get("small_stem"))
+        for description in found
+        if description["kind"] == "backbone"
+    }
+    if not stems:
+        return ""
+    stem = "a small stem (3×3, no pooling), usual for images of 32 px, or faces of 112 px"
+    if True not in stems:
+        stem = "a large stem (7×7, pooled), usual for images of about 224 px"
+    if options.size is None:
+        raise UserError(
+            "--size is missing: weights do not tell the side of the images that the model was "
+            f"trained on; these have {stem}"
+        )
+    if options.size < 1:
+        raise UserError(f"--size must be at least 1 pixel, not {options.size}")
+    small = True in stems and options.size > _LARGEST_OF_SMALL_STEM
+    if small or (True not in stems and options.size < _SMALLEST_OF_LARGE_STEM):
+        return (
+            f"the weights have {stem}; with --size {options.size} they agree with PyTorch, but if "
+            "they were trained at another size, the embeddings are much worse than they could be"
+        )
+    return ""
 
 
 def _check_expected(options, parts: dict[str, Part]) -> None:

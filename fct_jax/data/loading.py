@@ -8,6 +8,8 @@ from fct_jax.data.sources import Source
 from fct_jax.errors import UserError
 from fct_jax.models.preprocessing import Preprocessing
 
+_GO_ON = "config.data.on_error=skip goes on without the images that cannot be read"
+
 
 class ImageLoader:
     """Reads single images and makes them ready for a batch.
@@ -80,7 +82,7 @@ class TrainingBatch:
                 example = self._read(int(index), epoch)
             except UnreadableImage as error:
                 if not self._skip:
-                    raise
+                    raise UnreadableImage(f"{error}; {_GO_ON}") from None
                 errors.append(str(error))
                 example = self._instead_of(int(index), epoch, (place, int(number)), errors)
             examples.append(example)
@@ -126,7 +128,7 @@ class PassBatch:
                 examples.append(self._read(int(index), self._view, self._flip))
             except UnreadableImage as error:
                 if not self._skip:
-                    raise
+                    raise UnreadableImage(f"{error}; {_GO_ON}") from None
                 errors.append(str(error))
         return {"batch": _stack(examples), "errors": errors}
 

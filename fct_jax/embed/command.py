@@ -12,6 +12,7 @@ from fct_jax.embed.transform import transform_set
 from fct_jax.errors import UserError
 from fct_jax.frozen.model import Transformer, load_model
 from fct_jax.runtime import processes
+from fct_jax.runtime.workdir import usable
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.partial import remove_leftover
 
@@ -25,7 +26,9 @@ def embed(config: ConfigDict, out) -> EmbeddingSet:
       config: of ``fct_jax.config.embed``.
       out: the EmbeddingSet to make. Raises UserError where it exists.
     """
+    config = configs.at_home(config)
     configs.check(config)
+    out = usable(out)
     if Path(out).exists():
         remove_leftover(out)
         raise UserError(f"{out} exists already; nothing was overwritten")

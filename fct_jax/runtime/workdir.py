@@ -14,6 +14,20 @@ def to_json(config: ConfigDict) -> dict:
     return json.loads(config.to_json())
 
 
+def usable(workdir) -> Path:
+    """Return the path of a work directory, ``~`` expanded.
+
+    Raises UserError if it, or a folder that it is to lie in, is a file.
+    """
+    path = Path(workdir).expanduser()
+    for folder in (path, *path.parents):
+        if folder.is_dir():
+            break
+        if folder.exists():
+            raise UserError(f"--workdir={workdir}: {folder} is a file; name a folder")
+    return path
+
+
 def claim_workdir(config: ConfigDict, workdir: Path, allow_change: bool = False) -> None:
     """Writes ``config.json``, or finds that the directory belongs to the same config.
 

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from fct_jax import data, losses, models
@@ -111,6 +112,14 @@ class Backbone:
         """(N, C) logits of images that went through preprocessing, in inference mode."""
         return self._module.apply(variables, images)[0]
 
+    def summary(self) -> list[str]:
+        """Return what is trained on what, in lines for the console."""
+        name = self._config.model.name
+        lines = [f"{name} on {images_of(self._train, self._config.data)}"]
+        if self._validation is not None:
+            lines.append(f"validation: {len(self._validation):,} images")
+        return lines
+
     def describe(self) -> dict:
         """For ``model.json``."""
         return {
@@ -121,6 +130,15 @@ class Backbone:
             "preprocessing": self._preprocessing.to_dict(),
             "data": self._config.data.to_dict(),
         }
+
+
+def images_of(source: data.Source, config: ConfigDict) -> str:
+    """Return how many images of how many classes a source has, and which subset it is."""
+    classes = len(np.unique(source.labels[source.labels >= 0]))
+    kept = [f"{key} {config[key]!r}" for key in ("classes", "subset") if config[key]]
+    which = f", {' and '.join(kept)}" if kept else ""
+    of = f" of {source.num_classes:,}" if classes != source.num_classes else ""
+    return f"{len(source):,} images, {classes:,}{of} classes ({source.name}{which})"
 
 
 def has_validation(config: ConfigDict) -> bool:

@@ -1,6 +1,9 @@
 """Checkpoints of a run. The only file that imports Orbax."""
 
+import contextlib
 import logging as python_logging
+import math
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,6 +15,48 @@ from fct_jax.runtime import processes
 
 # Orbax reports every save at INFO and WARNING; a user wants the exceptions only.
 python_logging.getLogger("orbax").setLevel(python_logging.ERROR)
+
+
+_FULL = ("no space left", "disk quota", "enospc", "edquot")  # as Orbax and TensorStore word it
+
+
+def check_space(workdir: Path, state, config) -> None:
+    """Check that the run's checkpoints and its model will fit on the disk.
+
+    Args:
+      workdir: of the run; checkpoints that it has already are counted.
+      state: arrays or shapes.
+      config: with ``keep_checkpoints`` and ``keep_best``.
+
+    Raises:
+      UserError: if less is free than the run may take.
+    """
+    sizes = [math.prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(state)]
+    # One more of each is written before the oldest is removed; the model is a part of the state.
+    copies = config.keep_checkpoints + 1 + (2 if config.keep_best else 0) + 1
+    there = sum(file.stat().st_size for file in workdir.rglob("*") if file.is_file())
+    needed, free = copies * sum(sizes) - there, shutil.disk_usage(workdir).free
+    if free < needed:
+        raise UserError(
+            f"{workdir} has {free / 1e9:.2f} GB free, but checkpoints and model take "
+            f"{needed / 1e9:.2f} GB; a smaller config.keep_checkpoints takes less"
+        )
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path):
+    """Tell of a full disk in one line, where Orbax shows its stack."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        if any(word in str(error).lower() for word in _FULL):
+            raise UserError(
+                f"no space left to write {folder}; the checkpoints before are kept: make room, "
+                "and the same command goes on from the last of them"
+            ) from error
+        raise
 
 
 class Checkpoints:
@@ -43,12 +88,11 @@ class Checkpoints:
 
     def save(self, step: int, state, feed: dict) -> None:
         """Starts writing; returns as soon as the arrays are copied off the device."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), feed=ocp.args.JsonSave(feed)
-            ),
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), feed=ocp.args.JsonSave(feed)
         )
+        with _disk_errors(self.folder):  # of the save before, too
+            self._manager.save(step, args=arguments)
 
     def restore(self, like):
         """The newest readable checkpoint as (state, feed), or None where there is none.
@@ -121,7 +165,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        with _disk_errors(self.folder):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and lets go of the directory."""

@@ -11,6 +11,7 @@ A task (``backbone.py``, ``transformation.py``, …) is a class with
     freeze_batch_norm(epoch)        whether BatchNorm runs in inference mode
     metrics                         names of what evaluate gives; () without a validation split
     evaluate(variables) -> metrics  on the validation split
+    summary() -> [str]              lines about models and images, printed before training starts
     describe() -> dict              what ``model.json`` says of the model
     export(variables) -> variables  of the model alone, without what only its training needs
     finish(workdir, fingerprint, variables)      writes what the run leaves beside its model;
@@ -33,20 +34,20 @@ from fct_jax.errors import unknown
 from fct_jax.frozen.model import read_description, write_model
 from fct_jax.runtime import processes, sharding
 from fct_jax.runtime.progress import Bar
-from fct_jax.runtime.workdir import claim_workdir
+from fct_jax.runtime.workdir import claim_workdir, usable
 from fct_jax.storage.files import Lock
 from fct_jax.storage.partial import wait_for
 from fct_jax.train import batch_size as batch
 from fct_jax.train.backbone import Backbone
 from fct_jax.train.best import Best, check_rule
-from fct_jax.train.checkpoint import Checkpoints
+from fct_jax.train.checkpoint import Checkpoints, check_space
 from fct_jax.train.compatible.task import Compatible
 from fct_jax.train.large_classes import with_padded_classes
 from fct_jax.train.metrics_log import MetricsLog
 from fct_jax.train.optimizer import build_optimizer
 from fct_jax.train.running_means import RunningMeans
 from fct_jax.train.simclr import SimCLR
-from fct_jax.train.state import State, fresh_state
+from fct_jax.train.state import State, fresh_state, shapes_of
 from fct_jax.train.steps import compile_steps
 from fct_jax.train.termination import Termination
 from fct_jax.train.transformation import TransformationTask
@@ -72,7 +73,8 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
     Raises:
       UserError: a mistake in the config, the data or the directory; or a loss that is not finite.
     """
-    workdir = Path(workdir)
+    workdir = usable(workdir)
+    config = configs.at_home(config)
     configs.check(config)
     if config.task not in TASKS:
         raise unknown("task to train", config.task, TASKS)
@@ -104,7 +106,8 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
         check_rule(config.keep_best, config.export, task.metrics)
         processes.from_writer(begin, "claim the work directory")
         wait_for(workdir / "config.json")
-        processes.say(batch.summary(config, mesh))
+        for line in (*task.summary(), batch.summary(config, mesh)):
+            processes.say(line)
         state = _trained(config, task, workdir, mesh, termination)
         count = sum(array.size for array in jax.tree.leaves(state.params))
         variables = _on_host(state.variables)
@@ -132,6 +135,7 @@ class _Records(NamedTuple):
 def _trained(config, task, workdir: Path, mesh, termination: Termination) -> State:
     """The state to export: the last one, or the best."""
     optimizer = build_optimizer(config.optimizer, config.epochs, task.feed.steps_per_epoch)
+    check_space(workdir, shapes_of(task, optimizer), config)
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
     best = Best(config.keep_best, checkpoints)
     running = RunningMeans(checkpoints)
@@ -192,6 +196,7 @@ def _epochs(config, task, run, state: State, records: _Records, termination) -> 
     checkpoints, best, running, log = records
     per_epoch = task.feed.steps_per_epoch
     step, end = int(state.step), config.epochs * per_epoch
+    trained = {}  # means of the epoch that ended last
     save_every = config.checkpoint_every_steps or per_epoch
 
     def evaluate_if_due() -> None:
@@ -202,8 +207,10 @@ def _epochs(config, task, run, state: State, records: _Records, termination) -> 
         best.offer(step, metrics, state)
         if metrics:
             log.write(step, {f"validation/{name}": value for name, value in metrics.items()})
-        said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        processes.say(f"epoch {epoch}/{config.epochs}: {said or 'no validation'}")
+        said = [f"{name} {value:.4f}" for name, value in metrics.items()]
+        if "loss" in trained:
+            said.append(f"training loss {trained['loss']:.4f}")
+        processes.say(f"epoch {epoch}/{config.epochs}" + (f": {', '.join(said)}" if said else ""))
 
     termination.begin()
     # A run that was killed between the save and the evaluation of an epoch makes up for it.
@@ -222,6 +229,10 @@ def _epochs(config, task, run, state: State, records: _Records, termination) -> 
                 # Before the save: what is logged after the last checkpoint is logged again.
                 if due or step == end:
                     log.write(step, running.means("train/"))
+                if step % per_epoch == 0:
+                    trained = running.epoch_means()
+                    means = {f"epoch/{name}": value for name, value in trained.items()}
+                    log.write(step, {"epoch/number": step // per_epoch, **means})
                 if terminated or step // save_every > before // save_every or step == end:
                     running.fetch()  # never save after a loss that is not finite
                     position = {"feed": task.feed.position(), "running": running.position()}

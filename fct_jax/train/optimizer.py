@@ -49,15 +49,24 @@ def learning_rate(
     if kind not in SCHEDULES:
         raise unknown("schedule", kind, SCHEDULES)
     if kind == "cosine" and not 0 <= warmup < epochs:
-        raise UserError(f"schedule cosine: {warmup} warm-up epochs do not fit into {epochs} epochs")
+        raise UserError(
+            f"config.optimizer.schedule.warmup_epochs={warmup} warm-up epochs do not fit into "
+            f"config.epochs={epochs} of the cosine schedule; "
+            f"largest possible: {max(epochs - 1, 0)}"
+        )
     for name, share in (("warmup_start", warmup_start), ("floor", floor)):
         if not 0 <= share <= 1:
-            raise UserError(f"schedule: {name} is a share of the rate in [0, 1], not {share}")
+            raise UserError(
+                f"config.optimizer.schedule.{name} is a share of the rate in [0, 1], not {share}"
+            )
     if kind == "multistep":
         if (milestones is None) == (step is None):
-            raise UserError("schedule multistep: give either milestones or step")
+            raise UserError(
+                "the multistep schedule takes either milestones or step: set one of "
+                "config.optimizer.schedule.milestones and config.optimizer.schedule.step"
+            )
         if step is not None and step < 1:
-            raise UserError(f"schedule multistep: step must be at least 1 epoch, not {step}")
+            raise UserError(f"config.optimizer.schedule.step must be at least 1 epoch, not {step}")
 
     def rate(epoch: int) -> float:
         if epoch < warmup and warmup_start:

@@ -2,32 +2,57 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from fct_jax.errors import UserError
 from fct_jax.train.checkpoint import Checkpoints
 
 
-class RunningMeans:
-    """Means of the steps' metrics since the last log entry, rate and time spent waiting for data.
+class Sums(NamedTuple):
+    """Sums of metrics over some steps."""
 
-    The sums of a call are fetched while the next call runs, so that the device never waits.
+    sums: Mapping[str, float] = MappingProxyType({})
+    steps: int = 0
+
+    def plus(self, sums: dict[str, float], steps: int) -> "Sums":
+        """Return the sums over these steps and ``steps`` more."""
+        more = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
+        return Sums(more, self.steps + steps)
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each metric over the steps."""
+        return {name: value / self.steps for name, value in self.sums.items()}
+
+
+class RunningMeans:
+    """Means of the steps' metrics since the last log entry, and over the epoch so far.
+
+    With the former come rate and time spent waiting for data. The sums of a call are fetched while
+    the next call runs, so that the device never waits.
     """
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
         self._waiting = None
-        self._sums, self._steps = {}, 0
+        self._logged, self._epoch = Sums(), Sums()
         self._since, self._waited = time.perf_counter(), 0.0
         self.note = ""
 
     def position(self) -> dict:
         """What a checkpoint must hold, so that the next means are of all their steps."""
-        return {"sums": self._sums, "steps": self._steps}
+        return {
+            "sums": dict(self._logged.sums),
+            "steps": self._logged.steps,
+            "epoch_sums": dict(self._epoch.sums),
+            "epoch_steps": self._epoch.steps,
+        }
 
     def restore(self, position: dict) -> None:
         """Goes on from ``position``."""
-        self._sums, self._steps = position["sums"], position["steps"]
+        self._logged = Sums(position["sums"], position["steps"])
+        self._epoch = Sums(position.get("epoch_sums", {}), position.get("epoch_steps", 0))
 
     def timed(self, feed, step: int) -> Iterator:
         """The feed's calls from ``step``; the time that the device waits for them is counted."""
@@ -63,15 +88,20 @@ class RunningMeans:
                 "a smaller config.optimizer.lr often helps"
             )
         self.note = f"loss {sums['loss'] / steps:.4f}"
-        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in sums.items()}
-        self._steps += steps
+        self._logged, self._epoch = self._logged.plus(sums, steps), self._epoch.plus(sums, steps)
 
     def means(self, prefix: str) -> dict[str, float]:
         """The means since the last time by prefixed name; "data_wait" is a share of the time."""
         self.fetch()
-        found = {name: value / self._steps for name, value in self._sums.items()}
         elapsed = time.perf_counter() - self._since
-        found |= {"steps_per_second": self._steps / elapsed, "data_wait": self._waited / elapsed}
-        self._sums, self._steps = {}, 0
+        rates = {"steps_per_second": self._logged.steps / elapsed}
+        found = {**self._logged.means(), **rates, "data_wait": self._waited / elapsed}
+        self._logged = Sums()
         self._since, self._waited = time.perf_counter(), 0.0
         return {prefix + name: value for name, value in found.items()}
+
+    def epoch_means(self) -> dict[str, float]:
+        """Return the means over the epoch by name, and begin the next one."""
+        self.fetch()
+        found, self._epoch = self._epoch.means(), Sums()
+        return found

@@ -29,6 +29,21 @@ class State(NamedTuple):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+def shapes_of(task, optimizer) -> State:
+    """Return the shapes of the state's arrays, without making them."""
+
+    def fresh(key) -> State:
+        return _first(task, optimizer, key)
+
+    return jax.eval_shape(fresh, jax.random.key(0))
+
+
+def _first(task, optimizer, key) -> State:
+    variables = task.init(key)
+    params = variables["params"]
+    return State(jnp.int32(0), params, variables.get("batch_stats", {}), optimizer.init(params))
+
+
 def fresh_state(task, optimizer, seed: int, mesh) -> State:
     """The state before the first step, made on the devices in its sharding.
 
@@ -40,9 +55,7 @@ def fresh_state(task, optimizer, seed: int, mesh) -> State:
     """
 
     def fresh(key) -> State:
-        variables = task.init(key)
-        params = variables["params"]
-        return State(jnp.int32(0), params, variables.get("batch_stats", {}), optimizer.init(params))
+        return _first(task, optimizer, key)
 
     key = jax.random.key(seed)
     shardings = sharding.of_state(jax.eval_shape(fresh, key), mesh)

@@ -113,6 +113,15 @@ class TransformationTask:
         loss, (_, metrics) = self._objective(variables, frozen, batch, freeze_batch_norm=True)
         return {"loss": loss, **metrics}
 
+    def summary(self) -> list[str]:
+        """Return which models' embeddings of what are trained on."""
+        lines = [f"{self._config.model.name} on {self._inputs.summary}"]
+        for role, fingerprint in self._inputs.fingerprints.items():
+            model = f"model {fingerprint}, " if fingerprint else ""
+            dim = self._dims[role]
+            lines.append(f"{role}: {self._config[role]} ({model}dimension {dim})")
+        return lines
+
     def describe(self) -> dict:
         """For ``model.json``."""
         fingerprints = self._inputs.fingerprints

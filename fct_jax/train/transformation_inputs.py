@@ -12,7 +12,7 @@ from fct_jax.errors import UserError
 from fct_jax.frozen.model import Embedder, load_model
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.named import is_model, is_run, vectors_of
-from fct_jax.train.backbone import has_validation
+from fct_jax.train.backbone import has_validation, images_of
 from fct_jax.train.feeds import ResidentFeed
 from fct_jax.train.image_batches import image_feed, preprocessing_of, sampler_of
 
@@ -33,6 +33,7 @@ class CachedInputs:
       fingerprints: of their models by role, None where unknown.
       labels: (N,) int32 of the training set, or None.
       models: frozen variables that ``embed`` needs: none.
+      summary: what is trained on, for the console.
     """
 
     def __init__(self, config: ConfigDict, mesh):
@@ -61,6 +62,10 @@ class CachedInputs:
             return batch if labels is None else {**batch, "label": labels[indices]}
 
         count = len(views[0]["old"])
+        data_name = config.data.name if all(is_model(config[r]) for r in roles(config)) else ""
+        self.summary = f"{count:,} cached embeddings" + (
+            f" × {len(views)} views ({data_name}, training split)" if data_name else ""
+        )
         self.feed = ResidentFeed(
             (arrays, self.labels),
             count,
@@ -95,6 +100,7 @@ class OnlineInputs:
         source = data.open_source(source_config(config.data, "train"), "train")
         preprocessing = preprocessing_of(config.preprocessing)
         self.feed = image_feed(source, preprocessing, config, mesh)
+        self.summary = f"{images_of(source, config.data)}, embedded in every step"
         self.dims = {role: embedder.dim for role, embedder in self._embedders.items()}
         self.fingerprints = {role: e.fingerprint for role, e in self._embedders.items()}
         self.labels = source.labels

@@ -308,3 +308,26 @@ def test_help(capsys):
         import_torch.run(["--help"])
     text = capsys.readouterr().out
     assert done.value.code == 0 and "--embedding_dim" in text and "TorchScript" in text
+
+
+@pytest.mark.parametrize(
+    ("small", "size", "warned"), [(True, 224, True), (False, 32, True), (False, 224, False)]
+)
+def test_the_size_of_the_images_is_asked_for(small, size, warned, tmp_path, capsys):
+    """Weights do not tell it, agree with PyTorch at any, and are worse at a wrong one."""
+    file, out = saved(tmp_path, backbone(small_stem=small).state_dict()), tmp_path / "run"
+    stem = "small stem" if small else "large stem"
+    with pytest.raises(UserError, match=f"--size is missing: .*{stem}.*nothing was written"):
+        import_torch.run([str(file), "--out", str(out)])
+    assert not out.exists()
+    import_torch.run([str(file), "--out", str(out), "--size", str(size)])
+    assert load_model(out).preprocessing.size == size
+    error = capsys.readouterr().err
+    assert (f"warning: the weights have a {stem}" in error) == warned
+    with pytest.raises(UserError, match="--size must be at least 1 pixel, not -3"):
+        import_torch.run([str(file), "--out", str(tmp_path / "other"), "--size", "-3"])
+
+
+def test_a_transformation_needs_no_size(tmp_path, capsys):
+    file = saved(tmp_path, transformation(False, (16, 12, 16)).state_dict())
+    assert "embeddings agree" in run_tool(import_torch, capsys, file, "--out", tmp_path / "run")

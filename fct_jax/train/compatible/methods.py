@@ -1,12 +1,13 @@
-"""What each backward-compatible method adds to the loss of the new model.
+"""The table of backward-compatible methods: what each adds to the loss of the new model.
 
-A method is a function ``(scope, step, options) -> ({name: loss}, share)``: its losses are added
-up, and ``share`` is how much of the batch took part. ``scope`` is the Flax module that the
-function runs in, where a method that learns something itself declares it. Every loss has its
-source in ``fct_jax.losses``.
+A method is a function ``(scope, step, options) -> Terms``. ``scope`` is the Flax module that the
+function runs in, where a method that learns something itself declares it; ``options`` is
+``config.compatibility``. Every loss has its source in ``fct_jax.losses``. Methods of one's own are
+named as ``config.method=module:name`` (docs/plugins.md).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from fct_jax import losses
-from fct_jax.errors import unknown
+from fct_jax.errors import UserError
 from fct_jax.models.discriminator import Discriminator
 from fct_jax.models.lce_transformation import LCETransformation
+from fct_jax.runtime import plugins
 from fct_jax.storage.class_statistics import ClassStatistics
 
 
@@ -35,21 +37,40 @@ class Step(NamedTuple):
     adversarial_weight: jax.Array | float  # of this epoch
 
 
+class Terms(NamedTuple):
+    """What a method adds to the loss.
+
+    Attributes:
+      losses: {name: loss}, as they are logged.
+      share: how much of the batch took part.
+      weights: {name: weight} where it is not 1; of an epoch, say.
+    """
+
+    losses: dict[str, jax.Array]
+    share: jax.Array | float
+    weights: Mapping[str, jax.Array | float] = MappingProxyType({})
+
+    @property
+    def total(self):
+        """The weighted sum of the losses."""
+        return sum(self.weights.get(name, 1.0) * loss for name, loss in self.losses.items())
+
+
 def none(scope, step: Step, options):
     """The new model alone."""
-    return {}, 0.0
+    return Terms({}, 0.0)
 
 
 def bct(scope, step: Step, options):
     loss, share = losses.bct(step.embedding, step.labels, step.old_classifier, with_share=True)
-    return {"bct": loss}, share
+    return Terms({"bct": loss}, share)
 
 
 def bct_ract(scope, step: Step, options):
     loss, share = losses.bct_ract(
         step.embedding, step.labels, step.old_classifier, step.base_logits, with_share=True
     )
-    return {"bct_ract": loss}, share
+    return Terms({"bct_ract": loss}, share)
 
 
 def lce(scope, step: Step, options):
@@ -65,7 +86,7 @@ def lce(scope, step: Step, options):
         transformed_center=center,
         with_share=True,
     )
-    return {"boundary": boundary, "alignment": alignment}, share
+    return Terms({"boundary": boundary, "alignment": alignment}, share)
 
 
 def unibct(scope, step: Step, options):
@@ -77,7 +98,7 @@ def unibct(scope, step: Step, options):
         options.margin,
         with_share=True,
     )
-    return {"unibct": loss}, share
+    return Terms({"unibct": loss}, share)
 
 
 def hot_refresh(scope, step: Step, options):
@@ -89,21 +110,21 @@ def hot_refresh(scope, step: Step, options):
         options.top_k,
         gather_gradient=options.gather_gradient,
     )
-    return {"hot_refresh": loss}, 1.0
+    return Terms({"hot_refresh": loss}, 1.0)
 
 
 def contrastive(scope, step: Step, options):
     loss = losses.contrastive(
         step.embedding, step.old_embedding, step.labels, options.temperature, options.top_k
     )
-    return {"contrastive": loss}, 1.0
+    return Terms({"contrastive": loss}, 1.0)
 
 
 def triplet(scope, step: Step, options):
     loss = losses.triplet(
         step.embedding, step.old_embedding, step.labels, options.triplet_margin, options.top_k
     )
-    return {"triplet": loss}, 1.0
+    return Terms({"triplet": loss}, 1.0)
 
 
 def triplet_ract(scope, step: Step, options):
@@ -115,16 +136,16 @@ def triplet_ract(scope, step: Step, options):
         options.top_k,
         gather_gradient=options.gather_gradient,
     )
-    return {"triplet_ract": loss}, 1.0
+    return Terms({"triplet_ract": loss}, 1.0)
 
 
 def l2(scope, step: Step, options):
-    return {"l2": losses.l2(step.embedding, step.old_embedding)}, 1.0
+    return Terms({"l2": losses.l2(step.embedding, step.old_embedding)}, 1.0)
 
 
 def lwf(scope, step: Step, options):
     new, old = _logits_of_old_classes(step)
-    return {"lwf": losses.lwf(new, old, options.lwf_temperature)}, 1.0
+    return Terms({"lwf": losses.lwf(new, old, options.lwf_temperature)}, 1.0)
 
 
 def focal_distillation(scope, step: Step, options):
@@ -138,7 +159,7 @@ def focal_distillation(scope, step: Step, options):
         options.focal_temperature,
         options.focal_kind,
     )
-    return {"focal_distillation": loss}, 1.0
+    return Terms({"focal_distillation": loss}, 1.0)
 
 
 def advbct(scope, step: Step, options):
@@ -155,15 +176,15 @@ def advbct(scope, step: Step, options):
         with_share=True,
     )
     if not options.adversarial_weight:
-        return {"boundary": boundary}, share
+        return Terms({"boundary": boundary}, share)
     discriminator = Discriminator(name="discriminator")
     strength = losses.adversarial_strength(step.progress)
     # New before old, each normalised by itself: the running statistics see both in this order.
     new = discriminator(losses.gradient_reversal(step.embedding, strength))
     old = discriminator(step.old_embedding)
     weight = options.adversarial_weight * step.adversarial_weight
-    adversarial = weight * losses.adversarial(new, old)
-    return {"boundary": boundary, "adversarial": adversarial}, share
+    found = {"boundary": boundary, "adversarial": losses.adversarial(new, old)}
+    return Terms(found, share, {"adversarial": weight})
 
 
 def _uniform_around_zero(key, shape):
@@ -206,18 +227,22 @@ METHODS = {
 
 
 def find_method(name: str) -> Method:
-    """The method of a name. Raises UserError with the list for an unknown one."""
-    if name not in METHODS:
-        raise unknown("compatible training method", name, METHODS)
-    return METHODS[name]
+    """Return a row of the table, or the user's own. Raises UserError for an unknown name."""
+    found = plugins.find(METHODS, name, "compatible training method", "methods")
+    if not isinstance(found, Method):
+        raise UserError(
+            f"config.method={name} must be a fct_jax.train.compatible.methods.Method, "
+            f"not {type(found).__name__}"
+        )
+    return found
 
 
 class Compatibility(nn.Module):
-    """A method with what it learns itself; ``apply(variables, step) -> ({name: loss}, share)``."""
+    """A method with what it learns itself; ``apply(variables, step) -> Terms``."""
 
     losses: Callable
     options: Any
 
     @nn.compact
-    def __call__(self, step: Step):
+    def __call__(self, step: Step) -> Terms:
         return self.losses(self, step, self.options)

@@ -1,6 +1,6 @@
 """Backward-compatible training: a new model searched against the old model's gallery.
 
-Classification of the new data plus what a method of ``compatible_methods.py`` adds. The old
+Classification of the new data plus what a method of ``methods.py`` adds. The old
 model takes no part in a step: its embeddings of the training images never change, so they are
 computed once and looked up.
 """
@@ -80,6 +80,15 @@ class Compatible(Backbone):
         """The model without what the method learns."""
         return {part: variables[part]["model"] for part in variables}
 
+    def summary(self) -> list[str]:
+        """Return what is trained on what, and compatible with which model."""
+        config = self._config
+        if config.method == "none":
+            return [*super().summary(), "no old model (config.method=none)"]
+        model = f"model {self._old.fingerprint}, " if self._old.fingerprint else ""
+        old = f"old: {config.old} ({model}dimension {self._old.dim})"
+        return [*super().summary(), f"{old}; method {config.method}, base loss {config.base_loss}"]
+
     def finish(self, workdir, fingerprint: str, variables) -> None:
         """LCE's transformation of an old gallery, as a run of its own below the new model's."""
         learned = {part: variables[part]["method"].get("transformation") for part in variables}
@@ -113,20 +122,20 @@ class Compatible(Backbone):
         )
         seen, base = self._see(variables["params"]["model"], outputs, frozen, batch, step)
         method = {part: variables[part]["method"] for part in variables}
-        (parts, share), learned = self._method.apply(method, seen, mutable=["batch_stats"])
+        terms, learned = self._method.apply(method, seen, mutable=["batch_stats"])
         metric = {"params": variables["params"]["metric"]}
         compared = new["intermediates"]["projected"][0] if self._config.reid.neck else outputs[1]
         added = self._metric.apply(metric, compared, seen.labels)
         loss = base + sum(added.values())
-        loss += self._config.compatibility.weight * sum(parts.values())
+        loss += self._config.compatibility.weight * terms.total
         batch_stats = {
             "model": new["batch_stats"],
             "method": learned.get("batch_stats", {}),
             "metric": {},
         }
         accuracy = jnp.mean(jnp.argmax(seen.logits, -1) == batch["label"])
-        metrics = {"base": base, **added, **parts}
-        metrics |= {"share": jnp.float32(share), "accuracy": accuracy}
+        metrics = {"base": base, **added, **terms.losses}
+        metrics |= {"share": jnp.float32(terms.share), "accuracy": accuracy}
         return loss, (batch_stats, metrics)
 
     def _augmented(self, images, key):

@@ -1,0 +1,200 @@
+"""Compares compatible training here with the published step in PyTorch, over several seeds.
+
+  python tools/training_seeds.py                      # Hot-refresh, two epochs, eight seeds
+  python tools/training_seeds.py --method none --epochs 5 --seeds 4
+
+One old model is trained on 30 % of the digits. Then every seed trains a new model on all of them:
+here, and in PyTorch by the step of AdvBCT's code (model, losses, SGD and BatchNorm of PyTorch
+itself), from PyTorch's initial weights and from those of timm, where the published code takes its
+trunks from. Images, batch size, rate, the dropped last batch and the old embeddings are the same;
+what differs is the order of the images and the initial weights. The table gives mean and standard
+deviation of the mAP, in percent, over the seeds.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
+
+from fct_jax import data, recipes
+from fct_jax.embed.images import embed_images
+from fct_jax.errors import UserError
+from fct_jax.evaluate.metrics import retrieval_metrics
+from fct_jax.frozen.model import load_model
+from fct_jax.train.image_batches import preprocessing_of
+from fct_jax.train.loop import train
+
+METHODS = ("hot_refresh", "none")
+
+
+def settings(arguments, **changes):
+    """Return the config of a training, on 16-px digits."""
+    config = recipes.digits_compatible()
+    config.epochs = arguments.epochs
+    config.optimizer.lr = 0.1
+    config.optimizer.schedule.name = "multistep"
+    config.optimizer.schedule.warmup_epochs = 0
+    config.batch_size = 64
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config
+
+
+def images_of(config, split: str):
+    """Return (images float32 (N, H, W, 3) as the model takes them, labels (N,))."""
+    source = data.open_source(config.data, split)
+    preprocessing = preprocessing_of(config.preprocessing)
+    found = data.load_all(source, preprocessing)
+    return np.asarray(preprocessing.on_device(found["image"])), found["label"]
+
+
+def torch_run(config, old_embeddings, seed: int, init: str, images, labels, test_images):
+    """Train by the published step, and return the embeddings of the test images."""
+    import torch
+    from torch.nn import functional
+
+    from tools.pytorch.models import ProjectionResNet
+
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    model = ProjectionResNet(
+        config.model.name.removesuffix("_projection"),
+        num_classes=int(labels.max()) + 1,
+        embedding_dim=config.model.embedding_dim,
+        small_stem=True,
+        width=config.model.width,
+    )
+    if init == "timm":
+        _init_as_timm(model.convnet)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=config.optimizer.lr,
+        momentum=config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [5, 10, 20], gamma=0.1)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    y, old = torch.from_numpy(labels).long(), torch.from_numpy(np.asarray(old_embeddings))
+    size = config.batch_size
+    model.train()
+    for _ in range(config.epochs):
+        order = torch.randperm(len(x))
+        for start in range(0, len(x) - size + 1, size):  # drop_last=True, as published
+            rows = order[start : start + size]
+            embedding = model(x[rows])
+            loss = functional.cross_entropy(model.projection_cls(embedding), y[rows])
+            if config.method == "hot_refresh":
+                loss = loss + _hot_refresh(embedding, old[rows], y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+    model.eval()
+    with torch.no_grad():
+        return model(torch.from_numpy(test_images).permute(0, 3, 1, 2).contiguous()).numpy()
+
+
+def _hot_refresh(embedding, old, labels, temperature: float = 0.01, top_k: int = 10):
+    import torch
+    from torch.nn import functional
+
+    new, old = functional.normalize(embedding), functional.normalize(old)
+    same = labels[:, None] == labels[None, :]
+    own = (new * old).sum(1, keepdim=True)
+    against = [new @ old.T, new @ new.detach().T]  # gathered embeddings carry no gradient
+    hardest = [torch.topk(scores - 1e9 * same, top_k)[0] for scores in against]
+    logits = torch.cat([own, *hardest], 1) / temperature
+    return functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+
+
+def _init_as_timm(trunk) -> None:
+    """He's normal initialisation over outputs, and a zero scale at the end of each block."""
+    from torch import nn
+
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    for stage in (trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4):
+        for block in stage:
+            nn.init.zeros_(block.bn2.weight)
+
+
+def measured(new, old, labels) -> tuple[float, float]:
+    """Return mAP in percent of new/new and of new/old, leave-one-out."""
+    options = {"metric": "cosine", "ks": (1,)}
+    self_, cross = (retrieval_metrics(new, g, labels, **options)["map"] for g in (new, old))
+    return 100 * self_, 100 * cross
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--method", choices=METHODS, default="hot_refresh")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--workdir", type=Path, help="keeps the runs (default: a temporary folder)")
+    return parser
+
+
+def run(arguments, workdir: Path) -> None:
+    whole = argparse.Namespace(epochs=12)
+    old_config = settings(whole, method="none", **{"data.subset": "old images 0.3"})
+    old_config.optimizer.schedule.name = "cosine"
+    train(old_config, workdir / "old")
+    old = load_model(workdir / "old")
+    config = settings(arguments, method=arguments.method)
+    images, labels = images_of(config, "train")
+    test_images, test_labels = images_of(config, "validation")
+    sets = {}
+    for split in ("train", "validation"):
+        source = data.open_source(config.data, split)
+        sets[split] = np.asarray(embed_images(old, source, workdir / f"old-{split}").vectors)
+    results: dict[str, list] = {}
+
+    def note(name: str, vectors) -> None:
+        results.setdefault(name, []).append(measured(vectors, sets["validation"], test_labels))
+
+    for seed in range(arguments.seeds):
+        where = workdir / f"new-{seed}"
+        changes = {"seed": seed, "old": str(workdir / "old")}
+        train(settings(arguments, method=arguments.method, **changes), where)
+        source = data.open_source(config.data, "validation")
+        made = embed_images(load_model(where), source, where / "validation")
+        note("here", np.asarray(made.vectors))
+        for init in ("PyTorch", "timm"):
+            vectors = torch_run(config, sets["train"], seed, init, images, labels, test_images)
+            note(f"PyTorch, initial weights of {init}", vectors)
+        for name, values in results.items():
+            print(f"seed {seed}: {name} {values[-1][0]:.1f} / {values[-1][1]:.1f}", file=sys.stderr)
+    self_, cross = measured(sets["validation"], sets["validation"], test_labels)
+    print(f"{arguments.method}, {arguments.epochs} epochs, {arguments.seeds} seeds; mAP in %")
+    print(f"{'':40} {'new/new':>14} {'new/old':>14}")
+    print(f"{'old model':40} {self_:>14.1f} {cross:>14.1f}")
+    for name, values in results.items():
+        mean, spread = np.mean(values, 0), np.std(values, 0, ddof=min(1, len(values) - 1))
+        cells = [f"{m:.1f} ± {s:.1f}" for m, s in zip(mean, spread, strict=True)]
+        print(f"{name:40} {cells[0]:>14} {cells[1]:>14}")
+
+
+def main() -> int:
+    """Run the command and return the exit status."""
+    arguments = parser().parse_args()
+    try:
+        if arguments.workdir is not None:
+            run(arguments, arguments.workdir)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                run(arguments, Path(folder))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
