@@ -6,7 +6,7 @@ of a table, an entry point of another package, or ``module:name`` (docs/plugins.
 
 import importlib
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
 
@@ -55,7 +55,7 @@ _KINDS: tuple[tuple[type | tuple, str], ...] = (
 def _value(config: ConfigDict, key: str):
     """Return the value of a dotted key; None where the task has no such key."""
     for part in key.split("."):
-        if not isinstance(config, Mapping) or part not in config:
+        if not isinstance(config, ConfigDict) or part not in config:
             return None
         config = config[part]
     return config

@@ -1,6 +1,7 @@
 """Which data sets there are by name, which splits each has, and what opens them.
 
-Each kind is a *reader* in its own file; a new one is a line in the table at the end.
+Each kind is a *reader* in its own file; a new one is a line in the table at the end, or
+``module:name`` of one's own (docs/plugins.md).
 """
 
 import os
@@ -26,7 +27,9 @@ from fct_jax.data.market1501 import Market1501Reader
 from fct_jax.data.recordio import RecordIOReader
 from fct_jax.data.tfds import TfdsReader
 from fct_jax.errors import UserError, unknown
+from fct_jax.runtime import plugins
 
+_OFFERED = ("name", "class_names", "__len__", "read", "labels", "ids", "image_size")  # by readers
 SPLITS = ("train", "validation", "query", "gallery")
 
 
@@ -71,7 +74,7 @@ class Where(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A data set's splits and ``open(where, split)``."""
+    """A row of the table: a data set's splits and ``open(where, split)``."""
 
     splits: tuple[str, ...]
     open: Callable[[Where, str], Reader]
@@ -106,7 +109,14 @@ def open_reader(data, split: str) -> Reader:
         for key in ("dir", "list", "validation_list")
     ]
     where = Where(data.name, *paths, bool(getattr(data, "query_crop", False)))
-    return kind.open(where, split)
+    reader = kind.open(where, split)
+    missing = [name for name in _OFFERED if not hasattr(reader, name)]
+    if missing:
+        raise UserError(
+            f"the reader of data.name={data.name} lacks {', '.join(missing)}; docs/plugins.md says "
+            "what a reader offers"
+        )
+    return reader
 
 
 def revisited_truth(root: str | Path, name: str) -> RevisitedTruth:
@@ -136,9 +146,15 @@ def gldv2_truth(root: str | Path, usage: str = "Private") -> LandmarkTruth:
 def _kind(name: str) -> Kind:
     if name.startswith("tfds:") and len(name) > len("tfds:"):
         return _TFDS
-    if name not in _KINDS:
-        raise unknown("data set", name, (*_KINDS, "tfds:NAME"))
-    return _KINDS[name]
+    found = plugins.find({**_KINDS, "tfds:NAME": _TFDS}, name, "data set", "datasets")
+    if isinstance(found, Kind):
+        return found
+    if not callable(found):
+        raise UserError(
+            f"data.name={name} must be a reader (where, split) -> Reader, or a "
+            f"fct_jax.data.readers.Kind, not {type(found).__name__}"
+        )
+    return Kind(tuple(getattr(found, "splits", ("train", "validation"))), found)
 
 
 def _tfds(where: Where, split: str) -> TfdsReader:

@@ -1,22 +1,41 @@
 """Classification heads: from embeddings and classifier weights to the logits of the base loss."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from fct_jax.errors import unknown
 from fct_jax.losses.classification import arcface, cosface, cosine_logits
 from fct_jax.losses.reid import arcface_monotonic, circle
+from fct_jax.runtime import plugins
 
 # Of the compatible-training benchmark, and of re-identification besides.
 BASE_LOSSES = ("softmax", "arcface", "cosface")
-_MARGINS = {
-    "arcface": arcface,
-    "cosface": cosface,
-    "arcface_monotonic": arcface_monotonic,
-    "amsoftmax": cosface,
-    "circle": circle,
+
+
+def softmax(embedding, classifier, labels, scale, margin):
+    """Return the logits (N, C) of the plain linear classifier; scale and margin are not used."""
+    return jnp.asarray(embedding, jnp.float32) @ jnp.asarray(classifier, jnp.float32).T
+
+
+def _of_directions(add_margin: Callable) -> Callable:
+    """Return a head on the cosines of normalised embeddings and classifier rows."""
+
+    def head(embedding, classifier, labels, scale, margin):
+        return add_margin(cosine_logits(embedding, classifier), labels, scale, margin)
+
+    return head
+
+
+# name -> (embedding (N, D), classifier (C, D), labels (N,), scale, margin) -> logits (N, C)
+HEADS: dict[str, Callable] = {
+    "softmax": softmax,
+    "arcface": _of_directions(arcface),
+    "arcface_monotonic": _of_directions(arcface_monotonic),
+    "cosface": _of_directions(cosface),
+    "amsoftmax": _of_directions(cosface),
+    "circle": _of_directions(circle),
 }
-HEADS = ("softmax", *_MARGINS)
 
 
 def base_logits(
@@ -34,10 +53,7 @@ def base_logits(
     function) and "circle" (published with scale 256, margin 0.25): margin logits of normalised
     embeddings and classifier rows. A label outside [0, C), such as -1, gets no margin.
     The loss is the mean :func:`fct_jax.losses.cross_entropy` of them.
-    Raises UserError for another kind.
+    ``module:name`` is a head of one's own (docs/plugins.md). Raises UserError for another kind.
     """
-    if kind == "softmax":
-        return jnp.asarray(embedding, jnp.float32) @ jnp.asarray(classifier, jnp.float32).T
-    if kind not in _MARGINS:
-        raise unknown("base loss", kind, HEADS)
-    return _MARGINS[kind](cosine_logits(embedding, classifier), labels, scale, margin)
+    head = plugins.find(HEADS, kind, "base loss", "losses")
+    return head(embedding, classifier, labels, scale, margin)

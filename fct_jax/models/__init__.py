@@ -13,6 +13,7 @@ from fct_jax.models.lce_transformation import GalleryTransformation
 from fct_jax.models.projection import ProjectionResNet
 from fct_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from fct_jax.models.transformation import Transformation
+from fct_jax.runtime import plugins
 
 # architecture -> the attributes that it fixes
 RESNETS: dict[str, dict] = {
@@ -36,7 +37,10 @@ _SIZES = ("num_classes", "embedding_dim", "inner_dim", "width", "blocks", "inner
 
 
 def build(name: str, **kwargs) -> nn.Module:
-    """The model ``name`` (a key of `MODELS`) with the given attributes.
+    """Return the model ``name`` with the given attributes.
+
+    ``name`` is a key of `MODELS`, an entry point of the group "fct_jax.models", or ``module:name``
+    of a Flax module or of a row like those of `MODELS` (docs/plugins.md).
 
     Backbones take ``num_classes``, ``embedding_dim=128``, ``last_nonlin=True``,
     ``normalize_embedding=False``, ``small_stem=False``, ``last_stride=2``, ``width=64``, ``dtype``,
@@ -48,14 +52,8 @@ def build(name: str, **kwargs) -> nn.Module:
         UserError: an unknown name or attribute (with the nearest right one), a missing
             attribute, a size that is not a positive integer, a dtype that is none.
     """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    module, fixed = MODELS[name]
-    options = {
-        field.name: field
-        for field in dataclasses.fields(module)
-        if field.name not in ("parent", "name", *fixed)
-    }
+    module, fixed = _find(name)
+    options = _options(module, fixed)
     for key, value in kwargs.items():
         if key not in options:
             raise unknown(f"option of model {name!r}:", key, options)
@@ -68,6 +66,30 @@ def build(name: str, **kwargs) -> nn.Module:
     if missing:
         raise UserError(f"model {name!r} needs {', '.join(missing)}")
     return module(**fixed, **kwargs)
+
+
+def options_of(name: str) -> set[str]:
+    """Return the names of the attributes that a model takes. Raises UserError: an unknown model."""
+    return set(_options(*_find(name)))
+
+
+def _find(name: str) -> tuple[type[nn.Module], dict]:
+    found = plugins.find(MODELS, name, "model", "models")
+    module, fixed = found if isinstance(found, tuple) else (found, {})
+    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+        raise UserError(
+            f"model {name!r} must be a class of flax.linen modules, or (class, attributes), "
+            f"not {found!r}"
+        )
+    return module, fixed
+
+
+def _options(module: type[nn.Module], fixed: dict) -> dict[str, dataclasses.Field]:
+    return {
+        field.name: field
+        for field in dataclasses.fields(module)
+        if field.name not in ("parent", "name", *fixed)
+    }
 
 
 def _check(name: str, field: dataclasses.Field, value) -> None:

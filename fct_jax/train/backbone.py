@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from fct_jax import config as configs
 from fct_jax import data, losses, models
 from fct_jax.data.readers import splits_of
 from fct_jax.embed.images import source_config
+from fct_jax.errors import UserError
+from fct_jax.runtime import plugins
 from fct_jax.train.image_batches import image_feed, preprocessing_of
 from fct_jax.train.pretrained import with_pretrained
 from fct_jax.train.validation import validation_batches
@@ -23,13 +26,10 @@ class Backbone:
         self._train = data.open_source(config.data, "train")
         self._validation = validation_source(config.data)
         self._preprocessing = preprocessing_of(config.preprocessing)
-        self._kwargs = {
-            **{key: value for key, value in config.model.items() if key != "name"},
-            **self._model_options(),
-        }
-        self._module = models.build(
-            config.model.name, **self._kwargs, dtype=config.compute_dtype, remat=config.remat
-        )
+        self._kwargs = model_options(config, self._model_options())
+        self._module = models.build(config.model.name, **self._kwargs, **run_options(config))
+        if plugins.is_import_name(config.model.name):
+            _check_own(config.model.name, self._module, self._preprocessing.shape)
         self.feed = self._make_feed()
         self.frozen = ()
         self._correct = jax.jit(self._count_correct)
@@ -130,6 +130,73 @@ class Backbone:
             "preprocessing": self._preprocessing.to_dict(),
             "data": self._config.data.to_dict(),
         }
+
+
+def model_options(config: ConfigDict, more: dict) -> dict:
+    """Return the attributes of the model that ``config.model`` names.
+
+    A model of one's own takes those of ``config.model`` that it declares.
+
+    Args:
+      config: of a training task.
+      more: what the data and the task say of the model.
+
+    Raises:
+      UserError: if a key that the model does not take was changed.
+    """
+    given = {key: value for key, value in config.model.items() if key != "name"}
+    if not plugins.is_import_name(config.model.name):
+        return {**given, **more}
+    taken, usual = models.options_of(config.model.name), getattr(configs, config.task)().model
+    for key, value in given.items():
+        if key not in taken and value != usual[key]:
+            raise UserError(
+                f"config.model.{key}={value!r}: {config.model.name} has no attribute {key!r}; it "
+                f"takes {', '.join(sorted(taken))}"
+            )
+    return {key: value for key, value in {**given, **more}.items() if key in taken}
+
+
+def run_options(config: ConfigDict) -> dict:
+    """Return how the model computes; one of one's own that cannot choose computes in float32.
+
+    Raises UserError if it is asked for something else.
+    """
+    wanted = {"dtype": config.compute_dtype, "remat": config.remat}
+    if not plugins.is_import_name(config.model.name):
+        return wanted
+    taken = models.options_of(config.model.name)
+    if "dtype" not in taken and config.compute_dtype != "float32":
+        raise UserError(
+            f"config.compute_dtype={config.compute_dtype}: {config.model.name} has no attribute "
+            "'dtype'; set config.compute_dtype=float32"
+        )
+    if "remat" not in taken and config.remat:
+        raise UserError(
+            f"config.remat=True: {config.model.name} has no attribute 'remat'; "
+            "set config.remat=False"
+        )
+    return {key: value for key, value in wanted.items() if key in taken}
+
+
+def _check_own(name: str, module, shape: tuple[int, int]) -> None:
+    """Trace a model of the user's own as the export does, with any number of images.
+
+    Raises UserError, with the place, where it fails or returns something else.
+    """
+    (count,) = jax.export.symbolic_shape("N")
+    images = jax.ShapeDtypeStruct((count, *shape, 3), jnp.float32)
+    try:
+        variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, *shape, 3)))
+        found = jax.eval_shape(lambda v, x: module.apply(v, x, train=False), variables, images)
+    except Exception as error:  # of the user's code: any kind
+        raise UserError(f"config.model.name={name} failed: {plugins.told(error)}") from error
+    pair = isinstance(found, tuple) and len(found) == 2
+    if not (pair and all(getattr(array, "ndim", 0) == 2 for array in found)):
+        raise UserError(
+            f"config.model.name={name} must return (logits (N, C), embedding (N, D)), not "
+            f"{jax.tree.map(lambda array: array.shape, found)}"
+        )
 
 
 def images_of(source: data.Source, config: ConfigDict) -> str:

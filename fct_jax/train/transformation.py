@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from fct_jax import losses, models
 from fct_jax.errors import UserError
 from fct_jax.storage.named import classifier_of, is_run
+from fct_jax.train.backbone import model_options, run_options
 from fct_jax.train.transformation_inputs import CachedInputs, OnlineInputs, validation_batch
 
 
@@ -19,13 +20,8 @@ class TransformationTask:
         self._inputs = (OnlineInputs if config.online else CachedInputs)(config, mesh)
         self.feed = self._inputs.feed
         self._dims = {"side": self._inputs.dims["old"], **self._inputs.dims}
-        self._kwargs = {
-            **{key: value for key, value in config.model.items() if key != "name"},
-            "embedding_dim": self._dims["new"],
-        }
-        self._module = models.build(
-            config.model.name, **self._kwargs, dtype=config.compute_dtype, remat=config.remat
-        )
+        self._kwargs = model_options(config, {"embedding_dim": self._dims["new"]})
+        self._module = models.build(config.model.name, **self._kwargs, **run_options(config))
         classifier = None
         if config.loss.discriminative_weight:
             classifier = frozen_classifier(config, self._dims["new"], self._inputs.labels)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from fct_jax import losses, models
 from fct_jax.data.augment import erase, pad_and_crop
-from fct_jax.errors import UserError, unknown
+from fct_jax.errors import UserError
 from fct_jax.frozen.model import write_model
 from fct_jax.runtime import sharding
 from fct_jax.train.backbone import Backbone
@@ -31,8 +31,6 @@ class Compatible(Backbone):
 
     def __init__(self, config: ConfigDict, mesh):
         method = find_method(config.method)
-        if config.base_loss not in losses.HEADS:
-            raise unknown("base loss", config.base_loss, losses.HEADS)
         _check_reid(config)
         super().__init__(config, mesh)
         old = OldModel(0)
