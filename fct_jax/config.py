@@ -370,14 +370,17 @@ def check(config: ConfigDict) -> None:
 
     Raises UserError with the nearest right key or value.
     """
+    _compare(config, defaults(config.get("task", "")), "config")
+    check_values(config)
+
+
+def defaults(task: str) -> ConfigDict:
+    """Return the config of a task with all of its defaults. Raises UserError: an unknown task."""
     known = (backbone, simclr, transformation, compatible, evaluate, embed)
     kinds = {function.__name__: function for function in known}
-    task = config.get("task", "")
     if task not in kinds:
         raise UserError(f"config.task is {task!r}; known: {', '.join(kinds)}")
-    _compare(config, kinds[task](), "config")
-    if task != "upgrade":  # whose own keys have other values
-        check_values(config)
+    return kinds[task]()
 
 
 def at_home(config: ConfigDict) -> ConfigDict:

@@ -23,7 +23,10 @@ def read_description(run) -> dict:
     if not path.is_file():
         reason = "training has not ended" if (Path(run) / "config.json").is_file() else "not a run"
         raise UserError(f"no exported model in {run} ({reason})")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def is_callable_name(where) -> bool:

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from fct_jax.errors import UserError
 from fct_jax.storage.files import write_synced
 
+_SHOWN = 5  # differences that a message names
+
 
 def to_json(config: ConfigDict) -> dict:
     """The config as JSON holds it (tuples become lists)."""
@@ -28,10 +30,21 @@ def usable(workdir) -> Path:
     return path
 
 
-def claim_workdir(config: ConfigDict, workdir: Path, allow_change: bool = False) -> None:
-    """Writes ``config.json``, or finds that the directory belongs to the same config.
+def claim_workdir(
+    config: ConfigDict,
+    workdir: Path,
+    allow_change: bool = False,
+    defaults: ConfigDict | None = None,
+) -> None:
+    """Write ``config.json``, or find that the directory belongs to the same config.
 
-    Raises UserError, with the differing keys, where it holds another one.
+    Args:
+      config: of the command.
+      workdir: the directory.
+      allow_change: take another config than the directory's.
+      defaults: of keys that the directory's config lacks, as one of an earlier version does.
+
+    Raises UserError, with the differing keys, if the directory holds another config.
     """
     path = workdir / "config.json"
     # What a kill may have left behind, of this version and an earlier one.
@@ -44,18 +57,34 @@ def claim_workdir(config: ConfigDict, workdir: Path, allow_change: bool = False)
             raise UserError(
                 f"{path} cannot be read; remove it or choose another --workdir"
             ) from None
-        changes = _differences(old, new)
-        if changes and not allow_change:
+        if not isinstance(old, dict) or "task" not in old:
+            raise UserError(f"{path} is no config of a run; choose another --workdir")
+        changes = _differences(_completed(old, to_json(defaults)) if defaults else old, new)
+        # A command that failed before its first checkpoint left nothing that could be mixed up.
+        begun = any(f.is_file() and f not in {path, *leftovers} for f in workdir.rglob("*"))
+        if changes and begun and not allow_change:
+            more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
             raise UserError(
-                f"{workdir} holds a run with another config ({'; '.join(changes)}); "
+                f"{workdir} holds a run with another config ({'; '.join(changes[:_SHOWN])}{more}); "
                 "choose another --workdir, or pass --allow_config_change to go on with the new one"
             )
-        if not changes:
+        if not changes and old == new:
             return
     elif workdir.is_dir() and any(file not in leftovers for file in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_synced(path, (json.dumps(new, indent=2) + "\n").encode())
+
+
+def _completed(old: dict, defaults: dict) -> dict:
+    """Return the config with the defaults of what it lacks."""
+    missing = {key: value for key, value in defaults.items() if key not in old}
+    inner = {
+        key: _completed(value, defaults[key])
+        for key, value in old.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return {**old, **missing, **inner}
 
 
 def _differences(old, new, where: str = "") -> list[str]:

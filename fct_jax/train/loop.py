@@ -45,6 +45,7 @@ from fct_jax.train.compatible.task import Compatible
 from fct_jax.train.large_classes import with_padded_classes
 from fct_jax.train.metrics_log import MetricsLog
 from fct_jax.train.optimizer import build_optimizer
+from fct_jax.train.pretrained import check_readable
 from fct_jax.train.running_means import RunningMeans
 from fct_jax.train.simclr import SimCLR
 from fct_jax.train.state import State, fresh_state, shapes_of
@@ -82,7 +83,7 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
     config = batch.resolved(config, mesh)
 
     def claim():
-        claim_workdir(config, workdir, allow_config_change)
+        claim_workdir(config, workdir, allow_config_change, configs.defaults(config.task))
 
     def finished() -> str | None:
         if not (workdir / "model").is_dir():
@@ -104,11 +105,14 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
         at_end.callback(lock.remove)
         task = with_padded_classes(TASKS[config.task](config, mesh), mesh)
         check_rule(config.keep_best, config.export, task.metrics)
+        optimizer = build_optimizer(config.optimizer, config.epochs, task.feed.steps_per_epoch)
+        if not (workdir / "checkpoints").is_dir():
+            check_readable(config.get("pretrained", ""))
         processes.from_writer(begin, "claim the work directory")
         wait_for(workdir / "config.json")
         for line in (*task.summary(), batch.summary(config, mesh)):
             processes.say(line)
-        state = _trained(config, task, workdir, mesh, termination)
+        state = _trained(config, task, optimizer, workdir, mesh, termination)
         count = sum(array.size for array in jax.tree.leaves(state.params))
         variables = _on_host(state.variables)
 
@@ -132,9 +136,8 @@ class _Records(NamedTuple):
     log: MetricsLog
 
 
-def _trained(config, task, workdir: Path, mesh, termination: Termination) -> State:
+def _trained(config, task, optimizer, workdir: Path, mesh, termination: Termination) -> State:
     """The state to export: the last one, or the best."""
-    optimizer = build_optimizer(config.optimizer, config.epochs, task.feed.steps_per_epoch)
     check_space(workdir, shapes_of(task, optimizer), config)
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
     best = Best(config.keep_best, checkpoints)

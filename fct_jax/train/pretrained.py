@@ -1,10 +1,23 @@
 """Starting from the weights of a torchvision or timm file."""
 
+import functools
+
 import jax
 from flax import traverse_util
 
 from fct_jax.errors import UserError
 from fct_jax.models import torch_import
+
+
+@functools.lru_cache(1)
+def _trunk(path: str) -> dict:
+    return torch_import.torchvision_resnet(torch_import.read_state_dict(path))
+
+
+def check_readable(path: str) -> None:
+    """Raises UserError if the file cannot be read, or is of no residual network; "" is none."""
+    if path:
+        _trunk(path)
 
 
 def with_pretrained(variables, path: str):
@@ -15,9 +28,8 @@ def with_pretrained(variables, path: str):
     """
     if not path:
         return variables
-    found = torch_import.torchvision_resnet(torch_import.read_state_dict(path))
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    given = traverse_util.flatten_dict(found, sep="/")
+    given = traverse_util.flatten_dict(_trunk(path), sep="/")
     for name, value in given.items():
         if name not in flat or flat[name].shape != value.shape:
             there = f"shape {flat[name].shape}" if name in flat else "no such weight"

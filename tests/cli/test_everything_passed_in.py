@@ -1,0 +1,341 @@
+"""Everything that a person passes in, wrong in every way that we know: one line, no traceback.
+
+The list is a table: what is passed in, the call, and what the line must say. A fault that somebody
+finds becomes a row.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_runs
+from PIL import Image
+
+from fct_jax import cli, load_map, load_model
+from fct_jax import config as configs
+from fct_jax.embed.command import embed
+from fct_jax.errors import UserError
+from fct_jax.evaluate.command import evaluate
+from fct_jax.runtime.config_files import find_config, read_config
+from fct_jax.train.loop import train
+from fct_jax.upgrade import fit
+from fct_jax.upgrade.ways.serving import search
+
+LONGEST = 500  # characters of a line
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with sound files and every kind of broken one; the current folder of all rows."""
+    folder = tmp_path_factory.mktemp("world")
+    rng = np.random.default_rng(0)
+    old = rng.standard_normal((200, 8)).astype(np.float32)
+    new = old @ rng.standard_normal((8, 6)).astype(np.float32)
+    nan = old.copy()
+    nan[3, 2] = np.nan
+    arrays = {
+        "old": old,
+        "new": new,
+        "short": new[:150],
+        "wide": np.hstack([old, old]),
+        "nan": nan,
+        "constant": np.ones_like(old),
+        "one_d": old[0],
+        "three_d": old[None],
+        "empty": old[:0],
+        "text": np.array(["a", "b"]),
+        "labels": np.arange(200) % 4,
+        "labels_short": np.arange(7),
+        "labels_float": np.linspace(0, 1, 200),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    np.save(folder / "pickled.npy", np.array([{}, {}], object), allow_pickle=True)
+    (folder / "garbage.npy").write_bytes(b"no array at all")
+    (folder / "cut.npy").write_bytes((folder / "old.npy").read_bytes()[:500])
+    (folder / "letter.txt").write_text("dear reader")
+    (folder / "nothing").mkdir()
+    (folder / "no_run").mkdir()
+    (folder / "no_run" / "notes.txt").write_text("notes")
+    (folder / "stopped").mkdir()
+    (folder / "stopped" / "config.json").write_text("{}")
+    (folder / "broken_run" / "model").mkdir(parents=True)
+    (folder / "broken_run" / "model" / "model.json").write_text('{"kind": ')
+    (folder / "no_function.py").write_text("x = 1\n")
+    (folder / "syntax.py").write_text("def get_config(:\n")
+    (folder / "imports.py").write_text("import no_such_module\n")
+    (folder / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
+    (folder / "functions.py").write_text(
+        "import numpy as np\n"
+        "def fails(images): raise KeyError('weights')\n"
+        "def flat(images): return np.zeros(len(images))\n"
+        "def good(images): return images.reshape(len(images), -1)[:, :8] / 255 + 1\n"
+        "good.image_size = 8\n"
+        "def nan(vectors): return vectors * np.nan\n"
+        "number = 3\n"
+    )
+    for name in ("sizes", "damaged"):
+        for split in ("training", "validation"):
+            for label in "ab":
+                where = folder / name / split / label
+                where.mkdir(parents=True)
+                for i in range(3):
+                    size = (8 + i, 9) if name == "sizes" else (8, 8)
+                    pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(where / f"{i}.png")
+    (folder / "damaged" / "training" / "a" / "1.png").write_bytes(b"\x89PNG but not really")
+    (folder / "list.txt").write_text("training/a/0.png 0\ntraining/b/none.png 1\n")
+    before = Path.cwd()
+    os.chdir(folder)
+    fit(old, new, method="ridge", out="map")
+    yield folder
+    os.chdir(before)
+
+
+def trains(**changes):
+    def call():
+        train(tiny_runs.backbone(**changes), changes.pop("workdir", "run"))
+
+    return call
+
+
+def trains_in(workdir):
+    return lambda: train(tiny_runs.backbone(), workdir)
+
+
+def moves(old="old.npy", new="new.npy", **changes):
+    def call():
+        train(tiny_runs.transformation(old, new, **changes), "run")
+
+    return call
+
+
+def binds(method="bct", old="no_run", **changes):
+    def call():
+        train(tiny_runs.compatible(method, old, **changes), "run")
+
+    return call
+
+
+def embeds(**changes):
+    def call():
+        embed(tiny_runs.changed(configs.embed(), changes), "run")
+
+    return call
+
+
+def evaluates(**changes):
+    def call():
+        evaluate(tiny_runs.evaluation("old.npy", "new.npy", **changes), "run")
+
+    return call
+
+
+def says(words):
+    """A row that is typed: the command's own line and exit code."""
+    return words.split()
+
+
+FOLDER = {"data__name": "folder", "data__dir": "damaged"}
+
+TABLE = {
+    # ---- training
+    "train: workdir is a file": (trains_in("letter.txt"), "letter.txt is a file; name a folder"),
+    "train: workdir below a file": (trains_in("letter.txt/run"), "letter.txt is a file"),
+    "train: workdir of something else": (trains_in("no_run"), "is not empty and holds no run"),
+    "train: workdir with a broken config": (trains_in("stopped"), "is no config of a run"),
+    "train: unknown task": (trains(task="backbon"), "config.task is 'backbon'"),
+    "train: unknown data set": (trains(data__name="digit"), "did you mean 'digits'"),
+    "train: no folder": (trains(data__name="folder", data__dir="nowhere"), "no folder nowhere"),
+    "train: no splits": (trains(data__name="folder", data__dir="nothing"), "nothing/training"),
+    "train: damaged image": (
+        trains(**FOLDER, data__classes="", batch_size=2),
+        "1.png.*config.data.on_error=skip",
+    ),
+    "train: list with a missing image": (
+        trains(data__name="list", data__dir="damaged", data__list="list.txt"),
+        "1 of 2 images are missing under damaged: training/b/none.png",
+    ),
+    "train: list that is no list": (
+        trains(data__name="list", data__dir="damaged", data__list="letter.txt"),
+        "letter.txt, line 1: label 'reader' is not a class number",
+    ),
+    "train: list that is not there": (
+        trains(data__name="list", data__dir="damaged", data__list="none.txt"),
+        "cannot read image list none.txt",
+    ),
+    "train: classes": (trains(data__classes="first 11"), "nearest right value is 'first 10'"),
+    "train: subset": (trains(data__classes="", data__subset="old 0.3"), "write '' .all."),
+    "train: batch of zero": (trains(batch_size=0), "config.batch_size=0"),
+    "train: batch too large": (trains(batch_size=4000), "largest possible: 501"),
+    "train: warm-up": (
+        trains(optimizer__schedule__warmup_epochs=5),
+        "config.optimizer.schedule.warmup_epochs=5 .* config.epochs=2 .* possible: 1",
+    ),
+    "train: schedule": (
+        trains(optimizer__schedule__name="multistep", optimizer__schedule__step=0),
+        "config.optimizer.schedule",
+    ),
+    "train: pretrained": (trains(pretrained="none.pth"), "none.pth"),
+    "train: pretrained garbage": (trains(pretrained="letter.txt"), "letter.txt"),
+    "train: keep_best": (trains(keep_best="max top3"), "unknown metric .*did you mean 'top5'"),
+    "train: export": (trains(export="best"), "needs config.keep_best"),
+    "train: mesh": (trains(mesh__data=3), "mesh"),
+    # ---- transformations and compatible models
+    "transformation: nothing there": (moves(old="none.npy"), "none.npy does not exist"),
+    "transformation: empty": (moves(old=""), "config.old"),
+    "transformation: a folder of notes": (moves(old="no_run"), "no_run"),
+    "transformation: unfinished run": (moves(old="stopped"), "stopped.* training"),
+    "transformation: lengths": (moves(new="short.npy"), "200.*150|150.*200"),
+    "transformation: NaN": (moves(old="nan.npy"), "nan.npy.* 3"),
+    "transformation: 1-D": (moves(old="one_d.npy"), "one_d.npy"),
+    "transformation: text": (moves(old="text.npy"), "text.npy"),
+    "transformation: garbage": (moves(old="garbage.npy"), "garbage.npy cannot be read"),
+    "transformation: pickled": (moves(old="pickled.npy"), "pickled.npy"),
+    "transformation: no labels": (moves(kind="fastfill"), "labels"),
+    "transformation: online": (moves(online=True), "needs runs"),
+    "compatible: no old model": (binds(old=""), "config.old"),
+    "compatible: not a run": (binds(), "no_run"),
+    "compatible: vectors for a classifier": (binds(old="old.npy"), "classifier"),
+    "compatible: unknown method": (binds(method="bctt"), "did you mean 'bct'"),
+    "compatible: unknown base loss": (binds(base_loss="arcfase"), "did you mean 'arcface'"),
+    # ---- models
+    "load_model: nowhere": (lambda: load_model("nowhere"), "nowhere"),
+    "load_model: a file": (lambda: load_model("letter.txt"), "letter.txt"),
+    "load_model: no run": (lambda: load_model("no_run"), "no_run"),
+    "load_model: unfinished": (lambda: load_model("stopped"), "stopped"),
+    "load_model: damaged": (lambda: load_model("broken_run"), "model.json"),
+    "load_model: no module": (lambda: load_model("nopackage:net"), "there is no such module"),
+    "load_model: no function": (lambda: load_model("functions:goood"), "did you mean 'good'"),
+    "load_model: a number": (lambda: load_model("functions:number"), "is no function but int"),
+    "load_model: it fails": (lambda: load_model("functions:fails"), "KeyError: 'weights'"),
+    "load_model: its shape": (lambda: load_model("functions:flat"), r"must be \(4, D\)"),
+    # ---- embedding
+    "embed: no model": (embeds(), "config.model is empty"),
+    "embed: no data": (embeds(model="functions:good"), "config.data.name is empty"),
+    "embed: damaged image": (
+        embeds(model="functions:good", **FOLDER, split="train"),
+        "1.png.*config.data.on_error=skip",
+    ),
+    "embed: unknown split": (
+        embeds(model="functions:good", data__name="digits", split="test"),
+        "unknown config.split 'test'",
+    ),
+    "embed: batch of zero": (
+        embeds(model="functions:good", data__name="digits", batch_size=0),
+        "config.batch_size must be at least 1, not 0",
+    ),
+    "embed: out exists": (lambda: embed(configs.embed(), "nothing"), "exists already"),
+    "embed: out is below a file": (lambda: embed(configs.embed(), "letter.txt/x"), "is a file"),
+    # ---- evaluation
+    "evaluate: lengths": (
+        lambda: evaluate(tiny_runs.evaluation("old.npy", "short.npy"), "run"),
+        "200.*150|150.*200",
+    ),
+    "evaluate: no labels": (evaluates(), "labels"),
+    "evaluate: metric": (evaluates(metric="cosin"), "did you mean 'cosine'"),
+    "evaluate: orders": (evaluates(orders="randm"), "did you mean 'random'"),
+    "evaluate: workdir exists": (
+        lambda: evaluate(tiny_runs.evaluation("old.npy", "new.npy"), "nothing"),
+        "exists already",
+    ),
+    # ---- config files
+    "config: none of that name": (lambda: find_config("digits_ftc"), "did you mean digits_fct"),
+    "config: no get_config": (lambda: read_config(Path("no_function.py")), "no function get_conf"),
+    "config: syntax": (lambda: read_config(Path("syntax.py")), "is no Python.*line 1"),
+    "config: import": (lambda: read_config(Path("imports.py")), "no_such_module.*line 1"),
+    "config: it raises": (lambda: read_config(Path("raises.py")), "ZeroDivisionError.*line 2"),
+    # ---- maps
+    "fit: nothing there": (says("fit none.npy new.npy --out m"), "none.npy does not exist"),
+    "fit: lengths": (says("fit old.npy short.npy --out m"), "200.*150|150.*200"),
+    "fit: NaN": (says("fit nan.npy new.npy --out m"), "nan"),
+    "fit: constant": (says("fit constant.npy new.npy --out m"), "old model is degenerate"),
+    "fit: 1-D": (says("fit one_d.npy new.npy --out m"), "one_d.npy"),
+    "fit: 3-D": (says("fit three_d.npy new.npy --out m"), "three_d.npy"),
+    "fit: empty": (says("fit empty.npy empty.npy --out m"), "empty.npy"),
+    "fit: text": (says("fit text.npy new.npy --out m"), "text.npy"),
+    "fit: garbage": (says("fit garbage.npy new.npy --out m"), "garbage.npy"),
+    "fit: cut short": (says("fit cut.npy new.npy --out m"), "cut.npy"),
+    "fit: pickled": (says("fit pickled.npy new.npy --out m"), "pickled.npy"),
+    "fit: a letter": (says("fit letter.txt new.npy --out m"), "letter.txt"),
+    "fit: an empty folder": (says("fit nothing new.npy --out m"), "nothing"),
+    "fit: method": (says("fit old.npy new.npy --method rigde --out m"), "did you mean 'ridge'"),
+    "fit: labels": (says("fit old.npy new.npy --labels labels_short.npy --out m"), "label"),
+    "fit: float labels": (says("fit old.npy new.npy --labels labels_float.npy --out m"), "label"),
+    "fit: held out": (says("fit old.npy new.npy --held-out 2 --out m"), "held"),
+    "fit: out exists": (says("fit old.npy new.npy --out map"), "exists"),
+    "load_map: nowhere": (lambda: load_map("nowhere"), "no map in nowhere"),
+    "load_map: unfinished": (lambda: load_map("stopped"), "without its model"),
+    "load_map: a letter": (lambda: load_map("letter.txt"), "letter.txt"),
+    "transform: dimension": (lambda: load_map("map").transform(np.ones((2, 9))), "9"),
+    "transform: 1-D": (lambda: load_map("map").transform(np.ones(8)), r"\(8,\)"),
+    "transform: NaN": (lambda: load_map("map").transform(np.full((2, 8), np.nan)), "finite|NaN"),
+    "transform: text": (lambda: load_map("map").transform(np.array([["a"] * 8])), "numbers|<U1"),
+    # ---- upgrades
+    "assess: nothing there": (says("assess map none.npy new.npy"), "none.npy"),
+    "assess: swapped": (says("assess map new.npy old.npy"), "8|6"),
+    "assess: no map": (says("assess no_run old.npy new.npy"), "no_run"),
+    "assess: labels": (says("assess map old.npy new.npy --labels labels_short.npy"), "label"),
+    "plan: no map": (says("plan up --map no_run --gallery old.npy"), "no_run"),
+    "plan: no gallery": (says("plan up --map map --gallery none.npy"), "none.npy"),
+    "plan: nothing named": (says("plan up"), "map"),
+    "plan: dimension": (says("plan up --map map --gallery new.npy --budget-items 5"), "6|8"),
+    "plan: order": (
+        says("plan up --map map --gallery old.npy --order randm --budget-items 5"),
+        "did you mean 'random'",
+    ),
+    "plan: workdir is a file": (says("plan letter.txt --map map --gallery old.npy"), "letter.txt"),
+    "apply: nothing planned": (says("apply up"), "map|plan"),
+    "status: nothing there": (says("status nowhere"), "nowhere"),
+    "rollback: nothing there": (says("rollback nowhere --to 0"), "nowhere"),
+    "doctor: nothing there": (says("doctor nowhere"), "nowhere"),
+    "doctor: a letter": (says("doctor letter.txt"), "letter.txt"),
+    # ---- searching
+    "search: way": (
+        lambda: search("fusd", *_searched()),
+        "did you mean 'fused'",
+    ),
+    "search: swapped": (lambda: search("dual", *_swapped()), "8|6"),
+}
+
+
+def _searched():
+    old, new = np.load("old.npy"), np.load("new.npy")
+    return old[:5], new[:5], old, new, np.zeros(200, bool), 3
+
+
+def _swapped():
+    old, new = np.load("old.npy"), np.load("new.npy")
+    return new[:5], old[:5], old, new, np.zeros(200, bool), 3
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_one_line_and_nothing_left(row, world, capsys):
+    call, message = TABLE[row]
+    before = {path.name for path in world.iterdir()}
+    if callable(call):
+        with pytest.raises(UserError, match=f"(?s){message}") as caught:
+            call()
+        line = str(caught.value)
+    else:
+        assert cli.main(call) == cli.MISTAKE
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1
+        line = said[0]
+        assert re.search(message, line), line
+    assert "\n" not in line and len(line) <= LONGEST, line
+    left = {path.name for path in world.iterdir()} - before - {"__pycache__"}
+    for name in left:  # so that it does not fail other rows
+        shutil.rmtree(world / name)
+    assert not left, "something was left behind"
+
+
+def test_images_of_different_sizes_are_embedded(world):
+    """Not a mistake: every image is brought to the model's size."""
+    config = configs.embed()
+    config.model, config.data.name, config.data.dir = "functions:good", "folder", "sizes"
+    made = embed(config, world / "embedded")
+    assert len(made) == 6 and made.dim == 8
