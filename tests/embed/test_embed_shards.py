@@ -32,7 +32,7 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.files import Lock
 
 TESTS = tiny_runs.REPOSITORY / "tests" / "helpers"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parents[1]}"}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -97,7 +98,7 @@ def test_killed_at_any_moment(made, tmp_path, form):
 
 
 def test_killed_from_outside(tmp_path):
-    """The command with a real map, killed at random times until it has nothing left to do."""
+    """A process with a real map, interrupted and killed at random times until nothing is left."""
     ids, old, new = tiny.vectors(1500)
     tiny.write_gallery("set", tmp_path / "old", ids, old)
     EmbeddingSet.of(new, ids, meta={"fingerprint": "new-model"}).write(tmp_path / "new")
@@ -133,7 +134,7 @@ def test_killed_from_outside(tmp_path):
         tmp_path / "map", tmp_path / "old", reembed=tmp_path / "new", batch_size=16, batch_items=20
     )
     chance = random.Random(0)
-    for target in (0.2, 0.7):
+    for target, stop in ((0.2, signal.SIGINT), (0.5, signal.SIGINT), (0.7, signal.SIGKILL)):
         process = start("killed", "slow:vectors")
         journal = tmp_path / "killed" / "journal.jsonl"
         deadline = time.monotonic() + 300
@@ -143,7 +144,7 @@ def test_killed_from_outside(tmp_path):
                 time.sleep(chance.random() * 0.1)
                 break
             time.sleep(0.01)
-        process.kill()
+        process.send_signal(stop)
         process.wait(timeout=LONG)
     killed = Progress(Journal(journal).records)
     assert 0 < killed.items < 1500

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.orders import Items, Order, find_order, times_traffic
 from fct_jax.runtime.progress import console
+from fct_jax.runtime.tables import Table
 from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.files import new_directory
 from fct_jax.upgrade.galleries.base import Gallery
@@ -212,9 +212,6 @@ def _show(made: Plan, found: Forecast) -> None:
         columns["cost"] = [f"{items * price / 1000:,.2f}" for items in found.items]
     if rate:
         columns["hours"] = [f"{items / rate / 3600:,.1f}" for items in found.items]
-    table = Table(title=f"{len(made):,} of {described['count']:,} items: {described['cut']}")
-    for heading in columns:
-        table.add_column(heading, justify="right")
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*row)
-    console.print(table)
+    title = f"{len(made):,} of {described['count']:,} items: {described['cut']}"
+    rows = list(zip(*columns.values(), strict=True))
+    Table(title, list(columns), rows, text=()).show(console)

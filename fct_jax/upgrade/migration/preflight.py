@@ -16,7 +16,7 @@ _MOST = 0.5  # of a gallery: its items are then like any
 
 
 def check_before(
-    gallery: Gallery, map, new: NewVectors | None, probe: Probe | None, unchecked: bool = False
+    gallery: Gallery, mapping, new: NewVectors | None, probe: Probe | None, unchecked: bool = False
 ) -> guards.Lookup | None:
     """Check space, direction, and known answers from whatever source there is.
 
@@ -29,15 +29,15 @@ def check_before(
     Raises:
       UserError: something does not fit.
     """
-    guards.check_gallery_fits(gallery, map)
-    answers, lookup = guards.check_known_pairs(gallery, map)
+    guards.check_gallery_fits(gallery, mapping)
+    answers, lookup = guards.check_known_pairs(gallery, mapping)
     if new is not None:
-        answers += check_new_vectors(gallery, map, new)
+        answers += check_new_vectors(gallery, mapping, new)
     if probe is not None:
         rows = probe.rows(gallery)
         some = _some(np.arange(len(rows)))
         old = gallery.rows(rows[some])
-        answers += _ask(old, probe.new[some], map, f"{probe.name}/new")
+        answers += _ask(old, probe.new[some], mapping, f"{probe.name}/new")
     if answers < _ENOUGH and not unchecked:
         if lookup is not None:  # there may be a better reason
             for _, vectors in gallery.blocks(_BLOCK):
@@ -50,7 +50,7 @@ def check_before(
     return lookup
 
 
-def check_new_vectors(gallery: Gallery, map, new: NewVectors) -> int:
+def check_new_vectors(gallery: Gallery, mapping, new: NewVectors) -> int:
     """Space and known answers of the re-embedded vectors, by those of a sample of ids.
 
     Returns how many answers there were. Raises UserError.
@@ -66,13 +66,15 @@ def check_new_vectors(gallery: Gallery, map, new: NewVectors) -> int:
     if not len(answer.found):
         raise UserError(f"{new.name} could embed none of {first_ten(ids)}")
     rows, ids = rows[answer.found], ids[answer.found]
-    vectors = guards.check_batch(ids, answer.vectors, map.dim_out, new.meta, new.name)
-    guards.check_space(new.name, guards.as_found(new.meta, vectors), guards.new_space(map), "new")
+    vectors = guards.check_batch(ids, answer.vectors, mapping.dim_out, new.meta, new.name)
+    guards.check_space(
+        new.name, guards.as_found(new.meta, vectors), guards.new_space(mapping), "new"
+    )
     # A set that has only the planned items has those that the map is least sure of.
-    return _ask(gallery.rows(rows), vectors, map, new.name, hard=has.mean() <= _MOST)
+    return _ask(gallery.rows(rows), vectors, mapping, new.name, hard=has.mean() <= _MOST)
 
 
-def _ask(old, new, map, what: str, hard: bool = False) -> int:
+def _ask(old, new, mapping, what: str, hard: bool = False) -> int:
     """Known answers: h(old) of some items is searched by their new vectors."""
     good = guards.sound(old)
     old, new = old[good], new[good]
@@ -83,8 +85,8 @@ def _ask(old, new, map, what: str, hard: bool = False) -> int:
             f"wrong direction: the gallery holds the vectors of {what} already, "
             "so it is in the new model's space"
         )
-    translated, _ = map.transform(old)
-    answer = guards.ask_map(map, old, translated, new, map.metric, hard)
+    translated, _ = mapping.transform(old)
+    answer = guards.ask_map(mapping, old, translated, new, mapping.metric, hard)
     return check_known_answers(answer, what)
 
 

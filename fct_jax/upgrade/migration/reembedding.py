@@ -163,7 +163,8 @@ class Reembedding:
             write_synced(path, "".join(lines).encode())
             console.print(
                 f"{first_ten(plan.ids[failed])} could not be embedded and stay translated; "
-                f"see {path.name}; the next run asks for them again"
+                f"see {path}; the next run asks for them again",
+                soft_wrap=True,
             )
         else:
             path.unlink(missing_ok=True)

@@ -313,7 +313,8 @@ class Upgrade:
                 work.roll_back(plan, to)
             left = work.progress.reembedded
         console.print(
-            f"{self.workdir}: back at batch {to}; {left:,} of {len(plan):,} items are re-embedded"
+            f"{self.workdir}: back at batch {to}; {left:,} of {len(plan):,} items are re-embedded",
+            soft_wrap=True,
         )
         return left
 
