@@ -21,7 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fct_jax.runtime.progress import track
-from tools.speed import backbone, compatible, evaluation, transformation, upgrade
+from tools.speed import backbone, compatible, evaluation, galleries, transformation, upgrade
 
 PARTS = {
     "evaluation": evaluation,
@@ -29,6 +29,7 @@ PARTS = {
     "backbone": backbone,
     "compatible": compatible,
     "upgrade": upgrade,
+    "galleries": galleries,
 }
 
 
