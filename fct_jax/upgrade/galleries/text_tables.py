@@ -16,7 +16,7 @@ from fct_jax.upgrade.galleries.names import natural
 from fct_jax.upgrade.galleries.tables import Part, TableGallery
 
 CSV, JSON = (".csv", ".tsv", ".csv.gz", ".tsv.gz"), (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-_BLOCK = 1 << 24  # bytes parsed together; a row is shorter
+_BLOCK = 1 << 22  # bytes parsed together, of which up to 32 are read ahead; a row is shorter
 _WIDE = 8  # numbered columns at least that are taken as one vector
 
 
