@@ -2,7 +2,7 @@
 # `make test-all` adds the tests that take long.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 RUN := $(VENV)/bin/python -m
 DIGITS := runs/digits
 

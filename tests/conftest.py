@@ -1,14 +1,19 @@
 """What every test needs: where the golden arrays are, and exact float32 products."""
 
+import collections
+import ctypes
+import gc
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import costs
 import jax
 import numpy as np
 import pytest
+import scheduling
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -33,29 +38,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(scheduling)
     if path := config.getoption("--costs"):
         config.pluginmanager.register(costs.Costs(path.absolute()), "costs")
 
 
-# Files that take minutes start first, so that no worker is left alone with one at the end.
-SLOW_FILES = (
-    "test_end_to_end.py",
-    "test_devices.py",
-    "test_multiprocess.py",
-    "test_faults.py",
-    "test_gldv2.py",
-    "test_training.py",
-    "test_embed.py",
-    "test_simclr.py",
-    "test_tutorial.py",
-    "test_reid_training.py",
-)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first, in the order of ``SLOW_FILES``."""
-    rank = {name: place for place, name in enumerate(SLOW_FILES)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    """Start with the files that take longest, lest one worker is left alone with them."""
+    minutes = collections.Counter()
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            minutes[item.path] += mark.kwargs.get("minutes", 0.2)
+    items.sort(key=lambda item: -minutes[item.path])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_goes_back():
+    """After each file: compiled programs are forgotten, and freed memory is the machine's again."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Golden:

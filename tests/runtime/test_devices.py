@@ -18,7 +18,7 @@ def differences(tmp_path_factory):
     return check_devices.compare(["1", "2", "8m2"], names, 20, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=3)
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("devices", ["2", "8m2"])
 @pytest.mark.parametrize("task", [*TASKS, check_devices.EMBEDDING])

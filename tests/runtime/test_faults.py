@@ -47,7 +47,7 @@ def runs(tmp_path_factory):
 ITSELF = Moment("itself", 0)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 @pytest.mark.multiprocess
 def test_a_training_killed_twice_ends_the_same(runs):
     """At the end of a checkpoint's write, and of the model's export."""

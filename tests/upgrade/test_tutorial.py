@@ -80,7 +80,7 @@ def ran(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_images(ran):
     from fct_jax.upgrade.galleries.base import open_gallery
 
