@@ -117,6 +117,7 @@ def test_demo_ends_with_a_verdict_and_a_picture(tmp_path):
     assert run("demo", "--out", report, cwd=tmp_path).returncode == cli.MISTAKE
 
 
+@pytest.mark.slow
 def test_fit_and_assess_with_json_alone_on_stdout(tmp_path):
     """Two files to a verdict: the map fitted on one part, judged on the other."""
     sample, gallery = load("train"), load("validation")

@@ -73,6 +73,7 @@ def test_translated_then_new_in_plan_order(made, tmp_path, form):
     assert not (tmp_path / "pending.npy").exists()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("form", tiny.FORMS)
 def test_killed_at_any_moment(made, tmp_path, form):
     upgraded(made, form, tmp_path / "whole")
@@ -97,6 +98,7 @@ def test_killed_at_any_moment(made, tmp_path, form):
         assert len(done.stops) >= -(-COUNT // 23) + 2
 
 
+@pytest.mark.multiprocess
 def test_killed_from_outside(tmp_path):
     """A process with a real map, interrupted and killed at random times until nothing is left."""
     ids, old, new = tiny.vectors(1500)
