@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fct_jax import upgrade
 from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.upgrade.assessment.report import Budget, group_values
+from fct_jax.upgrade.assessment.points import Budget, group_values
 from fct_jax.upgrade.inputs import row_hashes
 from fct_jax.upgrade.ways import WAYS, relevance
 from fct_jax.upgrade.ways.scores import Space

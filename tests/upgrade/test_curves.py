@@ -56,11 +56,11 @@ def made(metric="cosine", seed=0, leave_one_out=False, inside=False, weights=Non
 def searched(world, known, spot, depth, metric):
     """One point by `search`, with a calibration of what both models know by then."""
     migrated = np.zeros(world.count, bool)
-    if spot.order == "on demand":
+    if spot.order == "candidates":
         migrated[:] = True
     elif spot.share:
         migrated[find_order(spot.order).rank(known)[: int(spot.share * world.count)]] = True
-    grown = migrated & (spot.order != "on demand")
+    grown = migrated & (spot.order != "candidates")
     grown[world.inside] = True
     c = world.calibration
     reference = [
@@ -151,10 +151,10 @@ def test_ends_and_cascades_are_plain_loops():
             ("translated", "uncertainty", 0.3): plain_ranking(
                 np.where(moved, new, translated), own
             ),
-            ("cascade 20 new", "on demand", 0.0): (
+            ("cascade 20 new", "candidates", 0.0): (
                 sorted(first[:20], key=lambda row: -new[row]) + first[20:]
             ),
-            ("translated_cascade 20 sum", "on demand", 0.0): (
+            ("translated_cascade 20 sum", "candidates", 0.0): (
                 sorted(first_moved[:20], key=lambda row: -(new + translated)[row])
                 + first_moved[20:]
             ),

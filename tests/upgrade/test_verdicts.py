@@ -74,6 +74,19 @@ def test_a_promise_that_is_not_sure_is_no_advice():
     assert found.advice == "upgrade"
 
 
+def test_a_test_that_is_too_easy_tells_nothing():
+    rng = np.random.default_rng(0)
+    keep = np.ones(200)
+    keep[:3] = 0.5
+    option = Option(WAYS["dual"], "random", SHARES, np.stack([keep, keep, keep]))
+    found = recommend([option], keep, keep, Bootstrap(200, 100, 0))
+    assert found.advice == "cannot tell" and "this test is too easy" in found.text
+    # A new model that is worse shows itself all the same.
+    worse = keep - (rng.random(200) < 0.3) * 0.5
+    option = Option(WAYS["dual"], "random", SHARES, np.stack([keep, worse, worse]))
+    assert recommend([option], keep, worse, Bootstrap(200, 100, 0)).advice == "keep"
+
+
 def test_bounds_hold_for_all_options_at_once():
     """Of 100 worlds without any difference, hardly one shows a sure gain among 60 options."""
     wrong = alone = 0

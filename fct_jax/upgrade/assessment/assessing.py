@@ -8,6 +8,7 @@ import numpy as np
 
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.orders import Items, find_order
+from fct_jax.upgrade.assessment.cascades import gaps, quality_of, replayed, stream_of, told
 from fct_jax.upgrade.assessment.curves import (
     KEEP,
     WHOLE,
@@ -16,6 +17,7 @@ from fct_jax.upgrade.assessment.curves import (
     spots_of,
     typical_queries,
 )
+from fct_jax.upgrade.assessment.cutoffs import cutoffs
 from fct_jax.upgrade.assessment.inputs import (
     WEAK,
     Queries,
@@ -28,7 +30,8 @@ from fct_jax.upgrade.assessment.inputs import (
     open_queries,
     split_judged,
 )
-from fct_jax.upgrade.assessment.report import Assessment, Budget, Point
+from fct_jax.upgrade.assessment.points import Budget, Point
+from fct_jax.upgrade.assessment.report import Assessment
 from fct_jax.upgrade.assessment.verdict import Bootstrap, options_of, recommend, without_evidence
 from fct_jax.upgrade.checks.guards import ask_map
 from fct_jax.upgrade.checks.known_answers import check_known_answers
@@ -71,6 +74,9 @@ def assess(
     resamples: int = 1000,
     metric: str = "",
     method: str = "auto",
+    embeddings_a_query: int | None = None,
+    popularity: float = 0.0,
+    threshold: float | None = None,
     seed: int = 0,
     out=None,
 ) -> Assessment:
@@ -104,6 +110,12 @@ def assess(
       resamples: of the bootstrap.
       metric: "l2" or "cosine" in the new space; "": as meta.json says, cosine for unit vectors.
       method: of the map that is fitted where ``map`` is None, as for ``fit``.
+      embeddings_a_query: most new vectors that a cascade makes while a query waits; the other
+        candidates keep their old score and are queued. None: all that it needs.
+      popularity: exponent of Zipf's law by which queries come again, for what a cascade embeds
+        over 10,000 of them; 0: each query is asked once.
+      threshold: cut-off of the service on the cosine of old vectors; the report says what it
+        becomes.
       seed: of all random choices.
       out: directory for the report and the calibration; None: nothing is written.
 
@@ -224,12 +236,20 @@ def assess(
     measured = curves.run(spots)
 
     bootstrap = Bootstrap(len(kept), resamples, seed)
+    replays = _replays(
+        spots, measured, curves, world, embeddings_a_query, popularity, items_per_second,
+        cost_per_1000, seed,
+    )  # fmt: skip
+    cut = None if threshold is None else cutoffs(world, threshold, seed)
     keep, whole = measured[KEEP, "", 0.0], measured[WHOLE, "", 1.0]
     if by == "agreement":
         verdict = without_evidence(keep["recall@10"], queries.how)
     else:
         options = options_of(spots, measured, target)
         verdict = recommend(options, keep[target], whole[target], bootstrap)
+    behind, deep_enough = gaps(spots, measured, target, bootstrap)
+    for label, gap in behind.items():
+        replays[label] |= gap
     # For serving, all items count that both models have embedded by now.
     typical = typical_queries(len(kept))
     calibration = calibrate(
@@ -261,11 +281,34 @@ def assess(
         notes=notes,
         calibration=calibration,
         faithful=by == "agreement",
+        replays=replays,
+        deep_enough=deep_enough,
+        cutoffs=cut or {},
         settings=settings,
     )
     if out is not None:
         made.write(Path(out))
     return made
+
+
+def _replays(
+    spots, measured, curves: Curves, world: World, budget, popularity, rate, price, seed
+) -> dict[str, dict]:
+    """Return what each cascade embeds; with a budget a query, its quality becomes the replay's."""
+    total, found = len(world.queries["new"]), {}
+    for spot in spots:
+        if spot.way.reranked is None:
+            continue
+        recalled = curves.candidates[spot.way.name, spot.way.settings["score"]]
+        stream = stream_of(total, popularity, seed)
+        made = replayed(spot, recalled, stream, world.count, budget)
+        depth = spot.way.settings["depth"]
+        found[spot.way.label] = told(made, recalled, depth, rate, price)
+        if budget is not None:
+            once = stream_of(total, 0.0, seed)
+            made = replayed(spot, recalled, once, world.count, budget) if popularity else made
+            measured[spot.name] = quality_of(made, recalled, once, world.relevance, curves.depth)
+    return found
 
 
 def _is_plain(value) -> bool:
@@ -287,8 +330,10 @@ def _check_settings(given: dict) -> None:
         ("gallery_size", 0),
         ("items_per_second", 0),
         ("cost_per_1000", 0),
+        ("popularity", 0),
+        ("embeddings_a_query", 0),
     ):
-        if not given[name] >= least:
+        if given[name] is not None and not given[name] >= least:
             raise UserError(f"{name} must be {least} or more, not {given[name]}")
 
 

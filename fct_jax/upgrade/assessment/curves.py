@@ -111,7 +111,7 @@ def spots_of(ways: Sequence[Way], orders: Mapping[str, Sequence[str]], shares) -
             found += [Spot(way, order, share) for order in orders[way.name] for share in shares]
         else:
             # Nothing is re-embedded in advance; a cascade makes what it needs when asked.
-            found.append(Spot(way, "on demand" if way.reranked else "", 0.0))
+            found.append(Spot(way, "candidates" if way.reranked else "", 0.0))
     return found
 
 
@@ -124,7 +124,7 @@ class Curves:
     def __init__(self, world: World, known: Items, depth: int):
         """known: of the gallery's items, for orders. depth: results a query that are judged."""
         self._world, self._known = world, known
-        self._depth = max(10, min(depth, world.count))
+        self.depth = max(10, min(depth, world.count))
         c = world.calibration
         self._plain = {"old": c.old.damped(0.0, None), "new": c.new.damped(0.0, None)}
         self._plain["translated"] = self._plain["new"]
@@ -265,7 +265,7 @@ class Curves:
         none, every = states["", 0.0].migrated, states["", 1.0].migrated
 
         def judged(left: Mix, done: Mix, migrated) -> dict[str, np.ndarray]:
-            ranked = scores.best(left, done, migrated, own, world.count, self._depth)[1]
+            ranked = scores.best(left, done, migrated, own, world.count, self.depth)[1]
             return per_query(ranked, relevance)
 
         plain = {pair: (_PLAIN if self._damped else "") + pair for pair in ("old", "new")}
@@ -286,14 +286,14 @@ class Curves:
             if first not in recalled:
                 deepest = max(s.way.settings["depth"] for s in spots if s.way.reranked is not None)
                 some = scores.best(
-                    left, left, none, own, world.count, min(world.count, max(self._depth, deepest))
+                    left, left, none, own, world.count, min(world.count, max(self.depth, deepest))
                 )
                 anew = scores.at(_undamped(way.reranked(now), way, plain), some[1][:, :deepest])
                 recalled[first] = (*some, anew)
                 candidates[first] = some[1][:, :deepest], some[0][:, :deepest], anew
             score, ranked, anew = recalled[first]
             depth = min(way.settings["depth"], anew.shape[1])
-            _, ranked = second_stage(score, ranked, anew[:, :depth], every, self._depth)
+            _, ranked = second_stage(score, ranked, anew[:, :depth], every, self.depth)
             found[spot.name] = per_query(ranked, relevance)
         return found, candidates
 

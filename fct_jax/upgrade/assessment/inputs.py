@@ -5,12 +5,15 @@ import dataclasses
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
 from fct_jax.storage.embedding_set import EmbeddingSet, check_fingerprint, check_paired
 from fct_jax.upgrade.checks.guards import as_found, check_space, new_space, old_space
 from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, row_hashes, take
+from fct_jax.upgrade.maps.common_space import closed_form_backward
 from fct_jax.upgrade.maps.fitting import fit
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.ways import relevance as judge
+from fct_jax.upgrade.ways.interpolation import orthogonal_bridge
 from fct_jax.upgrade.ways.scores import Space, chosen_metric
 
 REFERENCE = 4000  # items of a calibration
@@ -90,6 +93,15 @@ def bridged_queries(
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:_FITTED])
     old, new = take(old, rows), take(new, rows)
     found, notes = {}, []
+    if "common" in wanted and metric == "cosine":
+        turn = orthogonal_bridge(new.vectors, old.vectors)
+        if new.dim > old.dim:
+            # The coordinates that old vectors do not have are free.
+            turn = closed_form_backward(unit_rows(new.vectors), unit_rows(old.vectors))
+        moved = unit_rows(queries.new) @ turn[:, : old.dim]
+        found["common"] = np.asarray(moved, np.float32)
+    elif "common" in wanted:
+        notes.append("Left out: common; it needs vectors that are compared by cosine.")
     if "bridged" in wanted:
         try:
             bridge = fit(old, new, direction="backward", candidates=_QUICK, seed=seed)

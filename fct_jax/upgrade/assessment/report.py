@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -12,126 +11,13 @@ from fct_jax.runtime.report import Curve, Panel, Report
 from fct_jax.runtime.tables import Table, percent
 from fct_jax.storage.files import new_directory
 from fct_jax.upgrade.assessment.curves import KEEP, WHOLE
-from fct_jax.upgrade.assessment.verdict import Bootstrap, Verdict
-from fct_jax.upgrade.ways import Way
+from fct_jax.upgrade.assessment.points import Budget, Point
+from fct_jax.upgrade.assessment.verdict import Verdict
 from fct_jax.upgrade.ways.calibration import Calibration
 from fct_jax.upgrade.ways.relevance import METRICS
 
 TITLES = {"map": "mAP", "mrr": "MRR", "ndcg@10": "nDCG@10"}
 PLAIN = (KEEP, "translate", WHOLE)  # points that are no way of the table
-_SMALLEST_GROUP = 10  # queries; fewer say nothing
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What embedding costs: ``items`` of the whole gallery, items a second, money per 1,000."""
-
-    items: int
-    items_per_second: float = 0.0
-    cost_per_1000: float = 0.0
-    currency: str = "USD"
-
-    def of(self, share: float) -> dict:
-        """{"items", "hours", "cost"} of re-embedding a share; None where no rate or price is."""
-        count = int(share * self.items)
-        hours = count / self.items_per_second / 3600 if self.items_per_second else None
-        cost = count * self.cost_per_1000 / 1000 if self.cost_per_1000 else None
-        return {"items": count, "hours": hours, "cost": cost}
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One way of serving with a share of the gallery re-embedded.
-
-    Attributes:
-      way: "keep", "translate", "re-embed all", or the name of a way of the table on a curve.
-      settings: of the way.
-      order: of re-embedding; "on demand" where a query's candidates are embedded when it comes,
-        "" where nothing is re-embedded.
-      share: re-embedded in advance.
-      values: every metric, as fractions.
-      interval: of the target, 95 %.
-      gain: of the target against keep, with its 95 % interval.
-      negative_flips: share of all queries whose first result was relevant with keep and is not.
-      groups: {group: target} and their gap, where groups are given.
-      budget: items, hours and cost.
-      cost: what a query costs, in words.
-    """
-
-    way: str
-    settings: dict
-    order: str
-    share: float
-    values: dict[str, float]
-    interval: tuple[float, float]
-    gain: tuple[float, float, float]
-    negative_flips: float
-    groups: dict | None
-    budget: dict
-    cost: str
-
-    @classmethod
-    def of(
-        cls,
-        name: tuple[str, str, float],
-        way: Way | None,
-        values: dict,
-        keep: dict,
-        target: str,
-        bootstrap: Bootstrap,
-        budget: Budget,
-        groups,
-    ) -> "Point":
-        """Return the point of the values (Q,) of each metric, and of those with keep."""
-        label, order, share = name
-        change = values[target] - keep[target]
-        flips = (keep["cmc@1"] > 0) & (values["cmc@1"] == 0)
-        return cls(
-            way.name if way else label,
-            dict(way.settings) if way else {},
-            order,
-            share,
-            values={metric: float(np.mean(of)) for metric, of in values.items()},
-            interval=bootstrap.interval(values[target]),
-            gain=(float(np.mean(change)), *bootstrap.interval(change)),
-            negative_flips=float(flips.mean()),
-            groups=None if groups is None else group_values(values[target], groups),
-            budget=budget.of(share),
-            cost=way.cost if way else ("old model" if label == KEEP else "new model"),
-        )
-
-    @property
-    def label(self) -> str:
-        """The way with its settings."""
-        said = (f"{v:g}" if isinstance(v, float) else str(v) for v in self.settings.values())
-        return " ".join([self.way, *said])
-
-    @property
-    def path(self) -> tuple[str, str]:
-        """The way with its settings, and the order."""
-        return self.label, self.order
-
-
-def group_values(values: np.ndarray, groups: np.ndarray) -> dict:
-    """{"gap": best − worst, "best": [group, value], "worst": …, "values": {group: mean}}.
-
-    Groups of fewer than 10 queries are left out; gap is None where fewer than two are left.
-    """
-    names, counts = np.unique(groups, return_counts=True)
-    means = {
-        str(name): float(values[groups == name].mean())
-        for name, count in zip(names, counts, strict=True)
-        if count >= _SMALLEST_GROUP
-    }
-    if len(means) < 2:
-        return {"gap": None, "best": None, "worst": None, "values": means}
-    best, worst = max(means, key=means.get), min(means, key=means.get)
-    return {
-        "gap": means[best] - means[worst],
-        "best": [best, means[best]],
-        "worst": [worst, means[worst]],
-        "values": means,
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +35,9 @@ class Assessment:
       notes: what the reader should know.
       calibration: for serving dual or fused.
       faithful: whether the figures are agreement with the new model, which is no quality.
-      replays: {cascade: what it embeds while people ask}.
+      replays: {cascade: what it embeds while people ask, and its gap to the new model}.
+      deep_enough: {cascade: the smallest depth with a gap of a point or less, or None}.
+      cutoffs: {direction: what becomes of the service's threshold}.
       settings: of the call.
     """
 
@@ -165,6 +53,8 @@ class Assessment:
     calibration: Calibration
     faithful: bool = False
     replays: dict[str, dict] = dataclasses.field(default_factory=dict)
+    deep_enough: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    cutoffs: dict[str, dict] = dataclasses.field(default_factory=dict)
     settings: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -240,7 +130,9 @@ class Assessment:
         """Return what all files are made from; brief: what a console has room for."""
         tables = [self._option_table(), self._path_table()]
         if self.replays:
-            tables.append(self._replay_table())
+            tables.append(self._replay_table(brief))
+        if self.cutoffs:
+            tables.append(self._cutoff_table())
         if not brief:
             tables.append(self._point_table())
         return Report(
@@ -277,6 +169,8 @@ class Assessment:
                 "budget": dataclasses.asdict(self.budget),
                 "options": self.options,
                 "replays": self.replays,
+                "deep_enough": self.deep_enough,
+                "cutoffs": self.cutoffs,
             },
         )
 
@@ -369,23 +263,52 @@ class Assessment:
             emphasised=[i for i, path in enumerate(paths) if path == advised],
         )
 
-    def _replay_table(self) -> Table:
+    @property
+    def _score_of_cascades(self) -> str:
+        """The score of the best cascade."""
+        mine = [p for p in self.points if "score" in p.settings]
+        return max(mine, key=lambda p: p.values[self.target]).settings["score"]
+
+    def _replay_table(self, brief: bool) -> Table:
         rows = []
         for label, told in self.replays.items():
-            after = list(told["share_after"].items())
-            said = ", ".join(f"{100 * share:.1f} % after {n:,}" for n, share in after)
+            if brief and not label.endswith(self._score_of_cascades):
+                continue  # what is embedded does not hang on the score
+            after = list(told["share_after"].items())[-1 if brief else 0 :]
+            said = [f"{100 * share:.1f} % after {n:,}" for n, share in after]
+            low, high = 100 * told["low"], 100 * told["high"]
             rows.append(
                 [
                     label,
+                    f"{100 * told['gap']:+.1f} ({low:+.1f} to {high:+.1f})",
                     percent(told["reused"], 0),
                     f"{told['mean']:.1f}",
                     f"{told['median']:.0f}",
                     f"{told['p99']:.0f}",
-                    said,
+                    ", ".join(said),
                 ]
             )
-        columns = ["cascade", "reused (%)", "new vectors a query", "median", "p99", "re-embedded"]
-        return Table("What a cascade embeds while people ask", columns, rows, text=(0, 5))
+        columns = ["cascade", "behind new, 95 %", "reused (%)", "new a query", "median", "p99",
+                   "re-embedded"]  # fmt: skip
+        return Table("Cascades while people ask: new vectors made", columns, rows, text=(0, 6))
+
+    def _cutoff_table(self) -> Table:
+        rows = [
+            [
+                name,
+                f"{of['threshold']:.3f}",
+                percent(of["agreement_before"]),
+                percent(of["agreement_after"]),
+                percent(of["recall_before"]),
+                percent(of["recall_after"]),
+                percent(of["gained"]),
+                percent(of["lost"]),
+            ]
+            for name, of in self.cutoffs.items()
+        ]
+        columns = ["scores", "cut-off", "agree before", "after", "recall before", "after ",
+                   "gained", "lost"]  # fmt: skip
+        return Table("The cut-off of the service (%)", columns, rows)
 
     def _panels(self) -> list[Panel]:
         levels = {p.way: 100 * p.values[self.target] for p in self.points if p.way in (KEEP, WHOLE)}

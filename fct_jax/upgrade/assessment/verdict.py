@@ -14,6 +14,7 @@ from fct_jax.upgrade.ways import WAYS, Way, simplicity
 
 ADVICE = ("upgrade", "keep", "cannot tell")
 MARGIN = 0.01  # a gain that is worth having, in the target: one point
+_HEADROOM = 0.03  # below the best possible value: with less a better model cannot show itself
 _ENOUGH = 0.95  # of the gain that a path reaches
 _CERTAIN = 0.99  # chance that none of the gains that are called certain is below its bound
 _FEWEST_CHANGED = 10  # queries that must be answered differently before anything is certain
@@ -132,7 +133,7 @@ def recommend(options: list[Option], keep: np.ndarray, whole: np.ndarray, bootst
     the one with the highest bound is taken; of those that the queries cannot tell from it and
     that have half of its bound, the one with the fewest items to re-embed in advance, then the
     simplest. *Keep* needs evidence, too: the new model is clearly worse and no way promises a
-    point, or none can bring a point. All else is *cannot tell*.
+    point, or none can bring a point and there is room for one. All else is *cannot tell*.
     """
     options = [*options, Option(None, "", (1.0,), whole[None])]
     changes = [option.values - keep for option in options]
@@ -148,7 +149,7 @@ def recommend(options: list[Option], keep: np.ndarray, whole: np.ndarray, bootst
             enough = sure & (means[i] >= _ENOUGH * means[i].max())
             points[i] = int(np.argmax(enough) if enough.any() else np.argmax(low[i]))
     if not points:
-        return _no_upgrade(options, changes, means, high, bootstrap)
+        return _no_upgrade(options, changes, means, high, bootstrap, float(keep.mean()))
     best = _best(points, options, changes, low, bootstrap)
     return _upgrade(options[best], changes[best], points[best], bootstrap)
 
@@ -190,7 +191,7 @@ def _upgrade(option: Option, change, point: int, bootstrap) -> Verdict:
     return Verdict("upgrade", text, way.name, order, share, dict(way.settings), gain, needed)
 
 
-def _no_upgrade(options, changes, means, high, bootstrap) -> Verdict:
+def _no_upgrade(options, changes, means, high, bootstrap, today: float) -> Verdict:
     best = max(range(len(options)), key=lambda i: means[i].max())
     point = int(np.argmax(means[best]))
     gain = _compared(changes[best][point], bootstrap)
@@ -202,6 +203,12 @@ def _no_upgrade(options, changes, means, high, bootstrap) -> Verdict:
     if whole_gain[2] < 0 and promised < MARGIN:
         text = f"Don't upgrade: the new model is worse on these queries; {told}."
         return Verdict("keep", text, gain=whole_gain, needed=needed)
+    if 1 - today < _HEADROOM:
+        text = (
+            f"Cannot tell: this test is too easy, since today's gallery already reaches "
+            f"{100 * today:.1f} of 100; {told}. Take a larger gallery or harder queries."
+        )
+        return Verdict("cannot tell", text, gain=gain, needed=needed)
     if bounded < MARGIN:
         text = (
             "Don't upgrade: no way of serving can bring more than "

@@ -1,0 +1,96 @@
+"""What a cascade does while people ask: what it embeds, what it costs, how deep it must look."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fct_jax.upgrade.assessment.curves import WHOLE, Candidates, Spot
+from fct_jax.upgrade.assessment.verdict import Bootstrap
+from fct_jax.upgrade.ways.cascade_depth import candidate_reuse
+from fct_jax.upgrade.ways.on_demand import Replay, popular_stream, replay
+from fct_jax.upgrade.ways.relevance import Relevance, per_query
+
+EPSILON = 0.01  # gap to the new model that is as good as none
+POPULAR = 10_000  # queries that are drawn by a law of popularity
+
+
+def stream_of(queries: int, popularity: float, seed: int) -> np.ndarray:
+    """Return the queries in the order in which they are asked.
+
+    popularity: exponent of Zipf's law by which 10,000 queries are drawn; 0: each once, at random.
+    """
+    if popularity:
+        return popular_stream(queries, POPULAR, exponent=popularity, seed=seed)
+    return np.random.default_rng(seed).permutation(queries)
+
+
+def replayed(
+    spot: Spot, found: Candidates, stream: np.ndarray, size: int, budget: int | None
+) -> Replay:
+    """Replay a stream of queries for one cascade; size: items; budget: new vectors a query."""
+    depth = min(spot.way.settings["depth"], found.rows.shape[1])
+    part = slice(0, depth)
+    return replay(
+        stream,
+        found.rows[:, part],
+        found.old_scores[:, part],
+        found.new_scores[:, part],
+        size=size,
+        budget=budget,
+        k=depth,
+    )
+
+
+def quality_of(
+    made: Replay, found: Candidates, stream: np.ndarray, relevance: Relevance, depth: int
+) -> dict[str, np.ndarray]:
+    """Return {metric: (Q,)} of a replay in which each query was asked once.
+
+    Behind the ranked candidates stand those that the first stage found further down.
+    """
+    ranked = np.full((len(stream), depth), -1, np.int64)
+    width = min(made.rows.shape[1], depth)
+    ranked[stream, :width] = made.rows[:, :width]
+    rest = found.rows[:, width:depth]
+    ranked[:, width : width + rest.shape[1]] = rest
+    return per_query(ranked, relevance)
+
+
+def told(
+    made: Replay, found: Candidates, depth: int, items_per_second: float, cost_per_1000: float
+) -> dict:
+    """Return what a replay shows, for a report: counts, shares, seconds and money."""
+    each = made.embeddings
+    return {
+        "reused": candidate_reuse(found.rows[:, :depth]),
+        **each,
+        "share_after": made.shares,
+        "ranked_by_old_score": float(made.old_scored.mean()),
+        "queued": int(made.queued.sum()),
+        "seconds_p99": each["p99"] / items_per_second if items_per_second else None,
+        "cost_of_1000_queries": each["mean"] * cost_per_1000 if cost_per_1000 else None,
+    }
+
+
+def gaps(
+    spots, measured: Mapping[tuple, dict], target: str, bootstrap: Bootstrap
+) -> tuple[dict[str, dict], dict[str, int | None]]:
+    """Return how far each cascade stays behind the new model, and how deep is deep enough.
+
+    The first is {cascade: {"gap", "low", "high"}}, a mean with its 95 % interval; the second
+    {way and score: K*}, the smallest depth tried whose mean gap is 0.01 or less, or None.
+    """
+    whole = measured[WHOLE, "", 1.0][target]
+    found, deep = {}, {}
+    for spot in spots:
+        if spot.way.reranked is None:
+            continue
+        gap = whole - measured[spot.name][target]
+        low, high = bootstrap.interval(gap)
+        found[spot.way.label] = {"gap": float(gap.mean()), "low": low, "high": high}
+        kind = f"{spot.way.name} {spot.way.settings['score']}"
+        deep.setdefault(kind, {})[spot.way.settings["depth"]] = float(gap.mean())
+    smallest = {
+        kind: next((d for d in sorted(of) if of[d] <= EPSILON), None) for kind, of in deep.items()
+    }
+    return found, smallest

@@ -1,0 +1,65 @@
+"""What a service's cut-off on old scores becomes on the scores of the new and the mixed gallery."""
+
+import dataclasses
+
+import faiss
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
+from fct_jax.upgrade.assessment.curves import World
+from fct_jax.upgrade.checks.thresholds import recalibrated_threshold
+
+_QUERIES = 500
+_NEAREST, _RANDOM = 20, 50  # items of a query that are compared: by either model, and at random
+
+
+def cutoffs(world: World, threshold: float, seed: int = 0) -> dict[str, dict]:
+    """Return {"old to new", "new to old", "old to translated": what becomes of a threshold}.
+
+    The cut-off is a cosine of old vectors; the pairs are each query with its nearest items by
+    either model and with items at random, and a query's pairs are held out together. "new to old"
+    starts from the new model's cut-off and tells whether the way back ends where it began.
+
+    Raises UserError for spaces that are not compared by cosine, or a threshold beyond −1 to 1.
+    """
+    if not -1 <= threshold <= 1:
+        raise UserError(f"threshold must be a cosine, from -1 to 1, not {threshold}")
+    metrics = {world.calibration.old.metric, world.calibration.new.metric}
+    if metrics != {"cosine"}:
+        raise UserError("threshold needs vectors that are compared by cosine; these are by l2")
+    rng = np.random.default_rng(seed)
+    total = len(world.queries["new"])
+    chosen = np.sort(rng.permutation(total)[:_QUERIES])
+    items = {kind: _rows(vectors) for kind, vectors in world.items.items()}
+    asked = {kind: _rows(world.queries[kind][chosen]) for kind in ("old", "new")}
+    near = min(_NEAREST, world.count)
+    rows = [
+        faiss.knn(asked[kind], items[kind], near, metric=faiss.METRIC_INNER_PRODUCT)[1]
+        for kind in ("old", "new")
+    ]
+    rows.append(rng.integers(0, world.count, (len(chosen), _RANDOM)))
+    rows = np.hstack(rows)
+    if world.own is not None:
+        own = world.own[chosen][:, None]
+        rows = np.where(rows == own, (own + 1) % world.count, rows)
+    scores = {
+        of: np.einsum("qd,qkd->qk", asked[by], items[of][rows]).ravel()
+        for of, by in (("old", "old"), ("new", "new"), ("translated", "new"))
+    }
+    queries = np.repeat(np.arange(len(chosen)), rows.shape[1])
+
+    def moved(one: str, other: str, at: float):
+        return recalibrated_threshold(scores[one], scores[other], at, groups=queries, seed=seed)
+
+    forward = moved("old", "new", threshold)
+    found = {
+        "old to new": forward,
+        "new to old": moved("new", "old", forward.threshold),
+        "old to translated": moved("old", "translated", threshold),
+    }
+    return {name: dataclasses.asdict(of) for name, of in found.items()}
+
+
+def _rows(vectors) -> np.ndarray:
+    return np.ascontiguousarray(unit_rows(vectors), np.float32)

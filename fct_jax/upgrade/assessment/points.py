@@ -1,0 +1,123 @@
+"""One point of an assessment: its figures with intervals, its groups, and what it costs."""
+
+import dataclasses
+
+import numpy as np
+
+from fct_jax.upgrade.assessment.curves import KEEP
+from fct_jax.upgrade.assessment.verdict import Bootstrap
+from fct_jax.upgrade.ways import Way
+
+_SMALLEST_GROUP = 10  # queries; fewer say nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What embedding costs: ``items`` of the whole gallery, items a second, money per 1,000."""
+
+    items: int
+    items_per_second: float = 0.0
+    cost_per_1000: float = 0.0
+    currency: str = "USD"
+
+    def of(self, share: float) -> dict:
+        """{"items", "hours", "cost"} of re-embedding a share; None where no rate or price is."""
+        count = int(share * self.items)
+        hours = count / self.items_per_second / 3600 if self.items_per_second else None
+        cost = count * self.cost_per_1000 / 1000 if self.cost_per_1000 else None
+        return {"items": count, "hours": hours, "cost": cost}
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One way of serving with a share of the gallery re-embedded.
+
+    Attributes:
+      way: "keep", "translate", "re-embed all", or the name of a way of the table on a curve.
+      settings: of the way.
+      order: of re-embedding; "candidates" where a query's candidates are embedded when it comes,
+        "" where nothing is re-embedded.
+      share: re-embedded in advance.
+      values: every metric, as fractions.
+      interval: of the target, 95 %.
+      gain: of the target against keep, with its 95 % interval.
+      negative_flips: share of all queries whose first result was relevant with keep and is not.
+      groups: {group: target} and their gap, where groups are given.
+      budget: items, hours and cost.
+      cost: what a query costs, in words.
+    """
+
+    way: str
+    settings: dict
+    order: str
+    share: float
+    values: dict[str, float]
+    interval: tuple[float, float]
+    gain: tuple[float, float, float]
+    negative_flips: float
+    groups: dict | None
+    budget: dict
+    cost: str
+
+    @classmethod
+    def of(
+        cls,
+        name: tuple[str, str, float],
+        way: Way | None,
+        values: dict,
+        keep: dict,
+        target: str,
+        bootstrap: Bootstrap,
+        budget: Budget,
+        groups,
+    ) -> "Point":
+        """Return the point of the values (Q,) of each metric, and of those with keep."""
+        label, order, share = name
+        change = values[target] - keep[target]
+        flips = (keep["cmc@1"] > 0) & (values["cmc@1"] == 0)
+        return cls(
+            way.name if way else label,
+            dict(way.settings) if way else {},
+            order,
+            share,
+            values={metric: float(np.mean(of)) for metric, of in values.items()},
+            interval=bootstrap.interval(values[target]),
+            gain=(float(np.mean(change)), *bootstrap.interval(change)),
+            negative_flips=float(flips.mean()),
+            groups=None if groups is None else group_values(values[target], groups),
+            budget=budget.of(share),
+            cost=way.cost if way else ("old model" if label == KEEP else "new model"),
+        )
+
+    @property
+    def label(self) -> str:
+        """The way with its settings."""
+        said = (f"{v:g}" if isinstance(v, float) else str(v) for v in self.settings.values())
+        return " ".join([self.way, *said])
+
+    @property
+    def path(self) -> tuple[str, str]:
+        """The way with its settings, and the order."""
+        return self.label, self.order
+
+
+def group_values(values: np.ndarray, groups: np.ndarray) -> dict:
+    """{"gap": best − worst, "best": [group, value], "worst": …, "values": {group: mean}}.
+
+    Groups of fewer than 10 queries are left out; gap is None where fewer than two are left.
+    """
+    names, counts = np.unique(groups, return_counts=True)
+    means = {
+        str(name): float(values[groups == name].mean())
+        for name, count in zip(names, counts, strict=True)
+        if count >= _SMALLEST_GROUP
+    }
+    if len(means) < 2:
+        return {"gap": None, "best": None, "worst": None, "values": means}
+    best, worst = max(means, key=means.get), min(means, key=means.get)
+    return {
+        "gap": means[best] - means[worst],
+        "best": [best, means[best]],
+        "worst": [worst, means[worst]],
+        "values": means,
+    }
