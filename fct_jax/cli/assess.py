@@ -40,6 +40,12 @@ def add_arguments(parser) -> None:
     parser.add_argument("--depth", type=int, help="results of a query that are judged")
     parser.add_argument("--judged-calibration", type=float, help="share of the judged queries that "
                         "dual and fused learn from; these are not assessed")  # fmt: skip
+    parser.add_argument("--threshold", type=float, help="cut-off of the service on the cosine of "
+                        "old vectors: what it becomes")  # fmt: skip
+    parser.add_argument("--embeddings-a-query", type=int, help="most new vectors that a cascade "
+                        "makes while a query waits")  # fmt: skip
+    parser.add_argument("--popularity", type=float, help="exponent of Zipf's law by which queries "
+                        "come again")  # fmt: skip
     parser.add_argument("--max-queries", type=int, help="sample down to so many queries")
     parser.add_argument("--gallery-size", type=int, help="items of the whole gallery")
     parser.add_argument("--items-per-second", type=float, help="rate of the new model")
