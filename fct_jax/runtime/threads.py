@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 _CGROUP = Path("/sys/fs/cgroup")
 _lock = threading.Lock()
 _users = 0
-_limits = None
+_limits: list[threadpool_limits] = []
 
 
 def available() -> int:
@@ -57,20 +57,20 @@ def _quota(folder: Path) -> float:
 def single() -> Iterator[None]:
     """Limit BLAS and LAPACK to one thread a call; may be nested, and used by several threads.
 
-    The limit holds for the process: the last one to leave restores what was before.
+    The limit holds for the process: the last one to leave restores what was before. Each one that
+    enters limits what was loaded since, too.
     """
-    global _users, _limits
+    global _users
     with _lock:
         _users += 1
-        if _users == 1:
-            _limits = threadpool_limits(1, user_api="blas")
+        _limits.append(threadpool_limits(1, user_api="blas"))
     try:
         yield
     finally:
         with _lock:
             _users -= 1
-            if not _users:
-                _limits.restore_original_limits()
+            while not _users and _limits:
+                _limits.pop().restore_original_limits()  # the first one's come last
 
 
 def in_order(function: Callable, items: Iterable) -> Iterator:
