@@ -1,6 +1,7 @@
 """``fct-jax assess``."""
 
 from fct_jax.cli import DONE, LOOK
+from fct_jax.cli.images import add_images, embedded
 from fct_jax.cli.parser import names, shares
 from fct_jax.errors import UserError
 
@@ -23,6 +24,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("what", nargs="+", metavar="VECTORS",
                         help="[MAP] OLD NEW: a map, optionally, and the same "
                         "items embedded by both models")  # fmt: skip
+    add_images(parser)
     parser.add_argument("--out", help="directory of the report to make")
     parser.add_argument("--query-old", help="queries embedded by the old model")
     parser.add_argument("--query-new", help="the same queries embedded by the new model")
@@ -65,7 +67,8 @@ def run(arguments):
     if len(what) not in (2, 3):
         raise UserError(f"assess takes OLD NEW or MAP OLD NEW, not {len(what)} names")
     mapping, old, new = (None, *what) if len(what) == 2 else what
-    made = assess(mapping, old, new, **given)
+    given = embedded({**given, "old": old, "new": new}, ("old", "new"))
+    made = assess(mapping, **given)
     made.print()
     if "out" in given:
         print(f"{given['out']}: report.html, report.md, report.json, curves.png, calibration/")

@@ -1,6 +1,7 @@
 """``fct-jax fit``."""
 
 from fct_jax.cli import DONE
+from fct_jax.cli.images import add_images, embedded
 from fct_jax.cli.parser import names
 
 FUNCTION = "fct_jax.upgrade.maps.fitting:fit"
@@ -17,6 +18,7 @@ def add_arguments(parser) -> None:
     what = "EmbeddingSet, .npy, Parquet, Faiss or another form of vectors"
     parser.add_argument("old", help=f"the sample embedded by the old model: {what}")
     parser.add_argument("new", help="the same items embedded by the new model")
+    add_images(parser)
     parser.add_argument("--out", required=True, help="directory of the map to make")
     parser.add_argument("--method", help="a map, or auto: the best of the candidates")
     parser.add_argument("--candidates", type=names, help="maps that auto tries, with commas")
@@ -36,7 +38,7 @@ def run(arguments):
     """Fit, show the candidates, and return (result, exit code)."""
     from fct_jax.upgrade import fit
 
-    found = fit(**vars(arguments))
+    found = fit(**embedded(vars(arguments), ("old", "new")))
     candidates(found).show()
     left_out = found.description["zero_pairs_left_out"]
     if left_out:

@@ -144,6 +144,39 @@ def test_fit_and_assess_with_json_alone_on_stdout(tmp_path):
     assert done.returncode == cli.MISTAKE and "nothing.npy" in done.stderr
 
 
+def test_an_upgrade_from_plain_arrays(tmp_path, monkeypatch, capsys):
+    """plan, apply, status and rollback over .npy files; map and gallery are named but once."""
+    monkeypatch.chdir(tmp_path)
+    sample, gallery = load("train"), load("validation")
+    vectors = {"a": sample.old, "b": sample.new, "c": gallery.old, "d": gallery.new}
+    for name, array in vectors.items():
+        np.save(f"{name}.npy", array)
+    for words in (
+        "fit a.npy b.npy --method ridge --out map",
+        "plan up --map map --gallery c.npy --budget-items 300",
+        "apply up --reembed d.npy --batch-items 100",
+        "rollback up --to 2",
+    ):
+        assert cli.main(words.split()) == cli.DONE, capsys.readouterr().err
+    capsys.readouterr()
+    assert cli.main(["status", "up", "--json"]) == cli.DONE
+    assert json.loads(capsys.readouterr().out)["reembedded"] == 200
+    made = np.load("up/gallery/vectors.npy")
+    new = np.load("up/gallery/version.npy") == 1
+    assert new.sum() == 200
+    np.testing.assert_array_equal(made[new], gallery.new[new])
+    assert cli.main(["apply", "up", "--reembed", "nothing.npy"]) == cli.MISTAKE
+    assert "nothing.npy does not exist" in capsys.readouterr().err
+
+
+def test_a_run_as_vectors_needs_images(tmp_path, capsys):
+    run = tmp_path / "run" / "model"
+    run.mkdir(parents=True)
+    (run / "model.json").write_text("{}")
+    assert cli.main(["fit", str(tmp_path / "run"), "b.npy", "--out", "m"]) == cli.MISTAKE
+    assert "is a model; say which images it embeds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_knows_commands_and_options(shell, capsys):
     assert cli.main(["completion", shell]) == cli.DONE

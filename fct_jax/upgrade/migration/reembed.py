@@ -11,6 +11,7 @@ from fct_jax.errors import UserError
 from fct_jax.runtime.plugins import imported, is_import_name
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.ids import Finder, first_ten
+from fct_jax.storage.named import vectors_of
 from fct_jax.upgrade.migration.settings import expanded
 from fct_jax.upgrade.migration.spending import Spending
 
@@ -199,9 +200,9 @@ def open_reembed(where, asking: Asking | None = None) -> NewVectors:
     """Open a source of new vectors.
 
     Args:
-      where: an EmbeddingSet's directory; ``module:function`` or a function from ids (n,) to their
-        vectors (n, D), None in place of a vector that cannot be; or the URL of an endpoint as of
-        OpenAI's ``/v1/embeddings``. A module is also looked for in the current directory.
+      where: vectors of any form, as of ``vectors_of``; ``module:function`` or a function from ids
+        (n,) to their vectors (n, D), None in place of a vector that cannot be; or the URL of an
+        endpoint as of OpenAI's ``/v1/embeddings``. The current directory is searched for modules.
       asking: how functions and endpoints are asked.
 
     Raises:
@@ -229,14 +230,8 @@ def open_reembed(where, asking: Asking | None = None) -> NewVectors:
             per_request=asking.per_request,
             stop=stop,
         )
-    if not callable(where):
-        if (expanded(where) / "vectors.npy").is_file():
-            return _of_set(EmbeddingSet.read(expanded(where)))
-        if not is_import_name(where):
-            raise UserError(
-                f"reembed={where} is no EmbeddingSet (vectors.npy is missing), "
-                "no module:function and no URL"
-            )
+    if not callable(where) and not is_import_name(where):
+        return _of_set(vectors_of(expanded(where), "reembed"))
     function = where if callable(where) else imported(str(where), "function")
     name = getattr(where, "__name__", "the function") if callable(where) else str(where)
     if not callable(function):
