@@ -62,9 +62,7 @@ def draw_ways(axis) -> None:
             ((0.717, bottom + 0.125), (0.783, 0.5)),
         ):
             axis.add_patch(
-                FancyArrowPatch(
-                    start, end, arrowstyle="-|>", mutation_scale=11, color=colour, lw=1.4
-                )
+                FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color=colour)
             )
 
 
