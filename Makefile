@@ -6,7 +6,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python -m
 DIGITS := runs/digits
 
-.PHONY: quickstart test test-all check test-elsewhere lint benchmark clean
+.PHONY: quickstart test test-all check test-elsewhere lint benchmark docs clean
 
 quickstart: $(VENV)/.installed
 	@echo "1/5 old model, trained on the digits 0-4"
@@ -45,6 +45,11 @@ lint: $(VENV)/.installed-test
 
 benchmark: $(VENV)/.installed
 	$(RUN) tools.benchmark
+
+# The site of docs/, into site/; a warning or a link that leads nowhere is an error.
+docs: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 clean:
 	rm -rf runs
