@@ -59,7 +59,7 @@ def forecast(
     place[order] = np.arange(count)
     own, old = place[rows], gallery.rows(rows)  # when each item of the probe has its turn
     old = without(old, sound(old))
-    if not find_way(way).needs_old_queries:
+    if find_way(way).needs_translated:
         translated, _ = mapping.transform(old)
         quality = [probe.quality(np.where(own[:, None] < i, probe.new, translated)) for i in items]
     else:

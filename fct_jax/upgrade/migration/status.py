@@ -141,7 +141,7 @@ def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
 def _measured(asked: Probe, gallery, way: str, source: str, columns: dict) -> float:
     """Return the probe's quality, served in the plan's way."""
     rows = asked.rows(gallery)
-    if not find_way(way).needs_old_queries:
+    if find_way(way).needs_translated:
         return asked.quality(gallery.rows(rows))
     old = open_gallery(source, **columns, on_bad="quarantine")
     migrated = gallery.versions[rows] == VERSIONS.index("new")

@@ -33,6 +33,10 @@ PAIRS = {
     "bridged": ("bridged", "old"),  # a new query, mapped to the old space
     "common": ("common", "old"),  # a new query, turned towards the old space
 }
+# Radians below which sin x is taken for x: relative error x² / 6, about 2e-11.
+_SMALL_ANGLE = 1e-5
+# Where two directions are within this of opposite, no arc between them is the shortest.
+_ANTIPODAL = 1e-6
 _ONE_MODEL = ("uncertainty", "random")
 # Where the old model goes on searching, an item that the map is unsure of is often one that the
 # old model finds best.
@@ -193,7 +197,7 @@ def slerp_factors(product: np.ndarray, weight) -> tuple[np.ndarray, np.ndarray]:
     Source: https://arxiv.org/abs/2609.39836.
     """
     angle = np.arccos(np.clip(np.asarray(product, np.float64), -1, 1))
-    small, opposite = angle < 1e-5, angle > np.pi - 1e-6
+    small, opposite = angle < _SMALL_ANGLE, angle > np.pi - _ANTIPODAL
     safe = np.where(small | opposite, 1.0, angle)
     ours = np.where(small, 1 - weight, np.sin((1 - weight) * safe) / np.sin(safe))
     theirs = np.where(small, weight, np.sin(weight * safe) / np.sin(safe))

@@ -17,12 +17,9 @@ import scipy.special
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import as_vectors, check_same_length, unit_rows
 from fct_jax.upgrade.maps.common_space import nearest_orthogonal
+from fct_jax.upgrade.ways import slerp_factors
 
 GRID = tuple(round(0.1 * step, 1) for step in range(11))
-# Radians below which sin x is taken for x: relative error x² / 6, about 2e-11.
-SMALL_ANGLE = 1e-5
-# Where the two directions are within this of opposite, no arc between them is the shortest.
-_ANTIPODAL = 1e-6
 
 
 def orthogonal_bridge(new: np.ndarray, old: np.ndarray) -> np.ndarray:
@@ -65,13 +62,7 @@ def slerp(old_query: np.ndarray, bridged_query: np.ndarray, weight) -> np.ndarra
     """
     u, v, weight = _prepared(old_query, bridged_query, weight)
     product = np.sum(u * v, axis=1)
-    angle = np.arccos(np.clip(product, -1.0, 1.0))
-    opposite = angle > np.pi - _ANTIPODAL
-    small = angle < SMALL_ANGLE
-    safe = np.where(small | opposite, 1.0, angle)
-    ours = np.where(small, 1 - weight, np.sin((1 - weight) * safe) / np.sin(safe))
-    theirs = np.where(small, weight, np.sin(weight * safe) / np.sin(safe))
-    ours, theirs = np.where(opposite, 1.0, ours), np.where(opposite, 0.0, theirs)
+    ours, theirs = slerp_factors(product, weight)
     return ours[:, None] * u + theirs[:, None] * v
 
 
