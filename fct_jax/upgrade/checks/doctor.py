@@ -10,6 +10,7 @@ from fct_jax.errors import UserError
 from fct_jax.runtime.progress import Bar
 from fct_jax.runtime.threads import single
 from fct_jax.storage.ids import first_ten
+from fct_jax.upgrade.checks.degenerate import Finding, check_degenerate
 from fct_jax.upgrade.checks.mixed import mixed_spaces
 from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.galleries.quarantine import REPEATED
@@ -32,15 +33,6 @@ _KNOWN_DIMENSIONS = {
     2048: "ResNet-50",
     3072: "text-embedding-3-large, gemini-embedding",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something that should be looked at: its kind, how many rows it concerns, and a sentence."""
-
-    kind: str
-    count: int
-    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +177,7 @@ def _lengths(length: np.ndarray, meta: dict) -> list[Finding]:
 def _structure(sample: np.ndarray) -> list[Finding]:
     """Return findings about a whole sample: a dead model, two models mixed."""
 
-    found = []
+    found = check_degenerate(sample)
     share = None if found else mixed_spaces(sample)
     if share is not None:
         text = (
