@@ -62,6 +62,18 @@ def memory_goes_back():
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@pytest.fixture(scope="module")
+def flat_model():
+    """A model that compiles at once, known by the name "flat" to the tests of one file."""
+    import tiny_compatible  # with Flax, which many tests do without
+
+    from fct_jax import models
+
+    models.MODELS["flat"] = (tiny_compatible.FlatModel, {})
+    yield
+    del models.MODELS["flat"]
+
+
 class Golden:
     """The arrays and JSON files of one golden folder, read once."""
 

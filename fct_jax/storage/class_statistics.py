@@ -18,7 +18,6 @@ KINDS = ("euclidean", "angle")
 _VERSION = 1
 _FIELDS = {"center", "radius", "num_kept", "smallest_radius"}
 _ENTRIES = {"version", "kind", "fingerprint", "num_classes"} | _FIELDS
-_ROWS = 16384  # of the embeddings in float64 at a time: 32 MB at 256 dimensions
 _SMALLEST_NORM = 1e-12
 
 
@@ -46,9 +45,14 @@ class ClassStatistics:
 
 
 def class_statistics(
-    embeddings: np.ndarray, labels: np.ndarray, num_classes: int, kind: str = "euclidean"
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    kind: str = "euclidean",
+    *,
+    block_rows: int = 16384,
 ) -> ClassStatistics:
-    """Centre, radius and number of kept distances of each of ``num_classes`` classes.
+    """Return centre, radius and number of kept distances of each of ``num_classes`` classes.
 
     embeddings (N, D), raw; labels (N,) integers. Each embedding is normalised; the centre is
     their mean; the distances to it (kind "euclidean": to the centre itself; "angle": the angle
@@ -56,7 +60,8 @@ def class_statistics(
     from the quartiles, which are the entries m//4 and 3m//4. Samples with a label of
     ``num_classes`` or more belong to classes that the old model does not know and are left out.
 
-    Works through memory-mapped embeddings in blocks; no loop over classes or samples.
+    Works through memory-mapped embeddings in blocks of ``block_rows``, 32 MB of float64 at 256
+    dimensions; there is no loop over classes or samples.
 
     Raises UserError for shapes that do not fit, labels that are negative or not integers,
     NaN, infinite or zero embeddings, or an unknown kind.
@@ -70,13 +75,13 @@ def class_statistics(
     counts = np.bincount(members, minlength=num_classes)
 
     center = np.zeros((num_classes, embeddings.shape[1]))
-    for block in _blocks(len(rows)):
+    for block in _blocks(len(rows), block_rows):
         classes, first = np.unique(members[block], return_index=True)
         center[classes] += np.add.reduceat(_units(embeddings, rows[block]), first)
     center /= np.maximum(counts, 1)[:, None]
 
     spread = np.empty(len(rows))
-    for block in _blocks(len(rows)):
+    for block in _blocks(len(rows), block_rows):
         units = _units(embeddings, rows[block])
         spread[block] = _spread(units, center[members[block]], kind)
     radius, smallest, kept = _largest_kept(spread, members, counts)
@@ -169,8 +174,8 @@ def _checked(embeddings, labels, num_classes, kind):
     return embeddings, labels
 
 
-def _blocks(n):
-    return [slice(start, start + _ROWS) for start in range(0, n, _ROWS)]
+def _blocks(n, size):
+    return [slice(start, start + size) for start in range(0, n, size)]
 
 
 def _units(embeddings, rows):

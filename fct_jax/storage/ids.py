@@ -8,27 +8,33 @@ import numpy as np
 
 from fct_jax.errors import UserError
 
-_BLOCK = 1 << 17
+BLOCK = 1 << 17  # ids looked at together
 
 
-def text_keys(ids: np.ndarray) -> np.ndarray:
-    """(N,) uint64: a number for each text, the same for equal texts of arrays of any width."""
+def text_keys(ids: np.ndarray, block: int = BLOCK) -> np.ndarray:
+    """Return a number for each text, the same for equal texts of arrays of any width: (N,) uint64.
+
+    ``block`` texts are looked at together.
+    """
     width = ids.dtype.itemsize // 4
     factors = np.random.default_rng(2023).integers(0, 2**63, max(width, 1), np.uint64) * 2 + 1
     keys = np.empty(len(ids), np.uint64)
-    for start in range(0, len(ids), _BLOCK):
-        part = np.ascontiguousarray(ids[start : start + _BLOCK])
+    for start in range(0, len(ids), block):
+        part = np.ascontiguousarray(ids[start : start + block])
         codes = part.view(np.uint32).reshape(len(part), width)
         # Squares keep texts apart that only swap what they differ by.
         mixed = (codes.astype(np.uint64) + factors[:width]) ** 2
-        keys[start : start + _BLOCK] = ((mixed - factors[:width] ** 2) * factors[:width]).sum(1)
+        keys[start : start + block] = ((mixed - factors[:width] ** 2) * factors[:width]).sum(1)
     return keys
 
 
-def repeated(ids: np.ndarray) -> np.ndarray:
-    """The ids that occur more than once, ascending, each once."""
+def repeated(ids: np.ndarray, numbers=text_keys) -> np.ndarray:
+    """Return the ids that occur more than once, ascending, each once.
+
+    ``numbers`` gives texts their numbers; equal texts need equal ones.
+    """
     if ids.dtype.kind == "U":
-        keys = text_keys(ids)
+        keys = numbers(ids)
         order = np.argsort(keys, kind="stable")
         same = np.flatnonzero(np.diff(keys[order]) == 0)
         ids = ids[np.unique(np.concatenate([order[same], order[same + 1]]))]
@@ -39,10 +45,13 @@ def repeated(ids: np.ndarray) -> np.ndarray:
 class Finder:
     """The row of each of some ids, sorted once and asked for as often as needed."""
 
-    def __init__(self, ids: np.ndarray):
-        """ids (N,): each once."""
-        self._ids, self._text = ids, ids.dtype.kind == "U"
-        self._keys = text_keys if self._text else np.asarray
+    def __init__(self, ids: np.ndarray, *, block: int = BLOCK, numbers=text_keys):
+        """Sort the ids (N,), each of which occurs once.
+
+        ``block`` ids are looked for together; ``numbers`` gives texts their numbers.
+        """
+        self._ids, self._text, self._block = ids, ids.dtype.kind == "U", block
+        self._keys = numbers if self._text else np.asarray
         self._sorted = self._keys(ids)
         self._order = np.argsort(self._sorted, kind="stable")
         if self._text and (np.diff(self._sorted[self._order]) == 0).any():
@@ -55,11 +64,11 @@ class Finder:
         if not len(self._ids) or (wanted.dtype.kind == "U") != self._text:
             return np.full(len(wanted), -1)
         rows = np.empty(len(wanted), np.int64)
-        for start in range(0, len(wanted), _BLOCK):
-            part = wanted[start : start + _BLOCK]
+        for start in range(0, len(wanted), self._block):
+            part = wanted[start : start + self._block]
             place = np.searchsorted(self._sorted, self._keys(part), sorter=self._order)
             found = self._order[np.minimum(place, len(self._ids) - 1)]
-            rows[start : start + _BLOCK] = np.where(self._ids[found] == part, found, -1)
+            rows[start : start + self._block] = np.where(self._ids[found] == part, found, -1)
         return rows
 
 

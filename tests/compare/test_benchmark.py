@@ -4,11 +4,12 @@ import json
 
 import pytest
 import tiny_runs  # noqa: F401 - puts the repository on the path
-from tiny_compatible import flat_model  # noqa: F401 - a fixture
 
 from fct_jax.compare import benchmark as benchmarks
 from fct_jax.errors import UserError
 from fct_jax.runtime.report import FILES
+
+pytestmark = pytest.mark.usefixtures("flat_model")
 
 CONFIG = """
 import tiny_compatible, tiny_runs

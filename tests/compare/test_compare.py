@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tiny_compatible
 import tiny_runs
-from tiny_compatible import flat_model  # noqa: F401 - a fixture
 
 from fct_jax import load_model
 from fct_jax.cli import main
@@ -20,6 +19,8 @@ from fct_jax.runtime.report import FILES
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.train.loop import train
 from fct_jax.upgrade import fit
+
+pytestmark = pytest.mark.usefixtures("flat_model")
 
 N = 120
 
@@ -119,7 +120,7 @@ def test_maps_stand_beside_models(sets, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, flat_model):  # noqa: F811
+def runs(tmp_path_factory, flat_model):
     """Runs of an old model, a new one alone, BCT, LCE, FCT and FastFill."""
     folder = tmp_path_factory.mktemp("runs")
     subset = {"data__subset": "new images 0.3"}

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tiny_compatible
 import tiny_runs
-from tiny_compatible import flat_model  # noqa: F401 - a fixture
 
 from fct_jax.compare.measures import compatibility_scores, negative_flip_rate
 from fct_jax.compare.models import judge
@@ -19,6 +18,8 @@ from fct_jax.evaluate.metrics import retrieval_metrics
 from fct_jax.evaluate.protocols.landmarks import map_at_k, revisited_map
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.train.loop import train
+
+pytestmark = pytest.mark.usefixtures("flat_model")
 
 RNG = np.random.default_rng(0)
 

@@ -2,10 +2,9 @@
 
 import flax.linen as nn
 import numpy as np
-import pytest
 import tiny_runs
 
-from fct_jax import models, recipes
+from fct_jax import recipes
 from fct_jax.models.batch_norm import BatchNorm
 from fct_jax.models.linear import Linear
 from fct_jax.models.projection import ProjectionHead
@@ -48,11 +47,3 @@ def config(**changes):
     made.optimizer.schedule.warmup_epochs = 1
     made.method = "none"
     return tiny_runs.changed(made, changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def flat_model():
-    """The model's name, for the tests alone."""
-    models.MODELS["flat"] = (FlatModel, {})
-    yield
-    models.MODELS.pop("flat", None)  # each test file that imports this ends it

@@ -225,9 +225,18 @@ def test_bad_options(name, kwargs, message):
     assert "\n" not in str(error.value)
 
 
-def test_every_name_builds():
-    for name in MODELS:
-        kwargs = {"blocks": 1} if name == "lce" else {"embedding_dim": 8}
-        if "resnet" in name:
-            kwargs["num_classes"] = np.int64(3)
-        build(name, **kwargs)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_name_builds_a_model_of_the_dimensions_asked_for(name):
+    rows = jax.ShapeDtypeStruct((2, 8), jnp.float32)
+    if "resnet" in name:
+        (logits, embedding), _ = shapes(name, num_classes=np.int64(3), embedding_dim=8)
+        assert (logits.shape, embedding.shape) == ((2, 3), (2, 8))
+        return
+    model = build(name, **({"blocks": 1} if name == "lce" else {"embedding_dim": 5}))
+    (embedding, log_variance), _ = jax.eval_shape(
+        lambda old: model.init_with_output(jax.random.key(0), old, old), rows
+    )
+    # LCE's adds to the old embedding and so keeps its length.
+    assert embedding.shape == ((2, 8) if name == "lce" else (2, 5))
+    assert (log_variance is not None) == (name == "fastfill")
+    assert log_variance is None or log_variance.shape == (2,)

@@ -7,8 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fct_jax.errors import UserError
-from fct_jax.storage import class_statistics as statistics
-from fct_jax.storage.class_statistics import class_statistics, load_statistics, save_statistics
+from fct_jax.storage.class_statistics import (
+    ClassStatistics,
+    class_statistics,
+    load_statistics,
+    save_statistics,
+)
 
 KINDS = {"euclidean": "radius", "angle": "theta"}
 
@@ -91,9 +95,7 @@ def test_equals_the_loop(sizes, beyond, rows, kind, seed):
     labels = np.repeat(np.arange(len(sizes) + 1), [*sizes, beyond])
     rng.shuffle(labels)
     embeddings = rng.standard_normal((len(labels), 5)).astype(np.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "_ROWS", rows)
-        stats = class_statistics(embeddings, labels, len(sizes), kind)
+    stats = class_statistics(embeddings, labels, len(sizes), kind, block_rows=rows)
     for row, (center, kept) in enumerate(slow_statistics(embeddings, labels, len(sizes), kind)):
         np.testing.assert_allclose(stats.center[row], center, atol=1e-6)
         assert stats.num_kept[row] == len(kept)
@@ -210,6 +212,6 @@ def test_load_refuses_missing_and_truncated_files(saved):
 
 
 def test_statistics_made_by_hand_cannot_be_saved(tmp_path):
-    stats = statistics.ClassStatistics(center=GOOD, radius=GOOD[:, 0], num_kept=GOOD[:, 0])
+    stats = ClassStatistics(center=GOOD, radius=GOOD[:, 0], num_kept=GOOD[:, 0])
     with pytest.raises(UserError, match="made by class_statistics"):
         save_statistics(tmp_path / "x.npz", stats, fingerprint="abc")

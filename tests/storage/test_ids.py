@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fct_jax.storage import ids as module
 from fct_jax.storage.ids import Finder, find_rows, repeated, text_keys
 
 TEXTS = st.lists(st.text(max_size=5).filter(lambda t: "\0" not in t), min_size=1, max_size=30)
@@ -28,20 +27,17 @@ def test_repeated_by_counting(values):
 def test_rows_by_looking_for_them(collide, values, wanted):
     values = list(dict.fromkeys(values))
     expected = [values.index(w) if w in values else -1 for w in wanted]
-    with pytest.MonkeyPatch.context() as patch:
-        if collide:
-            patch.setattr(module, "text_keys", lambda ids: np.zeros(len(ids), np.uint64))
-        patch.setattr(module, "_BLOCK", 7)
-        finder = Finder(as_array(values))
-        assert finder(as_array(wanted)).tolist() == expected
-        assert repeated(as_array(values + values[:1])).tolist() == values[:1]
+    numbers = (lambda ids: np.zeros(len(ids), np.uint64)) if collide else text_keys
+    finder = Finder(as_array(values), block=7, numbers=numbers)
+    assert finder(as_array(wanted)).tolist() == expected
+    assert repeated(as_array(values + values[:1]), numbers).tolist() == values[:1]
 
 
 def test_keys_tell_texts_apart_and_do_not_see_the_width():
     names = np.array([f"{i:05d}-{i % 7}" for i in range(20_000)])
     keys = text_keys(names)
     assert len(np.unique(keys)) == len(names)
-    np.testing.assert_array_equal(keys, text_keys(names.astype("U20")))
+    np.testing.assert_array_equal(keys, text_keys(names.astype("U20"), block=7001))
     # The same letters in another order.
     assert len(np.unique(text_keys(np.array(["ab", "ba", "a", "b", "", "aab", "aba"])))) == 7
 

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import tiny_runs
-from tiny_compatible import flat_model  # noqa: F401 - a fixture
 
 from configs import digits_simclr
 from fct_jax import recipes
 from fct_jax.errors import UserError
 from tools import benchmark_side
+
+pytestmark = pytest.mark.usefixtures("flat_model")
 
 WITH = benchmark_side.WITH
 
@@ -30,7 +31,7 @@ def read_config(data: str, kind: str):
 
 
 @pytest.fixture
-def run(flat_model, tmp_path, monkeypatch):  # noqa: F811
+def run(flat_model, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_side, "read_config", read_config)
     return lambda *flags: benchmark_side.run(["--workdir", str(tmp_path / "runs"), *flags])
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tiny_compatible
 import tiny_gldv2
-from tiny_compatible import flat_model  # noqa: F401 - a fixture
 from tiny_identities import write_ijbc, write_market1501
 
 from fct_jax import data, load_model
@@ -19,6 +18,8 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.metrics import read_groups
 from fct_jax.evaluate.protocols.verification import identification, pool_templates
 from fct_jax.train.loop import train
+
+pytestmark = pytest.mark.usefixtures("flat_model")
 
 QUERIES = {"digits": 797, "ROxford": 12, "GLDv2": 12, "Market-1501": 6, "IJB-C": 8}
 
@@ -52,7 +53,7 @@ def kinds(root) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def found(root, flat_model):  # noqa: F811
+def found(root, flat_model):
     """{test set: {row: metrics}} of an old model, a new one alone and BCT."""
     subset = {"data__subset": "new images 0.3"}
     old = root / "runs" / "old"

@@ -11,7 +11,7 @@ import tiny_runs
 from losses_golden import close, statistics
 from ml_collections import ConfigDict, FrozenConfigDict
 from safetensors.numpy import load_file
-from tiny_compatible import config, flat_model  # noqa: F401 - a fixture
+from tiny_compatible import config
 
 from fct_jax import config as configs
 from fct_jax import data, load_model, losses
@@ -25,11 +25,13 @@ from fct_jax.train.compatible.methods import METHODS, Compatibility, Step
 from fct_jax.train.compatible.task import Compatible
 from fct_jax.train.loop import train
 
+pytestmark = pytest.mark.usefixtures("flat_model")
+
 OLD_DATA, NEW_DATA = "old classes 0.5", "new classes 0.5"
 
 
 @pytest.fixture(scope="module")
-def old(tmp_path_factory, flat_model):  # noqa: F811
+def old(tmp_path_factory, flat_model):
     """An old model of five renumbered classes."""
     run = tmp_path_factory.mktemp("runs") / "old"
     train(config(data__subset=OLD_DATA, seed=9), run)

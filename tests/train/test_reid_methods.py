@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_runs
-from tiny_compatible import flat_model  # noqa: F401 - a fixture
 from tiny_identities import write_market1501
 
 from fct_jax import losses, models
@@ -14,6 +13,8 @@ from fct_jax.runtime import sharding
 from fct_jax.train.compatible.methods import METHODS
 from fct_jax.train.compatible.task import Compatible
 from fct_jax.train.loop import train
+
+pytestmark = pytest.mark.usefixtures("flat_model")
 
 
 def config(folder, **changes):
@@ -30,7 +31,7 @@ def config(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def market(tmp_path_factory, flat_model):  # noqa: F811
+def market(tmp_path_factory, flat_model):
     """(folder, old run): four of the eight persons, then with all of them."""
     root = tmp_path_factory.mktemp("market")
     write_market1501(root)

@@ -7,7 +7,6 @@ import optax
 import pytest
 import tiny_runs
 from ml_collections import ConfigDict, FrozenConfigDict
-from tiny_compatible import flat_model  # noqa: F401 - a fixture
 from tiny_identities import picture, write_ijbc, write_market1501, write_ms1m
 
 from fct_jax import config as configs
@@ -27,6 +26,8 @@ from fct_jax.train.compatible.metric_losses import MetricLosses
 from fct_jax.train.compatible.task import Compatible
 from fct_jax.train.loop import train
 from fct_jax.train.optimizer import build_optimizer, learning_rate
+
+pytestmark = pytest.mark.usefixtures("flat_model")
 
 RNG = np.random.default_rng(0)
 
@@ -70,7 +71,7 @@ def trained(config, run):
 
 
 @pytest.fixture(scope="module")
-def market_runs(folders, flat_model):  # noqa: F811
+def market_runs(folders, flat_model):
     """Old, new alone and two methods; the last one is a residual network."""
     old = trained(
         market_config(folders, data__subset="old classes 0.5", seed=5), folders / "runs" / "old"
@@ -127,7 +128,7 @@ def test_market1501_from_files_to_report(folders, market_runs):
     assert tests["plain"][ALONE]["self"] > 0.5  # colours are learned in three epochs
 
 
-def test_faces_from_files_to_report(folders, flat_model):  # noqa: F811
+def test_faces_from_files_to_report(folders, flat_model):
     balanced = {"sampler__name": "balanced", "optimizer__lr": 0.1, "epochs": 3}
     old = trained(
         face_config(folders, **balanced, data__subset="old images 0.5"), folders / "runs/face-old"
@@ -182,7 +183,7 @@ def test_ijb_protocol_mistakes(folders, tmp_path):
 
 
 @pytest.mark.parametrize("in_memory", ["yes", "no"])
-def test_batches_are_the_samplers(in_memory, folders, flat_model):  # noqa: F811
+def test_batches_are_the_samplers(in_memory, folders, flat_model):
     task = Compatible(
         market_config(folders, data__in_memory=in_memory, preprocessing__flip=False),
         sharding.make_mesh(),
@@ -215,7 +216,7 @@ def test_batches_are_the_samplers(in_memory, folders, flat_model):  # noqa: F811
         ({"base_loss": "circles"}, "unknown base loss 'circles'.*circle"),
     ],
 )
-def test_mistakes(changes, message, folders, flat_model):  # noqa: F811
+def test_mistakes(changes, message, folders, flat_model):
     with pytest.raises(UserError, match=message):
         Compatible(market_config(folders, **changes), sharding.make_mesh())
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 from safetensors.numpy import load_file
-from tiny_compatible import flat_model  # noqa: F401 - a fixture
 
 import fct_jax
 from configs import cifar100_simclr, digits_simclr, imagenet_simclr
@@ -27,6 +26,8 @@ from fct_jax.evaluate.command import evaluate
 from fct_jax.train.image_batches import preprocessing_of
 from fct_jax.train.loop import train
 from fct_jax.train.optimizer import adapted, build_optimizer
+
+pytestmark = pytest.mark.usefixtures("flat_model")
 
 
 def slow_nt_xent(first, second, temperature):
@@ -187,7 +188,7 @@ def test_side_information_of_a_transformation(side, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("crop", ["none", "random_resized"])
-def test_resumed_run_is_bit_identical(crop, flat_model, tmp_path):  # noqa: F811
+def test_resumed_run_is_bit_identical(crop, flat_model, tmp_path):
     """As if killed in the middle of an epoch; the device draws the views, or the host the crops."""
     config = tiny(
         model__name="flat",
