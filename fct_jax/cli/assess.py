@@ -30,8 +30,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--query-new", help="the same queries embedded by the new model")
     parser.add_argument("--labels", help=".npy of one integer for each item")
     parser.add_argument("--query-labels", help=".npy of one integer for each query")
-    parser.add_argument("--judged", help=".npy of judged pairs: (Q,) ids, or rows of query id, "
-                        "item id and gain")  # fmt: skip
+    parser.add_argument("--judged", help="judged pairs: TREC qrels, a BEIR folder, or .npy "
+                        "of (Q,) ids or rows of query id, item id and gain")  # fmt: skip
     parser.add_argument("--groups", help=".npy of one integer for each query, compared in the "
                         "report")  # fmt: skip
     parser.add_argument("--target", help="metric that decides")

@@ -67,7 +67,7 @@ def add_arguments(parser) -> None:
     orders.add_argument("--query-old", help="queries embedded by the old model")
     orders.add_argument("--query-new", help="the same queries embedded by the new model")
     orders.add_argument("--query-labels", help=".npy of one integer for each query")
-    orders.add_argument("--judged", help=".npy of judged pairs, as of assess")
+    orders.add_argument("--judged", help="judged pairs, as of assess")
     orders.add_argument("--traffic", help=".npy: how often each item is asked for")
     orders.add_argument("--metric", choices=("l2", "cosine"), help="of the new space")
 

@@ -42,6 +42,7 @@ from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.ways import WAYS, Way, find_way
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.judged_weights import fit_weights
+from fct_jax.upgrade.ways.judgements import judged_of, unknown_ids
 from fct_jax.upgrade.ways.relevance import METRICS
 
 _ANSWERS = 1000  # items that must find their own translation
@@ -90,10 +91,10 @@ def assess(
         are left out of the gallery, whose translation they would make look too good.
       query_old, query_new: queries embedded by both models; None: items query the others.
       labels, query_labels: (N,), (Q,) integers or ``.npy`` files; None: those of the sets.
-      judged: judged pairs, as in ``relevance.by_table``; they go before labels. Clicks are judged
-        pairs with their counts as gains. Without either, and without groups of items, nothing
-        says what is relevant: the figures are agreement with the new model's own ten nearest, and
-        the advice is "cannot tell".
+      judged: judged pairs, as in ``relevance.by_table``, a TREC qrels file or a BEIR folder; they
+        go before labels. Clicks are judged pairs with their counts as gains. Without either, and
+        without groups of items, nothing says what is relevant: the figures are agreement with the
+        new model's own ten nearest, and the advice is "cannot tell".
       groups: (Q,) integers, one a query (one an item, where items query), or a ``.npy`` file. Of
         items they are weak evidence of relevance where there is no other.
       target: the metric that decides; "": map by labels, mrr by judged pairs, else recall@10.
@@ -164,12 +165,15 @@ def assess(
     # A sample of the gallery, where no other items are known.
     inside = np.flatnonzero(np.isin(unseen, reference))
     calibration = calibrate(*sample, metric=metric, old_metric=old_metric, seed=seed)
+    judged = judged_of(judged)
     groups = load_array(groups, "groups")
     of_items = groups[unseen] if groups is not None and groups.shape == (len(given),) else None
     queries = open_queries(
         query_old, query_new, query_labels, gallery_old, gallery_new, calibration.new, judged,
         of_items,
     )  # fmt: skip
+    if judged is not None:
+        notes += unknown_ids(judged, queries.ids, whole_new.ids)
     if groups is not None:
         groups = groups_of(groups, queries, len(given), unseen)
     by = queries.relevance.by

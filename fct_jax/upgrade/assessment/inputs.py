@@ -14,6 +14,7 @@ from fct_jax.upgrade.maps.fitting import fit
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.ways import relevance as judge
 from fct_jax.upgrade.ways.interpolation import orthogonal_bridge
+from fct_jax.upgrade.ways.judgements import judged_of, rows_of_ids
 from fct_jax.upgrade.ways.scores import Space, chosen_metric
 
 REFERENCE = 4000  # items of a calibration
@@ -33,7 +34,7 @@ WEAK = {
 class Queries:
     """The queries by both models, (Q, do) and (Q, dn), what is relevant, and their own rows.
 
-    how: names what the queries are.
+    how: names what the queries are; ids: (Q,) their ids.
     """
 
     old: np.ndarray
@@ -41,10 +42,12 @@ class Queries:
     relevance: judge.Relevance
     own: np.ndarray | None = None
     how: str = "the items themselves"
+    ids: np.ndarray | None = None
 
     def of(self, rows: np.ndarray) -> "Queries":
         own = None if self.own is None else self.own[rows]
-        return Queries(self.old[rows], self.new[rows], self.relevance.of(rows), own, self.how)
+        ids = None if self.ids is None else self.ids[rows]
+        return Queries(self.old[rows], self.new[rows], self.relevance.of(rows), own, self.how, ids)
 
 
 def metric_of(given: str, found: EmbeddingSet) -> tuple[str, str]:
@@ -61,10 +64,10 @@ def fit_on_a_part(
     are too few.
     """
     free = np.ones(len(new), bool)
-    wanted = load_array(judged, "judged")
+    wanted = judged_of(judged)
     if wanted is not None:
-        ids = wanted if wanted.ndim == 1 else wanted[:, 1]
-        free = ~np.isin(new.ids, ids.astype(new.ids.dtype))
+        rows = rows_of_ids(new.ids, wanted if wanted.ndim == 1 else wanted[:, 1])
+        free[rows[rows >= 0]] = False
     free = np.flatnonzero(free)
     count = min(int(_FITTED_SHARE * len(new)), _FITTED, len(free))
     if count < 2 * FEWEST:
@@ -154,7 +157,7 @@ def open_queries(
     old, new: the held-out gallery; space: that of the new model, for the agreement with it;
     groups: (N,) of the gallery's items, or None.
     """
-    judged = load_array(judged, "judged")
+    judged = judged_of(judged)
     query_labels = load_array(query_labels, "query_labels")
     own, how = None, "the queries that were given"
     if _absent(query_old) != _absent(query_new):
@@ -188,7 +191,7 @@ def open_queries(
     else:
         found = judge.by_agreement(asked_vectors, new.vectors, space, own)
     asked_old = np.asarray(asked_old.vectors, np.float32)
-    return Queries(asked_old, asked_vectors, found, own, how)
+    return Queries(asked_old, asked_vectors, found, own, how, asked_new.ids)
 
 
 def _absent(what) -> bool:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.storage.ids import find_rows
+from fct_jax.upgrade.ways.judgements import rows_of_ids
 from fct_jax.upgrade.ways.scores import Space, top
 
 METRICS = ("cmc@1", "cmc@5", "recall@10", "ndcg@10", "mrr", "map")
@@ -108,14 +108,21 @@ def by_table(judged: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray)
             raise UserError(f"judged has {len(judged)} ids, but there are {len(query_ids)} queries")
         asked, ids, gains = np.arange(len(judged)), judged, np.ones(len(judged))
     elif judged.ndim == 2 and judged.shape[1] in (2, 3):
-        asked = find_rows(query_ids, judged[:, 0].astype(query_ids.dtype))
+        asked = rows_of_ids(query_ids, judged[:, 0])
         ids = judged[:, 1]
-        gains = judged[:, 2].astype(np.float64) if judged.shape[1] == 3 else np.ones(len(judged))
+        gains = _gains(judged[:, 2]) if judged.shape[1] == 3 else np.ones(len(judged))
     else:
         raise UserError(f"judged must have shape (Q,), (P, 2) or (P, 3), not {judged.shape}")
-    rows = find_rows(gallery_ids, ids.astype(gallery_ids.dtype))
+    rows = rows_of_ids(gallery_ids, ids)
     kept = (asked >= 0) & (rows >= 0) & (gains > 0)
     return by_pairs(asked[kept], rows[kept], gains[kept], len(query_ids), len(gallery_ids))
+
+
+def _gains(given: np.ndarray) -> np.ndarray:
+    try:
+        return given.astype(np.float64)
+    except ValueError as error:
+        raise UserError(f"the gains of judged pairs must be numbers: {error}") from None
 
 
 def by_agreement(query_new, new, space: Space, own: np.ndarray | None = None) -> Relevance:

@@ -1,0 +1,83 @@
+"""Judged pairs as people have them: an array, a ``.npy`` file, TREC qrels, or a BEIR folder."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.storage.ids import find_rows, first_ten
+from fct_jax.storage.named import array_of
+from fct_jax.storage.trec import qrels_of, read_qrels
+
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
+
+
+def judged_of(judged, role: str = "judged") -> np.ndarray | None:
+    """Return judged pairs as ``relevance.by_table`` takes them; None for None and "".
+
+    Args:
+      judged: an array, a ``.npy`` file, a TREC qrels file, a BEIR ``.tsv``, or a BEIR folder,
+        whose qrels/test.tsv is read, or the only file there.
+      role: what they are, for messages.
+
+    Raises:
+      UserError: what is not there or cannot be read, with file and line.
+    """
+    if not isinstance(judged, str | Path) or not str(judged):
+        return array_of(judged, role)
+    path = Path(judged).expanduser()
+    if path.is_dir():
+        return read_qrels(qrels_of(path))
+    return array_of(path, role) if path.suffix == ".npy" else read_qrels(path)
+
+
+def rows_of_ids(ids: np.ndarray, given) -> np.ndarray:
+    """Return the row of each given id, −1 where it is not there; the text "7" is the integer 7.
+
+    ids: (N,) integers or text; given: (P,) numbers or text.
+    """
+    given = np.asarray(given)
+    rows = np.full(len(given), -1)
+    if given.dtype.kind == "f":
+        whole = np.flatnonzero(np.isfinite(given) & (given == np.floor(given)))
+        rows[whole] = rows_of_ids(ids, given[whole].astype(np.int64))
+        return rows
+    if ids.dtype.kind == "U":
+        return find_rows(ids, given.astype(str))
+    if given.dtype.kind == "U":
+        whole = np.flatnonzero([bool(_WHOLE.fullmatch(name)) for name in given])
+        rows[whole] = rows_of_ids(ids, given[whole].astype(np.int64))
+        return rows
+    return find_rows(ids, given.astype(np.int64))
+
+
+def unknown_ids(judged: np.ndarray, query_ids: np.ndarray, item_ids: np.ndarray) -> list[str]:
+    """Return sentences about judged pairs (P, 2) or (P, 3) whose ids are not there.
+
+    Raises UserError where that is so of every pair: then the ids are of another kind.
+    """
+    if judged.ndim != 2:
+        return []
+    notes, usable = [], np.ones(len(judged), bool)
+    for what, column, ids in (("a query", 0, query_ids), ("an item", 1, item_ids)):
+        names = judged[:, column]
+        missing = rows_of_ids(ids, names) < 0
+        usable &= ~missing
+        if missing.any():
+            some = first_ten(np.unique(names[missing]))
+            notes.append(
+                f"{int(missing.sum()):,} of {len(judged):,} judged pairs name {what} that is not "
+                f"there, and are left out: {some}."
+            )
+    if len(judged) and not usable.any():
+        raise UserError(
+            f"none of {len(judged):,} judged pairs names a query and an item that are there: they "
+            f"are such as {_shown(judged[0, 0])} and {_shown(judged[0, 1])}, the ids of the "
+            f"vectors such as {_shown(query_ids[0])} and {_shown(item_ids[0])}"
+        )
+    return notes
+
+
+def _shown(name) -> str:
+    return repr(name.item() if isinstance(name, np.generic) else name)
