@@ -33,6 +33,7 @@ def loop(x, kernel, stride):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     size=st.sampled_from([1, 3, 7]),
@@ -70,6 +71,7 @@ def test_choice_by_platform_and_map_size(platform):
     assert ("reduce_window" in pool) == (platform != "cpu")
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 99))
 def test_pooling_with_ties(height, width, seed):

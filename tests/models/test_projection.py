@@ -98,6 +98,7 @@ def test_trunk_from_torchvision_names(golden_fct):
         assert jax.tree.map(np.shape, trunk[collection]) == jax.tree.map(np.shape, expected)
 
 
+@pytest.mark.slow
 def test_one_image_trains():
     model, variables = model_and_variables()
 

@@ -26,7 +26,10 @@ def compiled(model, train):
     return jax.jit(model.apply)
 
 
-@pytest.mark.parametrize("file", GOLDEN)
+SLOW = pytest.mark.slow(minutes=0.3)
+
+
+@pytest.mark.parametrize("file", [pytest.param(f, marks=SLOW if "50" in f else ()) for f in GOLDEN])
 def test_golden(file, golden_fct):
     info, arrays = golden_fct.json(file), golden_fct.arrays(file)
     state = rule_weights(info["state_dict"])
@@ -149,6 +152,7 @@ def test_embedding_options():
     assert compiled(positive, False)(variables, x)[1].min() >= 0
 
 
+@pytest.mark.slow
 def test_one_image_and_odd_sizes():
     model, variables = tiny()
     x = random_images(3, 9, 13, 3)
