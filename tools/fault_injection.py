@@ -193,7 +193,7 @@ def _killed(process, workdir: Path, moment: Moment) -> bool:
             process.kill()
             break
         time.sleep(_POLL)
-    process.wait(timeout=60)
+    process.wait(timeout=600)
     return process.returncode < 0
 
 

@@ -138,7 +138,7 @@ def test_command_killed_and_given_again(tmp_path):
     )
     try:
         finished = tmp_path / ".set.partial" / "shards" / "00001.json"
-        end = time.monotonic() + 120
+        end = time.monotonic() + LONG
         while not finished.exists():
             assert child.poll() is None and time.monotonic() < end, child.communicate(timeout=5)
             time.sleep(0.02)
@@ -146,7 +146,7 @@ def test_command_killed_and_given_again(tmp_path):
             embed(config, out)
     finally:
         child.send_signal(signal.SIGKILL)
-        child.communicate(timeout=30)
+        child.communicate(timeout=LONG)
     assert not out.exists()
     recorded = finished.stat().st_mtime_ns
     seen = []

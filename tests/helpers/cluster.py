@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from patience import LONG
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -46,7 +48,7 @@ def started(arguments_of, count: int, logs: Path, devices: int = 2):
         for process in running:
             process.kill()
         for process in running:
-            process.wait(timeout=30)
+            process.wait(timeout=LONG)
 
 
 def finished(running, logs: Path, timeout: float) -> tuple[list[int], list[str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tiny_models
 from ml_collections import ConfigDict
+from patience import LONG
 
 from fct_jax import config as configs
 from fct_jax.embed.command import embed
@@ -46,7 +47,7 @@ def work(runs: Path, out: Path) -> None:
 def main() -> None:
     """The command."""
     folder, (port, process, count) = Path(sys.argv[1]), map(int, sys.argv[2:])
-    processes.start(f"localhost:{port}", process, count, timeout=600)
+    processes.start(f"localhost:{port}", process, count, timeout=LONG)
     work(folder, folder / "together")
     processes.barrier("end")
     print(tiny_models.__name__, processes.count())

@@ -14,8 +14,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from patience import LONG
 
-START = 120  # seconds that a server may take to answer
+START = LONG  # seconds that a server may take to answer
 
 
 def free_ports(count: int) -> list[int]:

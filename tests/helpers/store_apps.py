@@ -3,6 +3,7 @@
 import uuid
 
 import numpy as np
+from patience import LONG
 
 OLD, NEW = 16, 24  # dimensions
 COUNT = 1500
@@ -186,7 +187,7 @@ class LanceApp(App):
         table = self.db.open_table(name)
         merge = table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
         rows = self.table(ids, rows, np.asarray(rows).shape[1])
-        merge.execute(rows, timeout=datetime.timedelta(seconds=120))
+        merge.execute(rows, timeout=datetime.timedelta(seconds=LONG))
 
     def put_new(self, target, ids, rows):
         # Without our columns: rows of its own.
@@ -213,7 +214,7 @@ class MilvusApp(App):
 
         super().__init__(place, kind, metric)
         self.uri = f"{place}/items"
-        self.db = MilvusClient(place.replace("milvus://", "http://"), timeout=60)
+        self.db = MilvusClient(place.replace("milvus://", "http://"), timeout=LONG)
 
     def create(self, dim=OLD):
         from pymilvus import DataType

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny_runs
+from patience import LONG
 
 from fct_jax import config as configs
 from fct_jax import models
@@ -77,7 +78,7 @@ def stages(folder: Path) -> None:
 
 def main(folder: Path, port: str, index: int, count: int) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
-    processes.start(f"localhost:{port}", index, count, timeout=600)
+    processes.start(f"localhost:{port}", index, count, timeout=LONG)
     stages(folder)
     train(streamed(), folder / "continued")
     processes.barrier("end")

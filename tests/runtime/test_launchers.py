@@ -2,9 +2,11 @@
 
 import os
 import subprocess
+import time
 
 import pytest
 import tiny_runs
+from patience import LONG
 
 TOOLS = tiny_runs.REPOSITORY / "tools"
 TRAIN = ["train", "--config", "configs/a.py", "--workdir=/shared/my runs", "--config.x='a $HOME'"]
@@ -20,7 +22,7 @@ def run(script, *arguments, path=None):
         capture_output=True,
         text=True,
         env=environment,
-        timeout=30,
+        timeout=LONG,
     )
 
 
@@ -90,6 +92,16 @@ def test_arguments_reach_the_hosts_as_they_were_given(tmp_path):
     assert done.stdout.splitlines() == ["-u", "-m", "fct_jax.train", "--distributed", *TRAIN[1:]]
 
 
+def said_once(text, folder, path):
+    """The log of what was started, as soon as it has the text; what there is after long."""
+    deadline = time.monotonic() + LONG
+    while True:
+        said = on_pod(f"--folder={folder}", "log", path=path).stdout
+        if text in said or time.monotonic() > deadline:
+            return said
+        time.sleep(0.05)
+
+
 def test_started_in_the_background_and_stopped(tmp_path):
     gcloud = 'for a in "$@"; do case "$a" in --command=*) bash -c "${a#--command=}";; esac; done\n'
     path = stand_in(tmp_path / "bin", "gcloud", gcloud)
@@ -101,19 +113,11 @@ def test_started_in_the_background_and_stopped(tmp_path):
     assert on_pod(f"--folder={tmp_path}", "start", *TRAIN, path=path).returncode == 0
     pid = int((tmp_path / "start.pid").read_text())
     try:
-        for _ in range(100):
-            said = on_pod(f"--folder={tmp_path}", "log", path=path).stdout
-            if said:
-                break
-        assert said == "fct_jax.train\n"
+        assert said_once("fct_jax.train\n", tmp_path, path) == "fct_jax.train\n"
         assert on_pod(f"--folder={tmp_path}", "stop", path=path).returncode == 0
-        for _ in range(100):
-            said = on_pod(f"--folder={tmp_path}", "log", path=path).stdout
-            if "saved" in said:
-                break
-        assert said == "fct_jax.train\nsaved\n"
+        assert said_once("saved\n", tmp_path, path) == "fct_jax.train\nsaved\n"
     finally:
-        subprocess.run(["kill", "-KILL", str(pid)], capture_output=True, timeout=10)
+        subprocess.run(["kill", "-KILL", str(pid)], capture_output=True, timeout=LONG)
 
 
 @pytest.mark.parametrize("ended", [True, False])

@@ -18,7 +18,7 @@ def program(folder, text):
         from fct_jax.runtime import processes
         from fct_jax.errors import UserError
         index = int(sys.argv[2])
-        processes.start(f"localhost:{sys.argv[1]}", index, 2, timeout=600)
+        processes.start(f"localhost:{sys.argv[1]}", index, 2, timeout=1200)
     """
     path.write_text(textwrap.dedent(start) + textwrap.dedent(text))
     port = cluster.free_port()

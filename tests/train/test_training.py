@@ -114,7 +114,7 @@ def test_killed_process_goes_on(tmp_path):
             text=True,
         )
         before = {path.name for path in saved.iterdir()} if saved.is_dir() else set()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + LONG
         while time.monotonic() < deadline and process.poll() is None:
             now = {path.name for path in saved.iterdir()} if saved.is_dir() else set()
             if any(name.isdigit() for name in now - before):

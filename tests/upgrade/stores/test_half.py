@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from patience import LONG
 from store_apps import NEW, OLD, ids, vectors
 
 from fct_jax.errors import UserError
@@ -68,7 +69,7 @@ class TestAffine:
             "print(len(made), np.isfinite(made.keep).all())"
         )
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
         assert done.stdout.split() == ["3", "True"], done.stderr
 
     def test_what_it_refuses(self, calibration, tmp_path):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import LONG
 from store_apps import COUNT, QdrantApp, assert_agree, ids, vectors
 
 SCRIPT = Path(__file__).parents[2] / "helpers" / "kill_migrate.py"
@@ -18,7 +19,7 @@ def run(uri: str, journal: Path, moment: int) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(root), str(SCRIPT.parent)])
     command = [sys.executable, str(SCRIPT), uri, str(journal), str(moment)]
     environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LONG, env=environment)
 
 
 @pytest.mark.slow
