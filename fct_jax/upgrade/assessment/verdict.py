@@ -130,8 +130,8 @@ def recommend(options: list[Option], keep: np.ndarray, whole: np.ndarray, bootst
 
     *Upgrade* needs a path on which no point is below keep beyond its interval, and a point that
     is above keep by a bound that holds for all points that were looked at together. Of several
-    the one with the highest bound is taken; of those that the queries cannot tell from it and
-    that have half of its bound, the one with the fewest items to re-embed in advance, then the
+    the one with the highest bound leads; of those that may well bring 95 % of its gain and that
+    have half of its bound, the one with the fewest items to re-embed in advance is taken, then the
     simplest. *Keep* needs evidence, too: the new model is clearly worse and no way promises a
     point, or none can bring a point and there is room for one. All else is *cannot tell*.
     """
@@ -155,7 +155,7 @@ def recommend(options: list[Option], keep: np.ndarray, whole: np.ndarray, bootst
 
 
 def _best(points: dict[int, int], options, changes, low, bootstrap) -> int:
-    """Return the option with the highest bound, or a simpler one that cannot be told from it.
+    """Return the option with the highest bound, or one that asks for less and brings nearly that.
 
     points: option -> its point to compare.
     """
@@ -170,7 +170,8 @@ def _best(points: dict[int, int], options, changes, low, bootstrap) -> int:
     alike = [
         i
         for i, point in points.items()
-        if low[i][point] >= bound / 2 and bootstrap.interval(changes[i][point] - leader)[1] >= 0
+        if low[i][point] >= bound / 2
+        and bootstrap.interval(changes[i][point] - _ENOUGH * leader)[1] >= 0
     ]
     return min(alike, key=asks)
 
