@@ -58,7 +58,10 @@ class Parser(argparse.ArgumentParser):
         if self._function is None:
             return {}
         module, _, name = self._function.partition(":")
-        target = importlib.import_module(module)
+        try:
+            target = importlib.import_module(module)
+        except ModuleNotFoundError:
+            return {}  # of an extra that is not installed; the page is shown without defaults
         for part in name.split("."):
             target = getattr(target, part)
         return {

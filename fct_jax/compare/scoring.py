@@ -26,6 +26,7 @@ from fct_jax.evaluate.protocols.verification import (
     tpir_at_fpir,
 )
 from fct_jax.evaluate.search import knn
+from fct_jax.storage.ids import first_ten
 
 KS = (1, 5, 10)
 
@@ -212,8 +213,7 @@ def _of(ids, vectors, wanted: Subjects) -> np.ndarray:
     missing = np.setdiff1d(wanted.templates, ids)
     if missing.size:
         raise UserError(
-            f"{missing.size} templates of the persons' lists have no image, "
-            f"first {missing[:10].tolist()}"
+            f"templates of the persons' lists have no image: {first_ten(missing, 'template')}"
         )
     return vectors[np.searchsorted(ids, wanted.templates)]
 

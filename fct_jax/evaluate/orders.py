@@ -23,20 +23,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.evaluate.distances import (
-    as_vectors,
-    check_metric,
-    check_same_length,
-    check_same_width,
-    distances,
-)
-from fct_jax.evaluate.search import knn
+from fct_jax.evaluate.distances import as_vectors, check_metric, check_same_width, distances
 from fct_jax.runtime.plugins import find
+from fct_jax.upgrade.confidence import cell_mean_distance, class_mean_distance, nearest_distances
 
 TRAFFIC = "traffic"
-FORMER_NAMES = {"sigma": "uncertainty"}  # in the configs of earlier runs
 _CELLS = 64  # of k-means, where items have no classes
-_PER_CELL = 64  # items that a centre is fitted on, at least two cells
+_PER_CELL = 64  # items that a centre is fitted on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,37 +159,17 @@ def _true_error(items: Items) -> np.ndarray:
 
 
 def _strangeness(items: Items) -> np.ndarray:
-    nearest, _ = knn(items.old, items.training, 1)
-    return nearest[:, 0]
+    return nearest_distances(items.old, items.training, 1)[:, 0]
 
 
 def _from_class_mean(items: Items) -> np.ndarray:
-    moved = as_vectors("transformed", items.transformed)
-    classes = _cells(moved, items.seed) if items.classes is None else np.asarray(items.classes)
-    check_same_length("transformed", moved, "classes", classes)
-    _, place, counts = np.unique(classes, return_inverse=True, return_counts=True)
-    means = np.zeros((len(counts), moved.shape[1]))
-    np.add.at(means, place, moved)
-    means /= counts[:, None]
-    return distances(means[place].astype(moved.dtype), moved, items.metric)
-
-
-def _cells(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """Return the nearest centre of k-means for each vector, (n,)."""
-    import faiss
-
-    count = max(1, min(_CELLS, len(vectors) // _PER_CELL))
-    kmeans = faiss.Kmeans(
-        vectors.shape[1],
-        count,
-        niter=10,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=_PER_CELL,
+    moved = items.transformed
+    if items.classes is not None:
+        return class_mean_distance(moved, items.classes, metric=items.metric)
+    cells = max(1, min(_CELLS, len(moved) // _PER_CELL))
+    return cell_mean_distance(
+        moved, cells, metric=items.metric, sample=cells * _PER_CELL, seed=items.seed
     )
-    rows = np.ascontiguousarray(vectors, np.float32)
-    kmeans.train(rows)
-    return kmeans.index.search(rows, 1)[1][:, 0]
 
 
 def _log_square(distance: np.ndarray) -> np.ndarray:
@@ -281,7 +254,8 @@ def find_order(name: str | Order) -> Order:
     """
     if isinstance(name, Order):
         return name
-    name = FORMER_NAMES.get(name, name)
+    if name == "sigma":  # its name in the configs of earlier versions
+        raise UserError("order of re-embedding 'sigma' is now called 'uncertainty'")
     if name in ORDERS:
         return ORDERS[name]
     for sign in ("×", "*"):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
 from fct_jax.losses.precision import unit
 
 
@@ -45,8 +46,7 @@ def credible_mask(
         )
     if not 0 < share <= 1:
         raise UserError(f"credible_mask: share must be above 0 and at most 1, not {share}")
-    rows = np.asarray(old_embeddings, np.float64)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    rows = unit_rows(old_embeddings)
     credible, distance = np.zeros(len(rows), bool), np.zeros(len(rows))
     order = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.r_[True, labels[order][1:] != labels[order][:-1]])

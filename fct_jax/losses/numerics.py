@@ -11,12 +11,16 @@ _SMALLEST_NORM = 1e-12
 
 
 def normalize(x: jax.Array) -> jax.Array:
-    """Rows of ``x`` (..., D) divided by their Euclidean norm, in float32.
+    """Return the rows of ``x`` (..., D) divided by their Euclidean norm, in float32.
 
     A row without direction (norm below 1e-12) becomes zero with zero gradient; the published
     code divides by 1e-12 there, which turns into gradients of 1e12.
     """
-    x = jnp.asarray(x, jnp.float32)
+    return unit_as_given(jnp.asarray(x, jnp.float32))
+
+
+def unit_as_given(x: jax.Array) -> jax.Array:
+    """Return `normalize` of floats ``x`` in their own precision."""
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     has_direction = squared > _SMALLEST_NORM**2
     norm = jnp.sqrt(jnp.where(has_direction, squared, 1.0))

@@ -7,9 +7,7 @@ to float32, for losses that are also used to fit maps in float64.
 import jax
 import jax.numpy as jnp
 
-from fct_jax.losses.numerics import safe_sqrt
-
-_SMALLEST_NORM = 1e-12
+from fct_jax.losses.numerics import safe_sqrt, unit_as_given
 
 
 def floating(x: jax.Array) -> jax.Array:
@@ -20,11 +18,7 @@ def floating(x: jax.Array) -> jax.Array:
 
 def unit(x: jax.Array) -> jax.Array:
     """Divide the rows of ``x`` (..., D) by their Euclidean norm; a row below 1e-12 becomes 0."""
-    x = floating(x)
-    squared = jnp.sum(x * x, axis=-1, keepdims=True)
-    has_direction = squared > _SMALLEST_NORM**2
-    norm = jnp.sqrt(jnp.where(has_direction, squared, 1.0))
-    return jnp.where(has_direction, x / norm, 0.0)
+    return unit_as_given(floating(x))
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:

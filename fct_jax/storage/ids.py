@@ -98,7 +98,11 @@ def rows_of(ids: np.ndarray, wanted, what: str, name: str) -> np.ndarray:
     return rows
 
 
-def first_ten(ids) -> str:
+def first_ten(ids, noun: str = "id") -> str:
     """Return a count and the first ten of some ids: ``3 ids (7, 12, 40)``."""
-    more = ", …" if len(ids) > 10 else ""
-    return f"{len(ids)} id{'s' * (len(ids) != 1)} ({', '.join(map(str, ids[:10]))}{more})"
+    return f"{len(ids)} {noun}{'s' * (len(ids) != 1)} ({listed(ids)})"
+
+
+def listed(ids) -> str:
+    """Return the first ten of some ids, ``7, 12, 40``, and an ellipsis if there are more."""
+    return ", ".join(map(str, ids[:10])) + ", …" * (len(ids) > 10)

@@ -1,5 +1,6 @@
 """The command fct-jax as a person types it: help, one line for a mistake, exit codes, JSON."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from patience import LONG
 
 from fct_jax import __version__, cli
 from fct_jax.cli.experiments import translated
+from fct_jax.cli.parser import Parser
 from fct_jax.demo import load
 from fct_jax.errors import UserError
 
@@ -209,3 +211,19 @@ def test_early_interrupt_is_one_line():
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=LONG)
     assert done.returncode == cli.INTERRUPTED
     assert done.stderr == "stopped before anything was begun\n"
+
+
+def test_help_needs_no_extra(monkeypatch):
+    """In an install without an extra the page is shown, only without the defaults."""
+
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'orbax'", name="orbax")
+
+    parser = Parser("compare", "Compare models.", "fct_jax.compare.command:compare")
+    parser.add_argument("--metric", help="how vectors are compared")
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib, "import_module", missing)
+        assert "how vectors are compared\n" in parser.format_help()
+    parser = Parser("assess", "Assess.", "fct_jax.evaluate.orders:backfill_order")
+    parser.add_argument("--metric", help="how vectors are compared")
+    assert "how vectors are compared (default: l2)" in parser.format_help()

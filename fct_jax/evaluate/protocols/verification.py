@@ -7,6 +7,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
+from fct_jax.storage.ids import first_ten
 
 FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FPIRS = (1e-2, 1e-1)
@@ -240,7 +241,6 @@ def _lookup(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     missing = np.unique(wanted[ids[rows] != wanted])
     if missing.size:
         raise UserError(
-            f"{missing.size} templates of the pair list have no embedding, "
-            f"first {missing[:10].tolist()}"
+            f"templates of the pair list have no embedding: {first_ten(missing, 'template')}"
         )
     return rows

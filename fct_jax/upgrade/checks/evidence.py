@@ -17,6 +17,8 @@ import dataclasses
 
 import numpy as np
 
+from fct_jax.evaluate.distances import unit_rows
+
 _FLOOR = 1e-12
 
 
@@ -85,7 +87,7 @@ def own_places(translated, new, metric: str = "l2") -> np.ndarray:
     translated = np.asarray(translated, np.float64)
     new = np.asarray(new, np.float64)
     if metric == "cosine":
-        translated = translated / np.linalg.norm(translated, axis=1, keepdims=True)
+        translated = unit_rows(translated)
     # A query's own length does not change the order of its neighbours.
     near = 2 * new @ translated.T
     if metric != "cosine":
@@ -99,8 +101,7 @@ def own_places(translated, new, metric: str = "l2") -> np.ndarray:
 def centred(vectors) -> np.ndarray:
     """Return unit vectors around their mean, none of which counts more for its length."""
     rows = np.asarray(vectors, np.float64)
-    rows = rows - rows.mean(axis=0)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _FLOOR)
+    rows = unit_rows(rows - rows.mean(axis=0))
     return rows - rows.mean(axis=0)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fct_jax.evaluate.distances import unit_rows
+
 _DIRECTIONS = 16  # principal directions of a part that are compared
 _FEWEST_DIMENSIONS = 64  # in fewer, random directions are too much alike
 _FEWEST = 200  # vectors in a part
@@ -28,8 +30,7 @@ def mixed_spaces(vectors: np.ndarray) -> float | None:
     count, dim = vectors.shape
     if dim < _FEWEST_DIMENSIONS or count < 2 * _FEWEST:
         return None
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    rows = (vectors / np.maximum(length, 1e-12)).astype(np.float32)
+    rows = unit_rows(vectors).astype(np.float32)
     directions = min(_DIRECTIONS, dim // 8)
     middle = np.arange(count) >= count // 2
     for second in (_two_means(rows), middle):

@@ -7,6 +7,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.storage.files import write_synced
+from fct_jax.storage.ids import listed
 
 REPEATED = "repeated id"
 MOST = 0.001  # share of a gallery's rows that may be unusable before something is wrong with it
@@ -51,8 +52,7 @@ class Quarantine:
         for _, (id_, reason, _) in sorted(self.entries.items()):
             ids.setdefault(reason, []).append(str(id_))
         return "; ".join(
-            f"{count:,} {reason} ({', '.join(ids[reason][:10])}{', …' * (count > 10)})"
-            for reason, count in self.counts.items()
+            f"{count:,} {reason} ({listed(ids[reason])})" for reason, count in self.counts.items()
         )
 
     def check(self, count: int, name: str, most: float = MOST) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
 
 _FLOOR = 1e-6  # of a spread
-_TINY = 1e-12  # of a length
 _SAME = 1e-5  # relative difference of a score and the query's own
 _BLOCK = 256  # queries scored against the reference together
 
@@ -122,8 +122,7 @@ class _Space:
         """Return scores (Q, R), each query's own score (Q,), and what stores' scores lack (Q,)."""
         rows = np.asarray(queries, np.float32)
         if self.metric == "cosine":
-            length = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-            rows = (rows / np.maximum(length, _TINY)).astype(np.float32)
+            rows = unit_rows(rows).astype(np.float32)
             own = np.einsum("qd,qd->q", rows, rows, dtype=np.float64)
             return (rows @ self.reference.T).astype(np.float64), own, np.zeros(len(rows))
         # q·g − |g|²/2 around the centre, which is |q|²/2 above minus half the squared distance.
