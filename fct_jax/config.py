@@ -16,7 +16,7 @@ from fct_jax.errors import UserError
 
 
 def backbone() -> ConfigDict:
-    """An embedding model trained by classification."""
+    """Return the config of an embedding model trained by classification."""
     config = ConfigDict()
     config.task = "backbone"
     config.data = data()
@@ -38,7 +38,7 @@ def backbone() -> ConfigDict:
 
 
 def compatible() -> ConfigDict:
-    """A new model whose embeddings can be searched against an old model's gallery.
+    """Return the config of a new model that searches an old model's gallery.
 
     Defaults are those of AdvBCT (CVPR 2023) and of the methods that it compares.
     """
@@ -90,7 +90,7 @@ def compatible() -> ConfigDict:
 
 
 def reid() -> ConfigDict:
-    """Re-identification: augmentation, losses beside the base loss, and how to compare."""
+    """Return the keys of re-identification: augmentation, further losses, and comparison."""
     config = ConfigDict()
     # Old embeddings stay those of the whole image.
     config.pad = 0  # pixels of black on every side, from which the image's size is cropped
@@ -107,7 +107,7 @@ def reid() -> ConfigDict:
 
 
 def faces() -> ConfigDict:
-    """Comparisons on "ijb": how the embeddings of a template's images become one vector."""
+    """Return the keys of "ijb": how a template's image embeddings become one vector."""
     config = ConfigDict()
     config.flip = False  # True: mean of an image's and its mirror image's embedding
     config.normalize = False  # True: of unit length first; False: longer embeddings weigh more
@@ -117,7 +117,7 @@ def faces() -> ConfigDict:
 
 
 def sampler() -> ConfigDict:
-    """Which images form a batch."""
+    """Return the keys that choose the images of a batch."""
     config = ConfigDict()
     # "": every image once an epoch; "identities": `images` of each of batch_size / `images`
     # identities, for triplets; "balanced": every class equally often
@@ -128,7 +128,7 @@ def sampler() -> ConfigDict:
 
 
 def compatibility() -> ConfigDict:
-    """The compatibility losses; each method reads the keys that its line names."""
+    """Return the keys of the compatibility losses; each comment names the methods that read it."""
     config = ConfigDict()
     config.weight = 1.0  # of the whole compatibility loss, beside the base loss
     config.scale = 30.0  # unibct: ArcFace against the old class centres
@@ -153,7 +153,7 @@ def compatibility() -> ConfigDict:
 
 
 def simclr() -> ConfigDict:
-    """An embedding model trained without labels, by contrasting two views of each image.
+    """Return the config of a model trained without labels, by contrasting two views of each image.
 
     Its run is the side information of a transformation. Defaults are those of SimCLR (ICML 2020)
     on ImageNet, with the embedding of the backbones.
@@ -182,7 +182,7 @@ def simclr() -> ConfigDict:
 
 
 def augmentation() -> ConfigDict:
-    """The random views of SimCLR; ``config.preprocessing.flip`` says whether to mirror.
+    """Return the keys of SimCLR's views; ``config.preprocessing.flip`` says whether to mirror.
 
     ``config.preprocessing.train_crop`` "none" makes the crops on the device, from small images;
     "random_resized" lets the host make them, from images of any size.
@@ -199,7 +199,7 @@ def augmentation() -> ConfigDict:
 
 
 def transformation() -> ConfigDict:
-    """FCT or FastFill: old and side embeddings to the new model's space."""
+    """Return the config of FCT or FastFill: old and side embeddings to the new model's space."""
     config = ConfigDict()
     config.task = "transformation"
     # Each is the directory of a run, whose model then embeds `data`, or of an EmbeddingSet; or
@@ -235,7 +235,7 @@ def transformation() -> ConfigDict:
 
 
 def evaluate() -> ConfigDict:
-    """Retrieval metrics and backfilling curves of an old, a new and transformed models."""
+    """Return the config of an evaluation: retrieval metrics and backfilling curves."""
     config = ConfigDict()
     config.task = "evaluate"
     config.old = ""  # run, EmbeddingSet, or a Python function, "module:function"
@@ -263,7 +263,7 @@ def evaluate() -> ConfigDict:
 
 
 def embed() -> ConfigDict:
-    """Images through a frozen model, or an EmbeddingSet through a transformation."""
+    """Return the config that embeds images, or transforms an EmbeddingSet."""
     config = ConfigDict()
     config.task = "embed"
     config.model = ""  # a run, or a Python function, "module:function"
@@ -280,7 +280,7 @@ def embed() -> ConfigDict:
 
 
 def data() -> ConfigDict:
-    """Where images come from."""
+    """Return the keys that name the images."""
     config = ConfigDict()
     # "digits", "cifar100", "imagenet2012", "tfds:NAME", "folder", "list", "faces", "ms1m",
     # "market1501", "roxford5k", "rparis6k", "gldv2", "ijb"
@@ -302,7 +302,7 @@ def data() -> ConfigDict:
 
 
 def preprocessing() -> ConfigDict:
-    """From a stored image to the model's input."""
+    """Return the keys that turn a stored image into the model's input."""
     config = ConfigDict()
     config.size = 224  # side of the model's input, pixels
     config.width = 0  # of the input where it is not square; 0: as its height, `size`
@@ -315,7 +315,7 @@ def preprocessing() -> ConfigDict:
 
 
 def optimizer() -> ConfigDict:
-    """SGD, Adam or LARS, with coupled decay and a rate that is constant within an epoch."""
+    """Return the keys of SGD, Adam or LARS: coupled decay, a rate that is constant in an epoch."""
     config = ConfigDict()
     config.name = "sgd"  # "sgd", "adam", "lars" (spares batch norm and biases always)
     config.lr = 1.024
@@ -339,7 +339,7 @@ def optimizer() -> ConfigDict:
 
 
 def _loop(config: ConfigDict) -> None:
-    """The keys of the training loop, which every task has."""
+    """Add the keys of the training loop, which every task has."""
     # The global batch, over all devices and micro-batches; 0: as per_device_batch_size says
     config.batch_size = 1024
     config.per_device_batch_size = 0  # of one micro-batch; 0: what batch_size leaves for a device

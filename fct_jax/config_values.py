@@ -1,4 +1,4 @@
-"""Which values the configuration keys take: names of tables, kinds and ranges.
+"""Allowed values of the configuration keys: names of tables, kinds and ranges.
 
 ``fct_jax.config.check`` asks `check_values` before any data or model is loaded. A name may be a row
 of a table, an entry point of another package, or ``module:name`` (docs/plugins.md).

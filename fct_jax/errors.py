@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not in a list: ``unknown model 'resnt18'; did you mean …``."""
+    """Return the error for an unlisted name: ``unknown model 'resnt18'; did you mean …``."""
     names = sorted(known)
     close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""

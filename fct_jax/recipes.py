@@ -1,4 +1,4 @@
-"""What the experiments share: each data set, and the published hyper-parameters."""
+"""Settings that the experiments share: each data set, and the published hyper-parameters."""
 
 from ml_collections import ConfigDict
 
@@ -10,7 +10,7 @@ CIFAR100_OLD_CLASSES = "0-5,10-53"
 
 
 def digits(config: ConfigDict) -> ConfigDict:
-    """Handwritten digits, 8×8, bundled with scikit-learn; enlarged to 16 px."""
+    """Return the data keys of handwritten digits, 8×8, from scikit-learn; enlarged to 16 px."""
     config.data.name = "digits"
     if "preprocessing" in config:
         config.preprocessing.size = 16
@@ -20,13 +20,13 @@ def digits(config: ConfigDict) -> ConfigDict:
 
 
 def cifar100(config: ConfigDict) -> ConfigDict:
-    """CIFAR-100, enlarged to 224 px as published; prepared by tools/prepare_dataset.py."""
+    """Return the data keys of CIFAR-100 at 224 px, as published; see tools/prepare_dataset.py."""
     config.data.name = "cifar100"
     return config
 
 
 def imagenet(config: ConfigDict) -> ConfigDict:
-    """ImageNet-1k; prepared by tools/prepare_dataset.py."""
+    """Return the data keys of ImageNet-1k; prepared by tools/prepare_dataset.py."""
     config.data.name = "imagenet2012"
     config.data.workers = 16
     if "preprocessing" in config:
@@ -38,12 +38,12 @@ def imagenet(config: ConfigDict) -> ConfigDict:
 
 
 def backbone() -> ConfigDict:
-    """The published training of a backbone: SGD 1.024 at batch 1024, cosine, 100 epochs."""
+    """Return the published training of a backbone: SGD 1.024 at batch 1024, cosine, 100 epochs."""
     return defaults.backbone()
 
 
 def digits_backbone() -> ConfigDict:
-    """A ResNet-18 of an eighth of the width, and a short training."""
+    """Return a short training of a ResNet-18 of an eighth of the width."""
     config = digits(backbone())
     config.model.name = "resnet18"
     config.model.width = 16
@@ -59,12 +59,12 @@ def digits_backbone() -> ConfigDict:
 
 
 def fct() -> ConfigDict:
-    """FCT as published: mean squared error, Adam 5e-4, 80 epochs, BN frozen in the second half."""
+    """Return FCT as published: squared error, Adam 5e-4, 80 epochs, BN frozen in the last half."""
     return defaults.transformation()
 
 
 def fastfill() -> ConfigDict:
-    """FastFill as published: alignment and classification, weighted by a learned uncertainty."""
+    """Return FastFill as published: alignment and classification, weighted by an uncertainty."""
     config = defaults.transformation()
     config.model.name = "fastfill"
     config.loss.discriminative_weight = 1.0
@@ -72,7 +72,7 @@ def fastfill() -> ConfigDict:
 
 
 def digits_transformation(config: ConfigDict) -> ConfigDict:
-    """Narrower and shorter, for 1,000 images."""
+    """Return a narrower and shorter training, for 1,000 images."""
     config = digits(config)
     config.old = "runs/digits/old"
     config.new = "runs/digits/new"
@@ -87,12 +87,12 @@ def digits_transformation(config: ConfigDict) -> ConfigDict:
 
 
 def compatible() -> ConfigDict:
-    """Compatible training as published with AdvBCT: SGD 0.1 at batch 256, 30 epochs."""
+    """Return compatible training as published with AdvBCT: SGD 0.1 at batch 256, 30 epochs."""
     return defaults.compatible()
 
 
 def gldv2_compatible() -> ConfigDict:
-    """Google Landmarks v2: ResNet-18 from ImageNet weights, images squashed to 224 px."""
+    """Return Google Landmarks v2: ResNet-18 from ImageNet weights, images squashed to 224 px."""
     config = compatible()
     config.data.name = "gldv2"
     config.data.dir = "data/gldv2"
@@ -103,7 +103,7 @@ def gldv2_compatible() -> ConfigDict:
 
 
 def market1501_compatible() -> ConfigDict:
-    """Market-1501 with the settings of "Bag of Tricks and A Strong Baseline" (CVPRW 2019)."""
+    """Return Market-1501 as in "Bag of Tricks and A Strong Baseline" (CVPRW 2019)."""
     config = compatible()
     config.data.name = "market1501"
     config.data.dir = "data/market1501"
@@ -132,7 +132,7 @@ def market1501_compatible() -> ConfigDict:
 
 
 def ms1m_compatible() -> ConfigDict:
-    """MS1M: ArcFace on 112-px faces; its 180,000 published steps at batch 512 are 16 epochs."""
+    """Return MS1M: ArcFace on 112-px faces; 180,000 published steps at batch 512 are 16 epochs."""
     config = compatible()
     config.data.name = "ms1m"
     config.data.dir = "data/ms1m"
@@ -153,14 +153,14 @@ def ms1m_compatible() -> ConfigDict:
 
 
 def compatible_transformation(config: ConfigDict) -> ConfigDict:
-    """FCT or FastFill between models that were trained without augmentation: one view."""
+    """Return FCT or FastFill between models trained without augmentation: one view."""
     config.views = 1
     config.preprocessing.flip = False
     return config
 
 
 def digits_compatible() -> ConfigDict:
-    """A ResNet of an eighth of the width with an embedding of 32, and a short training."""
+    """Return a short training of a ResNet of an eighth of the width with an embedding of 32."""
     config = digits(compatible())
     config.model.width = 8
     config.model.embedding_dim = 32
@@ -176,5 +176,5 @@ def digits_compatible() -> ConfigDict:
 
 
 def evaluate() -> ConfigDict:
-    """Leave-one-out on the validation split, L2 distance, backfilling in 22 points."""
+    """Return leave-one-out on the validation split, L2 distance, backfilling in 22 points."""
     return defaults.evaluate()

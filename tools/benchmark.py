@@ -34,7 +34,7 @@ PARTS = {
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,14 +67,14 @@ def main() -> None:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """Return a description of the machine that was measured."""
     devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
     cores = f"{os.cpu_count()} cores ({platform.machine()})"
     return f"{cores}, {devices}, Python {platform.python_version()}, JAX {jax.__version__}"
 
 
 def markdown(report: dict) -> str:
-    """The figures as Markdown tables."""
+    """Return the figures as Markdown tables."""
     lines = [f"Measured on {report['machine']}; {report['mode']} mode, {report['seconds']} s."]
     for part, rows in report["results"].items():
         lines += ["", f"| {part} | ours | baseline | times faster | peak memory | |"]
@@ -90,7 +90,7 @@ def markdown(report: dict) -> str:
 
 
 def draw_growth(rows: list[dict], path: Path) -> None:
-    """How the cost of a whole backfilling curve grows with the gallery."""
+    """Draw the cost of a whole backfilling curve against the size of the gallery."""
     points = sorted({row["items"]: row for row in rows if "items" in row}.items())
     items = [n for n, _ in points]
     figure = Figure(figsize=(5, 3.6), layout="constrained")

@@ -47,12 +47,12 @@ def parser() -> Parser:
 
 
 def read_config(data: str, kind: str):
-    """``get_config()`` of ``configs/DATA_KIND.py``."""
+    """Return ``get_config()`` of ``configs/DATA_KIND.py``."""
     return importlib.import_module(f"configs.{data}_{kind}").get_config()
 
 
 def train_and_evaluate(data: str, data_dir: str, seed: int, folder: Path) -> dict:
-    """{row: metrics} of one seed; the runs and their report are kept in ``folder``."""
+    """Return {row: metrics} of one seed; its runs and report are kept in ``folder``."""
     from fct_jax.evaluate.command import evaluate
     from fct_jax.train.loop import train
 
@@ -86,7 +86,7 @@ def train_and_evaluate(data: str, data_dir: str, seed: int, folder: Path) -> dic
 
 
 def mean_rows(seeds: list[dict]) -> dict:
-    """{row: mean metrics} of several seeds."""
+    """Return {row: mean metrics} of several seeds."""
     return {
         row: {name: float(np.mean([rows[row][name] for rows in seeds])) for name in values}
         for row, values in seeds[0].items()
@@ -94,7 +94,7 @@ def mean_rows(seeds: list[dict]) -> dict:
 
 
 def verdicts(seeds: list[dict]) -> list[str]:
-    """One line for each method: mAP without and with side information, and how often it helps."""
+    """Return a line a method: mAP without and with side information, and how often it helps."""
     lines = []
     for method in METHODS:
         pairs = [[rows[f"{method}{more} new/old"]["map"] for more in ("", WITH)] for rows in seeds]
@@ -108,7 +108,7 @@ def verdicts(seeds: list[dict]) -> list[str]:
 
 
 def run(arguments: list[str]) -> list[dict]:
-    """The benchmark; returns {row: metrics} of each seed."""
+    """Run the benchmark; return {row: metrics} of each seed."""
     flags = parser().parse_args(arguments)
     if flags.data not in DATA:
         raise unknown("data set", flags.data, DATA)
@@ -144,7 +144,7 @@ def run(arguments: list[str]) -> list[dict]:
 
 
 def main() -> int:
-    """The command; returns the exit status."""
+    """Run the command; return the exit status."""
     try:
         run(sys.argv[1:])
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Do several devices train as one does? Every task, on simulated CPU devices.
+"""Check that several devices train as one does: every task, on simulated CPU devices.
 
     python tools/check_devices.py [--devices 1,2,8] [--tasks backbone,advbct] [--steps 20]
 
@@ -54,7 +54,7 @@ for _name in ("resnet18", "resnet18_projection"):
 
 
 def cases(runs: Path) -> dict:
-    """The config of every task by name, 20 steps each."""
+    """Return the config of every task by name, 20 steps each."""
     old, new = str(runs / "old"), str(runs / "new")
     made = {"backbone": _images(configs.backbone()), "simclr": _simclr()}
     made["accumulated"] = _images(configs.backbone(), accumulate_steps=2)
@@ -114,7 +114,7 @@ def _compatible(method: str, old: str):
 
 
 def prepare(runs: Path) -> None:
-    """An old and a new model with random weights, exported like trained ones."""
+    """Export an old and a new model with random weights like trained ones."""
     mesh = sharding.make_mesh()
     for seed, (name, classes) in enumerate((("old", "first 5"), ("new", ""))):
         config = _images(configs.backbone())
@@ -128,7 +128,7 @@ def prepare(runs: Path) -> None:
 
 
 def trained(config, model: int, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Loss of every call (some steps); parameters and BatchNorm statistics after the last."""
+    """Return the loss of every call (some steps), final parameters and BatchNorm statistics."""
     config.mesh.model = model
     mesh = sharding.make_mesh(**config.mesh)
     config = batch.resolved(config, mesh)
@@ -151,7 +151,7 @@ def trained(config, model: int, steps: int) -> tuple[list[float], dict[str, np.n
 
 
 def work(runs: Path, out: Path, names: list[str], model: int, steps: int) -> None:
-    """Trains on the devices of this process; the results go to ``out``."""
+    """Train on the devices of this process; write the results to ``out``."""
     jax.config.update("jax_default_matmul_precision", "highest")
     known = cases(runs)
     for name in names:
@@ -168,7 +168,7 @@ def _validation() -> data.Source:
 
 
 def compare(devices: list[str], names: list[str], steps: int, runs: Path) -> dict:
-    """{(task, devices): (largest relative difference of a loss, of an array, its name)}.
+    """Return {(task, devices): (largest relative difference of a loss, of an array, its name)}.
 
     Args:
       devices: their numbers, "8m2" for eight with two along "model"; the first is the reference.
@@ -213,7 +213,7 @@ def _differences(found: dict, expected: dict) -> tuple[float, float, str]:
 
 
 def _call(devices: int, arguments: list[str]) -> None:
-    """This file in a process of so many devices."""
+    """Run this file in a process with so many devices."""
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
     done = subprocess.run(
         [sys.executable, "-m", "tools.check_devices", *arguments],
@@ -228,7 +228,7 @@ def _call(devices: int, arguments: list[str]) -> None:
 
 
 def main() -> int | None:
-    """See the file's docstring."""
+    """Run the command; see the file's docstring."""
     if sys.argv[1:2] == ["prepare"]:
         return prepare(Path(sys.argv[2]))
     if sys.argv[1:2] == ["work"]:

@@ -1,4 +1,4 @@
-"""Writes a run's model as PyTorch weights, by the names of the published code.
+"""Write a run's model as PyTorch weights, by the names of the published code.
 
   python tools/export_torch.py RUN --out FILE.pth
   python tools/export_torch.py RUN --out FILE.safetensors
@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> None:
 
 
 def write(state: dict, out: Path, torch) -> None:
-    """The file, whole or not at all."""
+    """Write the file, whole or not at all."""
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def write(state: dict, out: Path, torch) -> None:
 
 
 def main() -> int:
-    """The command; returns the exit status."""
+    """Run the command; return the exit status."""
     try:
         run(sys.argv[1:])
     except UserError as error:

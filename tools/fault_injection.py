@@ -50,7 +50,7 @@ class Moment(NamedTuple):
 
 
 class Kill(NamedTuple):
-    """What came of a moment. ``hit``: the process was still there to be killed."""
+    """The outcome of a moment. ``hit``: the process was still there to be killed."""
 
     moment: Moment
     hit: bool
@@ -58,7 +58,7 @@ class Kill(NamedTuple):
 
 
 def started(module: str, arguments: list[str], home: Path) -> subprocess.Popen:
-    """The command, running in ``home``; its output goes to ``home/output``."""
+    """Start the command in ``home``; its output goes to ``home/output``."""
     environment = {"JAX_COMPILATION_CACHE_DIR": str(home.parent / "compiled"), **os.environ}
     with (home / "output").open("w") as output:
         return subprocess.Popen(
@@ -85,7 +85,7 @@ class Runner:
         self._seconds: dict[str, float] = {}
 
     def reference(self, name: str) -> Path:
-        """The directory of an undisturbed run, and of what that needs."""
+        """Return the directory of an undisturbed run and of its inputs."""
         if name not in self._references:
             home = self._home(name, "reference")
             self._references[name] = home
@@ -94,11 +94,11 @@ class Runner:
         return self._references[name]
 
     def seconds(self, name: str) -> float:
-        """What the fastest run took that was not killed."""
+        """Return the time of the fastest run that was not killed."""
         return self._seconds[name]
 
     def round(self, name: str, number: int, moments: list[Moment]) -> tuple[list[Kill], list[str]]:
-        """Kills a run at every one of the moments; what happened, and what differs in the end.
+        """Kill a run at every one of the moments; return what happened and what differs in the end.
 
         Raises:
           RuntimeError: a run that fails or hangs.
@@ -150,7 +150,7 @@ class Runner:
 
 
 def draw(name: str, seconds: float, steps: int, count: int, rng) -> list[Moment]:
-    """Moments for one round, in an order in which a run comes to them."""
+    """Return moments for one round, in an order in which a run comes to them."""
     if CASES[name].module == "embed":
         shard = f".{name}.partial/shards/{rng.integers(0, 8):05d}.json"
         aimed = [
@@ -174,7 +174,7 @@ def draw(name: str, seconds: float, steps: int, count: int, rng) -> list[Moment]
 
 
 def _killed(process, workdir: Path, moment: Moment) -> bool:
-    """Waits for the moment and kills; False if the process ended before."""
+    """Wait for the moment and kill; return False if the process ended before."""
     home, start, began = workdir.parent, time.monotonic(), time.time()
     known = _files(home, moment.pattern)
     while process.poll() is None:
@@ -198,7 +198,7 @@ def _killed(process, workdir: Path, moment: Moment) -> bool:
 
 
 def _files(home: Path, pattern: str) -> set:
-    """Paths that match, with what tells a new file from an old one of the same name."""
+    """Return paths that match, with what tells a new file from an old one of the same name."""
     found = set()
     for path in home.glob(pattern) if pattern else ():
         try:
@@ -209,7 +209,7 @@ def _files(home: Path, pattern: str) -> set:
 
 
 def _where(home: Path, name: str) -> str:
-    """What a killed run was doing, by what it left."""
+    """Return what a killed run was doing, by what it left."""
     workdir, partial = home / name, home / f".{name}.partial"
     if CASES[name].module == "embed":
         if workdir.exists():
@@ -231,7 +231,7 @@ def _where(home: Path, name: str) -> str:
 
 
 def inject(names: list[str], kills: int, seed: int, folder: Path) -> tuple[Table, bool]:
-    """The rounds: a table of all kills, and whether everything was equal.
+    """Run the rounds; return a table of all kills, and whether everything was equal.
 
     Args:
       names: of ``CASES``, taken in turn.
@@ -267,7 +267,7 @@ def inject(names: list[str], kills: int, seed: int, folder: Path) -> tuple[Table
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Turns a PyTorch model into a run, which everything else here takes.
+"""Turn a PyTorch model into a run, which everything else here takes.
 
   python tools/import_torch.py FILE --out RUN --size 224
   python tools/import_torch.py FILE --out RUN --size 32 --arch resnet50 --embedding_dim 128
@@ -172,7 +172,7 @@ def _doubt_of_size(options, parts: dict[str, Part]) -> str:
 
 
 def _check_expected(options, parts: dict[str, Part]) -> None:
-    """What the command line says must be what the weights say."""
+    """Raise UserError unless the weights say what the command line says."""
     found = [part.description for part in parts.values()]
     names = [description["name"] for description in found]
     # "resnet18" may also name the trunk of a backbone with a projection.
@@ -210,7 +210,7 @@ def _check_expected(options, parts: dict[str, Part]) -> None:
 def _checked(
     options, parts: dict[str, Part], weights: Weights, preprocessing: Preprocessing
 ) -> Checked:
-    """The descriptions whose embeddings agree with PyTorch's. Raises UserError where none do."""
+    """Return descriptions whose embeddings agree with PyTorch's. Raises UserError if none do."""
     known = _linked(options, parts, preprocessing)
     # What weights do not tell is seen from an archive's output: try, and keep what agrees.
     open_roles = [
@@ -235,7 +235,7 @@ def _checked(
 
 
 def _forms(options, role: str) -> list[dict]:
-    """What weights do not tell of a ResNet, and neither do the options: the likeliest first."""
+    """Return the forms of a ResNet that neither weights nor options tell apart, likeliest first."""
     nonlin = (True, False) if options.last_nonlin is None else (options.last_nonlin == "true",)
     # Joined models are not normalised in between, as published.
     normalized = (True,) if options.normalize_embedding else (False, True)[: 1 + (role == "model")]
@@ -243,7 +243,7 @@ def _forms(options, role: str) -> list[dict]:
 
 
 def _linked(options, parts: dict[str, Part], preprocessing) -> dict[str, dict]:
-    """The descriptions as ``model.json`` takes them, but for the fingerprints of our own runs."""
+    """Return the descriptions as ``model.json`` takes them, without our runs' fingerprints."""
     found = {}
     for role, part in parts.items():
         # Without the file's name: the same model has the same fingerprint wherever it comes from.
@@ -270,7 +270,7 @@ def _linked(options, parts: dict[str, Part], preprocessing) -> dict[str, dict]:
 
 
 def _has_nonlin(description: dict) -> bool:
-    """Whether ``last_nonlin`` is an option: of a ResNet without a projection."""
+    """Return whether ``last_nonlin`` is an option: it is for a ResNet without a projection."""
     return description["kind"] == "backbone" and not description["name"].endswith("_projection")
 
 
@@ -284,7 +284,7 @@ def _fingerprint(where: str, role: str, dim: int) -> str:
 
 
 def _write(options, parts: dict[str, Part], checked: Checked, archive: bool) -> None:
-    """All runs or none, and a line about each."""
+    """Write all runs or none, and print a line about each."""
     lines = []
     with new_directory(options.out) as folder:
         fingerprints = {}
@@ -319,7 +319,7 @@ def _write(options, parts: dict[str, Part], checked: Checked, archive: bool) -> 
 
 
 def main() -> int:
-    """The command; returns the exit status."""
+    """Run the command; return the exit status."""
     try:
         run(sys.argv[1:])
     except UserError as error:

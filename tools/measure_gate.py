@@ -29,7 +29,7 @@ KNOWN = 256  # tested pairs of a map
 
 
 def digits():
-    """(old, new) of 1,797 images of digits by two random networks of one layer."""
+    """Return (old, new) of 1,797 images of digits by two random networks of one layer."""
     from sklearn.datasets import load_digits
 
     images = load_digits().data / 16
@@ -39,7 +39,7 @@ def digits():
 
 
 def emoji():
-    """(old, new) of 5,156 pictures of emoji, mirrored ones among them, by two ResNet-18."""
+    """Return (old, new) of 5,156 pictures of emoji, some mirrored, by two ResNet-18."""
     parts = [
         [np.load(DATA / "emoji" / f"{k}_{v}.npy") for k in ("train", "train_flipped")]
         for v in ("old", "new")
@@ -48,12 +48,12 @@ def emoji():
 
 
 def text():
-    """(old, new) of 20,000 dictionary entries by two public encoders."""
+    """Return (old, new) of 20,000 dictionary entries by two public encoders."""
     return tuple(np.load(DATA / "text" / f"{v}.npy").astype(np.float64) for v in ("old", "new"))
 
 
 def text_sample():
-    """(old, new) of the 500 entries that the repository holds."""
+    """Return (old, new) of the 500 entries that the repository holds."""
     with np.load(SAMPLE) as file:
         return file["old"].astype(np.float64), file["new"].astype(np.float64)
 
@@ -62,7 +62,7 @@ SETS = {"digits": digits, "emoji": emoji, "text": text}
 
 
 def fitted_map(old, new, count: int | None, rng):
-    """A ridge map of so many pairs; 0: a random one."""
+    """Return a ridge map of so many pairs; 0: a random one."""
     if not count:
         weight = rng.standard_normal((old.shape[1], new.shape[1]))
         return lambda x: x @ weight
@@ -73,7 +73,7 @@ def fitted_map(old, new, count: int | None, rng):
 
 
 def wrong_pairings(old, new, rng) -> dict:
-    """By name: vectors in the place of the right new ones."""
+    """Return, by name, vectors in the place of the right new ones."""
     half = rng.permutation(len(new))[:, None] % 2 == 0
     turn = np.linalg.qr(rng.standard_normal((new.shape[1],) * 2))[0]
     return {
@@ -85,7 +85,7 @@ def wrong_pairings(old, new, rng) -> dict:
 
 
 def measure_map(old, new, count, items, repeats, with_known=True, seed=0):
-    """Counts of (truth, outcome) over draws of a map and items: truth "right" or what is wrong."""
+    """Return counts of (truth, outcome) over draws of a map and items: "right" or what is wrong."""
     found = collections.Counter()
     for repeat in range(repeats):
         rng = np.random.default_rng((seed, repeat, items))
@@ -112,7 +112,7 @@ def measure_map(old, new, count, items, repeats, with_known=True, seed=0):
 
 
 def measure_pairs(old, new, items, repeats, noise=0.0, seed=0):
-    """The same of the check of a sample before a map is fitted; ``noise`` spoils the old model."""
+    """Return the same for the check before a map is fitted; ``noise`` spoils the old model."""
     found = collections.Counter()
     if len(old) < items:
         return None
@@ -128,7 +128,7 @@ def measure_pairs(old, new, items, repeats, noise=0.0, seed=0):
 
 
 def cell(found) -> str:
-    """False alarms / cannot tell of right pairings · misses / cannot tell of wrong ones, in %."""
+    """Return false alarms / cannot tell (right pairings) · misses / cannot tell (wrong), in %."""
     if found is None:
         return "–"
     share = collections.defaultdict(float)
@@ -194,7 +194,7 @@ def main(argv=None) -> None:
 
 
 def repeats_of(repeats: int, items: int) -> int:
-    """Large numbers of items take long and vary little."""
+    """Return fewer repeats for large numbers of items, which take long and vary little."""
     return max(2, repeats // 5) if items >= 1000 else repeats
 
 

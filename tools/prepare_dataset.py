@@ -40,7 +40,7 @@ FOLDERS = {"train": "training", "test": "validation"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prepare what the command line names; returns the exit status."""
+    """Prepare the data set that the command line names; return the exit status."""
     options = _parser().parse_args(arguments)
     options.data_dir = options.data_dir.expanduser()
     try:
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def prepare(options: argparse.Namespace) -> Path:
-    """Prepare ``options.name``; returns the new folder. Raises UserError."""
+    """Prepare ``options.name``; return the new folder. Raises UserError."""
     if options.archive is not None and options.name != "cifar100":
         raise UserError(f"--archive is for cifar100, not for {options.name}")
     if options.format == "folder" and options.archive is None:
@@ -96,7 +96,7 @@ def prepare(options: argparse.Namespace) -> Path:
 
 
 def write_tfds(options: argparse.Namespace) -> Path:
-    """TFDS's form. TFDS writes to a temporary folder and renames it at the end."""
+    """Write TFDS's form. TFDS writes to a temporary folder and renames it at the end."""
     builder = _builder(options.name, options.data_dir)
     target = Path(builder.data_path)
     if target.exists():
@@ -131,7 +131,7 @@ def _builder(name: str, data_dir: Path):
 
 
 def write_folder(archive_path: Path, root: Path) -> Path:
-    """CIFAR-100 as ``training/<class>/*.png`` and ``validation/<class>/*.png``."""
+    """Write CIFAR-100 as ``training/<class>/*.png`` and ``validation/<class>/*.png``."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} exists already and is not empty; name another --data_dir")
     archive = read_archive(archive_path)

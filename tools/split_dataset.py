@@ -1,4 +1,4 @@
-"""Splits a training list for an old and a new model: extended-class or extended-data.
+"""Split a training list for an old and a new model: extended-class or extended-data.
 
   python tools/split_dataset.py gldv2_train.txt --by class --ratio 0.3 --seed 666 --out splits/
 

@@ -98,7 +98,7 @@ def main(argv=None) -> int:
 
 
 def find(name: str) -> str:
-    """The path of a test file, in whatever folder of the tests it is."""
+    """Return the path of a test file, in whatever folder of the tests it is."""
     found = list((ROOT / "tests").rglob(name))
     if len(found) != 1:
         raise SystemExit(f"{len(found)} files named {name} in {ROOT / 'tests'}")
@@ -119,7 +119,7 @@ def run(name: str, paths: list[str]) -> str:
 
 
 def processor_flags() -> set[str]:
-    """The flags that Linux lists; elsewhere none, so that settings in need of one are left out."""
+    """Return the flags that Linux lists; elsewhere none, so that such settings are left out."""
     listed = Path("/proc/cpuinfo")
     if not listed.is_file():
         return set()

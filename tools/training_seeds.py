@@ -1,4 +1,4 @@
-"""Compares compatible training here with the published step in PyTorch, over several seeds.
+"""Compare compatible training here with the published step in PyTorch, over several seeds.
 
   python tools/training_seeds.py                      # Hot-refresh, two epochs, eight seeds
   python tools/training_seeds.py --method none --epochs 5 --seeds 4
@@ -112,7 +112,7 @@ def _hot_refresh(embedding, old, labels, temperature: float = 0.01, top_k: int =
 
 
 def _init_as_timm(trunk) -> None:
-    """He's normal initialisation over outputs, and a zero scale at the end of each block."""
+    """Initialise as He's normal over outputs, with a zero scale at the end of each block."""
     from torch import nn
 
     for module in trunk.modules():

@@ -39,7 +39,7 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments):
-    """Apply, and return (result, exit code)."""
+    """Apply the plan; return (result, exit code)."""
     from fct_jax.upgrade import Upgrade
 
     given = vars(arguments)

@@ -143,7 +143,7 @@ class Scenario:
         }
 
     def _runs(self, methods: Sequence[str]) -> list[tuple]:
-        """(row, directory, config) of every training, in an order that finds its old model."""
+        """Return (row, directory, config) of every training, each after that of its old model."""
         old = self._new_config("none", self._old_changes)
         # Another seed: models that start from the same weights are compatible by themselves.
         old.seed += 1000
@@ -169,7 +169,7 @@ class Scenario:
 
 
 def _keep_compiled(folder: Path) -> None:
-    """Trainings of one architecture share what XLA compiles: for the digits half of the time."""
+    """Keep what XLA compiles for all trainings of one architecture: half of the digits' time."""
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # the user's own goes first

@@ -28,7 +28,7 @@ def compare(
     title: str = "",
     out=None,
 ) -> Comparison:
-    """Judge models beside each other: self and cross retrieval, P scores, flips, refresh curves.
+    """Compare models in one table: self and cross retrieval, P scores, flips, refresh curves.
 
     Args:
       old: the old model: a run, "module:function", or vectors of the test items (EmbeddingSet,

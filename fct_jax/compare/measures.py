@@ -1,4 +1,4 @@
-"""How compatible a new model is: benchmark scores, update gain, negative flips, hot refresh."""
+"""Measures of how compatible a new model is: P scores, update gain, negative flips, hot refresh."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def compatibility_scores(self_, cross, old, star) -> dict[str, float]:
-    """P_up, P_comp and P_1 over several test sets (AdvBCT, CVPR 2023).
+    """Return P_up, P_comp and P_1 over several test sets (AdvBCT, CVPR 2023).
 
     With σ the logistic function and d a test set: ``p_up = mean_d σ((self - star) / star)``,
     ``p_comp = mean_d σ((cross - old) / (star - old))``, and ``p_1`` the mean over d of the
@@ -38,7 +38,7 @@ def compatibility_scores(self_, cross, old, star) -> dict[str, float]:
 
 
 def update_gain(cross, old, star) -> np.ndarray:
-    """(d,) share of the possible gain that comes without re-embedding the gallery.
+    """Return the share (d,) of the possible gain that comes without re-embedding the gallery.
 
     ``(cross - old) / (star - old)``: 0 keeps the old model's score, 1 reaches the new model
     trained alone (Hot-refresh, ICLR 2022). Arguments and errors as `compatibility_scores`.
@@ -50,7 +50,7 @@ def update_gain(cross, old, star) -> np.ndarray:
 
 
 def negative_flip_rate(old_correct, new_correct) -> dict[str, float]:
-    """Share of queries that the old model answers right and the new one wrong.
+    """Return the share of queries that the old model answers right and the new one wrong.
 
     Args:
       old_correct, new_correct: (Q,) booleans, for instance whether the nearest item is right.
@@ -82,7 +82,7 @@ class HotRefreshCurve(NamedTuple):
 
 
 def hot_refresh_order(n: int, seed: int = 0) -> np.ndarray:
-    """(n,) the order in which gallery items get their new embedding: a seeded permutation.
+    """Return a seeded permutation (n,): the order in which gallery items are embedded anew.
 
     The published evaluation refreshes whole batches, drawn anew for each share, so that an item
     may fall back to its old embedding. Here items are refreshed one by one and stay so.
@@ -102,7 +102,7 @@ def hot_refresh_curve(
     order=None,
     seed: int = 0,
 ) -> HotRefreshCurve:
-    """Scores of new queries while the gallery is refreshed (Hot-refresh, ICLR 2022).
+    """Return scores of new queries while the gallery is refreshed (Hot-refresh, ICLR 2022).
 
     Args:
       new, old: (n, D) the gallery by the new and by the old model, in the same order.
@@ -142,7 +142,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _test_sets(**columns) -> list[np.ndarray]:
-    """The columns as float64 (d,), after checking that they belong together."""
+    """Return the columns as float64 (d,), after checking that they belong together."""
     arrays = {name: np.atleast_1d(np.asarray(v, np.float64)) for name, v in columns.items()}
     lengths = {name: array.shape for name, array in arrays.items()}
     first = next(iter(arrays.values()))

@@ -82,13 +82,13 @@ class _Rows:
         return _array(self._vectors(where, self._test.query)), _array(gallery)
 
     def alone(self) -> Row:
-        """The new model alone; it searches the old vectors where its own have their size."""
+        """Return the new model's row; it searches the old vectors if they have its size."""
         query, gallery = self._of_model(self._new)
         fits = query.shape[1] == self.old.gallery.shape[1]
         return Row(query, gallery, self.old.gallery if fits else None)
 
     def row(self, name: str, where) -> Row:
-        """A compatible model, or a transformation before the new model alone."""
+        """Return the row of a compatible model, or of a transformation before the new model."""
         identity = isinstance(where, str) and where == IDENTITY
         transform = None if identity else _transformation(name, where)
         if transform is None and not identity:

@@ -356,7 +356,7 @@ def _measured(orders, items: Items, queries, shares, target: str, depth: int) ->
 
 
 def _without(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Results (Q, K) without each query's own row: (Q, K − 1), the order kept."""
+    """Return results (Q, K − 1) without each query's own row, in the same order."""
     is_own = rows == own[:, None]
     is_own[~is_own.any(axis=1), -1] = True  # it was not among them: the last one goes
     return rows[~is_own].reshape(len(rows), -1)
@@ -399,7 +399,7 @@ def _rows(orders, measured: dict, shares, bootstrap: Bootstrap) -> dict[str, Ord
 
 
 def _by_luck(areas: np.ndarray, orders: int) -> float:
-    """How far a further random order may lie from the mean of some (R,), for ``orders`` at once."""
+    """Return how far one more random order may lie from the mean of (R,), for all ``orders``."""
     t = scipy.stats.t.ppf(1 - (1 - _CERTAIN) / (2 * orders), len(areas) - 1)
     return float(t * areas.std(ddof=1) * (1 + 1 / len(areas)) ** 0.5)
 

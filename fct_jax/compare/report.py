@@ -47,7 +47,7 @@ class Comparison:
 
     @property
     def rows(self) -> list[str]:
-        """All but the old model, in the order of the table."""
+        """Return all rows but the old model's, in the order of the table."""
         return [name for name in next(iter(self.tests.values())) if name != OLD]
 
     def column(self, row: str, name: str) -> np.ndarray:
@@ -167,7 +167,7 @@ class Comparison:
         return Table(f"{self.title}: details (%)", head, lines, text=(0, 1))
 
     def _more(self, test: str) -> Table:
-        """The metrics a test set is known for besides the mAP: CMC of persons, TAR of faces."""
+        """Return a test set's metrics besides the mAP: CMC of persons, TAR of faces."""
         found = self.tests[test]
         names = [key.removeprefix("self ") for key in found[OLD] if key.startswith("self ")]
         lines = []

@@ -63,7 +63,7 @@ class Row(NamedTuple):
 
 
 def labelled(labels, query_labels=None, *, groups=None) -> Score:
-    """Class labels: mAP over the full ranking, cosine; groups are the queries' classes.
+    """Return the score of class labels: cosine mAP over the full ranking; groups are the classes.
 
     Args:
       labels: (G,) of the gallery.
@@ -83,7 +83,7 @@ def labelled(labels, query_labels=None, *, groups=None) -> Score:
 
 
 def group_means(values: np.ndarray, groups) -> dict | None:
-    """{group: mean of its ``values`` (Q,)}, NaN left out; None without ``groups`` (Q,)."""
+    """Return {group: mean of its ``values`` (Q,) without NaN}, or None without ``groups`` (Q,)."""
     if groups is None:
         return None
     groups, counts = np.asarray(groups), ~np.isnan(values)
@@ -94,7 +94,7 @@ def group_means(values: np.ndarray, groups) -> dict | None:
 
 
 def revisited(ground_truth: Sequence[Mapping], protocol: str = "medium", *, groups=None) -> Score:
-    """ROxford5k or RParis6k: mAP of "easy", "medium" (the published figure) or "hard".
+    """Return the score of ROxford5k or RParis6k: mAP of "easy", "medium" (published) or "hard".
 
     ``groups`` (Q,) of the queries, their landmarks say.
     """
@@ -117,7 +117,7 @@ def revisited(ground_truth: Sequence[Mapping], protocol: str = "medium", *, grou
 
 
 def landmarks(positives: Sequence, k: int = 100, *, groups=None) -> Score:
-    """Google Landmarks v2: mAP@100; ``groups`` (Q,) of the queries."""
+    """Return the score of Google Landmarks v2: mAP@100; ``groups`` (Q,) belong to the queries."""
 
     def score(query, gallery) -> Scored:
         _, ids = knn(query, gallery, k, metric="cosine")
@@ -131,7 +131,7 @@ def landmarks(positives: Sequence, k: int = 100, *, groups=None) -> Score:
 def persons(
     query_ids, gallery_ids, query_cameras, gallery_cameras, *, rerank: bool = False, groups=None
 ) -> Score:
-    """Market-1501: mAP and CMC-1/5/10, what the query's camera saw of its person removed.
+    """Return the score of Market-1501: mAP and CMC-1/5/10 without what the query's camera saw.
 
     Both sides are normalised (the published code leaves an old gallery raw).
 
@@ -166,8 +166,7 @@ def faces(
     normalize: bool = False,
     groups=None,
 ) -> Score:
-    """IJB-B or IJB-C: mAP, top-1/5/10 and TPIR at FPIR of 1:N identification, TAR at FAR of 1:1
-    verification.
+    """Return the score of IJB-B or IJB-C: mAP, top-1/5/10 and TPIR of 1:N, TAR of 1:1.
 
     The score's query and gallery both hold a vector of every image. First templates of pairs and
     probes are pooled from the query's, second templates and the gallery of persons from the
@@ -230,7 +229,7 @@ def measure(
     shares: Sequence[float] = SHARES,
     seed: int = 0,
 ) -> dict[str, dict]:
-    """Scores the old model and every row of one test set.
+    """Score the old model and every row on one test set.
 
     Returns:
       ``{"old": {"self"}, row: {"self", "cross", "curve" (S,), "nfr", "relative_nfr", "gap"}}``:
@@ -296,6 +295,6 @@ def _more(kind: str, scored: Scored) -> dict[str, float]:
 
 
 def _with_gap(values: dict, scored: Scored) -> dict:
-    """Adds the gap between the best and the worst of several groups that have a mAP."""
+    """Add the gap between the best and the worst of several groups that have a mAP."""
     aps = [ap for ap in (scored.groups or {}).values() if not np.isnan(ap)]
     return {**values, "gap": max(aps) - min(aps)} if len(aps) > 1 else values

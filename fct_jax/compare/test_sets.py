@@ -1,4 +1,4 @@
-"""The test sets of a comparison: which vectors they need of a model, and how they are scored.
+"""The test sets of a comparison: the vectors they need, and how they are scored.
 
 `KINDS` is the table of data sets that have a score of their own; every other data set with a
 validation split is scored by its labels.
@@ -40,7 +40,7 @@ class TestSet(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the gallery; IJB's two are told apart by their files, "ijbb" and "ijbc"."""
+        """Return the gallery's name; "ijbb" and "ijbc" are told apart by their files."""
         if self.config is None:
             return "vectors"
         where = self.config.data

@@ -1,4 +1,4 @@
-"""Backfilling: what each step of re-embedding a gallery in some order gains."""
+"""Backfilling curves: the gain of each step of re-embedding a gallery in some order."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class BackfillCurve:
     values: dict[str, np.ndarray]
 
     def auc(self, name: str) -> float:
-        """Area under the curve of one metric, as published: the plain mean of its points."""
+        """Return the area under one metric's curve, as published: the plain mean of its points."""
         if name not in self.values:
             raise unknown("metric of the curve", name, self.values)
         return float(np.mean(self.values[name]))
@@ -47,7 +47,7 @@ def backfill_curve(
     metric: str = "l2",
     ks: Sequence[int] = (1, 5),
 ) -> BackfillCurve:
-    """Metrics at ``steps`` + 2 points of re-embedding a gallery in the given order.
+    """Return metrics at ``steps`` + 2 points of re-embedding a gallery in the given order.
 
     new (n, D): the new model's vectors, which are also the queries; transformed (n, D): what
     the gallery starts from; labels (n,); order (n,): a permutation, see `orders.backfill_order`.
@@ -79,7 +79,7 @@ def backfill_curves(
     query_labels=None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, BackfillCurve]:
-    """`backfill_curve` of several orders ``{name: order}``, which share all distances.
+    """Return `backfill_curve` of several orders ``{name: order}``, which share all distances.
 
     query (Q, D), query_labels (Q,): other items than the gallery's, embedded by the new model;
     without them the gallery queries itself, leave-one-out.
@@ -124,7 +124,7 @@ def curves_of_rows(
     query_labels=None,
     progress=None,
 ) -> dict[str, BackfillCurve]:
-    """`backfill_curves` of rows that are compared as they are; ``kind`` as in `Keys`."""
+    """Return `backfill_curves` of rows compared as they are; ``kind`` as in `Keys`."""
     n = len(new)
     labels = as_labels("labels", labels, n)
     ks = check_ks(ks)

@@ -112,7 +112,7 @@ def _labels(old: EmbeddingSet, new: EmbeddingSet) -> np.ndarray:
 
 
 def _queries(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet, labels) -> dict:
-    """Query vectors of both models; ``labels`` None: the gallery queries itself, leave-one-out."""
+    """Return both models' query vectors; without ``labels`` the gallery queries itself."""
     if not (config.query_old or config.query_new):
         return {"old": old.vectors, "new": new.vectors, "labels": None}
     pair = [EmbeddingSet.read(config[f"query_{role}"]) for role in ("old", "new")]
@@ -124,7 +124,7 @@ def _queries(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet, labels) -
 
 
 def _measure(made: Evaluation, config, name: str, query, gallery, labels, query_labels) -> None:
-    """Adds one row to the table, and its per-class and per-group results where asked for."""
+    """Add one row to the table, and its per-class and per-group results if asked for."""
     separate = query_labels is not None
     own = query_labels if separate else labels
     if config.map_at:
@@ -155,7 +155,7 @@ IDENTITY = "identity"
 
 
 def _transformed(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet, side, notes: list[str]):
-    """{name: EmbeddingSet that the new model searches} of config.transformed.
+    """Return {name: EmbeddingSet that the new model searches} of config.transformed.
 
     "identity", or a set of the old model's fingerprint, is the old gallery as it is: a
     backward-compatible new model searches it without a transformation.
@@ -209,7 +209,7 @@ def _transform(
 
 
 def _curves(config, name, new, found, labels, queries, orders) -> dict[str, BackfillCurve]:
-    """{order: curve} of one transformation; random orders are averaged."""
+    """Return {order: curve} of one transformation; random orders are averaged."""
     wanted = {}
     for order in orders:
         for repeat in range(1 if order.needs else config.random_orders):

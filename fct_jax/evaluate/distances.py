@@ -19,7 +19,7 @@ def check_metric(metric: str) -> None:
 
 
 def as_vectors(name: str, vectors) -> np.ndarray:
-    """``vectors`` as a finite, non-empty (N, D) array of float32 (float64 stays float64).
+    """Return ``vectors`` as a finite, non-empty (N, D) array of float32 (float64 stays float64).
 
     Raises UserError, naming the array, for another shape, no rows, no columns, values that
     are not numbers, NaN or infinity.
@@ -43,7 +43,7 @@ def as_vectors(name: str, vectors) -> np.ndarray:
 
 
 def as_labels(name: str, labels, count: int) -> np.ndarray:
-    """``labels`` as an array (count,); raises UserError for another length or unusable values."""
+    """Return ``labels`` as an array (count,). Raises UserError for another length or bad values."""
     array = np.asarray(labels)
     if array.shape != (count,):
         raise UserError(f"{name} must have shape ({count},), one per vector, not {array.shape}")
@@ -70,7 +70,7 @@ def check_same_length(a_name: str, a: np.ndarray, b_name: str, b: np.ndarray) ->
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows over their L2 norm (floored at 1e-12) in float64; a zero row stays zero.
+    """Return rows over their L2 norm (floored at 1e-12) in float64; a zero row stays zero.
 
     The published evaluation code of FCT divides by the L1 norm; this is the true cosine.
     """
@@ -82,7 +82,7 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 
 def distances(a, b, metric: str = "l2") -> np.ndarray:
-    """Distances between rows along the last axis, in float64; leading axes broadcast.
+    """Return distances between rows along the last axis, in float64; leading axes broadcast.
 
     ``l2``: Euclidean norm of the difference, in the unit of the vectors. ``cosine``:
     1 − cosine, from 0 to 2; a zero vector is at 1 from everything.
@@ -108,7 +108,7 @@ class Keys:
     """
 
     def __init__(self, query: np.ndarray, gallery: np.ndarray, kind: str):
-        """Query (Q, D) and gallery (G, D) rows; ``kind`` is "l2" or "dot"."""
+        """Take query (Q, D) and gallery (G, D) rows; ``kind`` is "l2" or "dot"."""
         self.shape = (len(query), len(gallery))
         exact = len(query) * len(gallery) <= EXACT_PAIRS
         self.dtype = np.dtype(np.float64 if exact else np.float32)
@@ -143,13 +143,13 @@ class Keys:
 
 
 def _scaled(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both times the power of two that makes their largest number about 1: exact, L2 ranks stay."""
+    """Multiply both by the power of two that makes their largest number about 1: L2 ranks stay."""
     exponent = -int(np.frexp(max(np.abs(query).max(), np.abs(gallery).max()))[1])
     return np.ldexp(query, exponent), np.ldexp(gallery, exponent)
 
 
 def _centre(rows: np.ndarray) -> np.ndarray:
-    """The mean row, rounded to a power-of-two grid somewhat finer than the spread of the data.
+    """Return the mean row, rounded to a power-of-two grid somewhat finer than the data's spread.
 
     Vectors on such a grid, integers for example, so keep exact differences and ties.
     """
@@ -162,7 +162,7 @@ def _centre(rows: np.ndarray) -> np.ndarray:
 
 
 def _duplicates(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of rows that repeat an earlier row, and of the first row equal to each."""
+    """Return the rows that repeat an earlier row, and the first row equal to each."""
     rows = rows + 0  # −0 becomes 0
     # Equal rows have equal sums of their bits; only rows that share a sum are compared in full.
     sums = rows.view(np.dtype(f"u{rows.dtype.itemsize}")).sum(axis=1, dtype=np.uint64)

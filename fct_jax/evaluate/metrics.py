@@ -31,7 +31,8 @@ class PerQuery:
     hit: dict[int, np.ndarray]
 
     def mean(self, of=slice(None)) -> dict[str, float]:
-        """``{"cmc@1": …, "map": …}`` over all queries, or over those that the mask ``of`` selects.
+        """Return ``{"cmc@1": …, "map": …}`` over all queries, or over those that the mask ``of``
+        selects.
 
         As published, CMC counts a query without a positive as a miss, and "map" leaves it out.
         Where no query has a positive there is nothing to judge by: all values are NaN.
@@ -53,7 +54,7 @@ def retrieval_metrics(
     metric: str = "l2",
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
-    """CMC@k and mAP of searching ``gallery`` with ``query``, as fractions from 0 to 1.
+    """Return CMC@k and mAP of searching ``gallery`` with ``query``, as fractions from 0 to 1.
 
     query (Q, D) and gallery (G, D) vectors, query_labels (Q,), gallery_labels (G,). Without
     gallery_labels the evaluation is leave-one-out: both sets hold the same items (of two models,
@@ -85,7 +86,7 @@ def per_query_results(
     ks: Sequence[int] = (1, 5),
     progress: Callable[[int], None] | None = None,
 ) -> PerQuery:
-    """`retrieval_metrics` before the mean.
+    """Return the results of `retrieval_metrics` before the mean.
 
     ``progress`` is called with the number of queries done, block after block.
     """
@@ -112,7 +113,7 @@ def per_query_results(
 def results_of_keys(
     keys: Keys, query_labels, gallery_labels, *, leave_one_out: bool, ks, progress=None
 ) -> PerQuery:
-    """`per_query_results` of checked labels and any keys, cosine of other norms included."""
+    """Return `per_query_results` of checked labels and any keys, also cosine of other norms."""
     ap, first = rank_positives(
         keys, query_labels, gallery_labels, leave_one_out=leave_one_out, progress=progress
     )
@@ -121,7 +122,7 @@ def results_of_keys(
 
 
 def grouped(per_query: PerQuery, groups) -> dict[object, dict[str, float]]:
-    """Metrics of each group of queries: ``{group: {"cmc@1": …, "map": …}}``, groups sorted.
+    """Return metrics of each group of queries, ``{group: {"cmc@1": …, "map": …}}``, groups sorted.
 
     groups (Q,): one label a query, such as its class (per-class results) or any split of the data.
     Raises UserError if the number of groups and of queries differ.
@@ -131,7 +132,7 @@ def grouped(per_query: PerQuery, groups) -> dict[object, dict[str, float]]:
 
 
 def read_groups(path: str, count: int) -> np.ndarray | None:
-    """The groups of ``count`` queries from a .npy of integers; None for the path "".
+    """Return the groups of ``count`` queries from a .npy of integers, or None for the path "".
 
     Raises UserError where the file is missing, cannot be read or has another shape.
     """
@@ -149,7 +150,7 @@ def read_groups(path: str, count: int) -> np.ndarray | None:
 
 
 def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
-    """``ks`` as a tuple of integers; raises UserError unless there are some and all are ≥ 1."""
+    """Return ``ks`` as a tuple of integers. Raises UserError if it is empty or one is below 1."""
     ks = tuple(ks)
     if not ks or any(int(k) != k or k < 1 for k in ks):
         raise UserError(f"ks must be whole numbers from 1 on, such as (1, 5), not {ks}")

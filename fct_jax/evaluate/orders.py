@@ -34,7 +34,7 @@ _PER_CELL = 64  # items that a centre is fitted on
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """What is known of n gallery items; an order says which of it it needs.
+    """The known facts about n gallery items, of which an order names those that it needs.
 
     Attributes:
       n: number of items.

@@ -1,4 +1,4 @@
-"""Where each query's positives rank, exactly, for a gallery whose items switch vectors.
+"""Exact ranks of each query's positives, for a gallery whose items switch vectors.
 
 A gallery item has an *old* key and, if the gallery is being backfilled, a *new* one that
 counts from its *stage* on (stage s: from point s + 1). Nothing is sorted per point. For one
@@ -29,7 +29,7 @@ MANY_POSITIVES = 256
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def _bin_scale(thresholds, bins):
-    """Bins per unit of the range of the thresholds."""
+    """Return the bins per unit of the range of the thresholds."""
     scale = bins / (thresholds[-1] - thresholds[0])
     # One threshold, or some too close to tell bins apart.
     return scale if np.isfinite(scale) else 1.0
@@ -37,7 +37,7 @@ def _bin_scale(thresholds, bins):
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def _fill_table(thresholds, table):
-    """table[b] = number of thresholds in front of bin b of equal bins over their range."""
+    """Set table[b] to the number of thresholds in front of bin b of equal bins over their range."""
     lowest = thresholds[0]
     scale = _bin_scale(thresholds, len(table) - 2)
     table[:] = 0
@@ -49,7 +49,7 @@ def _fill_table(thresholds, table):
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def _find_buckets(thresholds, keys, table, buckets):
-    """buckets[j] = number of thresholds below keys[j], with the ``table`` of `_fill_table`.
+    """Set buckets[j] to the number of thresholds below keys[j], by the ``table`` of `_fill_table`.
 
     A search is left only within a bin. Most keys are settled by one look-up.
     """
@@ -78,7 +78,7 @@ def _find_buckets(thresholds, keys, table, buckets):
 
 @njit(nogil=True, error_model="numpy", fastmath={"reassoc"}, cache=True)
 def _average_precision(count, relevant, seen, found):
-    """Σ over thresholds of (recall gained) · precision, from items and positives per bucket."""
+    """Return Σ over thresholds of recall gained · precision, by items and positives per bucket."""
     items = 0
     positives = 0
     for b in range(len(count)):
@@ -212,7 +212,8 @@ def _rank_block(
 
 
 def _sorted_positives(keys, n: int, own, query_class, class_start, class_items):
-    """Keys of the positives of each query that has many, ascending, and where each query's begin.
+    """Return the ascending keys of the positives of queries with many, and each query's first
+    place.
 
     Returns (values (V,), start (rows + 1,)); a query with few positives has none of the values.
     """
@@ -233,7 +234,7 @@ def _sorted_positives(keys, n: int, own, query_class, class_start, class_items):
 
 @functools.cache
 def _blas() -> ThreadpoolController:
-    """The BLAS libraries of this process. Looking for them takes milliseconds: done once."""
+    """Return this process's BLAS libraries. The search takes milliseconds, so it is done once."""
     return ThreadpoolController().select(user_api="blas")
 
 
@@ -248,7 +249,7 @@ def rank_positives(
     points: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision and rank of the first positive, per query, order and point.
+    """Return average precision and rank of the first positive, per query, order and point.
 
     ``keys`` are those of Q queries × n gallery items, or × 2n: old vectors, then new ones of the
     same items. ``leave_one_out``: query i is item i, which then never counts. ``stage``

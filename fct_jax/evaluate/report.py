@@ -35,7 +35,7 @@ class Evaluation:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the metrics, in the order of the table."""
+        """Return the names of the metrics, in the order of the table."""
         return [*(f"cmc@{k}" for k in self.ks), "map"]
 
     def title(self, column: str) -> str:

@@ -30,7 +30,7 @@ def knn(
     block: int = 2**17,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k gallery items nearest to each query, by exhaustive search.
+    """Return the k gallery items nearest to each query, by exhaustive search.
 
     query (Q, D); gallery (G, D), which may be memory-mapped: it is read ``block`` rows at a time.
     ``exclude_self``: query i is gallery item i and never among its own results.
@@ -94,7 +94,7 @@ def ranked_metrics(
     map_at: int = 100,
     exclude_self: bool = False,
 ) -> dict[str, float]:
-    """CMC@k and mAP@R from ranked results, as `knn` returns them.
+    """Return CMC@k and mAP@R of ranked results, as `knn` returns them.
 
     ids (Q, K): gallery rows, nearest first, −1 for no result. query_labels (Q,),
     gallery_labels (G,). ``exclude_self``: query i is gallery item i and no positive of itself
@@ -125,7 +125,7 @@ def ranked_results(
     map_at: int = 100,
     exclude_self: bool = False,
 ) -> PerQuery:
-    """`ranked_metrics` before the mean: AP@R (NaN without a positive) and hits of each query."""
+    """Return each query's AP@R (NaN without a positive) and hits, before `ranked_metrics`' mean."""
     ids = np.asarray(ids)
     if ids.ndim != 2 or ids.dtype.kind not in "iu" or 0 in ids.shape:
         raise UserError(f"ids must be integers (Q, K), not {ids.dtype} {ids.shape}")
@@ -157,13 +157,13 @@ def ranked_results(
 
 
 def _rows(vectors: np.ndarray, metric: str) -> np.ndarray:
-    """Rows as Faiss wants them: contiguous float32, of unit length for cosine."""
+    """Return rows as Faiss wants them: contiguous float32, of unit length for cosine."""
     rows = unit_rows(vectors) if metric == "cosine" else vectors
     return np.ascontiguousarray(rows, np.float32)
 
 
 def _distances_of(query, gallery, ids, metric: str) -> np.ndarray:
-    """Distances (Q, K) of the results' own vectors; infinite where the id is −1."""
+    """Return distances (Q, K) of the results' own vectors; infinite if the id is −1."""
     distance = np.empty(ids.shape, np.float32)
     rows = max(1, GATHERED // (ids.shape[1] * query.shape[1]))
     for start in range(0, len(query), rows):

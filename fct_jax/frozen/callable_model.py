@@ -39,7 +39,7 @@ class CallableModel:
     variables = None
 
     def __init__(self, name: str):
-        """Imports the function and tries it. Raises UserError where that cannot be used."""
+        """Import the function and try it. Raises UserError if it cannot be used."""
         self.name = name
         self.description = {"kind": "callable", "data": {}}
         self._function = _find(name)
@@ -54,7 +54,8 @@ class CallableModel:
         self.fingerprint = _fingerprint(name, probes)
 
     def run(self, images, flip=None) -> np.ndarray:
-        """(N, D) float32 of uint8 images (N, H, W, 3), mirrored first where ``flip`` (N,) says.
+        """Return (N, D) float32 of uint8 images (N, H, W, 3), mirrored first if ``flip`` (N,) is
+        set.
 
         Raises UserError where the function fails, for a result of another shape, or that is not
         finite.
@@ -93,7 +94,7 @@ class CallableModel:
         return found
 
     def embed(self, images, batch_size: int = 256) -> np.ndarray:
-        """(N, D) float32 of uint8 images (N, H, W, 3) of any one size."""
+        """Return (N, D) float32 of uint8 images (N, H, W, 3) of any one size."""
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
             raise UserError(f"images must be (N, H, W, 3) uint8, not {images.shape} {images.dtype}")

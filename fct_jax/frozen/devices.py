@@ -15,7 +15,7 @@ from fct_jax.frozen.callable_model import CallableModel
 
 
 def on_local_devices(model) -> tuple[Callable, int]:
-    """(function of arrays like ``model.run``, how many batches it takes one below the other).
+    """Return (``model.run`` on all devices, how many stacked batches it takes at once).
 
     A device works on a batch as it would alone, so that results do not depend on how many devices
     there are. A Python function runs where it likes, a batch at a time.
@@ -36,7 +36,7 @@ def on_local_devices(model) -> tuple[Callable, int]:
 def run_batches(
     model, batches: Iterable[tuple[np.ndarray, list[np.ndarray]]], batch_size: int
 ) -> Iterator[tuple[np.ndarray, object]]:
-    """Yields (rows (n,), the model's result for them) for (rows (n,), inputs) in order.
+    """Yield (rows (n,), the model's result for them) for (rows (n,), inputs) in order.
 
     Args:
       model: Embedder, Transformer or CallableModel.
@@ -62,7 +62,7 @@ def run_batches(
 
 
 def _stacked(arrays: tuple[np.ndarray, ...], batch_size: int) -> np.ndarray:
-    """One below the other, all but the last padded to the batch size by their own last row."""
+    """Stack the batches, all but the last padded to the batch size by their own last row."""
     if len(arrays) == 1:
         return arrays[0]
     padding = [batch_size - len(array) for array in arrays[:-1]]

@@ -1,4 +1,4 @@
-"""Exported models: what a run leaves behind for embedding, transforming and evaluating.
+"""Exported models: the files with which a run's model is embedded, transformed and evaluated.
 
 ``RUN/model/`` holds ``model.json`` (architecture, preprocessing, fingerprints),
 ``weights.safetensors`` (every parameter and running statistic by its path) and
@@ -39,7 +39,7 @@ FORMAT_VERSION = 1
 
 
 def write_model(folder: Path, description: dict, variables, finish=None) -> str:
-    """Writes an exported model and returns its fingerprint.
+    """Write an exported model and return its fingerprint.
 
     Args:
       folder: the directory to make, ``RUN/model``.
@@ -69,7 +69,7 @@ def write_model(folder: Path, description: dict, variables, finish=None) -> str:
 
 
 def load_model(run) -> "Embedder | Transformer | CallableModel":
-    """The frozen model of a run directory: an Embedder, or a Transformer for FCT and FastFill.
+    """Return a run's frozen model: an Embedder, or a Transformer for FCT and FastFill.
 
     "module:function" gives the CallableModel of a Python function instead.
     """
@@ -107,7 +107,7 @@ class Embedder:
         self.classifier = None if kernel is None else np.ascontiguousarray(kernel.T)
 
     def forward(self, variables, images, flip=None):
-        """(logits (N, C), embeddings (N, D)) of images (N, H, W, 3); for use under jit."""
+        """Return (logits (N, C), embeddings (N, D)) of images (N, H, W, 3), for use under jit."""
         x = self.preprocessing.on_device(images, flip)
         return self.module.apply(variables, x, train=False)
 
@@ -116,11 +116,11 @@ class Embedder:
         return jax.jit(lambda *arguments: self.forward(*arguments)[1])
 
     def run(self, images, flip=None) -> jax.Array:
-        """Embeddings (N, D) on the device; compiled once for each shape."""
+        """Return embeddings (N, D) on the device; compiled once for each shape."""
         return self._compiled(self.variables, images, flip)
 
     def embed(self, images, batch_size: int = 256) -> np.ndarray:
-        """Embeddings (N, D), float32.
+        """Return embeddings (N, D), float32.
 
         Args:
           images: (N, H, W, 3) uint8, of any one size: resized and normalised here.
@@ -166,7 +166,7 @@ class Transformer:
 
     @functools.cached_property
     def has_uncertainty(self) -> bool:
-        """Whether the module returns log-variances; found by tracing it, whatever module it is."""
+        """Return whether the module returns log-variances, found by tracing it."""
         old, side = (
             jax.ShapeDtypeStruct((1, self.description[f"{role}_dim"]), np.float32)
             for role in ("old", "side")
@@ -190,7 +190,7 @@ class Transformer:
         yield from pipelined(self.run, row_blocks(given, batch_size), batch_size)
 
     def transform(self, old, side=None, batch_size: int = 4096):
-        """(embeddings (N, dn), log-variances (N,) or None), float32."""
+        """Return (embeddings (N, dn), log-variances (N,) or None), float32."""
         parts = list(self.blocks(old, side, batch_size))
         embeddings = np.concatenate([part[0] for part in parts])
         if parts[0][1] is None:

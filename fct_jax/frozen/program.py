@@ -17,7 +17,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def embedder_program(embedder) -> bytes:
-    """The program of an ``Embedder``: (weights by name, images uint8) -> embeddings.
+    """Return an ``Embedder``'s program: (weights by name, images uint8) -> embeddings.
 
     Images must have the model's input size already.
     """
@@ -33,7 +33,7 @@ def embedder_program(embedder) -> bytes:
 
 
 def transformer_program(transformer) -> bytes:
-    """The program of a ``Transformer``: (weights, old, side) -> (embeddings, log-variances)."""
+    """Return a ``Transformer``'s program: (weights, old, side) -> (embeddings, log-variances)."""
     flat = traverse_util.flatten_dict(transformer.variables, sep="/")
     shapes = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in flat.items()}
     (batch,) = export.symbolic_shape("batch")

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 
 def adversarial(new_log_probs: jax.Array, old_log_probs: jax.Array) -> jax.Array:
-    """Negative log-likelihood of "new" (0) for new and "old" (1) for old embeddings. Scalar.
+    """Return the negative log-likelihood of "new" (0) for new and "old" (1) for old embeddings.
+    Scalar.
 
     new_log_probs (N, 2) and old_log_probs (M, 2) are the discriminator's log-probabilities; each
     batch is averaged alone and the two means are added.
@@ -20,7 +21,7 @@ def adversarial(new_log_probs: jax.Array, old_log_probs: jax.Array) -> jax.Array
 
 
 def gradient_reversal(x: jax.Array, strength: jax.Array | float) -> jax.Array:
-    """Identity, whose gradient is multiplied by ``-strength`` (a number, traced or not)."""
+    """Return ``x``; its gradient is multiplied by ``-strength`` (a number, traced or not)."""
     return _reverse(x, jnp.asarray(strength, x.dtype))
 
 
@@ -41,7 +42,7 @@ _reverse.defvjp(_reverse_forward, _reverse_backward)
 
 
 def adversarial_strength(progress: jax.Array | float) -> jax.Array:
-    """Reversal strength ``2 / (1 + exp(-10 p)) - 1`` for training progress p in [0, 1).
+    """Return the reversal strength ``2 / (1 + exp(-10 p)) - 1`` for progress p in [0, 1).
 
     It starts at exactly 0 and never reaches 1, as published. Progress is
     ``(batch + epoch · batches) / (epochs · batches)``.
@@ -51,7 +52,8 @@ def adversarial_strength(progress: jax.Array | float) -> jax.Array:
 
 
 def adversarial_weight(epoch: jax.Array | float, epochs: int) -> jax.Array:
-    """Weight of the adversarial loss in epoch 0 … epochs-1: ``(epochs - epoch + 1) / epochs``.
+    """Return the adversarial loss's weight in epoch 0 … epochs-1: ``(epochs - epoch + 1) /
+    epochs``.
 
     It starts above one, at (epochs + 1) / epochs, and ends at 2 / epochs, as published.
     """

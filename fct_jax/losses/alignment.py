@@ -11,7 +11,7 @@ _EPSILON = 1e-12
 
 
 def alignment(pred: jax.Array, target: jax.Array, kind: str = "mse") -> jax.Array:
-    """How far transformed embeddings lie from the new model's: (N, D), (N, D) -> (N,).
+    """Return how far transformed embeddings lie from the new model's: (N, D), (N, D) -> (N,).
 
     kind "mse": mean over D of squared differences; "l1": mean over D of absolute differences;
     "cosine": ``1 - a·b / sqrt((|a|² + 1e-12)(|b|² + 1e-12))``, so 1 for a zero vector.
@@ -42,7 +42,7 @@ def alignment(pred: jax.Array, target: jax.Array, kind: str = "mse") -> jax.Arra
 def uncertainty_weighted(
     per_sample: jax.Array, log_variance: jax.Array, mu: float = 0.5
 ) -> jax.Array:
-    """FastFill's objective: ``mean_i(½ · exp(-s_i) · l_i + mu · s_i)``. Scalar.
+    """Return FastFill's objective ``mean_i(½ · exp(-s_i) · l_i + mu · s_i)``. Scalar.
 
     per_sample l (N,) is the loss of each sample, log_variance s (N,) its predicted uncertainty.
 

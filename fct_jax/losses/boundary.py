@@ -31,7 +31,7 @@ def lce(
     transformed_center: jax.Array | None = None,
     with_share: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """LCE's two parts, ``(boundary, alignment)``, to be added. Scalars.
+    """Return LCE's two parts, ``(boundary, alignment)``, to be added. Scalars.
 
     boundary: mean of ``max(arccos(ĉ_y · f̂) - θ_y, 0)``, angles in radians;
     alignment: mean of ``1 - ĉ_y · ŵ_y`` with w_y the new classifier's row (C_new, D).
@@ -58,7 +58,8 @@ def lce(
 
 
 def elastic_radius(radius: jax.Array, elastic: jax.Array, threshold: float = 1.0) -> jax.Array:
-    """AdvBCT's learned radius: ``R ± |R - T| · sigmoid(w)``, moved from R towards T. Any shape.
+    """Return AdvBCT's learned radius ``R ± |R - T| · sigmoid(w)``, moved from R towards T. Any
+    shape.
 
     Plus where R < T, minus otherwise. Source: AdvBCT, CVPR 2023.
     """
@@ -75,7 +76,7 @@ def advbct_boundary(
     radius: str = "max",
     with_share: bool = False,
 ) -> jax.Array:
-    """AdvBCT's point-to-boundary loss: ``max(‖f̂ - c_y‖ - R_y, 0)``, mean of violators. Scalar.
+    """Return AdvBCT's loss ``max(‖f̂ - c_y‖ - R_y, 0)``, the mean over violators. Scalar.
 
     Averages over the *violating* samples alone; the centre is not normalised. ``elastic``
     (C_new,), learned, turns R into :func:`elastic_radius` with ``threshold`` T. ``radius`` "max"
@@ -109,7 +110,7 @@ def advbct_point(
     *,
     with_share: bool = False,
 ) -> jax.Array:
-    """AdvBCT's ablation without a class boundary: no farther from the centre than the old point.
+    """Return AdvBCT's ablation: be no farther from the class centre than the old point. Scalar.
 
     Mean over violators of ``max(‖f̂ - ĉ_y‖ - ‖ô - ĉ_y‖, 0)``. Unlike the boundary it normalises
     the centre and, needing no radius, counts classes with a single kept distance.
@@ -125,7 +126,7 @@ def advbct_point(
 
 
 def _old_class(labels, stats, radii, least_kept=2):
-    """Which samples count, their labels (0 where they do not), and their class's statistics."""
+    """Return which samples count, their labels (0 for the others), and their class's statistics."""
     known, labels = known_labels(labels, stats.center.shape[0])
     counts = known & (jnp.asarray(stats.num_kept)[labels] >= least_kept)
     center = jax.lax.stop_gradient(jnp.asarray(stats.center, jnp.float32)[labels])

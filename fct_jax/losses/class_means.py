@@ -15,7 +15,8 @@ from fct_jax.losses.precision import cosine, floating, unit
 def class_mean_cross_entropy(
     embedding: jax.Array, labels: jax.Array, means: jax.Array, smoothing: float = 0.0
 ) -> jax.Array:
-    """Cross-entropy of the old class means as a bias-free classifier of unit embeddings. (N,)
+    """Return the cross-entropy (N,) of the old class means as a bias-free classifier of unit
+    embeddings.
 
     embedding (N, do), raw; labels (N,); means (C, do), constants. A sample of an unknown class
     has loss 0 and no gradient. The smoothed share is spread over the known classes alone.
@@ -29,7 +30,7 @@ def class_mean_cross_entropy(
 
 
 def class_mean_alignment(embedding: jax.Array, labels: jax.Array, means: jax.Array) -> jax.Array:
-    """``1 - cosine`` of each embedding and the mean of its class. (N,)
+    """Return ``1 - cosine`` (N,) of each embedding and the mean of its class.
 
     The arguments are those of `class_mean_cross_entropy`; unknown classes have loss 0.
     """
@@ -38,7 +39,7 @@ def class_mean_alignment(embedding: jax.Array, labels: jax.Array, means: jax.Arr
 
 
 def _prepared(labels, means):
-    """Constant means, which classes have one, which samples count, and labels safe to index."""
+    """Return constant means, which classes have one, which samples count, and safe labels."""
     means = jax.lax.stop_gradient(floating(means))
     seen = jnp.any(means != 0, axis=-1)
     known, labels = known_labels(labels, len(means))

@@ -11,7 +11,7 @@ from fct_jax.losses.numerics import normalize, own_class, safe_sqrt
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Softmax cross-entropy of each sample: logits (N, C), labels (N,) -> (N,).
+    """Return the softmax cross-entropy of each sample: logits (N, C), labels (N,) -> (N,).
 
     A label outside [0, C) gives NaN, so that a class count that does not fit is not overlooked.
     """
@@ -21,7 +21,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def label_smoothed_cross_entropy(
     logits: jax.Array, labels: jax.Array, smoothing: float = 0.1
 ) -> jax.Array:
-    """Cross-entropy with the share ``smoothing`` of the target spread evenly over all C classes.
+    """Return the cross-entropy (N,) with ``smoothing`` of the target spread evenly over all
+    classes.
 
     ``(1 - smoothing) · (-log p_y) + smoothing · mean_c(-log p_c)``; the label's own class gets
     its part of the spread share too. logits (N, C), labels (N,) -> (N,). A label outside
@@ -39,12 +40,12 @@ def label_smoothed_cross_entropy(
 
 
 def cosine_logits(embedding: jax.Array, classifier: jax.Array) -> jax.Array:
-    """Cosines (N, C) of embeddings (N, D) and classifier rows (C, D): what the margins need."""
+    """Return cosines (N, C) of embeddings (N, D) and classifier rows (C, D), for the margins."""
     return normalize(embedding) @ normalize(classifier).T
 
 
 def arcface(cosine: jax.Array, labels: jax.Array, scale: float, margin: float) -> jax.Array:
-    """Additive angular margin: ``scale · cos(θ_y + margin)`` at the label, ``scale · cos θ`` else.
+    """Return ``scale · cos(θ_y + margin)`` at the label and ``scale · cos θ`` elsewhere, (N, C).
 
     cosine (N, C), labels (N,), margin in radians -> logits (N, C). A label outside [0, C), such
     as -1, gets no margin. No threshold is applied when θ + margin exceeds π. Beyond ±1 the
@@ -60,7 +61,7 @@ def arcface(cosine: jax.Array, labels: jax.Array, scale: float, margin: float) -
 
 
 def cosface(cosine: jax.Array, labels: jax.Array, scale: float, margin: float) -> jax.Array:
-    """Additive cosine margin: ``scale · (cos θ_y - margin)`` at the label, ``scale · cos θ`` else.
+    """Return ``scale · (cos θ_y - margin)`` at the label and ``scale · cos θ`` elsewhere, (N, C).
 
     cosine (N, C), labels (N,) -> logits (N, C). A label outside [0, C) gets no margin.
 
@@ -72,7 +73,7 @@ def cosface(cosine: jax.Array, labels: jax.Array, scale: float, margin: float) -
 
 
 def lwf(logits: jax.Array, old_logits: jax.Array, temperature: float = 2.0) -> jax.Array:
-    """Learning without forgetting: keep the old model's softened answers. Scalar.
+    """Return the loss of learning without forgetting: keep the old model's soft answers. Scalar.
 
     Mean over the batch of the cross-entropy from ``softmax(old_logits / T)`` to
     ``softmax(logits / T)``. Both (N, C_old): the new model's logits for the old classes
@@ -96,7 +97,7 @@ def focal_distillation(
     temperature: float = 100.0,
     kind: str = "kl",
 ) -> jax.Array:
-    """Distillation that weighs samples which the old model gets right more. Scalar.
+    """Return a distillation loss in which samples that the old model gets right count more. Scalar.
 
     Mean over the batch of ``(alpha + beta · 1[argmax old_logits = label]) · d``, where d is
 
@@ -125,7 +126,7 @@ def focal_distillation(
 
 
 def _softened(logits, old_logits, temperature):
-    """Old probabilities, their logarithms and the new log-probabilities at a temperature."""
+    """Return old probabilities, their logarithms and the new log-probabilities at a temperature."""
     old = jax.lax.stop_gradient(jnp.asarray(old_logits, jnp.float32)) / temperature
     old_log = jax.nn.log_softmax(old, axis=-1)
     new_log = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32) / temperature, axis=-1)

@@ -21,7 +21,8 @@ def bct(
     *,
     with_share: bool = False,
 ) -> jax.Array:
-    """Cross-entropy of the old classifier (C_old, D) on new embeddings, old classes only.
+    """Return the cross-entropy of the old classifier (C_old, D) on new embeddings, old classes
+    only.
 
     Neither side is normalised. Source: Shen et al., "Towards Backward-Compatible Representation
     Learning" (BCT), CVPR 2020.
@@ -39,7 +40,7 @@ def bct_ract(
     *,
     with_share: bool = False,
 ) -> jax.Array:
-    """BCT in which the new classes compete too: cross-entropy over old and new logits together.
+    """Return BCT in which new classes compete too: cross-entropy over old and new logits together.
 
     The logits ``old_classifier · f`` (N, C_old) are followed by the new classifier's ``logits``
     (N, C_new), in which the sample's own class is masked out; the target is the old class. Only
@@ -65,7 +66,7 @@ def unibct(
     *,
     with_share: bool = False,
 ) -> jax.Array:
-    """ArcFace cross-entropy of new embeddings against the old class centres, old classes only.
+    """Return the ArcFace cross-entropy of new embeddings and old class centres, old classes only.
 
     old_centers (C_old, D) and embeddings are normalised here. A centre of zeros is a class that
     the old model never saw: it is no candidate, and its samples count as new ones (the published

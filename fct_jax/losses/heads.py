@@ -46,7 +46,7 @@ def base_logits(
     scale: float = 30.0,
     margin: float = 0.3,
 ) -> jax.Array:
-    """Logits (N, C) of the base loss that compatible training adds to.
+    """Return the logits (N, C) of the base loss that compatible training adds to.
 
     kind "softmax": the plain linear classifier on raw embeddings (scale and margin unused);
     "arcface", "arcface_monotonic" (with the threshold), "cosface" or "amsoftmax" (two names of one

@@ -28,18 +28,18 @@ def unit_as_given(x: jax.Array) -> jax.Array:
 
 
 def safe_sqrt(x: jax.Array) -> jax.Array:
-    """Square root of max(x, 0) with zero gradient where x ≤ 0."""
+    """Return the square root of max(x, 0), with zero gradient for x ≤ 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
 def distance(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Row-wise Euclidean distance of ``a`` and ``b`` (..., D), zero gradient where they meet."""
+    """Return row-wise Euclidean distances of ``a`` and ``b`` (..., D), zero gradient at zero."""
     return safe_sqrt(jnp.sum(jnp.square(a - b), axis=-1))
 
 
 def angle(cosine: jax.Array) -> jax.Array:
-    """arccos of a cosine, in radians; at or beyond ±1 it is 0 or π with zero gradient.
+    """Return the arccos of a cosine, in radians; at or beyond ±1: 0 or π with zero gradient.
 
     The published code takes arccos of the raw product, which is NaN as soon as rounding lifts
     it above one.
@@ -50,23 +50,23 @@ def angle(cosine: jax.Array) -> jax.Array:
 
 
 def known_labels(labels: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
-    """Which labels lie in [0, num_classes), and the labels with the others replaced by 0."""
+    """Return which labels lie in [0, num_classes), and the labels with the others replaced by 0."""
     labels = jnp.asarray(labels)
     known = (labels >= 0) & (labels < num_classes)
     return known, jnp.where(known, labels, 0)
 
 
 def own_class(labels: jax.Array, num_classes: int) -> jax.Array:
-    """Boolean (N, num_classes): the column of each sample's label; none for a label outside."""
+    """Return a boolean (N, num_classes): each sample's own column; none for a label outside."""
     return jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None, :]
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of the ``values`` (N,) that ``mask`` selects; none: 0 with zero gradient."""
+    """Return the mean of the ``values`` (N,) that ``mask`` selects; 0 without gradient if none."""
     total = jnp.sum(jnp.where(mask, values, 0.0))
     return total / jnp.maximum(jnp.sum(mask), 1)
 
 
 def result(value, selected: jax.Array, with_share: bool):
-    """``value`` alone, or ``(value, share of the batch that it was averaged over)``."""
+    """Return ``value`` alone, or ``(value, share of the batch that it was averaged over)``."""
     return (value, jnp.mean(selected.astype(jnp.float32))) if with_share else value

@@ -28,7 +28,7 @@ def hot_refresh(
     *,
     gather_gradient: bool = False,
 ) -> jax.Array:
-    """Hot-refresh's contrastive loss with old *and* new negatives. Scalar.
+    """Return Hot-refresh's contrastive loss with old *and* new negatives. Scalar.
 
     Softmax cross-entropy of the positive ``f̂_i · ô_i`` against the ``top_k`` largest
     ``f̂_i · ô_j`` and the ``top_k`` largest ``f̂_i · f̂_j`` over other labels, at ``temperature``.
@@ -49,7 +49,7 @@ def contrastive(
     temperature: float = 0.01,
     top_k: int = 10,
 ) -> jax.Array:
-    """:func:`hot_refresh` with old negatives alone. Scalar.
+    """Return :func:`hot_refresh` with old negatives alone. Scalar.
 
     Source: the baseline of "Hot-Refresh Model Upgrades …", ICLR 2022.
     """
@@ -64,7 +64,7 @@ def triplet(
     margin: float = 0.8,
     top_k: int = 10,
 ) -> jax.Array:
-    """Triplet loss with the nearest old embeddings of other labels as negatives. Scalar.
+    """Return a triplet loss whose negatives are the nearest old embeddings of other labels. Scalar.
 
     Mean over samples and their ``top_k`` nearest j of ``max(‖f̂_i - ô_i‖ - ‖f̂_i - ô_j‖ + margin,
     0)``. The divisor is N · min(top_k, N): where negatives are missing they add nothing, as
@@ -85,7 +85,7 @@ def triplet_ract(
     *,
     gather_gradient: bool = False,
 ) -> jax.Array:
-    """:func:`triplet` plus the same with the nearest *new* embeddings as negatives. Scalar.
+    """Return :func:`triplet` plus the same with the nearest *new* embeddings as negatives. Scalar.
 
     Source: "Hot-Refresh Model Upgrades …" (RACT), ICLR 2022, applied to the triplet loss.
     """
@@ -96,7 +96,7 @@ def triplet_ract(
 
 
 def l2(embedding: jax.Array, old_embedding: jax.Array) -> jax.Array:
-    """Mean over all N · D entries of ``(f̂ - ô)²``. Scalar.
+    """Return the mean over all N · D entries of ``(f̂ - ô)²``. Scalar.
 
     Source: the direct-alignment baseline of "Towards Backward-Compatible Representation
     Learning", CVPR 2020.
@@ -106,7 +106,7 @@ def l2(embedding: jax.Array, old_embedding: jax.Array) -> jax.Array:
 
 
 def _pair(embedding, old_embedding, gather_gradient):
-    """Normalised new and old embeddings, and the new ones in their role as negatives."""
+    """Return normalised new and old embeddings, and the new ones in their role as negatives."""
     new = normalize(embedding)
     old = jax.lax.stop_gradient(normalize(old_embedding))
     return new, old, new if gather_gradient else jax.lax.stop_gradient(new)
@@ -118,7 +118,7 @@ def _same_label(labels):
 
 
 def _largest(scores, excluded, top_k):
-    """The ``top_k`` largest scores of each row, excluded columns last and masked."""
+    """Return the ``top_k`` largest scores of each row, excluded columns last and masked."""
     scores = jnp.where(excluded, MASKED, scores)
     top_k = min(top_k, scores.shape[-1])
     return jax.lax.top_k(scores, top_k)[0] if top_k > 0 else scores

@@ -16,7 +16,7 @@ _SMALLEST_SQUARED_DISTANCE = 1e-12
 
 
 def hardest_distances(embedding: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
-    """Distance of each sample to its farthest same-label and nearest other-label sample.
+    """Return each sample's distance to its farthest same-label and nearest other-label sample.
 
     Euclidean, within the batch. Returns ``(positive (N,), negative (N,), has_negative (N,))``;
     the sample itself counts as a positive. Where the batch holds one label only, ``negative``
@@ -41,7 +41,7 @@ def batch_hard_triplet(
     margin: float | None = 0.3,
     hard_factor: float = 0.0,
 ) -> jax.Array:
-    """Triplet loss with each sample's hardest positive and hardest negative. Scalar.
+    """Return the triplet loss with each sample's hardest positive and negative. Scalar.
 
     Mean of ``max(p - n + margin, 0)``, or, without a margin (None), of ``log(1 + exp(p - n))``.
     ``hard_factor`` h first stretches p by 1 + h and shrinks n by 1 - h. Normalise the embeddings
@@ -57,7 +57,7 @@ def batch_hard_triplet(
 
 
 def center_loss(embedding: jax.Array, labels: jax.Array, centers: jax.Array) -> jax.Array:
-    """Mean of ``‖f - c_y‖²`` with learned centers (C, D); labels outside do not count. Scalar.
+    """Return the mean of ``‖f - c_y‖²`` with learned centers (C, D), known labels only. Scalar.
 
     Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition",
     ECCV 2016.
@@ -69,7 +69,7 @@ def center_loss(embedding: jax.Array, labels: jax.Array, centers: jax.Array) -> 
 
 
 def margin_contrastive(embedding: jax.Array, labels: jax.Array, margin: float = 0.3) -> jax.Array:
-    """Cosine contrastive loss over all pairs of embeddings of unit length. Scalar.
+    """Return the cosine contrastive loss over all pairs of unit embeddings. Scalar.
 
     Per sample the sum of ``1 - s`` over the other samples of its label and of the s above
     ``margin`` over those of other labels; mean over the batch. (In the published code a sample
@@ -95,7 +95,7 @@ def arcface_monotonic(
     easy_margin: bool = False,
     smoothing: float = 0.0,
 ) -> jax.Array:
-    """ArcFace that stays monotonic where the angle plus the margin exceeds π: logits (N, C).
+    """Return ArcFace logits (N, C) that stay monotonic if angle plus margin exceeds π.
 
     At the label: ``scale · cos(θ + margin)`` while ``cos θ > cos(π - margin)``, else
     ``scale · (cos θ - margin · sin(π - margin))``. ``easy_margin``: the margin only while
@@ -121,7 +121,7 @@ def arcface_monotonic(
 def circle(
     cosine: jax.Array, labels: jax.Array, scale: float = 256.0, margin: float = 0.25
 ) -> jax.Array:
-    """Circle loss's logits (N, C), for softmax cross-entropy.
+    """Return Circle loss's logits (N, C), for softmax cross-entropy.
 
     ``scale · a_p · (s - (1 - m))`` at the label and ``scale · a_n · (s - m)`` elsewhere, with
     ``a_p = max(1 + m - s, 0)`` and ``a_n = max(s + m, 0)``, which carry no gradient.

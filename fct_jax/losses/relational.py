@@ -64,7 +64,7 @@ def relation_change(
     other_target: jax.Array,
     squared: bool = False,
 ) -> jax.Array:
-    """How much the cosine distance of given pairs changed. Four arrays (N, D) -> (N,).
+    """Return how much the cosine distance of given pairs changed. Four arrays (N, D) -> (N,).
 
     It is `embedding_converter`'s relation where the partner of each sample is drawn beforehand,
     for example one of its nearest neighbours in the whole training set.
@@ -73,7 +73,7 @@ def relation_change(
 
 
 def hmoe_regression(mapped: jax.Array, target: jax.Array) -> jax.Array:
-    """``½ (1 - cosine) + mean squared error`` of each row. (N, D), (N, D) -> (N,).
+    """Return ``½ (1 - cosine) + mean squared error`` of each row. (N, D), (N, D) -> (N,).
 
     Source: H-MoE (ICML 2026), public code.
     """
@@ -84,7 +84,7 @@ def hmoe_regression(mapped: jax.Array, target: jax.Array) -> jax.Array:
 def distance_preservation(
     source: jax.Array, mapped: jax.Array, target: jax.Array, neighbours: int = 100
 ) -> jax.Array:
-    """How much the distances to the nearest *source* neighbours differ from the target's. (N,)
+    """Return how much distances to the nearest *source* neighbours differ from the target's. (N,)
 
     Mean over the ``neighbours`` nearest j of ``|‖f_i - f_j‖ - ‖y_i - y_j‖|``.
 
@@ -101,7 +101,7 @@ def distance_preservation(
 
 
 def off_axis_share(residual: jax.Array, axis: jax.Array) -> jax.Array:
-    """Share of each residual's energy that is off a direction. (N, D), (D,) -> (N,).
+    """Return the share of each residual's energy off a direction. (N, D), (D,) -> (N,).
 
     It is 1 for a residual perpendicular to ``axis`` (which is normalised here) and 0 for one
     along it or for no residual. A map can lower the share by *adding* error along the axis;
@@ -115,7 +115,7 @@ def off_axis_share(residual: jax.Array, axis: jax.Array) -> jax.Array:
 
 
 def off_axis_energy(residual: jax.Array, axis: jax.Array, variance: float = 1.0) -> jax.Array:
-    """Energy of each residual off a direction, over ``variance``. (N, D), (D,) -> (N,).
+    """Return each residual's energy off a direction, over ``variance``. (N, D), (D,) -> (N,).
 
     Source: the alternative to `off_axis_share` that H-MoE's public code offers.
     """
@@ -149,7 +149,7 @@ def _change(got, wanted, squared):
 
 
 def _nearest(distances, neighbours: int):
-    """Columns (N, k) of the k nearest others of each row, k at most N − 1; of ties the first."""
+    """Return columns (N, k) of each row's k nearest others, k at most N − 1; the first of ties."""
     count = min(neighbours, len(distances) - 1)
     others = jnp.where(jnp.eye(len(distances), dtype=bool), jnp.inf, distances)
     return jnp.argsort(jax.lax.stop_gradient(others), axis=-1)[:, :count]

@@ -10,7 +10,7 @@ from fct_jax.losses.numerics import MASKED, normalize
 def nt_xent(
     first: jax.Array, second: jax.Array, temperature: float = 0.1, with_accuracy: bool = False
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Normalised, temperature-scaled cross-entropy over the whole (global) batch.
+    """Return the normalised, temperature-scaled cross-entropy over the whole (global) batch.
 
     Each of the 2N vectors has to find the other view of its image among the 2N - 1 others, by
     cosine similarity divided by ``temperature``; the mean of the 2N softmax cross-entropies.

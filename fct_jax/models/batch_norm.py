@@ -59,7 +59,7 @@ class BatchNorm(nn.Module):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalize(x, scale, bias, eps):
-    """The normalised batch in float32, its mean and its biased variance.
+    """Return the normalised batch in float32, its mean and its biased variance.
 
     The gradient is written out, since it takes two passes over the batch where automatic
     differentiation takes four. It treats mean and variance as outputs without gradient.

@@ -34,7 +34,7 @@ class Conv(nn.Module):
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The convolution in the form that is fastest for the platform and the size of the map.
+    """Return the convolution in the form that is fastest for the platform and the map's size.
 
     x (N, H, W, in), kernel (k, k, in, out). The choice is made when the program is compiled for
     its platform; GPUs and TPUs always get XLA's own convolution.
@@ -52,7 +52,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """XLA's own convolution."""
+    """Return XLA's own convolution."""
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -64,7 +64,7 @@ def plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def as_matrix_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The same values as patches (N·H'·W', k·k·in) times the kernel (k·k·in, out)."""
+    """Return the same values as patches (N·H'·W', k·k·in) times the kernel (k·k·in, out)."""
     size, features = kernel.shape[0], kernel.shape[-1]
     pad = size // 2
     height, width = (_out_size(side, stride) for side in x.shape[1:3])

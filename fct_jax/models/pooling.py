@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """``(N, H, W, C) -> (N, ⌈H/2⌉, ⌈W/2⌉, C)``: 3×3 windows, stride 2, one pixel of padding.
+    """Pool ``(N, H, W, C) -> (N, ⌈H/2⌉, ⌈W/2⌉, C)``: 3×3 windows, stride 2, one pixel of padding.
 
     On CPUs it is made of six elementwise maxima, whose gradient takes a ninth of the time of
     XLA's windows; values and gradients are the same, also that the gradient goes to the first

@@ -1,4 +1,4 @@
-"""From an image of any size to the model's input, on the host or on the device."""
+"""Preprocessing: an image of any size becomes the model's input, on the host or on the device."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ _SMALL = 64  # pixels
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How images become model input; stored with the model.
+    """The steps from an image to the model's input; stored with the model.
 
     Geometry is either *on the host* (`on_host`, by Pillow, any size in) or, for images of one small
     size, *on the device* (`on_device`); flip and normalisation are always on the device. Both give
@@ -69,16 +69,16 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(height, width) of the input, in pixels."""
+        """Return the (height, width) of the input, in pixels."""
         return self.size, self.width or self.size
 
     def to_dict(self) -> dict:
-        """As JSON takes it."""
+        """Return the settings as JSON takes them."""
         return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "Preprocessing":
-        """Inverse of `to_dict`; missing keys take the default, unknown ones raise UserError."""
+        """Invert `to_dict`; missing keys take the default, unknown ones raise UserError."""
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
@@ -86,7 +86,8 @@ class Preprocessing:
         return cls(**values)
 
     def needs_host(self, image_size: tuple[int, int] | None, *, random_crop: bool = False) -> bool:
-        """Whether images of this size go through `on_host`; otherwise they are sent as they are.
+        """Return whether images of this size go through `on_host` rather than unchanged to the
+        device.
 
         They are sent when all have one size, are squashed, and are small: no larger than the input
         or 64×64 pixels, so that resizing them earlier would save little.
@@ -130,7 +131,7 @@ class Preprocessing:
         return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
 
     def _crop(self, height: int, width: int) -> tuple[slice, slice]:
-        """The centre of a scaled image."""
+        """Return the centre of a scaled image."""
         top, left = _centre(height, self.shape[0]), _centre(width, self.shape[1])
         return slice(top, top + self.shape[0]), slice(left, left + self.shape[1])
 
@@ -161,7 +162,7 @@ class Preprocessing:
 
 
 def _bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Antialiased; width first and whole grey levels after each pass, as Pillow does."""
+    """Resize with antialiasing, width first, whole grey levels after each pass, as Pillow does."""
     for shape in ((x.shape[0], x.shape[1], width, 3), (x.shape[0], height, width, 3)):
         if x.shape != shape:
             x = jnp.floor(jax.image.resize(x, shape, "bilinear", antialias=True) + 0.5)
@@ -169,7 +170,7 @@ def _bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
-    """Size with the shorter side at ``target``; the longer one is cut to whole pixels."""
+    """Return the size with the shorter side at ``target``, the longer one cut to whole pixels."""
     if height <= width:
         return target, int(target * width / height)
     return int(target * height / width), target
@@ -182,7 +183,7 @@ def _centre(length: int, size: int) -> int:
 def random_box(
     width: int, height: int, rng: np.random.Generator, area: tuple[float, float] = CROP_AREA
 ) -> tuple[int, int, int, int]:
-    """Crop of random area and shape: (left, top, right, bottom) in pixels.
+    """Return a crop of random area and shape: (left, top, right, bottom) in pixels.
 
     ``area`` is its least and largest share of the image (published: 8 % to 100 %), the ratio 3:4
     to 4:3, uniform in its logarithm; ten attempts, then the largest centred crop of an admissible

@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
 
 
 def _add_shortcut(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
-    """``y`` plus the block's input, which is projected where stride or width change."""
+    """Return ``y`` plus the block's input, projected if stride or width change."""
     if block.stride != 1 or x.shape[-1] != block.out:
         x = Conv(block.out, 1, block.stride, block.dtype, name="downsample_conv")(x)
         x = BatchNorm(dtype=block.dtype, name="downsample_bn")(x, not train)
@@ -68,7 +68,7 @@ def _add_shortcut(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> 
 
 
 def rematerialised(module: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """The module, called ``(x, train)``, with its inside computed again in the backward pass."""
+    """Return the module, called ``(x, train)``, whose inside the backward pass computes again."""
     return nn.remat(module, static_argnums=(2,))  # self, x, train
 
 
@@ -181,6 +181,6 @@ class ResNet(nn.Module):
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Rows of ``x`` (N, D) divided by their length; a row of zeros stays, with zero gradient."""
+    """Divide the rows of ``x`` (N, D) by their length; zero rows stay, with zero gradient."""
     square = jnp.sum(jnp.square(x), -1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

@@ -14,7 +14,8 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Any]:
-    """Name -> array of a .safetensors file, or, by PyTorch, a .pth, .pt, .bin or .pth.tar file.
+    """Return name -> array of a .safetensors file, or, by PyTorch, a .pth, .pt, .bin or .pth.tar
+    file.
 
     PyTorch files are read with ``weights_only=True``, so that a hostile file runs no code. A
     checkpoint that holds the weights under "state_dict", "model" or "model_state_dict" is
@@ -66,5 +67,5 @@ def _read_torch(path: Path) -> dict[str, Any]:
 
 
 def _line(error: Exception) -> str:
-    """The first line of what another library has to say."""
+    """Return the first line of another library's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -25,7 +25,7 @@ _NDIM = {"conv": (4,), "linear": (2,), "pointwise": (2, 4), "vector": (1,), "cou
 
 
 def resnet(state_dict: Arrays) -> Variables:
-    """Variables of a backbone ("resnet18", …, "wide_resnet101_2") from its PyTorch weights.
+    """Return the variables of a backbone ("resnet18", …, "wide_resnet101_2") from PyTorch weights.
 
     Raises:
         UserError: names that are missing or unknown (all of them), or an array of wrong rank.
@@ -35,7 +35,7 @@ def resnet(state_dict: Arrays) -> Variables:
 
 
 def transformation(state_dict: Arrays) -> Variables:
-    """Variables of "fct", or of "fastfill" if the weights have an uncertainty head.
+    """Return the variables of "fct", or of "fastfill" if the weights have an uncertainty head.
 
     Raises:
         UserError: as `resnet`; also for a head with more than one output. The published code
@@ -55,7 +55,8 @@ def transformation(state_dict: Arrays) -> Variables:
 
 
 def torchvision_resnet(state_dict: Arrays) -> Variables:
-    """Variables of the trunk of "resnet18_projection", … from torchvision's or timm's weights.
+    """Return the variables of "resnet18_projection"'s trunk, … from torchvision's or timm's
+    weights.
 
     The ImageNet classifier ``fc`` is dropped; projection and classifier are not among the
     variables and keep their own initial values.
@@ -68,7 +69,7 @@ def torchvision_resnet(state_dict: Arrays) -> Variables:
 
 
 def compatible(state_dict: Arrays) -> Variables:
-    """Variables of "resnet18_projection", … from an AdvBCT checkpoint.
+    """Return the variables of "resnet18_projection", … from an AdvBCT checkpoint.
 
     What only its training needs, the discriminator and the elastic boundary, is dropped.
 
@@ -82,13 +83,13 @@ def compatible(state_dict: Arrays) -> Variables:
 
 
 def discriminator(state_dict: Arrays) -> Variables:
-    """Variables of `Discriminator`; names with or without the leading "discriminator."."""
+    """Return the variables of `Discriminator`; names may lack the leading "discriminator."."""
     state = {k.removeprefix("discriminator."): v for k, v in _strip(state_dict).items()}
     return _to_flax(state, torch_names.discriminator(), "discriminator")
 
 
 def lce_transformation(state_dict: Arrays) -> Variables:
-    """Variables of `LCETransformation` with as many blocks as there are "rbt.<block>" names."""
+    """Return the variables of `LCETransformation`, with one block for each "rbt.<block>"."""
     state = _strip(state_dict)
     found = [m for m in (re.match(r"rbt\.(\d+)\.", name) for name in state) if m]
     blocks = 1 + max((int(m[1]) for m in found), default=-1)
@@ -96,31 +97,31 @@ def lce_transformation(state_dict: Arrays) -> Variables:
 
 
 def resnet_to_torch(variables: Variables) -> dict[str, np.ndarray]:
-    """The inverse of `resnet`: float32 arrays, ready for ``load_state_dict`` once tensors."""
+    """Invert `resnet`: float32 arrays, ready for ``load_state_dict`` once they are tensors."""
     return _to_torch(variables, torch_names.resnet(_flax_layout(variables)), "ResNet")
 
 
 def transformation_to_torch(variables: Variables) -> dict[str, np.ndarray]:
-    """The inverse of `transformation`."""
+    """Invert `transformation`."""
     uncertainty = "uncertainty_head" in variables["params"]
     return _to_torch(variables, torch_names.transformation(uncertainty), "transformation")
 
 
 def compatible_to_torch(variables: Variables) -> dict[str, np.ndarray]:
-    """The inverse of `compatible`."""
+    """Invert `compatible`."""
     table = torch_names.compatible(_flax_layout(variables))
     return _to_torch(variables, table, "compatible model")
 
 
 def lce_transformation_to_torch(variables: Variables) -> dict[str, np.ndarray]:
-    """The inverse of `lce_transformation`."""
+    """Invert `lce_transformation`."""
     found = (re.match(r"block(\d+)_", name) for name in variables["params"])
     blocks = 1 + max((int(m[1]) for m in found if m), default=-1)
     return _to_torch(variables, torch_names.lce_transformation(blocks), "LCE transformation")
 
 
 def _strip(state_dict: Arrays) -> dict[str, Any]:
-    """Without the "module." that DataParallel puts before every name."""
+    """Remove the "module." that DataParallel puts before every name."""
     if state_dict and all(name.startswith("module.") for name in state_dict):
         return {name.removeprefix("module."): value for name, value in state_dict.items()}
     return dict(state_dict)
@@ -209,7 +210,7 @@ def _same_names(what: str, given, required: list[str], known: set[str]) -> None:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A float32 array from a NumPy or JAX array or a PyTorch tensor, on whatever device."""
+    """Return a float32 array of a NumPy or JAX array or a PyTorch tensor, on whatever device."""
     if hasattr(value, "detach"):  # a tensor; bfloat16 has no NumPy form, float32 always has
         value = value.detach().cpu().float().numpy()
     return np.asarray(value, np.float32)

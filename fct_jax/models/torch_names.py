@@ -1,4 +1,4 @@
-"""Which PyTorch entry is which Flax variable, for every model that can be imported.
+"""The PyTorch entry of each Flax variable, for every model that can be imported.
 
 A table is a list of `Entry`, in the order of the original's ``state_dict``. Tables are built
 from a layout (how many blocks, which shortcuts), which is read off the names that are present.
@@ -52,7 +52,7 @@ class ResNetLayout(NamedTuple):
 
 
 def resnet_layout(blocks: Iterable[tuple[int, int, str]]) -> ResNetLayout:
-    """The nearest layout for the (stage, index, part) triples found, stages from 1.
+    """Return the nearest layout for the (stage, index, part) triples found, stages from 1.
 
     Where blocks are missing, the smallest known depth that holds all the others is taken, so
     that the gap shows as missing names.
@@ -71,7 +71,7 @@ def resnet_layout(blocks: Iterable[tuple[int, int, str]]) -> ResNetLayout:
 
 
 def trunk(layout: ResNetLayout, prefix: str = "") -> Iterator[Entry]:
-    """Everything up to the last feature maps."""
+    """Yield the entries of everything up to the last feature maps."""
     yield kernel(f"{prefix}conv1", ("conv1",), "conv")
     yield from batch_norm(f"{prefix}bn1", ("bn1",))
     for stage, depth in enumerate(layout.depths, 1):
@@ -104,7 +104,7 @@ def transformation(uncertainty: bool) -> list[Entry]:
 
 
 def compatible(layout: ResNetLayout) -> list[Entry]:
-    """The AdvBCT checkpoints: a backbone, a projection with BatchNorm and a classifier."""
+    """Return an AdvBCT checkpoint's entries: backbone, projection with BatchNorm, classifier."""
     return [
         *trunk(layout, "convnet."),
         kernel("projection_dim", ("projection",), "linear"),

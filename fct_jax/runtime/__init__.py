@@ -1,1 +1,1 @@
-"""What every command shares: processes, the device mesh, work directories, progress."""
+"""Services of every command: processes, the device mesh, work directories, progress."""

@@ -1,4 +1,4 @@
-"""What the commands share: flags, the config file, one line for every mistake."""
+"""Parts of every command: flags, the config file, one line for every mistake."""
 
 import difflib
 import errno
@@ -35,7 +35,7 @@ _OF_THE_DISK = (
 
 
 def define_process_flags() -> None:
-    """Flags of a command that can run as several processes; ``run`` acts on them."""
+    """Define the flags of a command that can run as several processes; ``run`` acts on them."""
     flags.DEFINE_boolean(
         "distributed",
         False,
@@ -178,7 +178,7 @@ def _put_config_path(argv: list[str], path: Path) -> None:
 
 
 def _one_line(error: Exception, argv: list[str]) -> str:
-    """What was wrong with the flags, as a sentence."""
+    """Return the mistake in the flags as a sentence."""
     if isinstance(error, AttributeError | KeyError):
         config = read_config(Path(_config_path(argv)))
         for argument in argv:
@@ -192,7 +192,7 @@ def _one_line(error: Exception, argv: list[str]) -> str:
 
 
 def _unknown_key(flag: str, config: ConfigDict) -> str | None:
-    """The message for ``--config.a.b`` where the config has no a or no a.b, else None."""
+    """Return the message for ``--config.a.b`` if the config has no a or no a.b, else None."""
     section = config
     for key in flag.split(".")[1:]:
         if not isinstance(section, ConfigDict):

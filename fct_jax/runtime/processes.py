@@ -1,4 +1,4 @@
-"""Several processes that work as one: start, agree, wait for one another, and end together.
+"""Several processes that work as one: they start, agree, wait for one another and end together.
 
 Every process runs the same program; process 0, the *writer*, writes the files and prints. They
 talk through JAX's coordination service, so nothing here touches a device. With one process
@@ -49,7 +49,7 @@ def start(
     num_processes: int | None = None,
     timeout: int = START_SECONDS,
 ) -> None:
-    """Joins this process to the others; call it before anything that uses a device.
+    """Join this process to the others; call it before anything that uses a device.
 
     Args:
       coordinator: ``HOST:PORT`` of process 0, at which it listens.
@@ -109,7 +109,7 @@ def _check(coordinator: str, process_id: int, num_processes: int) -> None:
 
 
 def _too_late(coordinator: str | None, num_processes: int | None, timeout: int) -> None:
-    """Ends this process with one line that says what was waited for."""
+    """End this process with one line that says what was waited for."""
     where = _state().coordinator_address or coordinator
     reason = f"not all of {num_processes or 'the'} processes came to {where}"
     host, _, port = (where or "").rpartition(":")
@@ -126,41 +126,41 @@ def _too_late(coordinator: str | None, num_processes: int | None, timeout: int) 
 
 
 def index() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return _state().process_id
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return _state().num_processes
 
 
 def summary() -> str:
-    """How many processes and devices take part, for the log."""
+    """Return the numbers of processes and devices that take part, for the log."""
     import jax
 
     return f"{count()} processes, {jax.device_count()} devices"
 
 
 def is_writer() -> bool:
-    """Whether this process writes files and prints: process 0."""
+    """Return whether this process writes files and prints: it is process 0."""
     return index() == 0
 
 
 def say(text) -> None:
-    """Prints, on the writer alone."""
+    """Print on the writer alone."""
     if is_writer():
         print(text, flush=True)
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Wait until every process is here."""
     if count() > 1:
         _state().client.wait_at_barrier(_unique(f"fct_jax/barrier/{name}"), _FOREVER)
 
 
 def from_writer(function: Callable[[], object], name: str):
-    """Calls ``function`` on the writer; the others wait, and all get its result.
+    """Call ``function`` on the writer; the others wait, and all get its result.
 
     Args:
       function: gives what JSON holds.
@@ -186,7 +186,7 @@ def from_writer(function: Callable[[], object], name: str):
 
 
 def gather(value, name: str) -> list:
-    """Every process's ``value`` (what JSON holds), by process, on all of them."""
+    """Return every process's ``value`` (as JSON holds it), by process, on all of them."""
     if count() == 1:
         return [value]
     client, key = _state().client, _unique(f"fct_jax/gather/{name}")
@@ -198,7 +198,7 @@ def gather(value, name: str) -> list:
 
 
 def end_all(reason: str, status: int = 1) -> None:
-    """Ends this process, after an error, and all others with it; returns only where it is alone.
+    """End this process, after an error, and all others with it; return only if it is alone.
 
     Without it the others would wait for this one in their next common step.
     """
@@ -213,7 +213,7 @@ def end_all(reason: str, status: int = 1) -> None:
 
 
 def _watch() -> None:
-    """Ends this process when another one has failed."""
+    """End this process when another one has failed."""
     while not _ending.wait(_POLL_SECONDS):
         if _state().client is None:
             return
@@ -227,7 +227,7 @@ def _watch() -> None:
 
 
 def _leave(status: int) -> None:
-    """Exits without JAX's farewell, which waits for processes that will not come."""
+    """Exit without JAX's farewell, which waits for processes that will not come."""
     for child in multiprocessing.active_children():
         child.terminate()  # data workers; nothing else would end them
     sys.stdout.flush()
@@ -236,6 +236,6 @@ def _leave(status: int) -> None:
 
 
 def _unique(name: str) -> str:
-    """Names are used once each: every process counts how often it came by."""
+    """Return a name that is used once: every process counts how often it came by."""
     _counts[name] = _counts.get(name, 0) + 1
     return f"{name}/{_counts[name]}"

@@ -71,13 +71,13 @@ class Bar:
 
     @property
     def rate(self) -> float:
-        """Units a second since the end of the first step; 0 before there is a second one."""
+        """Return units a second since the end of the first step; 0 before a second one."""
         if self._first is None:
             return 0.0
         return (self._done - self._first) / max(time.monotonic() - self._start, 1e-9)
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Counts units as done; the note stands at the end of the line."""
+        """Count units as done; the note stands at the end of the line."""
         self._done += units
         if self._first is None:
             self._first, self._start = self._done, time.monotonic()
@@ -96,7 +96,7 @@ class Bar:
 def track(
     items: Iterable, description: str, total: int, unit: str, size: Callable = lambda item: 1
 ) -> Iterator:
-    """Yields the items under a progress bar; ``size(item)`` says how many units one is."""
+    """Yield the items under a progress bar; ``size(item)`` says how many units one is."""
     with Bar(description, total, unit) as bar:
         for item in items:
             yield item

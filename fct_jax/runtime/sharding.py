@@ -12,7 +12,7 @@ from fct_jax.runtime import processes
 
 
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
-    """All devices as a grid: batches are split over "data", large classifiers over "model".
+    """Return all devices as a grid: batches are split over "data", large classifiers over "model".
 
     Args:
       data: devices along "data"; -1: as many as there are.
@@ -36,7 +36,7 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
 
 
 def _connect(mesh: Mesh) -> None:
-    """Lets the processes' devices meet for the first time while all of them are waiting here.
+    """Let the processes' devices meet for the first time while all of them are waiting here.
 
     CPUs allow 30 seconds for that, and one process may compile for longer than another.
     """
@@ -49,12 +49,12 @@ def _connect(mesh: Mesh) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Return the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def class_axis(path) -> int | None:
-    """Along which axis a parameter, or its momentum, has one entry for each class; None: none.
+    """Return the axis along which a parameter, or its momentum, has an entry a class, or None.
 
     Args:
       path: of ``jax.tree_util``. Found by their names are ``classifier/kernel`` (D, C) and the
@@ -67,7 +67,7 @@ def class_axis(path) -> int | None:
 
 
 def of_state(state, mesh: Mesh):
-    """Shardings of a state's arrays: classifiers, with their momentum, over "model".
+    """Return the shardings of a state: classifiers, with their momentum, are split over "model".
 
     Args:
       state: pytree of arrays or shapes. Classes that "model" does not divide are replicated, as
@@ -85,12 +85,12 @@ def of_state(state, mesh: Mesh):
 
 
 def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """``axis`` is split over the devices."""
+    """Return the sharding that splits ``axis`` over the devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def put_global(array, mesh: Mesh, axis: int = 0) -> jax.Array:
-    """An array that every process holds whole, split over the devices along ``axis``."""
+    """Split an array that every process holds whole over the devices along ``axis``."""
     array = np.asarray(array)
     return jax.make_array_from_callback(
         array.shape, split_batch(mesh, axis), lambda index: array[index]
@@ -98,7 +98,7 @@ def put_global(array, mesh: Mesh, axis: int = 0) -> jax.Array:
 
 
 def put_rows(array, rows: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
-    """The rows of a global batch that this process has -> (B, …), split over the devices.
+    """Put this process's rows of a global batch on its devices; return the whole (B, …).
 
     Args:
       array: (R, …).
@@ -116,7 +116,7 @@ def put_rows(array, rows: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
 
 
 def put_replicated(tree, mesh: Mesh):
-    """Arrays that every process holds whole, onto every device.
+    """Put arrays that every process holds whole onto every device.
 
     ``jax.device_put`` would first send them all round, to see whether they are the same.
     """

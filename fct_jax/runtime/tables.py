@@ -133,7 +133,7 @@ def _width(widths: Sequence[int]) -> int:
 
 
 def _parts(widths: list[int], available: int) -> list[list[int]]:
-    """Columns that fit side by side; each part begins with the first column."""
+    """Return groups of columns that fit side by side; each begins with the first column."""
     parts = [[0]]
     for column in range(1, len(widths)):
         side_by_side = [*parts[-1], column]

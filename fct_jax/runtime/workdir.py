@@ -12,7 +12,7 @@ _SHOWN = 5  # differences that a message names
 
 
 def to_json(config: ConfigDict) -> dict:
-    """The config as JSON holds it (tuples become lists)."""
+    """Return the config as JSON holds it (tuples become lists)."""
     return json.loads(config.to_json())
 
 

@@ -23,17 +23,17 @@ _ON_PURPOSE = "if it was changed on purpose, remove {key!r} from meta.json"
 
 
 def update(checksum: int, array: np.ndarray) -> int:
-    """The checksum continued over an array's bytes; it starts with 0."""
+    """Return the checksum continued over an array's bytes; it starts with 0."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), checksum)
 
 
 def text(checksum: int) -> str:
-    """As it is written in files."""
+    """Return the checksum as it is written in files."""
     return f"{checksum:08x}"
 
 
 def of_part(path: Path, start: int, stop: int) -> str:
-    """Checksum of a file's bytes from start to stop; read, not mapped, so memory stays small."""
+    """Return the checksum of a file's bytes from start to stop; they are read, not mapped."""
     checksum, buffer = 0, memoryview(bytearray(min(_BYTES, max(stop - start, 1))))
     with path.open("rb") as file:
         file.seek(start)
@@ -47,12 +47,12 @@ def of_part(path: Path, start: int, stop: int) -> str:
 
 
 def of_file(path: Path) -> str:
-    """Checksum of a whole file."""
+    """Return the checksum of a whole file."""
     return of_part(path, 0, path.stat().st_size)
 
 
 def of_rows(path: Path, offset: int, width: int, spans: Iterable[tuple[int, int]]) -> list[str]:
-    """Checksum of each span of rows (start, count) of a file, several at once.
+    """Return the checksum of each span of rows (start, count) of a file, several at once.
 
     Args:
       path: the file.
@@ -72,7 +72,7 @@ def of_rows(path: Path, offset: int, width: int, spans: Iterable[tuple[int, int]
 
 
 def shards_of(path: Path, shard_size: int = SHARD_SIZE) -> list[dict]:
-    """The entry ``shards`` of ``meta.json`` for a ``vectors.npy`` that is whole."""
+    """Return the entry ``shards`` of ``meta.json`` for a ``vectors.npy`` that is whole."""
     count, offset, width = _layout(path)
     spans = [(a, min(shard_size, count - a)) for a in range(0, count, shard_size)]
     sums = of_rows(path, offset, width, spans)
@@ -83,7 +83,7 @@ def shards_of(path: Path, shard_size: int = SHARD_SIZE) -> list[dict]:
 
 
 def check_whole(folder: Path, meta: dict) -> None:
-    """Every file is there at its full length, and every row in a shard. Raises UserError."""
+    """Raise UserError unless every file has its full length and every row is in a shard."""
     try:
         _check_whole(folder, meta.get("shards"), meta.get("checksums", {}), meta.get("count"))
     except (AttributeError, KeyError, TypeError):
@@ -143,7 +143,7 @@ class RunningShards:
     """
 
     def __init__(self, path: Path, shards: list[dict], row: int = 0, state: int = 0):
-        """``row``, ``state``: where an earlier pass stopped, and its state there."""
+        """Start, or go on from the ``row`` and ``state`` of an earlier pass that stopped."""
         self._path, self._shards, self._row, self.state = path, shards, row, state
         self._number = next(
             (n for n, s in enumerate(shards) if row < s["start"] + s["count"]), len(shards)
@@ -163,7 +163,7 @@ class RunningShards:
 
 
 def check_content(folder: Path, meta: dict) -> None:
-    """Every file has its checksum. Raises UserError with the file, and the rows of the shard."""
+    """Raise UserError, naming the file and the shard's rows, if a checksum differs."""
     check_files(folder, meta)
     shards, path = meta.get("shards"), folder / "vectors.npy"
     if not shards:
@@ -190,7 +190,7 @@ def _shard_with(shards: list[dict], row: int) -> str:
 
 
 def _layout(path: Path) -> tuple[int, int, int]:
-    """(rows, bytes before row 0, bytes of a row) of an .npy file, by its header."""
+    """Return (rows, bytes before row 0, bytes of a row) of an .npy file, by its header."""
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)

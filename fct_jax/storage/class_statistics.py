@@ -1,4 +1,4 @@
-"""Where the old model's classes lie: centres and radii, computed once from its embeddings."""
+"""Statistics of the old model's classes: centres and radii, computed once from its embeddings."""
 
 import dataclasses
 import functools
@@ -179,7 +179,7 @@ def _blocks(n, size):
 
 
 def _units(embeddings, rows):
-    """The given rows, normalised in float64."""
+    """Return the given rows, normalised in float64."""
     block = np.asarray(embeddings[rows], np.float64)
     norm = np.linalg.norm(block, axis=1)
     bad = ~np.isfinite(norm) | (norm < _SMALLEST_NORM)
@@ -191,7 +191,7 @@ def _units(embeddings, rows):
 
 
 def _spread(units, center, kind):
-    """Distance or angle between each row and its class's centre."""
+    """Return the distance or angle between each row and its class's centre."""
     if kind == "euclidean":
         return np.linalg.norm(units - center, axis=1)
     norm = np.maximum(np.linalg.norm(center, axis=1), _SMALLEST_NORM)
@@ -199,7 +199,7 @@ def _spread(units, center, kind):
 
 
 def _largest_kept(spread, members, counts):
-    """Largest and smallest entry and number of entries of each class without its outliers."""
+    """Return the largest, smallest and number of entries of each class without its outliers."""
     num_classes = len(counts)
     radius, smallest = np.zeros(num_classes), np.zeros(num_classes)
     kept = np.zeros(num_classes, np.int64)

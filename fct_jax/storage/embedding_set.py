@@ -60,12 +60,12 @@ class EmbeddingSet:
 
     @property
     def fingerprint(self) -> str | None:
-        """Fingerprint of the model in whose space the vectors live; None when unknown."""
+        """Return the fingerprint of the model in whose space the vectors live, or None."""
         return self.meta.get("fingerprint")
 
     @classmethod
     def of(cls, vectors, ids=None, labels=None, uncertainty=None, meta=None) -> "EmbeddingSet":
-        """An EmbeddingSet of arrays at hand; ids default to the row numbers."""
+        """Return an EmbeddingSet of arrays at hand; ids default to the row numbers."""
         vectors, numbered = np.asarray(vectors), ids is None
         ids = np.arange(len(vectors) if vectors.ndim else 0) if numbered else np.asarray(ids)
         made = cls(vectors, ids, labels, uncertainty, dict(meta or {}), numbered=numbered)
@@ -76,7 +76,7 @@ class EmbeddingSet:
     def read(
         cls, path, unfinished: bool = False, verify: bool = True, unique: bool = True
     ) -> "EmbeddingSet":
-        """Opens a directory; vectors stay on disk. Raises UserError where it is not sound.
+        """Open a directory; vectors stay on disk. Raises UserError if it is not sound.
 
         Args:
           path: the directory.
@@ -114,7 +114,7 @@ class EmbeddingSet:
         return found
 
     def write(self, path) -> Path:
-        """Writes the directory, whole or not at all; never over an existing one."""
+        """Write the directory, whole or not at all; never over an existing one."""
         self.check()
         with new_directory(path) as folder:
             np.save(folder / "vectors.npy", np.ascontiguousarray(self.vectors))
@@ -122,7 +122,7 @@ class EmbeddingSet:
         return Path(path)
 
     def write_companions(self, folder: Path, shards: list[dict] | None = None) -> None:
-        """Writes all but the vectors, and the uncertainty if that is None (streams write these).
+        """Write all but the vectors, and the uncertainty if that is None (streams write these).
 
         Args:
           folder: where ``vectors.npy`` is.
@@ -175,7 +175,7 @@ class EmbeddingSet:
             check_ids(self.name, self.ids)
 
     def check_finite(self) -> None:
-        """Reads every vector once. Raises UserError that names the first bad row."""
+        """Read every vector once. Raises UserError that names the first bad row."""
         for start in range(0, len(self), _BLOCK):
             finite = np.isfinite(self.vectors[start : start + _BLOCK]).all(axis=1)
             if not finite.all():
@@ -187,7 +187,7 @@ class EmbeddingSet:
 
 
 def check_ids(name: str, ids: np.ndarray) -> None:
-    """No id twice. Raises UserError with the number of repeated ids and the first ten."""
+    """Raise UserError, with their number and the first ten, if ids are repeated."""
     found = repeated(ids)
     if len(found):
         others = f"; so do {len(found) - 1} others: " if len(found) > 1 else ""
@@ -197,7 +197,7 @@ def check_ids(name: str, ids: np.ndarray) -> None:
 
 
 def check_state(name: str, meta: dict, unfinished: bool = False) -> None:
-    """Whether a gallery that is being migrated may be read, by its ``state`` in ``meta.json``.
+    """Return whether a gallery may be read while it is migrated, by ``state`` in ``meta.json``.
 
     "translating": rows are missing, never; "migrating": part of the planned vectors are of the
     new model, where ``unfinished`` allows it; "translated" and "finished": always.
@@ -215,7 +215,7 @@ def check_state(name: str, meta: dict, unfinished: bool = False) -> None:
 
 
 def check_paired(first: EmbeddingSet, second: EmbeddingSet) -> None:
-    """Both sets hold the same items in the same order. Raises UserError."""
+    """Raise UserError unless both sets hold the same items in the same order."""
     if len(first) != len(second):
         raise UserError(
             f"{first.name} has {len(first)} vectors and {second.name} {len(second)}; "
@@ -239,7 +239,7 @@ def check_paired(first: EmbeddingSet, second: EmbeddingSet) -> None:
 
 
 def check_fingerprint(found: EmbeddingSet, expected: str | None, role: str) -> None:
-    """The set comes from the expected model, as far as both are known. Raises UserError."""
+    """Raise UserError if the set is known to come from another than the expected model."""
     if found.fingerprint and expected and found.fingerprint != expected:
         raise UserError(
             f"{found.name} comes from model {found.fingerprint}, but the {role} model is {expected}"
@@ -247,7 +247,7 @@ def check_fingerprint(found: EmbeddingSet, expected: str | None, role: str) -> N
 
 
 def _read_meta(path: Path) -> dict:
-    """The ``meta.json`` of a directory, {} where there is none."""
+    """Return the ``meta.json`` of a directory, or {} if there is none."""
     file = path / "meta.json"
     if not file.is_file():
         return {}

@@ -19,7 +19,7 @@ except ModuleNotFoundError:  # Windows
 
 @contextlib.contextmanager
 def disk_errors(path: Path):
-    """A full or broken disk is no error of the program: raises UserError."""
+    """Raise UserError for a full or broken disk, which is no error of the program."""
     try:
         yield
     except OSError as error:
@@ -41,7 +41,7 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Makes all files of a directory, and their names, survive a crash."""
+    """Make all files of a directory, and their names, survive a crash."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -67,7 +67,7 @@ class Lock:
     """
 
     def __init__(self, path: Path, refusal: str = ""):
-        """``refusal``: what a second run is told; by default that ``path`` is being made."""
+        """Take a path, and a ``refusal`` for a second run; by default the path is being made."""
         self.path = path.with_name(f".{path.name}.lock")
         self._refusal = refusal or (
             f"another run is making {path} just now; wait for it, or choose another name"
@@ -83,7 +83,7 @@ class Lock:
 
     @property
     def held(self) -> bool:
-        """Whether this process has it."""
+        """Return whether this process has it."""
         return self._file is not None
 
     def take(self) -> None:
@@ -115,13 +115,13 @@ class Lock:
             pass  # a file system without locks, which cannot refuse a second run
 
     def close(self) -> None:
-        """Gives it back; others of the run may have it still."""
+        """Give the lock back; others of the run may have it still."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def remove(self) -> None:
-        """Gives it back at the end of the run, with its file."""
+        """Give the lock back at the end of the run, with its file."""
         if self._file is not None:
             if os.name == "nt":
                 self.close()  # Windows removes no file that is open

@@ -43,7 +43,7 @@ def repeated(ids: np.ndarray, numbers=text_keys) -> np.ndarray:
 
 
 class Finder:
-    """The row of each of some ids, sorted once and asked for as often as needed."""
+    """A lookup of the rows of ids, sorted once and asked as often as needed."""
 
     def __init__(self, ids: np.ndarray, *, block: int = BLOCK, numbers=text_keys):
         """Sort the ids (N,), each of which occurs once.
@@ -60,7 +60,7 @@ class Finder:
             self._order = np.argsort(ids, kind="stable")
 
     def __call__(self, wanted: np.ndarray) -> np.ndarray:
-        """Rows (len(wanted),) int64, −1 where an id is not there; integers and text never match."""
+        """Return rows (len(wanted),) int64, −1 for absent ids; integers and text never match."""
         if not len(self._ids) or (wanted.dtype.kind == "U") != self._text:
             return np.full(len(wanted), -1)
         rows = np.empty(len(wanted), np.int64)
@@ -73,7 +73,7 @@ class Finder:
 
 
 def find_rows(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """`Finder` for a single question."""
+    """Return rows as `Finder` does, for a single question."""
     return Finder(ids)(wanted)
 
 

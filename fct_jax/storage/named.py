@@ -1,4 +1,4 @@
-"""What a user names, resolved in one place, so that every command accepts the same things.
+"""The one resolver of names that a user gives, so that every command accepts the same things.
 
 vectors_of("sample.npy")             arrays, EmbeddingSets, and every form of galleries.FORMS
 vectors_of("runs/old", data=…)       a run, or module:function, embeds the images of `data`

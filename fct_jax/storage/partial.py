@@ -1,4 +1,4 @@
-"""An EmbeddingSet under way: made shard by shard, by any number of processes and of runs.
+"""An unfinished EmbeddingSet, made shard by shard by any number of processes and runs.
 
     .NAME.partial/            beside the set to come; it belongs to one plan
         plan.json             what is made: the model, the data, the sizes
@@ -77,16 +77,16 @@ class PartialSet:
         self._leave()
 
     def span(self, number: int) -> range:
-        """The rows of a shard."""
+        """Return the rows of a shard."""
         start = number * self._shard_size
         return range(start, min(start + self._shard_size, self._count))
 
     def share(self) -> list[int]:
-        """The unfinished shards that are for this process, ascending."""
+        """Return the unfinished shards that are for this process, ascending."""
         return [int(n) for n in np.array_split(self.todo, processes.count())[processes.index()]]
 
     def write(self, numbers: list[int], blocks: Iterable[tuple[np.ndarray, ...]]) -> None:
-        """Writes and records shards.
+        """Write and record shards.
 
         Args:
           numbers: of the shards, ascending.
@@ -108,7 +108,7 @@ class PartialSet:
         companions: Callable[[list[int]], tuple],
         add_files: Callable[[Path], None] | None = None,
     ) -> None:
-        """Waits for all processes, and makes the set of what they wrote.
+        """Wait for all processes, and make the set of what they wrote.
 
         Args:
           companions: called on the writer with the rows that were skipped; gives the ids (n,) and
@@ -124,7 +124,7 @@ class PartialSet:
         wait_for(self.out / "meta.json")
 
     def _begin(self) -> list[int]:
-        """On the writer: takes the lock and lays out the folder; the shards that are left."""
+        """Take the lock and lay out the folder, on the writer; return the shards that are left."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._lock.take()
         if self.out.exists():
@@ -164,7 +164,7 @@ class PartialSet:
         write_synced(self.folder / "plan.json", json.dumps(self._plan, indent=2).encode())
 
     def _leave(self) -> None:
-        """Gives the lock back; what another run can go on from stays."""
+        """Give the lock back; keep what another run can go on from."""
         if not processes.is_writer():
             self._lock.close()
         elif self._lock.held:
@@ -198,7 +198,7 @@ class PartialSet:
             write_synced(self._path(number), json.dumps(record).encode())
 
     def _finish(self, companions: Callable, add_files: Callable | None) -> None:
-        """On the writer: verifies, puts together, renames."""
+        """Verify, put together and rename, on the writer."""
         paths = [self._path(n) for n in range(self.shard_count)]
         for path in paths:
             wait_for(path)
@@ -225,7 +225,7 @@ class PartialSet:
             sync_directory(self.out.parent)
 
     def _complete(self, folder: Path, shards: list[dict], ids, labels, meta: dict) -> None:
-        """Adds the other files to the rows."""
+        """Add the other files to the rows."""
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")
         made = EmbeddingSet(vectors, ids, labels, meta=meta, name=str(self.out))
         made.check()
@@ -235,7 +235,7 @@ class PartialSet:
         made.write_companions(folder, shards)
 
     def _verify(self, records: list[dict]) -> None:
-        """Reads all rows once; shards that are not as recorded are forgotten. Raises UserError."""
+        """Read all rows once and forget shards that are not as recorded. Raises UserError."""
         spans = [(record["start"], record["count"]) for record in records]
         with columns.Columns(self._set, self._shapes) as files:
             for name in self._shapes:
@@ -252,7 +252,7 @@ class PartialSet:
                     )
 
     def _without_holes(self, records: list[dict]) -> Path:
-        """A copy of the rows without the places of those that were skipped."""
+        """Return a copy of the rows without the places of those that were skipped."""
         folder = self.folder / "kept"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -262,7 +262,7 @@ class PartialSet:
 
 
 def remove_leftover(out) -> None:
-    """Removes what is left where a run was killed after it had given the set its name."""
+    """Remove what a run left that was killed after it had given the set its name."""
     if not Path(out).name or not processes.is_writer():
         return
     lock = Lock(Path(out))
@@ -280,7 +280,7 @@ def _folder(out) -> Path:
 
 
 def wait_for(path: Path) -> None:
-    """Until the file is seen here. Raises UserError where the processes share no folder."""
+    """Wait until the file is seen here. Raises UserError if the processes share no folder."""
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:

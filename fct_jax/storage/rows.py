@@ -1,4 +1,4 @@
-"""The files of float32 rows of a set under way, written at their places."""
+"""Float32 .npy files of an unfinished EmbeddingSet, written in place."""
 
 import contextlib
 import os
@@ -13,18 +13,18 @@ Shapes = dict[str, tuple[int, ...]]  # {"vectors": (D,), "uncertainty": ()}: of 
 
 
 def needed_bytes(shapes: Shapes, count: int) -> int:
-    """What ``count`` rows take on the disk."""
+    """Return the disk space that ``count`` rows take."""
     return sum(_width(shape) * count for shape in shapes.values())
 
 
 def lay_out(folder: Path, shapes: Shapes, count: int) -> None:
-    """``.npy`` files of their full length with nothing in them yet."""
+    """Create ``.npy`` files of their full length with nothing in them yet."""
     for name, shape in shapes.items():
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (count, *shape))
 
 
 def copy_spans(source: Path, target: Path, shapes: Shapes, spans: list[tuple[int, int]]) -> None:
-    """Files in which the rows (start, count) of each span follow those of the span before."""
+    """Write files in which the rows (start, count) of each span follow those of the span before."""
     lay_out(target, shapes, sum(count for _, count in spans))
     with Columns(target, shapes) as files:
         for name in shapes:
@@ -57,7 +57,7 @@ class Columns:
                 file.close()
 
     def write(self, name: str, row: int, array: np.ndarray, checksum: int = 0) -> int:
-        """Consecutive rows from ``row`` on; returns the checksum continued over them."""
+        """Write consecutive rows from ``row`` on; return the checksum continued over them."""
         array = np.ascontiguousarray(array, np.float32)
         with disk_errors(self._paths[name]):
             file = self._files[name]
@@ -66,12 +66,12 @@ class Columns:
         return checksums.update(checksum, array)
 
     def checksums(self, name: str, spans: list[tuple[int, int]]) -> list[str]:
-        """Of the rows (start, count) of each span, as they are on the disk."""
+        """Return the checksums of the rows (start, count) of each span, as they are on the disk."""
         path, offset, width = self._paths[name], self._offsets[name], self._widths[name]
         return checksums.of_rows(path, offset, width, spans)
 
     def sync(self) -> None:
-        """What was written survives a crash."""
+        """Make all rows written so far survive a crash."""
         for name, file in self._files.items():
             with disk_errors(self._paths[name]):
                 file.flush()

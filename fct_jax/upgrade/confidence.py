@@ -1,4 +1,4 @@
-"""How far a translated vector can be trusted, and which items to re-embed first, without training.
+"""Two signals of how far a translated vector can be trusted, and so what to re-embed first.
 
 Two signals that need no new vector of the item: its distance to the nearest training pair, and the
 distance of its translation to the mean of its class.
@@ -155,7 +155,7 @@ def _blocks(count: int) -> list[slice]:
 
 
 def _distances_between(training, seed: int) -> np.ndarray:
-    """Distances of all pairs of training vectors, or of 5,000 random ones."""
+    """Return the distances of all pairs of training vectors, or of 5,000 random ones."""
     count = len(training)
     if count < 2:
         raise UserError(

@@ -46,7 +46,7 @@ class Case(NamedTuple):
     needs: tuple[str, ...] = ()
 
     def arguments(self, workdir: str) -> list[str]:
-        """Of the command, to be run where the needed outputs are."""
+        """Return the command's arguments, for a folder that holds the needed outputs."""
         config = ["--config", str(CONFIGS / f"{self.config}.py"), "--workdir", workdir]
         return [*config, *[f"--config.{key}={value}" for key, value in self.changes.items()]]
 

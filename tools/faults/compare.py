@@ -1,4 +1,4 @@
-"""Whether a run that was killed left what an undisturbed one left."""
+"""Comparison of what a killed run left with what an undisturbed one left."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ _PROGRAM = "program.stablehlo"
 
 
 def differences(reference: Path, home: Path, name: str) -> list[str]:
-    """One line for each thing that differs, in all directories: a run also writes into others.
+    """Return a line for each difference in all directories: a run also writes into others.
 
     Args:
       reference, home: the directories in which the undisturbed and the killed run were started.
@@ -34,7 +34,7 @@ def differences(reference: Path, home: Path, name: str) -> list[str]:
 
 
 def last_step(workdir: Path, since: float = 0.0) -> int:
-    """Of the last whole line of ``metrics.jsonl``; −1 if nothing was written after ``since``."""
+    """Return the step of ``metrics.jsonl``'s last whole line; −1 if none came after ``since``."""
     path = workdir / "metrics.jsonl"
     try:
         if path.stat().st_mtime < since:
@@ -46,7 +46,7 @@ def last_step(workdir: Path, since: float = 0.0) -> int:
 
 
 def _files(home: Path) -> dict[Path, Path]:
-    """Files by their path below ``home``, without those that are free to differ."""
+    """Return files by their path below ``home``, without those that are free to differ."""
     found = {}
     for path in home.rglob("*"):
         relative = path.relative_to(home)
@@ -67,6 +67,6 @@ def _entries_differ(one: Path, other: Path, name: Path) -> list[str]:
 
 
 def _entries(path: Path) -> list[dict]:
-    """The log without what depends on time."""
+    """Return the log without what depends on time."""
     entries = map(json.loads, path.read_text().splitlines())
     return [{k: v for k, v in entry.items() if k not in _TIMES} for entry in entries]

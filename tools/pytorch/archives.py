@@ -48,7 +48,7 @@ class Ignored:
 
 
 def read_weights(path: Path) -> Weights:
-    """The weights of a file.
+    """Return the weights of a file.
 
     Raises:
         UserError: no such file, a file that is damaged or of no known kind, one that would run
@@ -71,7 +71,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def torch_or_none():
-    """PyTorch, or None where it is not installed."""
+    """Return PyTorch, or None if it is not installed."""
     try:
         return importlib.import_module("torch")
     except ImportError:
@@ -79,13 +79,13 @@ def torch_or_none():
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what PyTorch has to say, without the traceback of an archive's program."""
+    """Return the first line of PyTorch's message, without the traceback of an archive's program."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def _is_archive(path: Path) -> bool:
-    """Only TorchScript writes its constants beside its weights."""
+    """Return whether it is TorchScript, which alone writes constants beside its weights."""
     try:
         with zipfile.ZipFile(path) as file:
             return any(name.endswith("/constants.pkl") for name in file.namelist())
@@ -111,7 +111,7 @@ def _read_archive(path: Path) -> Weights:
 
 @contextlib.contextmanager
 def _ignored_objects():
-    """Within it PyTorch reads checkpoints that hold objects of the classes above."""
+    """Let PyTorch read, within the context, checkpoints that hold objects of the classes above."""
     torch = torch_or_none()
     if torch is None:
         yield

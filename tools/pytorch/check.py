@@ -1,4 +1,4 @@
-"""Whether a run gives the same embeddings as PyTorch does."""
+"""Comparison of a run's embeddings with PyTorch's."""
 
 import warnings
 
@@ -17,7 +17,7 @@ COUNT = 4  # random images, or vectors, that are compared
 
 
 def compare(descriptions: dict[str, dict], parts: dict[str, Part], archive=None) -> float:
-    """How far embeddings of random inputs are from PyTorch's, by `difference`.
+    """Return how far embeddings of random inputs are from PyTorch's, by `difference`.
 
     Args:
       descriptions: ``model.json`` by role; fingerprints may be missing.
@@ -49,7 +49,7 @@ def compare(descriptions: dict[str, dict], parts: dict[str, Part], archive=None)
 
 
 def check(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Their `difference`. Raises UserError where it is above the tolerance or not a number."""
+    """Return their `difference`. Raises UserError if it exceeds the tolerance or is no number."""
     if ours.shape != theirs.shape:
         raise UserError(f"the PyTorch model gives embeddings {theirs.shape}, the run {ours.shape}")
     found = difference(ours, theirs)
@@ -62,13 +62,13 @@ def check(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, relative to the largest absolute value of ``theirs``."""
+    """Return the largest difference, relative to the largest absolute value of ``theirs``."""
     with np.errstate(invalid="ignore"):  # values that are not finite give NaN, which is refused
         return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
 
 
 def load_strictly(module, state) -> None:
-    """Puts weights into a module of ``torch_models``; every name has its place.
+    """Put weights into a module of ``torch_models``; every name has its place.
 
     Counters of batches may be missing (embeddings do not depend on them), and a 1×1 convolution
     may come as a matrix.
@@ -85,7 +85,7 @@ def load_strictly(module, state) -> None:
 
 
 def _random_images(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """Images (COUNT, size, size, 3) uint8, noise around another grey each, and model input."""
+    """Return images (COUNT, size, size, 3) uint8, noise around a grey each, and model input."""
     size, rng = preprocessing.size, np.random.default_rng(0)
     grey = np.linspace(30, 220, COUNT)[:, None, None, None]
     noise = rng.normal(0, 60, (COUNT, size, size, 3))
@@ -94,13 +94,13 @@ def _random_images(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray
 
 
 def _random_vectors(*dims: int) -> list[np.ndarray]:
-    """A (COUNT, D) float32 for each D."""
+    """Return a (COUNT, D) float32 for each D."""
     rng = np.random.default_rng(0)
     return [rng.normal(size=(COUNT, dim)).astype(np.float32) for dim in dims]
 
 
 def _embed(model: Embedder | Transformer, *inputs: np.ndarray) -> np.ndarray:
-    """(COUNT, D) embeddings of a run, or (COUNT, D + 1) with the uncertainty as the last."""
+    """Return (COUNT, D) embeddings of a run, or (COUNT, D + 1) with the uncertainty as the last."""
     with jax.default_matmul_precision("highest"):
         if isinstance(model, Embedder):
             return np.asarray(model.run(*inputs))
@@ -111,7 +111,7 @@ def _embed(model: Embedder | Transformer, *inputs: np.ndarray) -> np.ndarray:
 
 
 def _embed_torch(module, *inputs: np.ndarray, flat: bool = False) -> np.ndarray:
-    """What a PyTorch module makes of normalised images (N, H, W, 3), or of vectors (N, D).
+    """Return a PyTorch module's result for normalised images (N, H, W, 3), or vectors (N, D).
 
     FCT's modules take vectors as (N, D, 1, 1), those that are ``flat`` as they are.
 
@@ -146,7 +146,7 @@ def _load(description: dict, variables) -> Embedder | Transformer:
 
 
 def _module(descriptions: dict[str, dict], parts: dict[str, Part]):
-    """The parts in PyTorch, joined if they are more than one."""
+    """Return the parts in PyTorch, joined if there are several."""
     from tools.pytorch import models as torch_models  # only here is PyTorch needed
 
     modules = {}

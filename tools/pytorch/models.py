@@ -102,7 +102,7 @@ class Trunk(nn.Module):
         return self.features(x)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """What `ResNet` calls: TorchScript knows no ``super().forward``."""
+        """Return features for `ResNet`: TorchScript knows no ``super().forward``."""
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean((2, 3), keepdim=True)
@@ -268,7 +268,7 @@ class TransformedOldModel(nn.Module):
 
 
 def build(description: dict, classifier: str = "conv") -> nn.Module:
-    """The module for the ``model.json`` of a run, in inference mode; it gives embeddings alone.
+    """Return the module for a run's ``model.json``, in inference mode; it gives embeddings alone.
 
     Args:
       description: of a backbone or a transformation.

@@ -1,4 +1,4 @@
-"""Which networks PyTorch weights belong to, told by their names and shapes alone."""
+"""Networks that PyTorch weights belong to, told by their names and shapes alone."""
 
 import re
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
 
 def read_parts(state: Mapping[str, Any], extra: bool) -> dict[str, Part]:
-    """The networks by role: "model" alone, or "transformation", "old" and perhaps "side".
+    """Return networks by role: "model" alone, or "transformation", "old" and perhaps "side".
 
     Args:
       state: name -> array. A wrapper's prefix ("module.", "model.", …) does not matter.
@@ -80,7 +80,7 @@ def read_parts(state: Mapping[str, Any], extra: bool) -> dict[str, Part]:
 
 
 def to_torch(description: dict, variables) -> dict[str, np.ndarray]:
-    """The weights of a run by the names of the published code. Raises UserError for others."""
+    """Return a run's weights by the names of the published code. Raises UserError for others."""
     if description["name"] not in ARCHITECTURES:
         raise UserError(
             f"a model {description['name']!r} has no form in PyTorch; "
@@ -203,12 +203,12 @@ def _depths(state: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _block(state: Mapping[str, Any]) -> int:
-    """Convolutions of a block."""
+    """Return the convolutions of a block."""
     return 3 if any(".conv3." in name for name in state) else 2
 
 
 def _check_depths(state: Mapping[str, Any]) -> None:
-    """Deeper than any known network: its blocks would fill the list of unknown names."""
+    """Raise UserError if deeper than any known network: its names would fill the list."""
     depths, expansion = _depths(state), 4 if _block(state) == 3 else 1
     known = {f["depths"] for f in models.RESNETS.values() if f["expansion"] == expansion}
     if not any(all(n <= m for n, m in zip(depths, k, strict=True)) for k in known):
@@ -216,7 +216,7 @@ def _check_depths(state: Mapping[str, Any]) -> None:
 
 
 def _resnet_details(state: Mapping[str, Any]) -> tuple[str, dict, int]:
-    """Name, options and feature size of a trunk whose names are known to be complete."""
+    """Return name, options and feature size of a trunk whose names are known to be complete."""
     width, kernel = np.shape(state["conv1.weight"])[0], np.shape(state["conv1.weight"])[-1]
     convolutions, depths = _block(state), _depths(state)
     inner = np.shape(state["layer1.0.conv2.weight"])[0]
@@ -249,7 +249,7 @@ def _check_shapes(part: Part) -> None:
 
 
 def expected_shapes(description: dict) -> dict[str, tuple[int, ...]]:
-    """PyTorch name -> shape of every weight of a network."""
+    """Return PyTorch name -> shape of every weight of a network."""
     module = models.build(description["name"], **description["kwargs"])
     inputs = (jnp.zeros((1, 32, 32, 3)),)
     if description["kind"] == "transformation":
@@ -260,7 +260,7 @@ def expected_shapes(description: dict) -> dict[str, tuple[int, ...]]:
 
 
 def _without_kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A 1×1 convolution may come as a matrix."""
+    """Return a 1×1 convolution as a matrix, which is another form of it."""
     return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)
 
 

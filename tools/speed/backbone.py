@@ -1,4 +1,4 @@
-"""Backbones on this machine: training step and forward pass, against plain PyTorch.
+"""Speed of backbones on this machine: training step and forward pass, against plain PyTorch.
 
     python tools/benchmark.py --only backbone
 
@@ -32,7 +32,7 @@ FULL = [
 
 
 def run(quick: bool) -> list[dict]:
-    """All figures; see ``tools.speed.common.figure``.
+    """Return all figures; see ``tools.speed.common.figure``.
 
     Seconds are those of one step or forward pass, the best of several. The memory is what the
     compiled program needs: its arguments, results and temporaries.
@@ -70,7 +70,7 @@ def run(quick: bool) -> list[dict]:
 
 
 def _best_in_turns(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """The shortest of ``rounds`` runs of each, after one that does not count."""
+    """Return the shortest of ``rounds`` runs of each, after one that does not count."""
     times = {name: [] for name in candidates}
     for _ in range(rounds + 1):
         for name, call in candidates.items():
@@ -81,7 +81,7 @@ def _best_in_turns(candidates: dict[str, Callable[[], None]], rounds: int) -> di
 
 
 def _jax_jobs(name: str, pixels: int, batch: int) -> dict[str, tuple[Callable[[], None], float]]:
-    """Forward pass and SGD step as calls that block, each with its memory in MB."""
+    """Return forward pass and SGD step as calls that block, each with its memory in MB."""
     model = build(name, num_classes=CLASSES, embedding_dim=DIM)
     random = np.random.default_rng(0)
     images = jnp.asarray(random.normal(size=(batch, pixels, pixels, 3)), jnp.float32)
@@ -125,7 +125,7 @@ def _peak_mb(compiled) -> float:
 
 
 def _torch_jobs(name: str, pixels: int, batch: int) -> dict[str, Callable[[], None]] | None:
-    """The same two calls in PyTorch, on as many threads; None where it is not installed."""
+    """Return the same two calls in PyTorch, on as many threads, or None without PyTorch."""
     try:
         import torch
     except ImportError:
@@ -151,7 +151,7 @@ def _torch_jobs(name: str, pixels: int, batch: int) -> dict[str, Callable[[], No
 
 
 def _torch_model(name: str):
-    """A residual network of the same shape, written plainly."""
+    """Return a residual network of the same shape, written plainly."""
     from torch import nn
 
     depths, expansion = {"resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}[name]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: one form for every figure, time and memory."""
+"""Shared parts of the benchmarks: one form for every figure, time and memory."""
 
 import resource
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def figure(name: str, ours: float, baseline: float | None, peak: float, note: str) -> dict:
-    """One row of the report.
+    """Return one row of the report.
 
     Args:
       name: what was measured.
@@ -29,13 +29,13 @@ def figure(name: str, ours: float, baseline: float | None, peak: float, note: st
 
 
 def seconds(function: Callable, *arguments, **keywords) -> float:
-    """Wall-clock time of one call."""
+    """Return the wall-clock time of one call."""
     start = time.perf_counter()
     function(*arguments, **keywords)
     return time.perf_counter() - start
 
 
 def peak_mb() -> float:
-    """The most memory that this process has had, in megabytes."""
+    """Return the most memory that this process has had, in megabytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,4 +1,4 @@
-"""What a compatibility method adds to the time of a training step.
+"""Time that a compatibility method adds to a training step.
 
     python tools/benchmark.py --only compatible [--full]
 
@@ -27,7 +27,7 @@ METHODS = ("bct", "lce", "hot_refresh", "unibct", "advbct")
 
 
 def run(quick: bool) -> list[dict]:
-    """A figure for each method; see ``tools.speed.common.figure``. ``quick``: under a minute."""
+    """Return a figure a method; see ``tools.speed.common.figure``. ``quick``: under a minute."""
     width, size, batch, rounds = (16, 32, 64, 12) if quick else (64, 64, 128, 12)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         old = _old_run(Path(folder))
@@ -87,7 +87,7 @@ def _config(method: str, old: str, width: int, size: int, batch: int):
 
 
 def _old_run(folder: Path) -> str:
-    """A narrow model with random weights, exported like a trained one."""
+    """Export a narrow model with random weights like a trained one."""
     task = Compatible(_config("none", "", 8, 16, 100), sharding.make_mesh())
     variables = task.export(jax.jit(task.init)(jax.random.key(1)))
     write_model(folder / "old" / "model", task.describe(), variables)

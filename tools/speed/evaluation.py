@@ -1,4 +1,4 @@
-"""How fast evaluation is: backfilling curves and search, each against a plain baseline.
+"""Speed of evaluation: backfilling curves and search, each against a plain baseline.
 
     python tools/benchmark.py --only evaluation
 
@@ -29,7 +29,8 @@ SPREAD = 2.0  # of a class, relative to the centres: mAP about 0.2
 
 
 def run(quick: bool) -> list[dict]:
-    """All figures; see ``tools.speed.common.figure``; ``items`` marks the curves of growing size.
+    """Return all figures; see ``tools.speed.common.figure``; ``items`` marks curves of growing
+    size.
 
     ``quick`` takes under a minute on two cores; otherwise some minutes.
     """
@@ -49,7 +50,7 @@ def run(quick: bool) -> list[dict]:
 
 
 def _clusters(n: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vectors of a new model, noisier ones of a transformation, and labels."""
+    """Return vectors of a new model, noisier ones of a transformation, and labels."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, n)
     centres = rng.standard_normal((classes, DIMS), np.float32)
@@ -59,7 +60,7 @@ def _clusters(n: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _our_curve(n: int, classes: int):
-    """Data, order, and the time and memory of our whole curve on them."""
+    """Return data, order, and the time and memory of our whole curve on them."""
     data = _clusters(n, classes)
     order = backfill_order("random", n=n)
     before = peak_mb()
@@ -112,7 +113,7 @@ def _two_products(new: np.ndarray, transformed: np.ndarray) -> None:
 
 
 def plain_point(new, gallery, labels, queries: int) -> dict[str, float]:
-    """One point of the curve by its definition, for the first queries: the baseline."""
+    """Return one point of the curve by its definition, for the first queries: the baseline."""
     squares = (new[:queries] ** 2).sum(1)[:, None] + (gallery**2).sum(1)
     distance = np.sqrt(np.maximum(squares - 2 * new[:queries] @ gallery.T, 0))
     own = np.arange(queries)

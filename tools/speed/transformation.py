@@ -1,4 +1,4 @@
-"""How fast transformations are trained and galleries translated, against the bare compiled code.
+"""Speed of training transformations and translating galleries, against the bare compiled code.
 
     python tools/benchmark.py --only transformation
 
@@ -31,7 +31,7 @@ DIMS, CLASSES, EPOCHS = 128, 100, 80
 
 
 def run(quick: bool) -> list[dict]:
-    """All figures; see ``tools.speed.common.figure``. ``quick``: under a minute on two cores."""
+    """Return all figures; see ``tools.speed.common.figure``. ``quick``: under a minute."""
     with tempfile.TemporaryDirectory() as folder:
         epoch = _epoch(Path(folder), 8_192 if quick else 50_000)
         return [
@@ -42,7 +42,7 @@ def run(quick: bool) -> list[dict]:
 
 
 def _task(folder: Path, samples: int):
-    """A FastFill task on random EmbeddingSets, as the train command builds it."""
+    """Return a FastFill task on random EmbeddingSets, as the train command builds it."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, samples)
     for name in ("old", "new"):
@@ -59,7 +59,7 @@ def _task(folder: Path, samples: int):
 
 
 def _epoch(folder: Path, samples: int) -> dict:
-    """One epoch through the training loop's own parts, against its compiled steps alone."""
+    """Compare one epoch through the training loop's own parts with its compiled steps alone."""
     config, task, mesh = _task(folder, samples)
     steps_per_epoch = task.feed.steps_per_epoch
     optimizer = build_optimizer(config.optimizer, EPOCHS, steps_per_epoch)
@@ -94,7 +94,7 @@ def _epoch(folder: Path, samples: int) -> dict:
 
 
 def _whole_training(epoch_s: float, samples: int, images: int) -> dict:
-    """80 epochs from cached embeddings against recomputing three ResNet-50 embeddings a step."""
+    """Compare 80 epochs from cached embeddings with recomputing three ResNet-50s a step."""
     module = models.build("resnet50", num_classes=CLASSES)
     batch = jnp.zeros((images, 224, 224, 3))
     variables = jax.jit(module.init)(jax.random.key(0), batch)
@@ -113,7 +113,7 @@ def _whole_training(epoch_s: float, samples: int, images: int) -> dict:
 
 
 def _translation(folder: Path, rows: int) -> dict:
-    """A memory-mapped gallery through FastFill, against the compiled forward pass alone."""
+    """Compare a memory-mapped gallery through FastFill with the compiled forward pass alone."""
     rng = np.random.default_rng(0)
     EmbeddingSet.of(rng.standard_normal((rows, DIMS), np.float32)).write(folder / "gallery")
     module = models.build("fastfill", embedding_dim=DIMS)

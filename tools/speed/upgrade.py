@@ -1,4 +1,4 @@
-"""How fast a map is solved for, a gallery translated and re-embedded, and in how much memory.
+"""Speed and memory of solving for a map, and of translating and re-embedding a gallery.
 
     python tools/benchmark.py --only upgrade
 
@@ -25,7 +25,7 @@ BLOCK = 1 << 16
 
 
 def run(quick: bool) -> list[dict]:
-    """All figures: 200,000 vectors in each form, or 5 million; a map of 4,096 dimensions."""
+    """Return all figures: 200,000 vectors in each form, or 5 million; a map of 4,096 dimensions."""
     count = 200_000 if quick else 5_000_000
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as fresh_process:
@@ -39,7 +39,7 @@ def run(quick: bool) -> list[dict]:
 
 
 def solve(count: int, dim: int) -> list[dict]:
-    """Ridge of float32 pairs against the map that made them; run in a fresh process."""
+    """Compare ridge of float32 pairs with the map that made them; run in a fresh process."""
     from fct_jax.upgrade.maps import linear as closed_form
 
     rng = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def solve(count: int, dim: int) -> list[dict]:
 
 
 def measure(form: str, count: int) -> list[dict]:
-    """Translating, planning and re-embedding in one form; run in a fresh process."""
+    """Measure translating, planning and re-embedding in one form; run in a fresh process."""
     from fct_jax.upgrade.migration.upgrade import Upgrade
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -111,7 +111,7 @@ class AnonymousMemory:
 
     @property
     def peak_mb(self) -> float:
-        """So far."""
+        """Return the peak so far."""
         return self._most - self._first
 
     def _watch(self) -> None:
@@ -142,7 +142,7 @@ class _Answers:
 
 
 def _rows_of_ids(ids: np.ndarray) -> np.ndarray:
-    """The old vector of each id: a function of it, so that no file has to be searched."""
+    """Return each id's old vector: a function of it, so that no file has to be searched."""
     rng = np.random.default_rng(0)
     table = rng.standard_normal((1 << 12, DIM), np.float32)
     # Two rows of a table for every id: 16 million different sums.
@@ -150,7 +150,7 @@ def _rows_of_ids(ids: np.ndarray) -> np.ndarray:
 
 
 def _gallery(folder: Path, form: str, count: int) -> Path:
-    """A gallery whose ids are row numbers, written block by block."""
+    """Write a gallery whose ids are row numbers, block by block."""
     folder.mkdir(exist_ok=True)
     path = folder / f"old-{form}"
     path.mkdir()
@@ -185,7 +185,7 @@ def _id_blocks(count: int):
 
 
 def _map():
-    """A ridge map with a fitted uncertainty."""
+    """Return a ridge map with a fitted uncertainty."""
     from fct_jax.storage.embedding_set import EmbeddingSet
     from fct_jax.upgrade.maps.fitting import fit
 
@@ -197,7 +197,7 @@ def _map():
 
 
 def _plain(folder: Path, map, count: int) -> float:
-    """Seconds of reading, one product a block and writing: what cannot be saved."""
+    """Return seconds of reading, one product a block and writing: what cannot be saved."""
     weight = map.weights["weight"]
     start = time.perf_counter()
     with (folder / "old-set" / "vectors.npy").open("rb") as source:

@@ -17,7 +17,8 @@ PROTOCOLS = {
 def revisited_map(
     ranks, ground_truth: Sequence[Mapping], kappas: Sequence[int] = (1, 5, 10)
 ) -> dict[str, dict[str, float]]:
-    """mAP and mean precision at k of the revisited benchmark (Radenović et al., CVPR 2018).
+    """Return mAP and mean precision at k as in revisited Oxford/Paris (Radenović et al., CVPR
+    2018).
 
     Args:
       ranks: (gallery, queries) integers; column q holds gallery rows, nearest first.
@@ -46,7 +47,7 @@ def revisited_map(
 
 
 def revisited_per_query(ranks, positives, junk, kappas=(1, 5, 10)) -> tuple[np.ndarray, np.ndarray]:
-    """Trapezoid average precision (Q,) and precision at each k (Q, K) of single queries.
+    """Return trapezoid average precision (Q,) and precision at each k (Q, K) of single queries.
 
     Junk leaves the ranking first. A query without positives is NaN. The precision at k divides
     by ``min(k, rank of the last hit)``, as the benchmark's own evaluation does.
@@ -72,7 +73,7 @@ def revisited_per_query(ranks, positives, junk, kappas=(1, 5, 10)) -> tuple[np.n
 
 
 def map_at_k(ranked, positives: Sequence, k: int = 100) -> float:
-    """Mean average precision of the first k results (Google Landmarks v2: k = 100).
+    """Return the mean average precision of the first k results (Google Landmarks v2: k = 100).
 
     The mean of `ap_at_k`, with its arguments and errors; a query without hits or without positives
     is averaged too, as in the published evaluation.
@@ -81,7 +82,7 @@ def map_at_k(ranked, positives: Sequence, k: int = 100) -> float:
 
 
 def ap_at_k(ranked, positives: Sequence, k: int = 100) -> np.ndarray:
-    """Average precision of the first k results of each query, (Q,).
+    """Return the average precision (Q,) of the first k results of each query.
 
     AP is the sum of the precisions at the hits over ``min(number of positives, k)``, 0 without
     hits or without positives.
@@ -119,7 +120,7 @@ def ap_at_k(ranked, positives: Sequence, k: int = 100) -> np.ndarray:
 
 
 def _trapezoid_ap(found: np.ndarray, num_positives: int) -> float:
-    """Mean of the precisions just before and at each hit; ``found`` are sorted 0-based ranks."""
+    """Return the mean precision just before and at each hit; ``found``: sorted 0-based ranks."""
     number = np.arange(len(found))
     before = np.where(found == 0, 1.0, number / np.maximum(found, 1))
     return float((before + (number + 1) / (found + 1)).sum() / (2 * num_positives))

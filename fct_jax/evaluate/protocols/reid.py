@@ -13,7 +13,7 @@ PAIRS = 16384  # pairs of rows compared at a time
 def market1501(
     distances, query_ids, gallery_ids, query_cameras, gallery_cameras, *, max_rank: int = 50
 ) -> dict[str, np.ndarray | float]:
-    """CMC and mAP of the Market-1501 protocol (Zheng et al., ICCV 2015).
+    """Return CMC and mAP of the Market-1501 protocol (Zheng et al., ICCV 2015).
 
     Gallery items of the query's identity seen by the query's camera are removed. A query without
     any match left is not counted. Equal distances rank the lower gallery row first.
@@ -86,7 +86,7 @@ def market1501_per_query(
 def k_reciprocal_rerank(
     query, gallery, k1: int = 20, k2: int = 6, weight: float = 0.3, *, dtype=np.float16
 ) -> np.ndarray:
-    """Distances re-ranked with k-reciprocal encoding (Zhong et al., CVPR 2017).
+    """Return distances re-ranked with k-reciprocal encoding (Zhong et al., CVPR 2017).
 
     ``weight`` times the original distance plus ``1 - weight`` times the Jaccard distance of the
     encodings. The original distance is the squared Euclidean one of L2-normalised vectors,
@@ -134,7 +134,7 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _neighbours(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest ``count`` rows of each row, itself first, and its largest squared distance."""
+    """Return each row's nearest ``count`` rows, itself first, and its largest squared distance."""
     count = min(count, len(vectors))
     nearest = np.empty((len(vectors), count), np.int64)
     largest = np.empty(len(vectors), np.float32)
@@ -149,7 +149,7 @@ def _neighbours(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _reciprocal(neighbours: np.ndarray) -> sparse.csr_array:
-    """Binary (N, N): j is a neighbour of i and i one of j."""
+    """Return a binary (N, N): j is a neighbour of i and i one of j."""
     total = len(neighbours)
     forward = _pattern(np.repeat(np.arange(total), neighbours.shape[1]), neighbours.ravel(), total)
     return sparse.csr_array(forward.multiply(forward.T))
@@ -161,7 +161,7 @@ def _pattern(rows: np.ndarray, columns: np.ndarray, total: int) -> sparse.csr_ar
 
 
 def _encode(vectors, neighbours, largest, k1: int) -> sparse.csr_array:
-    """Rows of weights over each item's expanded k-reciprocal neighbours; each row sums to 1."""
+    """Return weights over each item's expanded k-reciprocal neighbours; each row sums to 1."""
     full = _reciprocal(neighbours[:, : k1 + 1])
     half = _reciprocal(neighbours[:, : int(np.around(k1 / 2)) + 1])
     # A neighbour brings its own half-size set when more than 2/3 of that set is already there.
@@ -182,7 +182,7 @@ def _encode(vectors, neighbours, largest, k1: int) -> sparse.csr_array:
 
 
 def _average(neighbours: np.ndarray, encoding: sparse.csr_array) -> sparse.csr_array:
-    """Local query expansion: the mean encoding of the nearest items, itself included."""
+    """Return the mean encoding of the nearest items, itself included: local query expansion."""
     total, count = neighbours.shape
     chosen = _pattern(np.repeat(np.arange(total), count), neighbours.ravel(), total)
     mean = sparse.csr_array(chosen @ encoding)
@@ -191,14 +191,14 @@ def _average(neighbours: np.ndarray, encoding: sparse.csr_array) -> sparse.csr_a
 
 
 def _rounded(encoding: sparse.csr_array, dtype) -> sparse.csr_array:
-    """The values to the precision of dtype, kept in float32 (sparse arrays have no float16)."""
+    """Return the values rounded to dtype, kept in float32 (sparse arrays have no float16)."""
     encoding.sort_indices()
     encoding.data = encoding.data.astype(dtype).astype(np.float32)
     return encoding
 
 
 def _jaccard(query: sparse.csr_array, gallery: sparse.csr_array, dtype) -> np.ndarray:
-    """(Q, G): 1 - sum of minima / sum of maxima, where every row sums to 1."""
+    """Return (Q, G) values of 1 − sum of minima / sum of maxima; every row sums to 1."""
     columns = sparse.csc_array(gallery)
     distance = np.empty((query.shape[0], gallery.shape[0]), np.float32)
     weights, column_weights = query.data.astype(dtype), columns.data.astype(dtype)

@@ -15,7 +15,7 @@ BLOCK = 1024  # probes or pairs worked on at a time
 
 
 class Identified(NamedTuple):
-    """Of each probe, (P,): where its person's templates, its mates, are among the gallery's.
+    """Ranks of each probe's mates, (P,): the gallery's templates of the same person.
 
     Attributes:
       rank: of the first mate, 1 for the nearest; 0 without a mate.
@@ -33,7 +33,7 @@ class Identified(NamedTuple):
 def pool_templates(
     embeddings, templates, media, *, weights=None, normalize: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One vector for each template (set of images and video frames of one person).
+    """Return one vector for each template (set of images and video frames of one person).
 
     Embeddings are averaged over each (template, media) first, so that a long video weighs as
     much as a photograph, then over the template, then L2-normalised (IJB-C, ICB 2018).
@@ -80,7 +80,7 @@ def pool_templates(
 
 
 def pair_scores(ids, vectors, first, second) -> np.ndarray:
-    """(P,) inner products of template pairs, given by their ids ``first`` and ``second`` (P,).
+    """Return the inner products (P,) of template pairs, given by ids ``first`` and ``second`` (P,).
 
     Args:
       ids: (T,) sorted template ids and vectors: (T, D), as `pool_templates` gives them.
@@ -98,7 +98,7 @@ def pair_scores(ids, vectors, first, second) -> np.ndarray:
 
 
 def tar_at_far(scores, same, fars: Sequence[float] = FARS) -> dict[str, float]:
-    """True accept rate at each false accept rate, for instance ``{"tar@far=1e-06": 0.9, …}``.
+    """Return the true accept rate at each false accept rate, such as ``{"tar@far=1e-06": 0.9}``.
 
     The threshold is the lowest at which the share of different-person pairs accepted does not
     exceed the given rate; published scripts take the nearest point of the curve instead, which
@@ -132,7 +132,7 @@ def tar_at_far(scores, same, fars: Sequence[float] = FARS) -> dict[str, float]:
 
 
 def _rejected(impostor: np.ndarray, rate: float) -> float:
-    """The highest score that is rejected where ``rate`` of the ``impostor`` scores may pass.
+    """Return the highest score that is rejected if ``rate`` of the ``impostor`` scores may pass.
 
     They are sorted, the highest first. The best one beyond those allowed is rejected, and with it
     what ties with it. Raises UserError for a rate outside [0, 1].
@@ -146,7 +146,7 @@ def _rejected(impostor: np.ndarray, rate: float) -> float:
 def identification(
     probe, probe_ids, gallery, gallery_ids, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """1:N identification: ``{"top@1": …, "map": …, "mated": …, "tpir@fpir=0.01": …}``.
+    """Return 1:N identification: ``{"top@1": …, "map": …, "mated": …, "tpir@fpir=0.01": …}``.
 
     Probes whose person is not in the gallery are left out of all but `tpir_at_fpir`; ``mated`` is
     the share that stays. Equal scores rank the lower gallery row first in top@k and share one
@@ -167,7 +167,7 @@ def identification(
 
 
 def tpir_at_fpir(found: Identified, fpirs: Sequence[float] = FPIRS) -> dict[str, float]:
-    """True positive at false positive identification rates, ``{"tpir@fpir=0.01": …, …}``.
+    """Return true at false positive identification rates, ``{"tpir@fpir=0.01": …, …}``.
 
     A probe is found when a mate has rank 1 and a score above the threshold; the TPIR is the share
     of the probes with mates that are. Every probe also searches the gallery without its mates: the
@@ -221,7 +221,7 @@ def identification_per_probe(probe, probe_ids, gallery, gallery_ids) -> Identifi
 
 
 def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Mean over the positives of the precision among all scores at least as high."""
+    """Return the mean over positives of the precision among all scores at least as high."""
     scores, positive = np.sort(scores), np.sort(positive)
     above = len(scores) - np.searchsorted(scores, positive, side="left")
     hits = len(positive) - np.searchsorted(positive, positive, side="left")
@@ -229,7 +229,7 @@ def _average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def _group_mean(values: np.ndarray, group: np.ndarray, count: int) -> np.ndarray:
-    """(count, D) mean of the rows of each group; every group has a row."""
+    """Return the mean (count, D) of the rows of each group; every group has a row."""
     order = np.argsort(group, kind="stable")
     sizes = np.bincount(group, minlength=count)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])

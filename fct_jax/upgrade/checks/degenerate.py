@@ -1,4 +1,4 @@
-"""Whether vectors are those of a dead model: all alike, of a few dimensions, hubs, or copies.
+"""Signs of a dead model in its vectors: all alike, of a few dimensions, hubs, or copies.
 
 A gallery of such vectors has neighbours like any other, so that a comparison with itself looks
 perfect; no map to it, and no advice about it, is worth anything.

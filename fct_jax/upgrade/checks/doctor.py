@@ -37,7 +37,7 @@ _KNOWN_DIMENSIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """What was found in a file of vectors.
+    """Facts and findings about a file of vectors.
 
     Attributes:
       name, form: where the vectors are, and the form that they are kept in.

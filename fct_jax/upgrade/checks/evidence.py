@@ -24,7 +24,7 @@ _FLOOR = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """How far above chance the own pairs are: deviations of a random pairing and rotation."""
+    """Deviations of the own pairs above chance, under random pairing and under random rotation."""
 
     paired: float
     related: float
@@ -39,7 +39,7 @@ class Agreement:
 
     @property
     def deviations(self) -> float:
-        """How far above a random pairing."""
+        """Return how many deviations the correlation is above a random pairing."""
         return self.correlation / max(self.deviation, _FLOOR)
 
 

@@ -1,4 +1,4 @@
-"""What is looked at before anything is written: vectors, spaces, and known answers."""
+"""Checks before anything is written: vectors, spaces, and known answers."""
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def check_uncertainty(gallery: Gallery, uncertainty: np.ndarray, start: int = 0)
 
 
 def check_batch(ids: np.ndarray, vectors, dim: int, meta: dict, where: str) -> np.ndarray:
-    """Re-embedded vectors of the ids as (n, D) float32. Raises UserError where unusable."""
+    """Return re-embedded vectors as (n, D) float32. Raises UserError if they are unusable."""
     vectors = np.asarray(vectors)
     if vectors.shape != (len(ids), dim) or vectors.dtype.kind != "f":
         raise UserError(
@@ -65,7 +65,7 @@ def check_lengths(name: str, meta: dict, lengths: np.ndarray) -> None:
 
 
 def check_space(name: str, found: dict, expected: dict, role: str) -> None:
-    """Two sets are of one space, as far as both say. Raises UserError with what differs."""
+    """Raise UserError, with what differs, if two sets are known to be of different spaces."""
     for key in SPACE:
         ours, theirs = found.get(key), expected.get(key)
         if ours is not None and theirs is not None and ours != theirs:
@@ -75,7 +75,7 @@ def check_space(name: str, found: dict, expected: dict, role: str) -> None:
 
 
 def check_gallery_fits(gallery: Gallery, mapping) -> None:
-    """Direction, dimension and model of the gallery are those that the map takes."""
+    """Raise UserError unless direction, dimension and model of the gallery are the map's."""
     there, old, new = gallery.fingerprint, mapping.old_fingerprint, mapping.new_fingerprint
     if there and there == new != old:
         raise UserError(
@@ -95,7 +95,7 @@ def check_gallery_fits(gallery: Gallery, mapping) -> None:
 
 
 def old_space(mapping) -> dict:
-    """What the map knows about the old model's vectors, by the keys of ``meta.json``."""
+    """Return the map's knowledge of the old model's vectors, by the keys of ``meta.json``."""
     known = mapping.known
     meta = {**(mapping.description.get("old_meta") or {})}
     meta["fingerprint"] = mapping.old_fingerprint
@@ -103,7 +103,7 @@ def old_space(mapping) -> dict:
 
 
 def new_space(mapping) -> dict:
-    """What the map knows about the new model's vectors, by the keys of ``meta.json``."""
+    """Return the map's knowledge of the new model's vectors, by the keys of ``meta.json``."""
     known = mapping.known
     meta = {**(mapping.description.get("new_meta") or {})}
     # What the sample said of itself, though it may have been fitted for another metric.
@@ -112,7 +112,7 @@ def new_space(mapping) -> dict:
 
 
 def as_found(meta: dict, vectors) -> dict:
-    """``meta`` with what the vectors show themselves, where there are some (None: unknown).
+    """Return ``meta`` with what the vectors show themselves, if there are any (None: unknown).
 
     That they are not normalized is what ``meta.json`` says by default, so it is measured; and
     by which metric unit vectors are compared makes no difference.
@@ -187,10 +187,10 @@ def check_known_pairs(gallery: Gallery, mapping) -> "tuple[int, Lookup | None]":
 
 
 class Lookup:
-    """Looks for some vectors in rows that are read anyway, whatever their ids."""
+    """A search for some vectors in rows that are read anyway, whatever their ids."""
 
     def __init__(self, wanted: np.ndarray, message: str):
-        """``message``: for the error where more than half of the vectors (m, D) are found."""
+        """Take vectors (m, D) and a ``message`` for the error if over half of them are found."""
         self._wanted, self._message = np.asarray(wanted, np.float32), message
         self._squares = (self._wanted**2).sum(axis=1)
         self._nearest = np.full(len(wanted), np.inf)

@@ -1,4 +1,4 @@
-"""Do new vectors belong to the items that they are given for, and does the map fit them?
+"""Test whether new vectors belong to their ids by comparing them with h(old).
 
 There are three answers. *Fits*: h(old) and the new vectors agree far beyond chance. *Wrong*: there
 is evidence for something else, which is named: another order of the rows, other items, the other
@@ -46,7 +46,7 @@ _FEWEST = 8
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a right pairing shows: deviations as of `Evidence`, correlation, and the mean place.
+    """The figures of a right pairing: deviations as of `Evidence`, correlation, and mean place.
 
     score, spread: mean and deviation of `own_places` over the ``tested`` pairs. A score of 0 is
     none: items that the map finds hard are not held to that of all.
@@ -149,7 +149,7 @@ def ask(
 
 
 def _by_score(translated, new, metric: str, expected: Expected | None, why: str) -> Answer:
-    """Most pairs are right; whether some are wrong is seen by how well items find themselves."""
+    """Answer where most pairs are right: items that do not find themselves show the wrong ones."""
     if expected is not None and expected.score:
         count, score = len(new), float(own_places(translated, new, metric).mean())
         # Of right pairs, as the tested ones were.
@@ -162,7 +162,7 @@ def _by_score(translated, new, metric: str, expected: Expected | None, why: str)
 
 
 def _by_power(old, new, found: Evidence, expected, pairing: Answer, why: str) -> Answer:
-    """The map shows nothing; whether that is its own fault, or another model's."""
+    """Answer where the map shows nothing: by its own fault, or because of another model."""
     count = len(new)
     reach = expected
     if expected is None:
@@ -182,7 +182,7 @@ def _by_power(old, new, found: Evidence, expected, pairing: Answer, why: str) ->
 
 
 def _missing(found: Evidence, expected) -> bool:
-    """Whether evidence is absent that was sure to be there."""
+    """Return whether evidence is absent that was sure to be there."""
     return any(
         hope >= _POWER and seen < max(_ABSENT, _FRACTION * hope)
         for seen, hope in ((found.paired, expected.paired), (found.related, expected.related))
@@ -238,12 +238,12 @@ def check_known_answers(answer: Answer, what: str) -> int:
 
 
 def _would_do(count: int, expected: float) -> int:
-    """Items at which what is expected of them reaches the power that an answer takes."""
+    """Return the number of items at which the expected evidence reaches the needed power."""
     return max(2 * count, int(np.ceil(count * (_POWER / expected) ** 2)))
 
 
 def _cross_fitted(old, new) -> Evidence:
-    """Evidence of ridge maps, each fitted on one half of the items and asked of the other."""
+    """Return evidence of ridge maps, each fitted on one half of the items, tested on the other."""
     old, new = np.asarray(old, np.float64), np.asarray(new, np.float64)
     half = np.random.default_rng(0).permutation(len(new)) % 2 == 0
     guessed = np.empty_like(new)

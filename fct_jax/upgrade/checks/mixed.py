@@ -1,4 +1,4 @@
-"""Are vectors of two models mixed in one file, so that half of all comparisons mean nothing?"""
+"""Detection of two models' vectors in one file, where half of all comparisons mean nothing."""
 
 from __future__ import annotations
 

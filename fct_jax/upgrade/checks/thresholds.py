@@ -1,4 +1,4 @@
-"""What becomes of a service's cut-off on scores when the model changes.
+"""Recalibration of a service's cut-off on scores when the model changes.
 
 Scores of two models are related by isotonic regression: the best increasing function. It serves
 thresholds only. Ranking stays on raw scores, because an isotonic fit is a step function that makes

@@ -36,7 +36,7 @@ class ArraysGallery(Gallery):
     writer = SetTarget
 
     def __init__(self, path, arrays: list[Array], ids: np.ndarray | None, meta: dict):
-        """``ids``: None for row numbers. Raises UserError for shapes that do not fit."""
+        """Take ``ids``, or None for row numbers. Raises UserError if shapes do not fit."""
         for array in arrays:
             if len(array.shape) == 3:
                 raise UserError(

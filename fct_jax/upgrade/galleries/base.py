@@ -27,7 +27,7 @@ TRANSLATED, NEW = 0, 1
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a gallery is to be read.
+    """Settings for reading a gallery.
 
     Attributes:
       id_column, vector_column: names of columns; None: found by their kind.
@@ -104,7 +104,7 @@ class Gallery(abc.ABC):
 
     @property
     def fingerprint(self) -> str | None:
-        """Fingerprint of the model in whose space the vectors live; None when unknown."""
+        """Return the fingerprint of the model in whose space the vectors live, or None."""
         return self.meta.get("fingerprint")
 
     @abc.abstractmethod
@@ -204,7 +204,7 @@ class Gallery(abc.ABC):
         return self
 
     def unusable(self, row: int, reason: str) -> None:
-        """Called by a reader that finds a stored row without a vector, which it reads as NaN."""
+        """Record a stored row without a vector, which the reader found and reads as NaN."""
         if row in self.bad.entries:
             return
         id_ = self.ids[self.served(row)]
@@ -296,7 +296,7 @@ def _is_form(name: str) -> bool:
 
 
 def _offered() -> list:
-    """The forms of other packages that are installed."""
+    """Return the forms of other packages that are installed."""
     names = [name for name in _entry_points() if name not in FORMS]
     return [plugins.find(FORMS, name, "form of gallery", "galleries") for name in names]
 

@@ -126,7 +126,7 @@ def _only_vector(kinds: dict, name: str) -> str:
 
 
 def _sounds(name: str) -> bool:
-    """Whether a column of text or bytes is called as if it held vectors."""
+    """Return whether the name of a column of text or bytes suggests vectors."""
     return any(part in name.lower() for part in ("vec", "emb", "feature"))
 
 
@@ -165,7 +165,7 @@ class Vectors:
     """
 
     def __init__(self, name: str, column: pa.Array):
-        """``column``: some of its rows, with a vector in one of them at least."""
+        """Take some rows of the column, at least one of them with a vector."""
         self.name = name
         column = plain_array(column)
         self._bytes = _kind_of_bytes(column.drop_null(), name) if is_bytes(column.type) else None
@@ -227,7 +227,7 @@ def _reason(length: int, dim: int) -> str:
 
 
 def _numbers(column: pa.Array) -> pa.Array:
-    """Lists of numbers of text such as ``[0.1, 2e-3]``, ``{1,2}`` or ``1 2``; null where none."""
+    """Return lists of numbers of text such as ``[0.1, 2e-3]``, ``{1,2}`` or ``1 2``, or nulls."""
     kind = pa.list_(pa.float32())
     tight = pc.replace_substring(column, " ", "")
     tight = pc.utf8_trim(tight, characters="[](){}\n\t")
@@ -246,7 +246,7 @@ def _parsed(cell: str | None) -> list[float] | None:
 
 
 def _kind_of_bytes(column: pa.Array, name: str) -> type:
-    """Of the float types, that in which bytes are numbers as they occur in embeddings."""
+    """Return the float type in which bytes are numbers as they occur in embeddings."""
     cells = [cell for cell in column.slice(0, 64).to_pylist() if cell]
     for kind in _BYTES:
         if not cells or any(len(cell) % np.dtype(kind).itemsize for cell in cells):
@@ -293,7 +293,7 @@ def ids_of(chunks: list[pa.Array], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _filled(kind: str, chunks: list[pa.Array], decode) -> np.ndarray:
-    """The chunks decoded into one array, one at a time: text takes much room in NumPy."""
+    """Return the chunks decoded into one array, one at a time: text takes much room in NumPy."""
     found, row = np.empty(sum(map(len, chunks)), kind), 0
     for chunk in chunks:
         found[row : row + len(chunk)] = decode(chunk)
@@ -302,7 +302,7 @@ def _filled(kind: str, chunks: list[pa.Array], decode) -> np.ndarray:
 
 
 def _uuids(column: pa.Array) -> np.ndarray:
-    """(n,) text ``xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx``, of 16 bytes each."""
+    """Return text ``xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`` (n,) of 16 bytes each."""
     column = column.fill_null(b"\0" * 16)
     data = np.frombuffer(column.buffers()[1], np.uint8)
     data = data[column.offset * 16 :][: len(column) * 16].reshape(-1, 16)

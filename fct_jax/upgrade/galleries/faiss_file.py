@@ -132,7 +132,7 @@ class FaissGallery(Gallery):
 
 
 def _listed(lists) -> np.ndarray:
-    """The ids in inverted lists, list by list."""
+    """Return the ids in inverted lists, list by list."""
     parts = []
     for number in range(lists.nlist):
         count = lists.list_size(number)
@@ -154,7 +154,7 @@ def _opened(path: Path):
 
 
 def write_empty(path: Path, ids: np.ndarray, dim: int, metric: str) -> None:
-    """Writes an IndexIDMap2 of an IndexFlat whose vectors are all zero.
+    """Write an IndexIDMap2 of an IndexFlat whose vectors are all zero.
 
     The file is as ``faiss.write_index`` writes it, but its vectors are a hole to be filled in
     place, so that memory does not grow with their number.
@@ -172,10 +172,10 @@ def write_empty(path: Path, ids: np.ndarray, dim: int, metric: str) -> None:
 
 
 def vectors_offset() -> int:
-    """Where the vectors of a file of `write_empty` start, in bytes."""
+    """Return the byte at which the vectors of a file of `write_empty` start."""
     return 2 * len(_head(b"IxM2", 0, 0, 0)) + 8
 
 
 def _head(name: bytes, dim: int, count: int, metric_type: int) -> bytes:
-    """What every index file starts with: two unused numbers stand between count and trained."""
+    """Return the start of every index file: two unused numbers between count and trained."""
     return name + struct.pack("<iqqqBi", dim, count, 1 << 20, 1 << 20, 1, metric_type)

@@ -70,7 +70,7 @@ def load(path: Path):
 
 
 def _shape(archive, name: str) -> tuple:
-    """The shape of an array of an archive, by its header."""
+    """Return the shape of an array of an archive, by its header."""
     with archive.zip.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0

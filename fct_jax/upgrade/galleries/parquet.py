@@ -168,7 +168,7 @@ def _hidden(name: str) -> bool:
 
 
 def _free(name: str, parts: list[Part]) -> str:
-    """A name that no part has a column of."""
+    """Return a name that no part's column has."""
     taken = {column for part in parts for column in part.schema.names}
     names = [name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))]
     return next(n for n in names if n not in taken)
@@ -209,7 +209,7 @@ def _write(source: ParquetGallery, number: int, path: Path, vectors: Rows, versi
 
 
 def _stretches(reader, group: int, rows: int, size: int, names: list[str]) -> Iterator[pa.Table]:
-    """Tables of ``size`` rows of a group; a file may have no other columns than the vectors."""
+    """Yield tables of ``size`` rows of a group; a file may have no column but the vectors."""
     if not names:
         for start in range(0, rows, size):
             yield pa.table({"row": pa.nulls(min(size, rows - start))})
@@ -219,7 +219,7 @@ def _stretches(reader, group: int, rows: int, size: int, names: list[str]) -> It
 
 
 def _made(held: pa.Table, at: int, schema: pa.Schema, source, vectors, versions) -> pa.Table:
-    """The rows with their new vectors and versions; ``at``: the first of them in the target."""
+    """Return the rows with new vectors and versions; ``at``: the first of them in the target."""
     last = at + held.num_rows
     codes = versions.read(at, last)[:, 0].astype(np.int8)
     field = schema.field(source.vector_column)
@@ -231,7 +231,7 @@ def _made(held: pa.Table, at: int, schema: pa.Schema, source, vectors, versions)
 
 
 def _schema(schema: pa.Schema, source: ParquetGallery, dim: int) -> pa.Schema:
-    """The source's columns, vectors of the new dimension, and the versions at the end."""
+    """Return the source's columns, vectors of the new dimension, and the versions at the end."""
     place = schema.get_field_index(source.vector_column)
     kind = plain(schema.field(place).type)
     if not is_list(kind) or not pa.types.is_floating(kind.value_type):
@@ -245,7 +245,7 @@ def _schema(schema: pa.Schema, source: ParquetGallery, dim: int) -> pa.Schema:
 
 
 def _codecs(reader: pq.ParquetFile, source: ParquetGallery) -> dict[str, str] | str:
-    """The compression of each of the source's columns."""
+    """Return the compression of each of the source's columns."""
     if not reader.metadata.num_row_groups:
         return "snappy"
     group = reader.metadata.row_group(0)

@@ -32,17 +32,17 @@ class Quarantine:
 
     @property
     def rows(self) -> np.ndarray:
-        """(n,) int64: the rows, ascending."""
+        """Return the rows (n,) int64, ascending."""
         return np.array(sorted(self.entries), np.int64)
 
     @property
     def ids(self) -> list:
-        """The id of each row, in the order of ``rows``."""
+        """Return the id of each row, in the order of ``rows``."""
         return [self.entries[row][0] for row in sorted(self.entries)]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many rows there are of each reason, the most frequent first."""
+        """Return the number of rows of each reason, the most frequent first."""
         kinds = [reason for _, reason, _ in self.entries.values()]
         return dict(sorted(((k, kinds.count(k)) for k in set(kinds)), key=lambda e: (-e[1], e[0])))
 

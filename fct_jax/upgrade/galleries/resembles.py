@@ -1,4 +1,4 @@
-"""What a path that is no gallery looks like, and the nearest thing that can be read."""
+"""Hints for a path that is no gallery: what it looks like, and what can be read instead."""
 
 import difflib
 from pathlib import Path

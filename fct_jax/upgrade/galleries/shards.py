@@ -52,12 +52,12 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _folders(root: Path) -> dict[str, Path]:
-    """The folders of shards in a root, by name."""
+    """Return the folders of shards in a root, by name."""
     return {f.name: f for f in sorted(root.iterdir()) if f.is_dir() and _shards(f)}
 
 
 def _tables(folder: Path) -> list[Path]:
-    """The metadata files of a folder of shards, in it or in ``metadata`` beside it."""
+    """Return the metadata files of a folder of shards, in it or in ``metadata`` beside it."""
     for where in (folder, folder / "metadata", folder.parent / "metadata"):
         found = [f for f in where.glob("*.parquet") if numbered(f.name)] if where.is_dir() else []
         if found:

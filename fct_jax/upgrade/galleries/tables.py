@@ -16,7 +16,7 @@ _IDS = 1 << 16
 
 
 class Part(abc.ABC):
-    """A file, or what else a table is read from in order. Open only while it is read.
+    """A file, or another source of a table that is read in order; it is open only meanwhile.
 
     Attributes:
       name: for messages.
@@ -104,7 +104,7 @@ class TableGallery(Gallery):
         return np.unique(self.served(rows[~np.isin(rows, self._gone)]))[:count]
 
     def _from(self, row: int) -> pa.Array:
-        """Some rows from ``row`` on; reading forwards goes on where it stopped."""
+        """Return some rows from ``row`` on; reading forwards goes on at the last place."""
         if self._held is None or row < self._first or self._group(row) > self._group_after() + 1:
             group = self._group(row)
             self._first = int(self._group_starts[group])
@@ -119,11 +119,11 @@ class TableGallery(Gallery):
         return int(np.searchsorted(self._group_starts, row, side="right")) - 1
 
     def _group_after(self) -> int:
-        """The group of the last row that was read."""
+        """Return the group of the last row that was read."""
         return self._group(self._first + len(self._held) - 1)
 
     def _columns(self, names: list[str], group: int, size: int) -> Iterator[pa.RecordBatch]:
-        """Batches that are not empty, from a group of the gallery to its end."""
+        """Yield batches that are not empty, from a group of the gallery to its end."""
         part = int(np.searchsorted(self._first_groups, group, side="right")) - 1
         for number in range(part, len(self.parts)):
             first = group - int(self._first_groups[part]) if number == part else 0
@@ -146,7 +146,7 @@ class TableGallery(Gallery):
         return columns.ids_of([batch.column(0) for batch in read], f"{self.path}")
 
     def _check_parts(self) -> None:
-        """All parts have both columns, in types of one kind. Raises UserError with the part."""
+        """Raise UserError, naming the part, unless all have both columns in types of one kind."""
         for part in self.parts:
             for name in (self.id_column, self.vector_column):
                 if name is not None and name not in part.schema.names:

@@ -15,7 +15,7 @@ from fct_jax.upgrade.galleries.rows import Rows, npy_rows
 
 
 class Target(abc.ABC):
-    """A new-space gallery under way, written in place: its rows, versions and description.
+    """An unfinished new-space gallery, written in place: its rows, versions and description.
 
     It is called ``gallery.partial`` until every row is translated. A form writes itself by
     `lay_out` and `open_vectors`; the rest is here, and may be overridden.
@@ -60,7 +60,7 @@ class Target(abc.ABC):
 
     @property
     def store(self) -> Path:
-        """Where the rows are."""
+        """Return the place of the rows."""
         return self.folder
 
     def create(self, dim: int, metric: str) -> None:

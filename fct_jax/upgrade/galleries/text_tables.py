@@ -132,7 +132,7 @@ class CsvPart(TextPart):
 
 
 def _wide(names: list[str]) -> list[str]:
-    """The columns that are one vector: called alike but for numbers that count up; [] if none."""
+    """Return the columns of one vector: alike but for numbers that count up; [] if none."""
     if "vector" in names:
         return []
     found = [(m[1], int(m[2]), n) for n in names if (m := re.fullmatch(r"(.*?)(\d+)", n))]

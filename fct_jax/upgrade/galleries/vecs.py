@@ -45,7 +45,7 @@ class VecsGallery(ArraysGallery):
 
 
 def _count(ending: str, size: int, head: np.ndarray) -> int | None:
-    """The number of rows by size and header; None if they contradict each other."""
+    """Return the number of rows by size and header; None if they contradict each other."""
     width = np.dtype((_ROWS | _WHOLE)[ending]).itemsize
     if ending in _ROWS:
         row = 4 + int(head[0]) * width

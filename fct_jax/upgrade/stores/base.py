@@ -1,4 +1,4 @@
-"""What every store offers: read by key, guarded writes, search, a sibling and a pointer."""
+"""The interface of every store: read by key, guarded writes, search, a sibling and a pointer."""
 
 import abc
 import dataclasses
@@ -21,7 +21,7 @@ BATCH_ROWS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some rows of a store, by ascending id.
+    """Rows of a store, by ascending id.
 
     Attributes:
       ids: (n,) int64 or text.
@@ -82,7 +82,7 @@ class Store(abc.ABC):
 
     @property
     def batch_rows(self) -> int:
-        """How many rows a batch has by default."""
+        """Return the default number of rows in a batch."""
         return max(1, min(BATCH_ROWS, BATCH_BYTES // (4 * self.dim)))
 
     @abc.abstractmethod
@@ -102,7 +102,7 @@ class Store(abc.ABC):
         """Return {id: (version or None, token or None)} of those ids that are there."""
 
     def states_in_order(self, ids) -> dict:
-        """`states` of ascending ids, asked for one batch behind the other: a quick way, if any."""
+        """Return `states` of ascending ids, asked for batch by batch, or by a quicker way."""
         return self.states(ids)
 
     @abc.abstractmethod
@@ -303,5 +303,5 @@ def plain(one):
 
 
 def _is_stale(state, token) -> bool:
-    """Whether a sibling lacks a row (no state) or has it from before it was changed."""
+    """Return whether a sibling lacks a row (no state) or has it from before a change."""
     return state is None or (state[1] is not None and state[1] != int(token))

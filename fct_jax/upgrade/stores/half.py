@@ -1,4 +1,4 @@
-"""Search of a half re-embedded gallery in two stores, whatever kind they are.
+"""Search in a half re-embedded gallery that lies in two stores of any kind.
 
 The old store holds every item's old vector, its sibling the new model's vectors of those that
 are re-embedded (version `NEW`). Scores of two models are not comparable; the affine factors of

@@ -139,7 +139,7 @@ class LanceStore(Store):
         return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, self.dim)
 
     def _of(self, ids, columns):
-        """Rows of some ids, in no order."""
+        """Return the rows of some ids, in no order."""
         some = ",".join(map(self.literal, ids)) or "null"
         query = self.latest().search().where(f"{self.id_column} in ({some})")
         return query.select(columns).to_arrow()
@@ -201,7 +201,8 @@ class LanceStore(Store):
         return np.array([states.get(plain(one)) == (version, int(t)) for one, t in pairs], bool)
 
     def _lies_behind(self, first) -> bool:
-        """Whether all ids of the table are lower, so that appending is safe: ten times as fast.
+        """Return whether all the table's ids are lower, so that appending is safe: ten times as
+        fast.
 
         This is known as long as nobody else has written since we did.
         """
@@ -217,7 +218,7 @@ class LanceStore(Store):
         return plain(first) > self._highest
 
     def _tried(self, action):
-        """Do what other writers may come in between of, several times if need be."""
+        """Do work that other writers may interrupt, several times if need be."""
         for left in reversed(range(_TRIES)):
             try:
                 return action()

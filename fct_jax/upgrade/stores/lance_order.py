@@ -18,7 +18,7 @@ class Ordered:
     """Some columns of a table, a window at a time; each from one version of the table."""
 
     def __init__(self, store, key: str, columns: list[str], row_ids: bool = False):
-        """store: gives ``latest()``, the newest table, and ``literal(id)`` for conditions."""
+        """Take a store with ``latest()``, the newest table, and ``literal(id)`` for conditions."""
         self._store, self._key, self._columns, self._row_ids = store, key, columns, row_ids
         self._rows = self._last = self.table = None
         self._at, self._cut = 0, False

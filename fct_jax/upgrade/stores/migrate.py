@@ -23,7 +23,7 @@ MOST_PASSES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Caught:
-    """What catching up found.
+    """The rows that catching up brought over.
 
     Attributes:
       written: rows that were missing or had changed.

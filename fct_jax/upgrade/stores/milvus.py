@@ -89,7 +89,7 @@ class MilvusStore(Store):
         self.meta = json.loads(found.get("properties", {}).get("fct_jax", "{}"))
 
     def _rows(self, condition: str, fields: list[str], limit: int) -> list[dict]:
-        """Rows by ascending id, as the client's own iterator asks for them.
+        """Return rows by ascending id, as the client's own iterator asks for them.
 
         Without these two flags rows come in any order; and the iterator itself fails where a
         text id has a quotation mark or a backslash.

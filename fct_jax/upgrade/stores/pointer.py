@@ -1,4 +1,4 @@
-"""What readers follow: the store to query and the model to query it with, in one value."""
+"""The pointer that readers follow: the store and the model to query it with, in one value."""
 
 import abc
 

@@ -166,7 +166,7 @@ class PostgresStore(Searching, Store):
         return self.page(after, limit or self.batch_rows, join=join, where=where, **other)
 
     def shares_server(self, other) -> bool:
-        """Whether another store's table can be joined in one statement."""
+        """Return whether another store's table can be joined in one statement."""
         return isinstance(other, PostgresStore) and other.db is self.db
 
     def _of(self, text: str, ids):

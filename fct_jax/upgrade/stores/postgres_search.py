@@ -37,7 +37,7 @@ class Searching:
 
     @property
     def _type(self) -> str:
-        """The type that is compared: HNSW on more than 2,000 dimensions takes halfvec alone."""
+        """Return the type that is compared: HNSW on over 2,000 dimensions takes only halfvec."""
         return f"{'halfvec' if self.half or self.dim > _INDEXED else 'vector'}({self.dim})"
 
     def build_index(self):
@@ -59,17 +59,17 @@ class Searching:
         return f"{{v}}::{self._type}" if wide else "{v}"
 
     def distance(self, table: str) -> str:
-        """The distance of a table's rows to one parameter, written as the index has it."""
+        """Return the distance of a table's rows to one parameter, written as the index has it."""
         column = self._column.replace("{v}", f"{table}.{{v}}")
         return f"({column}) {METRICS[self.metric][0]} %s::{self._type}"
 
     def score(self, table: str):
-        """The score of a table's rows for one parameter."""
+        """Return the score of a table's rows for one parameter."""
         text = METRICS[self.metric][2].format(self.distance(table))
         return self.sql.SQL(text).format(**self.names)
 
     def nearest(self, k: int, where: str = "true", **names):
-        """The statement for the k nearest of a query, which it takes as its two parameters."""
+        """Return the statement for the k nearest of a query, which is both its parameters."""
         text = (
             f"select s.{{id}} as id, {METRICS[self.metric][2].format(self.distance('s'))} as score "
             f"from {{t}} s where s.{{v}} is not null and {where} "
@@ -79,7 +79,7 @@ class Searching:
 
     @contextlib.contextmanager
     def searching(self, k: int):
-        """Context for searches with `nearest`; yields what runs a statement."""
+        """Yield a function that runs a statement, in a context for searches with `nearest`."""
         with self.db.transaction():
             # Rows that a condition drops must not shorten the list: the index is scanned on.
             self.ask("set local hnsw.iterative_scan = 'strict_order'")
@@ -95,7 +95,7 @@ class Searching:
         return ranked(hits, k, self)
 
     def search_half(self, new, queries_old, queries_new, k, affine, *, way="dual"):
-        """`half.search_half`; the factors are parameters of one statement a query."""
+        """Search as `half.search_half` does; the factors are parameters of a statement a query."""
         if not self.shares_server(new):
             return super().search_half(new, queries_old, queries_new, k, affine, way=way)
         check_way(way, affine, len(queries_old), len(queries_new))

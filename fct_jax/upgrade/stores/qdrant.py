@@ -103,7 +103,7 @@ class QdrantStore(Store):
         return Batch(self.id_array(ids), values, np.array(tokens, np.int64), last, rows)
 
     def _behind(self, after):
-        """The least id above one: Qdrant's offset is the first id of the page."""
+        """Return the least id above one: Qdrant's offset is the first id of the page."""
         return after + 1 if self.id_kind == "int" else str(uuid.UUID(int=uuid.UUID(after).int + 1))
 
     def _of(self, point):

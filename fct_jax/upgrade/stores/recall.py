@@ -1,4 +1,4 @@
-"""How much of the exact result a store's index finds."""
+"""The share of the exact result that a store's index finds."""
 
 import numpy as np
 

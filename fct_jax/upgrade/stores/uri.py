@@ -47,7 +47,7 @@ class Uri:
 
 
 def is_store(text) -> bool:
-    """Whether a text names a store rather than a file or folder."""
+    """Return whether a text names a store rather than a file or folder."""
     return "://" in str(text)
 
 
