@@ -45,7 +45,8 @@ def compatible() -> ConfigDict:
     config = ConfigDict()
     config.task = "compatible"
     # "none" (a model alone), "bct", "bct_ract", "lce", "hot_refresh", "unibct", "advbct",
-    # "contrastive", "triplet", "triplet_ract", "l2", "lwf", "focal_distillation"
+    # "contrastive", "triplet", "triplet_ract", "l2", "lwf", "focal_distillation", "oca" (wants a
+    # larger embedding than the old one's), "mixbct"; or one's own, "module:name"
     config.method = "advbct"
     # Run of the old model, EmbeddingSet of the training images, or a function, "module:function".
     config.old = ""
@@ -144,6 +145,8 @@ def compatibility() -> ConfigDict:
     config.elastic = True  # advbct: learned radii
     config.threshold = 1.0  # advbct: T, to which elastic radii move
     config.adversarial_weight = 1.0  # advbct: 0 leaves the discriminator out
+    config.mix_share = 0.3  # mixbct: share of a batch that old embeddings replace
+    config.credible_share = 0.9  # mixbct: of a class's images, those nearest to their old mean
     config.lwf_temperature = 2.0
     config.focal_alpha = 1.0  # focal_distillation
     config.focal_beta = 5.0

@@ -149,6 +149,7 @@ RANGES: dict[str, tuple] = {
     "optimizer.weight_decay": (0, None),
     "optimizer.schedule.warmup_epochs": (0, None),
     "compatibility.top_k": (0, None),
+    "compatibility.mix_share": (0, 1),
     "shard_size": (1, None),
     "map_at": (0, None),
     "steps": (0, None),

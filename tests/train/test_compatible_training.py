@@ -54,24 +54,62 @@ def refused(config, match, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method, old, tmp_path):
-    run = tmp_path / "run"
-    train(new_config(old, method), run)
+    run, row = tmp_path / "run", METHODS[method]
+    dim = 10 if row.extends else 8
+    train(new_config(old, method, model__embedding_dim=dim), run)
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    first, last = [entry for entry in entries if "train/base" in entry][:: len(entries) - 2]
+    first, *_, last = [entry for entry in entries if "train/base" in entry]
     assert last["train/base"] < first["train/base"]
     assert 0 <= last["train/share"] <= 1
     assert (last["train/share"] > 0) == (method != "none")
-    parts = {f"train/{name}" for name in (*METHODS, "boundary", "alignment", "adversarial")}
-    parts &= set(last)
-    assert last["train/loss"] == pytest.approx(
-        last["train/base"] + sum(last[name] for name in parts), rel=1e-4
-    )
-    assert bool(parts) == (method != "none")
+    names = {*METHODS, "boundary", "alignment", "adversarial", "compatibility"}
+    parts = {name for name in names if f"train/{name}" in last}
+    weights = losses.OCA_WEIGHTS._asdict() if method == "oca" else {}
+    # The last steps are of the epoch in which the adversarial loss has the weight 1.
+    expected = sum(weights.get(name, 1.0) * last[f"train/{name}"] for name in parts)
+    expected += row.base_weight * last["train/base"]
+    assert last["train/loss"] == pytest.approx(expected, rel=1e-4)
+    assert bool(parts) == (method not in ("none", "mixbct"))
     # An ordinary backbone, without what only its training needed.
     model = load_model(run)
-    assert model.description["kind"] == "backbone" and model.classifier.shape == (10, 8)
+    assert model.description["kind"] == "backbone" and model.classifier.shape == (10, dim)
     assert set(model.variables["params"]) == {"projection", "projection_bn", "classifier"}
-    assert model.embed(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, 8)
+    assert model.embed(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, dim)
+
+
+def test_oca_keeps_the_old_space_in_the_first_numbers(old, tmp_path):
+    refused(new_config(old, "oca"), "first 8 numbers of a larger.*embedding_dim=10", tmp_path)
+    changes = {"model__embedding_dim": 10, "epochs": 6, "evaluate_every_epochs": 6}
+    train(new_config(old, "oca", **changes), tmp_path / "new")
+    model, before = load_model(tmp_path / "new"), load_model(old)
+    source = data.open_source(config(data__subset=NEW_DATA).data, "train")
+    pixels = np.stack([source[i]["image"] for i in range(200)])
+    new, labels = model.embed(pixels), source.labels[:200]
+    # Cosine with the mean of the own class in the old space, beside those of other classes.
+    means = class_statistics(before.embed(pixels), labels, 10).center
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    likeness = new[:, :8] / np.linalg.norm(new[:, :8], axis=1, keepdims=True) @ means.T
+    own = likeness[np.arange(200), labels]
+    assert (own > np.where(np.arange(10) == labels[:, None], -1, likeness).max(1)).mean() > 0.6
+    # The exported classifier takes the rotation along: it classifies embeddings as they are.
+    unit = new / np.linalg.norm(new, axis=1, keepdims=True)
+    assert ((unit @ model.classifier.T).argmax(1) == labels).mean() > 0.6
+
+
+def test_mixbct_lets_old_embeddings_stand_for_new_ones(old):
+    task = task_of(new_config(old, "mixbct", compatibility__mix_share=0.5))
+    batch, key = first_batch(task), jax.random.key(3)
+    assert task.frozen["credible"].shape == (1000,)
+    assert 0.85 < float(jnp.mean(task.frozen["credible"])) < 0.95
+    variables = jax.jit(task.init)(jax.random.key(0))
+
+    def base(old_scale):
+        frozen = {**task.frozen, "embeddings": old_scale * task.frozen["embeddings"]}
+        return task.loss(variables, frozen, batch, 0, key, False)[1][1]
+
+    assert float(base(1.0)["share"]) == 0.5
+    close(base(2.0)["base"], base(1.0)["base"])  # of old embeddings only the directions count
+    assert float(base(-1.0)["base"]) != pytest.approx(float(base(1.0)["base"]), rel=1e-3)
 
 
 def test_method_changes_the_model(old, tmp_path):
@@ -128,7 +166,7 @@ def test_old_embeddings_are_those_of_the_very_images(flip, old):
     assert bool(batch["flip"].any()) == flip
     outputs = jnp.zeros((60, 10)), jnp.zeros((60, 8))
     params = jax.jit(task.init)(jax.random.key(0))["params"]["model"]
-    seen, _ = task._see(params, outputs, task.frozen, batch, 5)
+    seen = task._see(params, outputs, task.frozen, batch, 5)
     model = load_model(old)
     expected = model.forward(model.variables, batch["image"], batch["flip"])[1]
     np.testing.assert_allclose(seen.old_embedding, expected, rtol=1e-4, atol=1e-5)
@@ -145,7 +183,7 @@ def test_advbct_step_equals_the_published_code(golden_advbct, threshold):
     epoch, epochs, batch, batches = (int(n) for n in arrays["step/epoch_nepoch_batchidx_len"])
     options = configs.compatibility()
     options.threshold = threshold
-    method = Compatibility(METHODS["advbct"].losses, FrozenConfigDict(options))
+    method = Compatibility(METHODS["advbct"], FrozenConfigDict(options))
 
     def weight(name):
         return jnp.asarray(arrays[f"disc/d_{name}"])
@@ -162,7 +200,6 @@ def test_advbct_step_equals_the_published_code(golden_advbct, threshold):
         step = Step(
             embedding=feat,
             logits=logits,
-            base_logits=logits,
             classifier=w_new,
             labels=labels,
             old_embedding=jnp.asarray(arrays["step/feat_old"]),
@@ -172,7 +209,9 @@ def test_advbct_step_equals_the_published_code(golden_advbct, threshold):
             adversarial_weight=losses.adversarial_weight(epoch, epochs),
         )
         variables = {"params": learned, "batch_stats": {"discriminator": {"bn1": running}}}
-        terms, new = method.apply(variables, step, mutable=["batch_stats"])
+        (_, terms), new = method.apply(
+            variables, step, lambda embedding: logits, jax.random.key(0), mutable=["batch_stats"]
+        )
         base = losses.cross_entropy(logits, labels).mean()
         return base + terms.total, (terms.losses, terms.share, new)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from fct_jax import losses
 from fct_jax.errors import UserError
+from fct_jax.losses.numerics import normalize
 from fct_jax.models.discriminator import Discriminator
 from fct_jax.models.lce_transformation import LCETransformation
 from fct_jax.runtime import plugins
@@ -27,7 +28,6 @@ class Step(NamedTuple):
 
     embedding: jax.Array  # (B, D) of the new model
     logits: jax.Array  # (B, C) of its classifier
-    base_logits: jax.Array  # (B, C) with the margin of the base loss
     classifier: jax.Array  # (C, D) of the new model
     labels: jax.Array  # (B,)
     old_embedding: jax.Array | None  # (B, Do)
@@ -35,6 +35,9 @@ class Step(NamedTuple):
     statistics: ClassStatistics | None
     progress: jax.Array | float  # share of the training that is over, in [0, 1)
     adversarial_weight: jax.Array | float  # of this epoch
+    base_logits: jax.Array | None = None  # (B, C) with the margin of the base loss
+    old_means: jax.Array | None = None  # (C, Do) of the old unit vectors of the training images
+    credible: jax.Array | None = None  # (B,) whether the old embedding is near its class's mean
 
 
 class Terms(NamedTuple):
@@ -187,6 +190,47 @@ def advbct(scope, step: Step, options):
     return Terms(found, share, {"adversarial": weight})
 
 
+def oca(scope, step: Step, options):
+    parts = losses.oca(step.base_logits, step.embedding, step.labels, step.old_means)
+    known = jnp.any(step.old_means != 0, -1)[step.labels]
+    found = {name: part.mean() for name, part in parts._asdict().items()}
+    del found["classification"]  # the base loss
+    return Terms(found, known.mean(), losses.OCA_WEIGHTS._asdict())
+
+
+def turned(scope, step: Step, options, key):
+    """What OCA classifies: the direction of the embedding, turned by a learned rotation.
+
+    It starts as the identity. The published layer has a bias besides, which is left out here: with
+    it, the exported classifier, which is linear without bias, would not be the trained one.
+    """
+    size = step.embedding.shape[-1]
+    return normalize(step.embedding) @ _rotation(scope.param("turn", _zeros, (size, size))).T
+
+
+def with_turn(kernel: jax.Array, learned) -> jax.Array:
+    """Return OCA's classifier (D, C) of embeddings that are not turned."""
+    return _rotation(learned["turn"]).T @ kernel
+
+
+def _rotation(free: jax.Array) -> jax.Array:
+    return jax.scipy.linalg.expm(free - free.T)
+
+
+def mixbct(scope, step: Step, options):
+    return Terms({}, jnp.minimum(options.mix_share, step.credible.mean()))
+
+
+def mixed(scope, step: Step, options, key):
+    """What MixBCT classifies: a batch in which old embeddings replace a share of the new ones."""
+    given = step.embedding, step.old_embedding, step.credible
+    return losses.mix_old_embeddings(*given, key, options.mix_share)[0]
+
+
+def _zeros(key, shape):
+    return jnp.zeros(shape, jnp.float32)
+
+
 def _uniform_around_zero(key, shape):
     return jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0)
 
@@ -198,13 +242,33 @@ def _logits_of_old_classes(step: Step) -> tuple[jax.Array, jax.Array]:
 
 
 class Method(NamedTuple):
-    """A method and what it needs of the old model."""
+    """A row of the table: a method, what it needs of the old model, and how it changes the base.
+
+    Attributes:
+      losses: ``(scope, step, options) -> Terms``.
+      classifier, embeddings, means, credible: whether it needs the old classifier; the old
+        embeddings of the training images; their means by class; which of them are near these.
+      statistics: kind of the class statistics that it needs; "": none.
+      same_size: whether old and new embeddings must have one size.
+      extends: whether the new embedding must be larger, the old space in its first numbers.
+      classified: ``(scope, step, options, key) -> (B, D)``, what the base loss classifies; None:
+        the new embedding.
+      base_weight: of the base loss.
+      folded: ``(kernel (D, C), learned parameters) -> kernel``: the classifier of new embeddings
+        where others were classified; None: as it was trained.
+    """
 
     losses: Callable
     classifier: bool = False
-    statistics: str = ""  # their kind
-    embeddings: bool = False  # of the training images
-    same_size: bool = True  # of old and new embeddings
+    statistics: str = ""
+    embeddings: bool = False
+    same_size: bool = True
+    means: bool = False
+    credible: bool = False
+    extends: bool = False
+    classified: Callable | None = None
+    base_weight: float = 1.0
+    folded: Callable | None = None
 
 
 METHODS = {
@@ -223,6 +287,16 @@ METHODS = {
     "focal_distillation": Method(
         focal_distillation, classifier=True, embeddings=True, same_size=False
     ),
+    "oca": Method(
+        oca,
+        means=True,
+        same_size=False,
+        extends=True,
+        classified=turned,
+        base_weight=losses.OCA_WEIGHTS.classification,
+        folded=with_turn,
+    ),
+    "mixbct": Method(mixbct, embeddings=True, credible=True, classified=mixed),
 }
 
 
@@ -238,11 +312,19 @@ def find_method(name: str) -> Method:
 
 
 class Compatibility(nn.Module):
-    """A method with what it learns itself; ``apply(variables, step) -> Terms``."""
+    """A method with what it learns itself.
 
-    losses: Callable
+    ``apply(variables, step, head, key) -> (logits of the base loss (B, C), Terms)``; ``head`` gives
+    the logits of what is classified.
+    """
+
+    method: Method
     options: Any
 
     @nn.compact
-    def __call__(self, step: Step) -> Terms:
-        return self.losses(self, step, self.options)
+    def __call__(self, step: Step, head: Callable, key: jax.Array) -> tuple[jax.Array, Terms]:
+        classified = step.embedding
+        if self.method.classified is not None:
+            classified = self.method.classified(self, step, self.options, key)
+        step = step._replace(base_logits=head(classified))
+        return step.base_logits, self.method.losses(self, step, self.options)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from fct_jax import losses
 from fct_jax.data.lists import read_list
 from fct_jax.data.subset import parse_subset
 from fct_jax.embed.images import embeddings_of
@@ -16,7 +17,7 @@ from fct_jax.embed.statistics import (
 )
 from fct_jax.errors import UserError
 from fct_jax.frozen.model import Embedder, Transformer, is_model, load_model
-from fct_jax.storage.class_statistics import ClassStatistics
+from fct_jax.storage.class_statistics import ClassStatistics, class_statistics
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.train.compatible.methods import Method
 
@@ -30,6 +31,8 @@ class OldModel(NamedTuple):
       embeddings: (V, N, Do) of the N training images; views: unflipped and, with V = 2, flipped.
       classifier: (C_old, Do) weights.
       statistics: of its C_old classes.
+      means: (C, Do) of the unit embeddings of the training images of each class.
+      credible: (N,) bool, whose old embeddings are near the mean of their class.
     """
 
     dim: int
@@ -37,6 +40,8 @@ class OldModel(NamedTuple):
     embeddings: np.ndarray | None = None
     classifier: np.ndarray | None = None
     statistics: ClassStatistics | None = None
+    means: np.ndarray | None = None
+    credible: np.ndarray | None = None
 
 
 def old_model(config: ConfigDict, method: Method, source) -> OldModel:
@@ -88,10 +93,18 @@ def old_model(config: ConfigDict, method: Method, source) -> OldModel:
                 f"the old model's {of} has {len(what)} classes of dimension {what.shape[1]}; the "
                 f"new data has {source.num_classes} classes, the old embeddings dimension {dim}"
             )
-    if method.embeddings:
+    if method.embeddings or method.means or method.credible:
         sets = [embeddings_of(config.old, "old", config, "train", view=view) for view in views]
         embeddings = np.stack([_rows_of(found, source, config.data.on_error) for found in sets])
-    return OldModel(dim, fingerprint, embeddings, classifier, statistics)
+    found = OldModel(dim, fingerprint, embeddings, classifier, statistics)
+    if method.means:
+        of = class_statistics(embeddings[0], source.labels, source.num_classes)
+        found = found._replace(means=np.asarray(of.center, np.float32))
+    if method.credible:
+        share = config.compatibility.credible_share
+        credible, _ = losses.credible_mask(embeddings[0], source.labels, share)
+        found = found._replace(credible=credible)
+    return found if method.embeddings else found._replace(embeddings=None)
 
 
 def _check_numbering(config: ConfigDict, model: Embedder) -> None:

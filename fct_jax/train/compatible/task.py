@@ -36,6 +36,12 @@ class Compatible(Backbone):
         old = OldModel(0)
         if config.method != "none":
             old = old_model(config, method, self._train)
+        if method.extends and old.dim >= self.dim:
+            raise UserError(
+                f"config.method={config.method} keeps the old space in the first {old.dim} numbers "
+                f"of a larger embedding: set config.model.embedding_dim={old.dim * 5 // 4} "
+                f"(a quarter more, as published), not {self.dim}"
+            )
         if config.method != "none" and method.same_size and old.dim != self.dim:
             raise UserError(
                 f"config.method={config.method} compares embeddings: the old model's have "
@@ -47,9 +53,12 @@ class Compatible(Backbone):
             "embeddings": old.embeddings,
             "classifier": old.classifier,
             "statistics": old.statistics,
+            "means": old.means,
+            "credible": old.credible,
         }
         self.frozen = sharding.put_replicated(constants, mesh)
-        self._method = Compatibility(method.losses, FrozenConfigDict(config.compatibility))
+        self._row = method
+        self._method = Compatibility(method, FrozenConfigDict(config.compatibility))
         self._metric = MetricLosses(FrozenConfigDict(config.reid), self._train.num_classes)
 
     def init(self, key):
@@ -60,8 +69,8 @@ class Compatible(Backbone):
         outputs = jnp.zeros((2, self._train.num_classes)), jnp.zeros((2, self.dim))
         numbers = jnp.zeros(2, jnp.int32)
         batch = {"label": numbers, "index": numbers, "flip": numbers}
-        seen, _ = self._see(model["params"], outputs, self.frozen, batch, 0)
-        method = self._method.init(method_key, seen)
+        seen = self._see(model["params"], outputs, self.frozen, batch, 0)
+        method = self._method.init(method_key, seen, self._head(seen), method_key)
         metric = self._metric.init(jax.random.fold_in(key, 2), seen.embedding, numbers)
         parts = {"model": model, "method": method, "metric": metric}
         return {
@@ -75,8 +84,13 @@ class Compatible(Backbone):
         return {part: {**variables[part], "model": model[part]} for part in variables}
 
     def export(self, variables):
-        """The model without what the method learns."""
-        return {part: variables[part]["model"] for part in variables}
+        """The model without what the method learns, which may be folded into the classifier."""
+        model = {part: variables[part]["model"] for part in variables}
+        if self._row.folded is None:
+            return model
+        learned = variables["params"]["method"]
+        kernel = self._row.folded(model["params"]["classifier"]["kernel"], learned)
+        return {**model, "params": {**model["params"], "classifier": {"kernel": kernel}}}
 
     def summary(self) -> list[str]:
         """Return what is trained on what, and compatible with which model."""
@@ -112,19 +126,25 @@ class Compatible(Backbone):
         """Base loss and compatibility losses of a batch of images."""
         del freeze_batch_norm
         images = self._preprocessing.on_device(batch["image"], batch["flip"])
+        mix_key = jax.random.fold_in(key, 1)
         outputs, new = self._module.apply(
-            self.export(variables),
+            {part: variables[part]["model"] for part in variables},
             self._augmented(images, key),
             train=True,
             mutable=["batch_stats", *(["intermediates"] if self._config.reid.neck else [])],
         )
-        seen, base = self._see(variables["params"]["model"], outputs, frozen, batch, step)
+        seen = self._see(variables["params"]["model"], outputs, frozen, batch, step)
         method = {part: variables[part]["method"] for part in variables}
-        terms, learned = self._method.apply(method, seen, mutable=["batch_stats"])
+        (base_logits, terms), learned = self._method.apply(
+            method, seen, self._head(seen), mix_key, mutable=["batch_stats"]
+        )
+        base = losses.label_smoothed_cross_entropy(
+            base_logits, batch["label"], self._config.label_smoothing
+        ).mean()
         metric = {"params": variables["params"]["metric"]}
         compared = new["intermediates"]["projected"][0] if self._config.reid.neck else outputs[1]
         added = self._metric.apply(metric, compared, seen.labels)
-        loss = base + sum(added.values())
+        loss = self._row.base_weight * base + sum(added.values())
         loss += self._config.compatibility.weight * terms.total
         batch_stats = {
             "model": new["batch_stats"],
@@ -147,32 +167,32 @@ class Compatible(Backbone):
             images = pad_and_crop(images, crop_key, options.pad, black)
         return erase(images, erase_key, options.erase) if options.erase else images
 
-    def _see(self, params, outputs, frozen, batch, step) -> tuple[Step, jax.Array]:
-        """What the method sees of a step, and the base loss."""
+    def _see(self, params, outputs, frozen, batch, step) -> Step:
+        """Return what the method sees of a step."""
         logits, embedding = outputs
-        classifier = params["classifier"]["kernel"].T
-        base_logits = self._base_logits(embedding, classifier, batch["label"])
-        per_sample = losses.label_smoothed_cross_entropy(
-            base_logits, batch["label"], self._config.label_smoothing
-        )
+        credible = frozen["credible"]
         old_embedding = frozen["embeddings"]
         if old_embedding is not None:
             view = batch["flip"].astype(jnp.int32) if len(old_embedding) == 2 else 0
             old_embedding = old_embedding[view, batch["index"]]
         per_epoch, epochs = self.feed.steps_per_epoch, self._config.epochs
-        seen = Step(
+        return Step(
             embedding=embedding,
             logits=logits,
-            base_logits=base_logits,
-            classifier=classifier,
+            classifier=params["classifier"]["kernel"].T,
             labels=batch["label"],
             old_embedding=old_embedding,
             old_classifier=frozen["classifier"],
             statistics=frozen["statistics"],
             progress=step / (epochs * per_epoch),
             adversarial_weight=losses.adversarial_weight(step // per_epoch, epochs),
+            old_means=frozen["means"],
+            credible=None if credible is None else credible[batch["index"]],
         )
-        return seen, per_sample.mean()
+
+    def _head(self, seen: Step):
+        """Return the function from embeddings to the logits of the base loss."""
+        return lambda embedding: self._base_logits(embedding, seen.classifier, seen.labels)
 
     def _base_logits(self, embedding, classifier, labels):
         config = self._config
