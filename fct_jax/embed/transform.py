@@ -10,7 +10,7 @@ from fct_jax.errors import UserError
 from fct_jax.frozen.devices import run_batches
 from fct_jax.frozen.model import Transformer
 from fct_jax.storage import checksums
-from fct_jax.storage.embedding_set import EmbeddingSet, check_fingerprint, check_paired
+from fct_jax.storage.embedding_set import EmbeddingSet, check_paired
 from fct_jax.storage.shards import make_set, whole_batches
 
 
@@ -103,16 +103,25 @@ def checked_inputs(
     transformer: Transformer, old: EmbeddingSet, side: EmbeddingSet | None
 ) -> EmbeddingSet | None:
     """The side set that it takes, or None. Raises UserError where a set does not fit."""
-    check_fingerprint(old, transformer.old_fingerprint, "old")
+    _check_model(old, transformer.old_fingerprint, "old")
     _check_dim(old, transformer.description["old_dim"], "old")
     if not transformer.needs_side:
         return None
     if side is None:
         raise UserError("this transformation was trained with side information; give config.side")
-    check_fingerprint(side, transformer.side_fingerprint, "side")
+    _check_model(side, transformer.side_fingerprint, "side")
     _check_dim(side, transformer.description["side_dim"], "side")
     check_paired(old, side)
     return side
+
+
+def _check_model(found: EmbeddingSet, trained: str | None, role: str) -> None:
+    if found.fingerprint and trained and found.fingerprint != trained:
+        raise UserError(
+            f"the transformation was trained on {role} vectors of model {trained}, and "
+            f"config.{role}={found.name} comes from model {found.fingerprint}: give another "
+            f"transformation, or the vectors of its own {role} model"
+        )
 
 
 def _check_dim(found: EmbeddingSet, dim: int, role: str) -> None:

@@ -1,7 +1,5 @@
 """The evaluate command: retrieval of old, new and transformed models, and backfilling curves."""
 
-from pathlib import Path
-
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,13 +16,14 @@ from fct_jax.evaluate.search import knn, ranked_results
 from fct_jax.frozen.model import Transformer, is_run, load_model
 from fct_jax.runtime import processes
 from fct_jax.runtime.progress import Bar
-from fct_jax.runtime.workdir import to_json
+from fct_jax.runtime.workdir import to_json, usable
 from fct_jax.storage.embedding_set import (
     EmbeddingSet,
     check_fingerprint,
     check_paired,
     new_directory,
 )
+from fct_jax.storage.named import vectors_of
 
 
 def evaluate(config: ConfigDict, workdir) -> Evaluation | None:
@@ -41,10 +40,11 @@ def evaluate(config: ConfigDict, workdir) -> Evaluation | None:
     Raises:
       UserError: sets that do not fit together, vectors that are not finite, unknown names.
     """
+    config = configs.at_home(config)
     configs.check(config)
     check_metric(config.metric)
     orders = _orders(config.orders)
-    workdir = Path(workdir)
+    workdir = usable(workdir)
     if processes.from_writer(workdir.exists, "is it evaluated"):
         raise UserError(f"{workdir} exists already; nothing was overwritten")
 
@@ -170,7 +170,7 @@ def _transformed(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet, side,
         elif is_run(where):
             made = _transform(name, where, old, new, side)
         else:
-            made = EmbeddingSet.read(where)
+            made = vectors_of(where, f"config.transformed: {name}")
         check_paired(new, made)
         if made.dim != new.dim:
             raise UserError(f"{name} has dimension {made.dim}, the new model {new.dim}")

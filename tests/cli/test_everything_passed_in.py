@@ -20,6 +20,7 @@ from fct_jax.embed.command import embed
 from fct_jax.errors import UserError
 from fct_jax.evaluate.command import evaluate
 from fct_jax.runtime.config_files import find_config, read_config
+from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.train.loop import train
 from fct_jax.upgrade import fit
 from fct_jax.upgrade.ways.serving import search
@@ -53,6 +54,9 @@ def world(tmp_path_factory):
     }
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
+    for name in ("old", "new"):
+        made = EmbeddingSet.of(arrays[name], labels=arrays["labels"])
+        made.write(folder / f"set_{name}")
     np.save(folder / "pickled.npy", np.array([{}, {}], object), allow_pickle=True)
     (folder / "garbage.npy").write_bytes(b"no array at all")
     (folder / "cut.npy").write_bytes((folder / "old.npy").read_bytes()[:500])
@@ -236,6 +240,10 @@ TABLE = {
         "200.*150|150.*200",
     ),
     "evaluate: no labels": (evaluates(), "labels"),
+    "evaluate: an emptied run": (
+        lambda: evaluate(tiny_runs.evaluation("set_old", "set_new", "FCT=stopped"), "run"),
+        "config.transformed: FCT=stopped is a run whose training has not ended",
+    ),
     "evaluate: metric": (evaluates(metric="cosin"), "did you mean 'cosine'"),
     "evaluate: orders": (evaluates(orders="randm"), "did you mean 'random'"),
     "evaluate: workdir exists": (

@@ -2,13 +2,15 @@
 
 import gc
 import logging
+import types
 
+import jax
 import numpy as np
 import pytest
 from tiny_state import make_state
 
 from fct_jax.errors import UserError
-from fct_jax.train.checkpoint import Checkpoints
+from fct_jax.train.checkpoint import Checkpoints, check_space
 
 
 def save_two(folder):
@@ -110,4 +112,42 @@ def test_no_readable_checkpoint_is_an_error(tmp_path, collected):
     checkpoints = Checkpoints(tmp_path, keep=2)
     with pytest.raises(UserError, match="no checkpoint in .* can be read"):
         checkpoints.restore(make_state(0))
+    checkpoints.close()
+
+
+def test_a_disk_that_is_too_small_is_told_beforehand(tmp_path, monkeypatch):
+    config = types.SimpleNamespace(keep_checkpoints=2, keep_best="")
+    state = make_state(0)
+    size = sum(np.asarray(array).nbytes for array in jax.tree.leaves(state))
+    free = types.SimpleNamespace(free=4 * size)  # two, the one being written, and the model
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: free)
+    check_space(tmp_path, state, config)
+    free.free -= 1
+    with pytest.raises(UserError, match="GB free, but checkpoints and model take .* GB; a smaller"):
+        check_space(tmp_path, state, config)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "there").write_bytes(b"1")  # what a resumed run has already
+    check_space(tmp_path, state, config)
+    config.keep_best = "min loss"
+    with pytest.raises(UserError):
+        check_space(tmp_path, state, config)
+
+
+@pytest.mark.parametrize(
+    "said", ["[Errno 28] No space left on device: 'x'", "RESOURCE_EXHAUSTED: Disk quota exceeded"]
+)
+def test_a_disk_that_gets_full_is_one_line(tmp_path, monkeypatch, said):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+
+    def full(*arguments, **options):
+        raise ValueError(f"{said}\nand the stack of another library")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", full)
+        with pytest.raises(UserError, match="no space left to write .*make room") as caught:
+            checkpoints.save(1, make_state(1), {})
+        assert "\n" not in str(caught.value)
+        patch.setattr(checkpoints._manager, "wait_until_finished", full)
+        with pytest.raises(UserError, match="no space left"):
+            checkpoints.wait()
     checkpoints.close()

@@ -46,6 +46,44 @@ def test_loss_falls_and_metrics_are_written(finished):
     assert len(validation) == 1
     assert 0 <= validation[0]["validation/top1"] <= validation[0]["validation/top5"] <= 1
     assert list((finished / "tensorboard").iterdir())
+    # On small data the log of every so many steps may fall anywhere: each epoch is logged as well.
+    epochs = [entry for entry in entries if "epoch/loss" in entry]
+    assert [(entry["step"], entry["epoch/number"]) for entry in epochs] == [(5, 1), (10, 2)]
+    assert [entry["epoch/loss"] for entry in epochs] == pytest.approx(losses)  # 5 steps each, too
+
+
+def test_what_is_trained_on_is_said_first(tmp_path, capsys, monkeypatch):
+    def nothing(*arguments):
+        raise UserError("the first step")
+
+    monkeypatch.setattr("fct_jax.train.loop._trained", nothing)
+    with pytest.raises(UserError, match="the first step"):
+        train(tiny_runs.backbone(last_batch="keep"), tmp_path / "run")
+    assert capsys.readouterr().out.splitlines() == [
+        "resnet18 on 501 images, 5 of 10 classes (digits train, classes 'first 5')",
+        "validation: 797 images",
+        "batch 100 = 1 device × 100; lr 0.1",
+    ]
+    # Nothing was trained, so that another config is no change.
+    with pytest.raises(UserError, match="the first step"):
+        train(tiny_runs.backbone(optimizer__lr=0.2), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["optimizer"]["lr"] == 0.2
+
+
+def test_a_run_of_an_earlier_version_goes_on(finished, capsys):
+    """Keys that it did not know have their defaults."""
+    path = finished / "config.json"
+    kept = path.read_text()
+    config = json.loads(kept)
+    del config["last_batch"], config["sampler"]["rounds"]
+    path.write_text(json.dumps(config))
+    train(tiny_runs.backbone(), finished)
+    assert "is finished" in capsys.readouterr().out
+    config["optimizer"]["nesterov"] = True
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config \(optimizer.nesterov: True there, False now\)"):
+        train(tiny_runs.backbone(), finished)
+    path.write_text(kept)
 
 
 def test_config_is_kept(finished):
@@ -91,8 +129,12 @@ def test_resumed_run_is_bit_identical(tmp_path, in_memory, last_batch):
     assert {step.name for step in (run / "checkpoints").iterdir()} == {"3", "6"}
     train(config, run)
     assert_same_weights(tmp_path / "whole", run)
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    logs = [(where / "metrics.jsonl").read_text() for where in (tmp_path / "whole", run)]
+    whole, stopped = ([json.loads(line) for line in log.splitlines()] for log in logs)
+    steps = [entry["step"] for entry in stopped]
     assert steps == sorted(steps)
+    epochs = [[entry for entry in log if "epoch/loss" in entry] for log in (whole, stopped)]
+    assert len(epochs[0]) == 2 and epochs[0] == epochs[1]  # to the last bit
 
 
 @pytest.mark.slow
