@@ -3,7 +3,7 @@
   python tools/quickstart_check.py runs/digits/report
   python tools/quickstart_check.py --learn runs/digits_spread/report   # writes the usual values
 
-The usual values, ``configs/quickstart.json``, are those of ``tools/quickstart_spread.py --seeds N``.
+The usual values, ``configs/quickstart.json``, are learnt from ``tools/quickstart_spread.py``.
 One seed says little: another processor rounds differently, roundings grow while a network trains,
 and the table of one machine differs from another's as one seed's differs from the next. The usual
 range of a value is the interval in which one more training falls with a probability of 95 %, for

@@ -126,7 +126,7 @@ class Compatible(Backbone):
         """Base loss and compatibility losses of a batch of images."""
         del freeze_batch_norm
         images = self._preprocessing.on_device(batch["image"], batch["flip"])
-        mix_key = jax.random.fold_in(key, 1)
+        mix_key = None if self._row.classified is None else jax.random.fold_in(key, 1)
         outputs, new = self._module.apply(
             {part: variables[part]["model"] for part in variables},
             self._augmented(images, key),
