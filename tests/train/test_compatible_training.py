@@ -150,7 +150,7 @@ def test_base_losses(base, old):
     assert loss > expected
     refused_name = new_config(old, base_loss="sphereface")
     with pytest.raises(UserError, match="unknown base loss 'sphereface'.*arcface"):
-        task_of(refused_name)
+        configs.check(refused_name)
 
 
 def first_batch(task):
