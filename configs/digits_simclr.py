@@ -24,7 +24,7 @@ def get_config():
     config.model = recipes.digits_backbone().model
     config.head.hidden_dim = 128
     config.head.output_dim = 32
-    # What leaves a digit the digit that it is: it may move, lean, and be fainter.
+    # A digit that moves, leans or is fainter remains the same digit.
     config.augmentation.crop_area = (0.5, 1.0)
     config.augmentation.rotation = 15.0
     config.augmentation.jitter_strength = 0.5

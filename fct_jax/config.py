@@ -71,8 +71,8 @@ def compatible() -> ConfigDict:
     config.label_smoothing = 0.0
     config.reid = reid()
     config.faces = faces()
-    # Of a comparison: .npy of an integer for each query, groups whose gap is shown; "": classes,
-    # cameras or landmarks
+    # Path of a .npy with one integer per query; the report shows the gap between the best and worst
+    # of these groups. Empty: the test set's own groups (classes, cameras or landmarks).
     config.groups = ""
     config.compatibility = compatibility()
     config.sampler = sampler()
@@ -93,7 +93,7 @@ def compatible() -> ConfigDict:
 def reid() -> ConfigDict:
     """Return the keys of re-identification: augmentation, further losses, and comparison."""
     config = ConfigDict()
-    # Old embeddings stay those of the whole image.
+    # The old embeddings remain those of the whole image.
     config.pad = 0  # pixels of black on every side, from which the image's size is cropped
     config.erase = 0.0  # probability that a rectangle is erased, published 0.5
     # True: triplet and centre loss see the projection before its BatchNorm (BNNeck)
@@ -112,7 +112,8 @@ def faces() -> ConfigDict:
     config = ConfigDict()
     config.flip = False  # True: mean of an image's and its mirror image's embedding
     config.normalize = False  # True: of unit length first; False: longer embeddings weigh more
-    # File of "image … score" lines, such as ijbc_name_5pts_score.txt: weights; "": all alike
+    # File of "image … score" lines, such as ijbc_name_5pts_score.txt, whose scores are weights;
+    # "": all images weigh the same
     config.scores = ""
     return config
 
@@ -138,8 +139,8 @@ def compatibility() -> ConfigDict:
     config.top_k = 10  # hot_refresh, contrastive, triplet(_ract): hardest negatives; 0: all
     config.gather_gradient = False  # hot_refresh, triplet_ract: new negatives get a gradient
     config.triplet_margin = 0.8  # triplet(_ract)
-    # lce: residual blocks K that move old embeddings; K > 0 leaves that transformation of the old
-    # gallery in RUN/gallery, to be used like one of FCT's
+    # lce: K residual blocks that transform old embeddings; if K > 0, RUN/gallery holds this
+    # transformation of the old gallery, which is used like one of FCT's
     config.transformation_blocks = 0
     config.radius = "max"  # advbct: "max", or "min" as the published code without elasticity
     config.elastic = True  # advbct: learned radii
@@ -205,8 +206,8 @@ def transformation() -> ConfigDict:
     """Return the config of FCT or FastFill: old and side embeddings to the new model's space."""
     config = ConfigDict()
     config.task = "transformation"
-    # Each is the directory of a run, whose model then embeds `data`, or of an EmbeddingSet; or
-    # "module:function": a Python function that takes uint8 images (N, S, S, 3), gives (N, D).
+    # Each is the directory of a run, whose model embeds `data`, or of an EmbeddingSet, or names a
+    # Python function "module:function" from uint8 images (N, S, S, 3) to embeddings (N, D).
     config.old = ""
     config.new = ""
     config.side = ""  # side information; "" : the old embedding stands in
@@ -277,7 +278,7 @@ def embed() -> ConfigDict:
     config.old = ""  # EmbeddingSets, where `model` is a transformation
     config.side = ""
     config.batch_size = 256  # on each device
-    # Rows after which work is recorded: a run that was killed goes on at the next shard.
+    # Work is recorded after this many rows: a killed run goes on at the next shard.
     config.shard_size = 65_536
     return config
 
@@ -322,7 +323,7 @@ def optimizer() -> ConfigDict:
     config = ConfigDict()
     config.name = "sgd"  # "sgd", "adam", "lars" (spares batch norm and biases always)
     config.lr = 1.024
-    # The batch that lr is meant for: lr · batch_size / lr_reference_batch is used; 0: lr as it is
+    # lr is meant for this batch: lr · batch_size / lr_reference_batch is used; 0: lr as it is
     config.lr_reference_batch = 0
     config.momentum = 0.875
     config.nesterov = False
@@ -332,7 +333,7 @@ def optimizer() -> ConfigDict:
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # "cosine", "constant", "multistep"
     config.schedule.warmup_epochs = 5
-    # Share of lr that the warm-up starts from; 0: lr / warmup_epochs, as FCT published.
+    # The warm-up starts from this share of lr; 0: lr / warmup_epochs, as FCT published.
     config.schedule.warmup_start = 0.0
     config.schedule.floor = 0.0  # cosine: share of lr that it falls to
     config.schedule.milestones = ()  # multistep: epochs; () : every `step` epochs
@@ -346,13 +347,13 @@ def _loop(config: ConfigDict) -> None:
     # The global batch, over all devices and micro-batches; 0: as per_device_batch_size says
     config.batch_size = 1024
     config.per_device_batch_size = 0  # of one micro-batch; 0: what batch_size leaves for a device
-    # An update from so many micro-batches, one after the other, to save memory. The gradient is
-    # that of the whole batch where the loss is a mean over samples; BatchNorm, and losses between
+    # An update adds up this many micro-batches, one after the other, to save memory. The gradient
+    # is that of the whole batch if the loss is a mean over samples; BatchNorm, and losses between
     # samples (hot_refresh, contrastive, triplet, NT-Xent, advbct's discriminator), see one
     # micro-batch at a time.
     config.accumulate_steps = 1
-    # Images of an epoch that fill no batch: "drop", others in every epoch; "keep": a smaller last
-    # batch, as the published code trains, where the devices divide it.
+    # The images of an epoch that do not fill a batch: "drop" leaves out others in every epoch;
+    # "keep" makes a smaller last batch, as the published code does, if the devices divide it.
     config.last_batch = "drop"
     config.remat = False  # True: compute a block's activations again in the backward pass
     config.mesh = ConfigDict()
@@ -407,7 +408,7 @@ def _expand(section: ConfigDict) -> None:
             section[key] = _HOME.sub(lambda found: str(Path(found[0]).expanduser()), value)
 
 
-# Of a path, or of each in "NAME=PATH,NAME=PATH".
+# Finds ~ in a path, or in each path of "NAME=PATH,NAME=PATH".
 _HOME = re.compile(r"(?<![^=,])~[^/,=]*(?=/|,|$)")
 
 

@@ -143,7 +143,7 @@ class Runner:
             process.kill()
             raise RuntimeError(f"{name} hung for {_LIMIT} s in {home}")
         said = (home / "output").read_text()
-        # Embedding does not touch what is there: it was killed after its last word.
+        # Embedding does not touch existing files, so the run was killed after its last word.
         if process.returncode and "exists already; nothing was overwritten" not in said:
             raise RuntimeError(f"{name} ended with {process.returncode} in {home}:\n{said[-3000:]}")
         self._seconds[name] = min(seconds, self._seconds.get(name, seconds))
@@ -168,7 +168,7 @@ def draw(name: str, seconds: float, steps: int, count: int, rng) -> list[Moment]
             Moment("end", rng.uniform(0, 0.002), f"{name}/model"),
         ]
     chosen = sorted(rng.permutation(len(aimed))[: max(count - 1, 1)])
-    # Most of the time: an undisturbed run may have compiled what later ones find in the cache.
+    # This is most of the time: later runs find in the cache what an undisturbed run compiled.
     free = [Moment("time", rng.uniform(0, 0.7 * seconds))] if count > len(chosen) else []
     return free + [aimed[i] for i in chosen]
 

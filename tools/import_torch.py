@@ -212,7 +212,7 @@ def _checked(
 ) -> Checked:
     """Return descriptions whose embeddings agree with PyTorch's. Raises UserError if none do."""
     known = _linked(options, parts, preprocessing)
-    # What weights do not tell is seen from an archive's output: try, and keep what agrees.
+    # An archive's output shows what the weights do not tell: try, and keep what agrees.
     open_roles = [
         role
         for role, description in known.items()
@@ -246,7 +246,7 @@ def _linked(options, parts: dict[str, Part], preprocessing) -> dict[str, dict]:
     """Return the descriptions as ``model.json`` takes them, without our runs' fingerprints."""
     found = {}
     for role, part in parts.items():
-        # Without the file's name: the same model has the same fingerprint wherever it comes from.
+        # The file's name is left out: a model has the same fingerprint wherever it comes from.
         description = dict(part.description)
         if description["kind"] == "backbone":
             # No data set is known: commands ask for one.

@@ -23,7 +23,7 @@ from fct_jax.upgrade.checks.known_answers import (
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 SAMPLE = Path(__file__).parent.parent / "tests" / "text_sample.npz"
 COUNTS = (16, 32, 64, 128, 256, 1000, 5000)
-# Pairs that a ridge map is fitted on; 0: a random map, which is of no use; None: no error at all.
+# A ridge map is fitted on so many pairs; 0: a random, useless map; None: a map without error.
 FITTED = (0, 8, 20, 100, 500, None)
 KNOWN = 256  # tested pairs of a map
 

@@ -107,7 +107,7 @@ def write_tfds(options: argparse.Namespace) -> Path:
         if hasattr(builder, "progress"):
             builder.progress = bar
             tfds.disable_progress_bar()
-        # Only what is downloaded is worth keeping.
+        # Only downloads are worth keeping.
         download_dir = scratch if options.archive else options.data_dir / "downloads"
         builder.download_and_prepare(
             file_format=FORMAT,

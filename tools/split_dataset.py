@@ -15,7 +15,7 @@ from fct_jax.data.lists import read_list
 from fct_jax.data.splits import split_list
 from fct_jax.errors import UserError
 
-# Fields after the label, and whether classes come in the order of their first image.
+# form: fields after the label, and whether classes come in the order of their first image
 FORMATS = {"plain": (0, False), "market1501": (2, True)}
 
 
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> None:
     try:
         flags.out.mkdir(parents=True, exist_ok=True)
         for file, text in files.items():
-            # "x": not even a file that appeared since the check above.
+            # "x" does not even overwrite a file that appeared since the check above.
             with file.open("x", encoding="utf-8") as out:
                 out.writelines(f"{line}\n" for line in text)
             print(f"{file}: {len(text)} images")

@@ -52,7 +52,7 @@ SETTINGS = {
     "threads-4": _threads(4),
 }
 
-# Test files whose results are numbers, and whether `.ci/run` repeats them too.
+# test files whose results are numbers: whether `.ci/run` repeats them too
 FILES = {
     "test_optimizer_golden.py": True,
     "test_optimizer.py": True,

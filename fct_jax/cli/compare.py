@@ -30,7 +30,7 @@ ORDERS = "orders"
 _JUDGE = ("old", "new", "models", "data", "labels", "shares", "seed", "out")
 _BENCHMARK = ("config", "workdir", "seeds", "scenarios", "methods")
 _ORDERS = ("query_old", "query_new", "query_labels", "judged", "traffic", "orders", "metric")
-# What a mode is called: the options that it takes.
+# name of a mode: the options that it takes
 _MODES = {
     "given models": _JUDGE,
     "a benchmark, after CONFIG": _BENCHMARK,

@@ -104,7 +104,7 @@ class Scenario:
         """
         if all(is_run(workdir) for _, workdir, _ in self._runs(methods)):
             return
-        # The new model's data first: mostly the old one's is a part, and all missing are counted.
+        # The new model's data comes first: it mostly includes the old one's, and all gaps count.
         for changes in (self._new_changes, self._old_changes):
             config = self._new_config("none", changes)
             data.open_source(config.data, "train")
@@ -145,7 +145,7 @@ class Scenario:
     def _runs(self, methods: Sequence[str]) -> list[tuple]:
         """Return (row, directory, config) of every training, each after that of its old model."""
         old = self._new_config("none", self._old_changes)
-        # Another seed: models that start from the same weights are compatible by themselves.
+        # The seed differs: models that start from the same weights are compatible by themselves.
         old.seed += 1000
         runs = [("old", self.old, old)]
         runs.append((ALONE, self.folder / "alone", self._new_config("none", self._new_changes)))

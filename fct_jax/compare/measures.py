@@ -27,6 +27,10 @@ def compatibility_scores(self_, cross, old, star) -> dict[str, float]:
     Raises:
       UserError: no test set, lengths that differ, values that are not finite, a ``star`` of 0 or
         equal to ``old`` (the scores compare with that difference).
+
+    >>> found = compatibility_scores(self_=[80.0], cross=[65.0], old=[60.0], star=[80.0])
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'p_up': 0.5, 'p_comp': 0.562, 'p_1': 0.529}
     """
     self_, cross, old, star = _test_sets(self_=self_, cross=cross, old=old, star=star)
     if (star == 0).any():
@@ -42,6 +46,9 @@ def update_gain(cross, old, star) -> np.ndarray:
 
     ``(cross - old) / (star - old)``: 0 keeps the old model's score, 1 reaches the new model
     trained alone (Hot-refresh, ICLR 2022). Arguments and errors as `compatibility_scores`.
+
+    >>> update_gain(cross=[65.0], old=[60.0], star=[80.0]).tolist()
+    [0.25]
     """
     cross, old, star = _test_sets(cross=cross, old=old, star=star)
     if (star == old).any():
@@ -62,6 +69,9 @@ def negative_flip_rate(old_correct, new_correct) -> dict[str, float]:
 
     Raises:
       UserError: no query, or lengths that differ.
+
+    >>> negative_flip_rate([True, True, False, True], [True, False, True, True])["nfr"]
+    0.25
     """
     old_correct, new_correct = np.asarray(old_correct, bool), np.asarray(new_correct, bool)
     if old_correct.shape != new_correct.shape or old_correct.ndim != 1 or old_correct.size == 0:
@@ -86,8 +96,11 @@ def hot_refresh_order(n: int, seed: int = 0) -> np.ndarray:
 
     The published evaluation refreshes whole batches, drawn anew for each share, so that an item
     may fall back to its old embedding. Here items are refreshed one by one and stay so.
+
+    >>> sorted(hot_refresh_order(4, seed=0).tolist())
+    [0, 1, 2, 3]
     """
-    # Here, since fct_jax.evaluate offers the functions of this file.
+    # Imported here because fct_jax.evaluate offers the functions of this file.
     from fct_jax.evaluate.orders import ORDERS, Items
 
     return ORDERS["random"].rank(Items(n, seed))
@@ -137,7 +150,7 @@ def hot_refresh_curve(
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    # tanh does not overflow, however far the ratio is.
+    # tanh does not overflow, however large the ratio is.
     return 0.5 * (1 + np.tanh(x / 2))
 
 

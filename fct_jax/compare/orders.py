@@ -283,7 +283,7 @@ def compare_orders(
         uncertainty=uncertainty,
         traffic=columns["traffic"][unseen] if "traffic" in columns else None,
         training=np.asarray(whole_old.vectors[seen], np.float32) if len(seen) else None,
-        # Not the labels as classes: what judges the orders must not help one of them.
+        # Labels are not passed as classes: they judge the orders and must not help one of them.
     )
     lacking = {order.name: order.lacks(items) for order in wanted}
     for name, lacks in lacking.items():
@@ -331,7 +331,7 @@ def _measured(orders, items: Items, queries, shares, target: str, depth: int) ->
 
         def search(migrated) -> np.ndarray:
             gallery = np.where(migrated[:, None], items.new, items.transformed)
-            # One more, for the query itself.
+            # One more result is needed, for the query itself.
             more = depth + (queries.own is not None)
             _, rows = knn(queries.new, gallery, min(more, items.n), metric=items.metric)
             if queries.own is not None:
@@ -370,8 +370,8 @@ def _rows(orders, measured: dict, shares, bootstrap: Bootstrap) -> dict[str, Ord
     sure = dict.fromkeys(areas, 0)
     if others:
         low, high = bootstrap.bounds(np.stack([areas[name] - areas[RANDOM] for name in others]))
-        # The bootstrap draws queries; that one permutation is luckier than another is a chance of
-        # its own, which the random orders show.
+        # The bootstrap draws queries; the luck of one permutation is a further source of chance,
+        # which the random orders show.
         apart = _by_luck(runs[RANDOM].mean(axis=1), len(others))
         signs = (low - apart > 0).astype(int) - (high + apart < 0)
         sure |= zip(others, signs.tolist(), strict=True)

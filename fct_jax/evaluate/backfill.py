@@ -59,6 +59,12 @@ def backfill_curve(
 
     Exact at every point for little more than one evaluation, in memory that does not grow with n².
     Raises UserError as `retrieval_metrics` does, and for an order that is no permutation.
+
+    >>> new = [[0.0], [0.1], [1.0], [1.1]]
+    >>> old = [[0.0], [1.0], [0.1], [1.1]]  # items 1 and 2 have each other's place
+    >>> curve = backfill_curve(new, old, [0, 0, 1, 1], [1, 2, 0, 3], steps=1, ks=(1,))
+    >>> curve.values["cmc@1"].tolist()
+    [0.0, 1.0, 1.0]
     """
     curves = backfill_curves(
         new, transformed, labels, {"order": order}, steps=steps, metric=metric, ks=ks

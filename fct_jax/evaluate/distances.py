@@ -7,8 +7,8 @@ from fct_jax.errors import UserError, unknown
 METRICS = ("l2", "cosine")
 NORM_FLOOR = 1e-12
 
-# Up to this many query–gallery pairs the products are made in float64, which takes
-# about a second and makes every rank exact; beyond it in float32.
+# Up to this many query–gallery pairs, products are in float64, which takes about a second
+# and makes every rank exact; larger sets use float32.
 EXACT_PAIRS = 2**27
 
 
@@ -73,9 +73,12 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Return rows over their L2 norm (floored at 1e-12) in float64; a zero row stays zero.
 
     The published evaluation code of FCT divides by the L1 norm; this is the true cosine.
+
+    >>> unit_rows([[3.0, 4.0], [0.0, 0.0]]).tolist()
+    [[0.6, 0.8], [0.0, 0.0]]
     """
     rows = np.asarray(vectors, np.float64)
-    # Largest value first, so that squares neither overflow nor vanish.
+    # Rows are divided by their largest value first, so that squares neither overflow nor vanish.
     peak = np.maximum(np.abs(rows).max(axis=-1, keepdims=True), NORM_FLOOR)
     norm = peak * np.linalg.norm(rows / peak, axis=-1, keepdims=True)
     return rows / np.maximum(norm, NORM_FLOOR)
@@ -87,6 +90,9 @@ def distances(a, b, metric: str = "l2") -> np.ndarray:
     ``l2``: Euclidean norm of the difference, in the unit of the vectors. ``cosine``:
     1 − cosine, from 0 to 2; a zero vector is at 1 from everything.
     For one row each: ``distances(a, b)``; all pairs of small sets: ``distances(a[:, None], b)``.
+
+    >>> distances([[3.0, 4.0]], [[0.0, 0.0]]).tolist()
+    [5.0]
     """
     check_metric(metric)
     if metric == "cosine":
@@ -135,7 +141,7 @@ class Keys:
         np.matmul(self.query[start:stop], self.columns, out=block)
         np.subtract(self.offset, block, out=block)
         if self.rounded:
-            # Parallel vectors of different length differ by rounding alone: a tie.
+            # Parallel vectors of different length differ only by rounding, which is a tie.
             np.round(block, 12, out=block)
         if len(self.copies):
             block[:, self.copies] = block[:, self.originals]

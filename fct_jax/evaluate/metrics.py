@@ -31,8 +31,7 @@ class PerQuery:
     hit: dict[int, np.ndarray]
 
     def mean(self, of=slice(None)) -> dict[str, float]:
-        """Return ``{"cmc@1": …, "map": …}`` over all queries, or over those that the mask ``of``
-        selects.
+        """Return ``{"cmc@1": …, "map": …}`` over all queries, or over those in the mask ``of``.
 
         As published, CMC counts a query without a positive as a miss, and "map" leaves it out.
         Where no query has a positive there is nothing to judge by: all values are NaN.
@@ -71,6 +70,11 @@ def retrieval_metrics(
 
     Raises UserError for an empty set, NaN or infinity, lengths or dimensions that do not agree,
     an unknown metric, or a k below 1.
+
+    >>> gallery, labels = [[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1]
+    >>> found = retrieval_metrics([[0.05], [0.9]], gallery, [0, 0], labels, ks=(1,))
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'cmc@1': 0.5, 'map': 0.708}
     """
     results = per_query_results(query, gallery, query_labels, gallery_labels, metric=metric, ks=ks)
     return results.mean()

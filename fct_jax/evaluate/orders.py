@@ -293,9 +293,8 @@ def backfill_order(
     Items that are equal keep their order. Raises UserError for an unknown kind or metric, a missing
     array, NaN, or lengths that differ.
 
-    Example:
-
-        backfill_order("uncertainty", uncertainty=[0.1, 2.0, 0.5])  # array([1, 2, 0])
+    >>> backfill_order("uncertainty", uncertainty=[0.1, 2.0, 0.5]).tolist()
+    [1, 2, 0]
     """
     order = find_order(kind)
     check_metric(metric)

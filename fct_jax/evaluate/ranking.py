@@ -20,10 +20,10 @@ from threadpoolctl import ThreadpoolController
 
 from fct_jax.evaluate.distances import Keys
 
-# Keys held at a time, by all threads together, in bytes; and queries in one block.
+# Bytes of keys that all threads hold together, and queries in one block.
 BLOCK_BYTES = 2**28
 BLOCK_ROWS = 256
-# Queries with so many positives have theirs sorted by NumPy, which is faster at that than Numba.
+# NumPy sorts so many positives of a query faster than Numba.
 MANY_POSITIVES = 256
 
 
@@ -31,7 +31,7 @@ MANY_POSITIVES = 256
 def _bin_scale(thresholds, bins):
     """Return the bins per unit of the range of the thresholds."""
     scale = bins / (thresholds[-1] - thresholds[0])
-    # One threshold, or some too close to tell bins apart.
+    # There is one threshold, or they are too close for bins.
     return scale if np.isfinite(scale) else 1.0
 
 
@@ -148,7 +148,7 @@ def _rank_block(
         else:
             bucket_new[:] = bucket_old
 
-        # All items and positives per bucket at point 0; the last bucket is beyond all thresholds.
+        # Count items and positives per bucket at point 0; the last one is beyond all thresholds.
         all_old = np.zeros(width + 1, np.int32)
         relevant_old = np.zeros(width + 1, np.int32)
         for j in range(n):
@@ -212,8 +212,7 @@ def _rank_block(
 
 
 def _sorted_positives(keys, n: int, own, query_class, class_start, class_items):
-    """Return the ascending keys of the positives of queries with many, and each query's first
-    place.
+    """Return ascending keys of the positives of queries with many, and where each query starts.
 
     Returns (values (V,), start (rows + 1,)); a query with few positives has none of the values.
     """
@@ -313,7 +312,7 @@ def rank_positives(
         buffers.append(buffer)
         return stop - start
 
-    # One thread a block, matrix product included: BLAS's own threads would wait for each other.
+    # A block has one thread, also for its matrix product: BLAS's threads would wait for each other.
     with _blas().limit(limits=1), ThreadPoolExecutor(threads) as pool:
         for done in pool.map(work, range(0, queries, rows)):
             if progress is not None:

@@ -16,7 +16,7 @@ from fct_jax.evaluate.distances import (
 )
 from fct_jax.evaluate.metrics import PerQuery, check_ks
 
-# Values gathered at a time when the results' distances are computed again.
+# The results' distances are computed again from this many values at a time.
 GATHERED = 2**23
 
 
@@ -43,6 +43,10 @@ def knn(
     lower row comes first; only which of several equal items takes the last place is Faiss's choice.
 
     Raises UserError for empty sets, NaN or infinity, sizes that do not agree, k or block below 1.
+
+    >>> distances, rows = knn([[0.0, 0.0]], [[3.0, 4.0], [0.0, 1.0]], 2)
+    >>> distances.tolist(), rows.tolist()
+    ([[1.0, 5.0]], [[1, 0]])
     """
     check_metric(metric)
     for name, value in (("k", k), ("block", block)):
@@ -74,7 +78,7 @@ def knn(
 
     distance = _distances_of(query, gallery, ids, metric)
     if exclude_self:
-        # Behind everything, then cut off with the one result too many.
+        # It goes last, and is cut off as the one result too many.
         own = ids == np.arange(len(query))[:, None]
         distance[own], ids[own] = np.inf, -1
     order = np.lexsort((np.where(ids < 0, len(gallery), ids), distance), axis=1)[:, :k]
@@ -107,6 +111,9 @@ def ranked_metrics(
 
     Raises UserError if K is smaller than R or a k (unless it covers the gallery), for ids outside
     the gallery, or for lengths that do not agree.
+
+    >>> ranked_metrics([[1, 0]], [7], [7, 3], ks=(1, 2), map_at=2)
+    {'cmc@1': 0.0, 'cmc@2': 1.0, 'map@2': 0.5}
     """
     results = ranked_results(
         ids, query_labels, gallery_labels, ks=ks, map_at=map_at, exclude_self=exclude_self

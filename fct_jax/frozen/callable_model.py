@@ -54,8 +54,7 @@ class CallableModel:
         self.fingerprint = _fingerprint(name, probes)
 
     def run(self, images, flip=None) -> np.ndarray:
-        """Return (N, D) float32 of uint8 images (N, H, W, 3), mirrored first if ``flip`` (N,) is
-        set.
+        """Return (N, D) float32 of uint8 images (N, H, W, 3); ``flip`` (N,): mirrored first.
 
         Raises UserError where the function fails, for a result of another shape, or that is not
         finite.

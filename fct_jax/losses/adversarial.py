@@ -2,8 +2,9 @@
 
 Usage: new embeddings pass :func:`gradient_reversal` before the discriminator, old ones do not;
 new and old batch go through it separately. All from "Boundary-Aware Backward-Compatible
-Representation via Adversarial Learning" (AdvBCT), CVPR 2023; the reversal layer from Ganin and
-Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", ICML 2015.
+Representation via Adversarial Learning" (AdvBCT), CVPR 2023, https://arxiv.org/abs/2305.02610;
+the reversal layer from Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation",
+ICML 2015, https://arxiv.org/abs/1409.7495.
 """
 
 import jax
@@ -11,8 +12,7 @@ import jax.numpy as jnp
 
 
 def adversarial(new_log_probs: jax.Array, old_log_probs: jax.Array) -> jax.Array:
-    """Return the negative log-likelihood of "new" (0) for new and "old" (1) for old embeddings.
-    Scalar.
+    """Return the negative log-likelihood of "new" (0) for new, "old" (1) for old vectors. Scalar.
 
     new_log_probs (N, 2) and old_log_probs (M, 2) are the discriminator's log-probabilities; each
     batch is averaged alone and the two means are added.
@@ -46,14 +46,16 @@ def adversarial_strength(progress: jax.Array | float) -> jax.Array:
 
     It starts at exactly 0 and never reaches 1, as published. Progress is
     ``(batch + epoch · batches) / (epochs · batches)``.
+
+    >>> round(float(adversarial_strength(0.5)), 3)
+    0.987
     """
     # The same function as tanh(5 p), which stays exact near zero.
     return jnp.tanh(5.0 * jnp.asarray(progress, jnp.float32))
 
 
 def adversarial_weight(epoch: jax.Array | float, epochs: int) -> jax.Array:
-    """Return the adversarial loss's weight in epoch 0 … epochs-1: ``(epochs - epoch + 1) /
-    epochs``.
+    """Return the loss's weight in epoch 0 … epochs-1: ``(epochs - epoch + 1) / epochs``.
 
     It starts above one, at (epochs + 1) / epochs, and ends at 2 / epochs, as published.
     """

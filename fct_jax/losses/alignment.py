@@ -18,7 +18,11 @@ def alignment(pred: jax.Array, target: jax.Array, kind: str = "mse") -> jax.Arra
     FCT's loss is the mean of the "mse" values. Raises UserError if the shapes differ or for
     another kind.
 
-    Source: "Forward Compatible Training" (FCT), CVPR 2022; "FastFill", ICLR 2023.
+    Source: FCT, CVPR 2022, https://arxiv.org/abs/2112.02805, and FastFill, ICLR 2023,
+    https://arxiv.org/abs/2303.04766.
+
+    >>> alignment([[1.0, 0.0], [2.0, 2.0]], [[1.0, 0.0], [0.0, 0.0]]).tolist()
+    [0.0, 4.0]
     """
     pred = jnp.asarray(pred, jnp.float32)
     target = jnp.asarray(target, jnp.float32)
@@ -53,7 +57,11 @@ def uncertainty_weighted(
     Raises UserError, when traced, unless log_variance is one number per sample: the published
     code multiplies a vector-valued one along the wrong axis.
 
-    Source: "FastFill: Efficient Compatible Model Update", ICLR 2023.
+    Source: "FastFill: Efficient Compatible Model Update", ICLR 2023,
+    https://arxiv.org/abs/2303.04766.
+
+    >>> round(float(uncertainty_weighted([4.0, 0.0], [1.0, -1.0])), 3)
+    0.368
     """
     per_sample = jnp.asarray(per_sample, jnp.float32)
     log_variance = jnp.asarray(log_variance, jnp.float32)

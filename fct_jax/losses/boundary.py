@@ -40,7 +40,14 @@ def lce(
     embeddings to the new space; unlike the statistics it does get a gradient.
     ``stats`` must be of kind "angle": UserError for Euclidean radii.
 
-    Source: Meng et al., "Learning Compatible Embeddings" (LCE), ICCV 2021.
+    Source: Meng et al., "Learning Compatible Embeddings" (LCE), ICCV 2021,
+    https://arxiv.org/abs/2108.01958.
+
+    >>> from fct_jax import class_statistics
+    >>> old = [[1.0, 0.1], [1.0, -0.1], [0.1, 1.0], [-0.1, 1.0]]
+    >>> stats = class_statistics(old, [0, 0, 1, 1], 2, kind="angle")
+    >>> [round(float(part), 3) for part in lce([[1.0, 0.5], [0.2, 1.0]], [0, 1], stats, jnp.eye(2))]
+    [0.231, 0.0]
     """
     _require_kind(stats, "angle", "lce")
     counts, labels, center, radius = _old_class(labels, stats, stats.radius)
@@ -58,10 +65,9 @@ def lce(
 
 
 def elastic_radius(radius: jax.Array, elastic: jax.Array, threshold: float = 1.0) -> jax.Array:
-    """Return AdvBCT's learned radius ``R ± |R - T| · sigmoid(w)``, moved from R towards T. Any
-    shape.
+    """Return AdvBCT's learned radius ``R ± |R - T| · sigmoid(w)``, between R and T. Any shape.
 
-    Plus where R < T, minus otherwise. Source: AdvBCT, CVPR 2023.
+    Plus where R < T, minus otherwise. Source: AdvBCT, CVPR 2023, https://arxiv.org/abs/2305.02610.
     """
     return radius + jax.nn.sigmoid(elastic) * (threshold - radius)
 
@@ -85,7 +91,15 @@ def advbct_boundary(
     an unknown radius, statistics without smallest radii, or fewer elastic weights than classes.
 
     Source: Pan et al., "Boundary-Aware Backward-Compatible Representation via Adversarial
-    Learning in Image Retrieval" (AdvBCT), CVPR 2023.
+    Learning in Image Retrieval" (AdvBCT), CVPR 2023, https://arxiv.org/abs/2305.02610.
+
+    >>> from fct_jax import class_statistics
+    >>> old = [[1.0, 0.1], [1.0, -0.1], [0.1, 1.0], [-0.1, 1.0]]
+    >>> stats = class_statistics(old, [0, 0, 1, 1], 2)
+    >>> round(float(advbct_boundary(jnp.eye(2), [0, 1], stats)), 3)  # both lie inside
+    0.0
+    >>> round(float(advbct_boundary(jnp.eye(2), [1, 0], stats)), 3)
+    1.311
     """
     _require_kind(stats, "euclidean", "advbct_boundary")
     counts, labels, center, limit = _old_class(labels, stats, _radii(stats, radius))

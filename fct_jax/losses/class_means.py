@@ -15,8 +15,7 @@ from fct_jax.losses.precision import cosine, floating, unit
 def class_mean_cross_entropy(
     embedding: jax.Array, labels: jax.Array, means: jax.Array, smoothing: float = 0.0
 ) -> jax.Array:
-    """Return the cross-entropy (N,) of the old class means as a bias-free classifier of unit
-    embeddings.
+    """Return the cross-entropy (N,) of unit embeddings with the old class means as classifier.
 
     embedding (N, do), raw; labels (N,); means (C, do), constants. A sample of an unknown class
     has loss 0 and no gradient. The smoothed share is spread over the known classes alone.

@@ -21,11 +21,14 @@ def bct(
     *,
     with_share: bool = False,
 ) -> jax.Array:
-    """Return the cross-entropy of the old classifier (C_old, D) on new embeddings, old classes
-    only.
+    """Return the cross-entropy of old classifier (C_old, D) and new embeddings, old classes only.
 
     Neither side is normalised. Source: Shen et al., "Towards Backward-Compatible Representation
-    Learning" (BCT), CVPR 2020.
+    Learning" (BCT), CVPR 2020, https://arxiv.org/abs/2003.11942.
+
+    >>> new, old_classifier = [[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [0.0, 3.0]]
+    >>> round(float(bct(new, [0, 7], jnp.asarray(old_classifier))), 4)  # class 7 is new
+    0.0486
     """
     known, labels = known_labels(labels, old_classifier.shape[0])
     logits = jnp.asarray(embedding, jnp.float32) @ jax.lax.stop_gradient(old_classifier).T
@@ -48,7 +51,7 @@ def bct_ract(
     classes; here the new ones are left out, as in BCT.
 
     Source: Zhang et al., "Hot-Refresh Model Upgrades with Regression-Alleviating Compatible
-    Training" (RACT), ICLR 2022, applied to BCT's classifier.
+    Training" (RACT), ICLR 2022, https://arxiv.org/abs/2201.09724, applied to BCT's classifier.
     """
     known, old_labels = known_labels(labels, old_classifier.shape[0])
     old_logits = jnp.asarray(embedding, jnp.float32) @ jax.lax.stop_gradient(old_classifier).T
@@ -73,7 +76,11 @@ def unibct(
     code stops with an error).
 
     Source: Zhang et al., "Towards Universal Backward-Compatible Representation Learning"
-    (UniBCT), IJCAI 2022.
+    (UniBCT), IJCAI 2022, https://arxiv.org/abs/2203.01583.
+
+    >>> new, old_centers = [[1.0, 0.8], [0.9, 1.0]], [[1.0, 0.0], [0.0, 1.0]]
+    >>> round(float(unibct(new, [0, 1], old_centers)), 3)
+    3.372
     """
     old_centers = jax.lax.stop_gradient(jnp.asarray(old_centers, jnp.float32))
     seen = jnp.any(old_centers != 0, axis=-1)

@@ -9,7 +9,7 @@ from fct_jax.losses.classification import arcface, cosface, cosine_logits
 from fct_jax.losses.reid import arcface_monotonic, circle
 from fct_jax.runtime import plugins
 
-# Of the compatible-training benchmark, and of re-identification besides.
+# The compatible-training benchmark uses these; HEADS adds those of re-identification.
 BASE_LOSSES = ("softmax", "arcface", "cosface")
 
 

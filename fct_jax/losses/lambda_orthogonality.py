@@ -33,6 +33,9 @@ def lambda_orthogonality(
     Example: ``lambda_orthogonality(jnp.eye(4)) == 0``.
 
     Source: https://arxiv.org/abs/2509.16664, the regulariser L_λ.
+
+    >>> [round(float(lambda_orthogonality(scale * jnp.eye(2), 1.0)), 3) for scale in (1.0, 3.0)]
+    [0.0, 11.313]
     """
     weight = floating(weight)
     if weight.ndim != 2 or weight.shape[0] != weight.shape[1]:

@@ -52,7 +52,7 @@ def credible_mask(
     starts = np.flatnonzero(np.r_[True, labels[order][1:] != labels[order][:-1]])
     for members in np.split(order, starts[1:]) if len(order) else ():
         distance[members] = np.linalg.norm(rows[members] - rows[members].mean(axis=0), axis=1)
-        # 0.7 · 10 is a little more than 7 in floating point, but 7 are meant.
+        # In floating point 0.7 · 10 is a little more than 7, but 7 is meant.
         kept = math.ceil(share * len(members) - 1e-9)
         credible[members[np.argsort(distance[members], kind="stable")[:kept]]] = True
     return credible, distance
@@ -92,7 +92,7 @@ def mix_old_embeddings(
             f"{embedding.shape} differ"
         )
     count = round(share * len(embedding))
-    # A random order in which credible samples come first: uniform numbers lie below 1.
+    # Uniform numbers lie below 1, so credible samples come first, in random order.
     draw = jax.random.uniform(key, (len(embedding),)) + jnp.where(jnp.asarray(credible), 0.0, 2.0)
     place = jnp.argsort(jnp.argsort(draw))
     replaced = jnp.asarray(credible) & (place < count)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-# Added to logits that must not take part. Finite, so that a row without a single allowed
-# column still has a finite loss and a zero gradient.
+# Added to logits that must not count. It is finite, so that a row without an allowed column
+# still has a finite loss and a zero gradient.
 MASKED = -1e9
 
 _SMALLEST_NORM = 1e-12

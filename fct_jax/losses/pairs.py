@@ -34,7 +34,11 @@ def hot_refresh(
     ``f̂_i · ô_j`` and the ``top_k`` largest ``f̂_i · f̂_j`` over other labels, at ``temperature``.
 
     Source: Zhang et al., "Hot-Refresh Model Upgrades with Regression-Alleviating Compatible
-    Training in Image Retrieval", ICLR 2022.
+    Training in Image Retrieval", ICLR 2022, https://arxiv.org/abs/2201.09724.
+
+    >>> new, old = [[1.0, 0.0], [0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]]
+    >>> round(float(hot_refresh(new, old, [0, 1], temperature=0.1)), 3)
+    0.129
     """
     new, old, columns = _pair(embedding, old_embedding, gather_gradient)
     same = _same_label(labels)
@@ -52,6 +56,10 @@ def contrastive(
     """Return :func:`hot_refresh` with old negatives alone. Scalar.
 
     Source: the baseline of "Hot-Refresh Model Upgrades …", ICLR 2022.
+
+    >>> new, old = [[1.0, 0.0], [0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]]
+    >>> round(float(contrastive(new, old, [0, 1], temperature=0.1)), 3)
+    0.063
     """
     new, old, _ = _pair(embedding, old_embedding, False)
     return _contrast(new, old, [_largest(new @ old.T, _same_label(labels), top_k)], temperature)
@@ -71,6 +79,10 @@ def triplet(
     published.
 
     Source: the triplet baseline of "Hot-Refresh Model Upgrades …", ICLR 2022.
+
+    >>> new, old = [[1.0, 0.0], [0.6, 0.8]], [[1.0, 0.0], [0.0, 1.0]]
+    >>> round(float(triplet(new, old, [0, 1], top_k=1)), 3)
+    0.269
     """
     new, old, _ = _pair(embedding, old_embedding, False)
     return _hinge(new, old, old, _same_label(labels), margin, top_k)
@@ -99,7 +111,10 @@ def l2(embedding: jax.Array, old_embedding: jax.Array) -> jax.Array:
     """Return the mean over all N · D entries of ``(f̂ - ô)²``. Scalar.
 
     Source: the direct-alignment baseline of "Towards Backward-Compatible Representation
-    Learning", CVPR 2020.
+    Learning", CVPR 2020, https://arxiv.org/abs/2003.11942.
+
+    >>> float(l2([[2.0, 0.0]], [[0.0, 1.0]]))
+    1.0
     """
     new, old, _ = _pair(embedding, old_embedding, False)
     return jnp.mean(jnp.square(new - old))
@@ -136,7 +151,7 @@ def _hinge(new, old, candidates, same, margin, top_k):
         + jnp.sum(candidates * candidates, axis=-1)[None, :]
         - 2.0 * new @ candidates.T
     )
-    # Distances are taken of the hardest squares only, so that a root of zero never enters.
+    # Roots are taken of the hardest squares only, so that none is of zero.
     nearest = -_largest(-squared, same, top_k)
     far_enough = nearest > _SMALLEST_SQUARED_DISTANCE
     negative = jnp.sqrt(jnp.where(far_enough, nearest, _SMALLEST_SQUARED_DISTANCE))

@@ -48,7 +48,12 @@ def batch_hard_triplet(
     first to compare directions. Samples without any negative are left out (none left: 0).
     The published code needs equally many samples of each identity; this one does not.
 
-    Source: Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017.
+    Source: Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017,
+    https://arxiv.org/abs/1703.07737.
+
+    >>> vectors = [[0.0, 0.0], [0.0, 1.0], [3.0, 0.0]]
+    >>> round(float(batch_hard_triplet(vectors, [0, 0, 1], margin=3.0)), 3)
+    0.613
     """
     positive, negative, counts = hardest_distances(embedding, labels)
     gap = positive * (1.0 + hard_factor) - negative * (1.0 - hard_factor)
@@ -61,6 +66,9 @@ def center_loss(embedding: jax.Array, labels: jax.Array, centers: jax.Array) -> 
 
     Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition",
     ECCV 2016.
+
+    >>> float(center_loss([[1.0, 0.0]], [0], [[0.0, 0.0], [5.0, 5.0]]))
+    1.0
     """
     centers = jnp.asarray(centers, jnp.float32)
     known, labels = known_labels(labels, centers.shape[0])
@@ -102,7 +110,7 @@ def arcface_monotonic(
     ``cos θ > 0``, else plain ``scale · cos θ``. ``smoothing`` e gives the label's column the
     share 1 - e + e/C of the margin and every other column e/C.
 
-    Source: Deng et al., "ArcFace", CVPR 2019, and the authors' public code.
+    Source: Deng et al., "ArcFace", CVPR 2019, https://arxiv.org/abs/1801.07698, and its code.
     """
     cosine = jnp.asarray(cosine, jnp.float32)
     clamped = jnp.clip(cosine, -1.0, 1.0)
@@ -126,7 +134,7 @@ def circle(
     ``scale · a_p · (s - (1 - m))`` at the label and ``scale · a_n · (s - m)`` elsewhere, with
     ``a_p = max(1 + m - s, 0)`` and ``a_n = max(s + m, 0)``, which carry no gradient.
 
-    Source: Sun et al., "Circle Loss", CVPR 2020, class-level labels.
+    Source: Sun et al., "Circle Loss", CVPR 2020, https://arxiv.org/abs/2002.10857.
     """
     cosine = jnp.asarray(cosine, jnp.float32)
     fixed = jax.lax.stop_gradient(cosine)

@@ -24,7 +24,10 @@ def nt_xent(
         their own image's.
 
     Source: "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
-    eq. 1.
+    eq. 1, https://arxiv.org/abs/2002.05709.
+
+    >>> round(float(nt_xent(jnp.eye(2), jnp.eye(2), temperature=0.5)), 3)
+    0.24
     """
     count = len(first)
     vectors = normalize(jnp.concatenate([first, second]))

@@ -86,8 +86,7 @@ class Preprocessing:
         return cls(**values)
 
     def needs_host(self, image_size: tuple[int, int] | None, *, random_crop: bool = False) -> bool:
-        """Return whether images of this size go through `on_host` rather than unchanged to the
-        device.
+        """Return whether images of this size go through `on_host`; others are sent unchanged.
 
         They are sent when all have one size, are squashed, and are small: no larger than the input
         or 64×64 pixels, so that resizing them earlier would save little.

@@ -9,13 +9,12 @@ import safetensors.numpy
 
 from fct_jax.errors import UserError
 
-# Where training scripts put the weights inside a checkpoint.
+# Training scripts put the weights of a checkpoint under these keys.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Any]:
-    """Return name -> array of a .safetensors file, or, by PyTorch, a .pth, .pt, .bin or .pth.tar
-    file.
+    """Return name -> array of a .safetensors file, or, by PyTorch, .pth, .pt, .bin, .pth.tar.
 
     PyTorch files are read with ``weights_only=True``, so that a hostile file runs no code. A
     checkpoint that holds the weights under "state_dict", "model" or "model_state_dict" is

@@ -55,8 +55,7 @@ def transformation(state_dict: Arrays) -> Variables:
 
 
 def torchvision_resnet(state_dict: Arrays) -> Variables:
-    """Return the variables of "resnet18_projection"'s trunk, … from torchvision's or timm's
-    weights.
+    """Return the trunk of "resnet18_projection", … from torchvision's or timm's weights.
 
     The ImageNet classifier ``fc`` is dropped; projection and classifier are not among the
     variables and keep their own initial values.

@@ -18,9 +18,9 @@ from fct_jax.runtime.config_files import find_config, read_config
 
 flags.disclaim_key_flags()  # flags defined here are shown as the command's own
 
-# What ml_collections and absl raise for flags that they cannot accept.
+# ml_collections and absl raise these for flags that they cannot accept.
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
-# A full, read-only or forbidden place is the user's to mend: one line says where.
+# The user can mend a full, read-only or forbidden place, so one line says where it is.
 _OF_THE_DISK = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -98,7 +98,7 @@ def run(
                 print(f"error: {where}{error.strerror}; {hint}", file=sys.stderr)
                 sys.exit(1)
             raise
-        # Where another process failed first, its reason is worth more than what follows from it.
+        # If another process failed first, its reason tells more than this process's own error.
         time.sleep(processes.NOTICE_SECONDS)
         traceback.print_exc()
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

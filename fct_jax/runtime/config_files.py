@@ -32,7 +32,7 @@ def find_config(given: str) -> Path:
     if given in packaged:
         return packaged[given]
     there = {file.name: str(file) for file in sorted(path.parent.glob("*.py"))}
-    # A bare name may be meant as either.
+    # A bare name may mean a file or a packaged config.
     choices = there if path.suffix or path.parent != Path() else {n: n for n in packaged}
     close = difflib.get_close_matches(path.name, choices, n=1, cutoff=0.4)
     hint = f"; did you mean {choices[close[0]]}?" if close else ""

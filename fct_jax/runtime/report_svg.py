@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 WIDTH, HEIGHT = 420, 290  # in the units of the drawing: about one CSS pixel on a phone
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 40
-# Drawn and left out in turns, in widths of the line.
+# Lengths of dashes and gaps in turn, in line widths.
 _DASHES = {"-": (), "--": (3, 2), ":": (1, 1.5), "-.": (3, 1.5, 1, 1.5)}
 COLOURS = 8  # classes c0 … c7 of the style sheet
 

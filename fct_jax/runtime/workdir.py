@@ -47,7 +47,7 @@ def claim_workdir(
     Raises UserError, with the differing keys, if the directory holds another config.
     """
     path = workdir / "config.json"
-    # What a kill may have left behind, of this version and an earlier one.
+    # A killed run of this or an earlier version may have left these behind.
     leftovers = {path.with_name(f".{path.name}.partial"), path.with_suffix(".partial")}
     new = to_json(config)
     if path.is_file():

@@ -67,6 +67,10 @@ def class_statistics(
     NaN, infinite or zero embeddings, or an unknown kind.
 
     Source: AdvBCT, CVPR 2023 (boundary of a class), and LCE, ICCV 2021 (angles).
+
+    >>> stats = class_statistics([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], [0, 1, 0], 2)
+    >>> stats.center.tolist(), stats.num_kept.tolist()
+    ([[1.0, 0.0], [0.0, 1.0]], [2, 1])
     """
     embeddings, labels = _checked(embeddings, labels, num_classes, kind)
     rows = np.flatnonzero(labels < num_classes)
@@ -155,7 +159,7 @@ def load_statistics(
 def _checked(embeddings, labels, num_classes, kind):
     if kind not in KINDS:
         raise unknown("kind of class statistics", kind, KINDS)
-    # asanyarray keeps a memory map what it is.
+    # asanyarray keeps a memory map.
     embeddings, labels = np.asanyarray(embeddings), np.asarray(labels)
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise UserError(

@@ -41,6 +41,14 @@ class EmbeddingSet:
       meta: what else is known; ``fingerprint`` names the space the vectors live in.
       name: where the set came from, for messages.
       numbered: whether nobody gave ids, so that they are the row numbers.
+
+    >>> import tempfile
+    >>> made = EmbeddingSet.of([[1.0, 0.0], [0.0, 1.0]], ids=["a", "b"], labels=np.array([3, 5]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made.write(Path(folder) / "set")
+    ...     found = EmbeddingSet.read(Path(folder) / "set")
+    ...     len(found), found.dim, found.labels.tolist()
+    (2, 2, [3, 5])
     """
 
     vectors: np.ndarray

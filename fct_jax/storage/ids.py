@@ -22,7 +22,7 @@ def text_keys(ids: np.ndarray, block: int = BLOCK) -> np.ndarray:
     for start in range(0, len(ids), block):
         part = np.ascontiguousarray(ids[start : start + block])
         codes = part.view(np.uint32).reshape(len(part), width)
-        # Squares keep texts apart that only swap what they differ by.
+        # Squares tell apart texts in which the same differences are swapped.
         mixed = (codes.astype(np.uint64) + factors[:width]) ** 2
         keys[start : start + block] = ((mixed - factors[:width] ** 2) * factors[:width]).sum(1)
     return keys
@@ -55,7 +55,7 @@ class Finder:
         self._sorted = self._keys(ids)
         self._order = np.argsort(self._sorted, kind="stable")
         if self._text and (np.diff(self._sorted[self._order]) == 0).any():
-            # Two texts of one number: compared as text, then.
+            # Two texts share a number, so ids are compared as text.
             self._keys, self._sorted = np.asarray, ids
             self._order = np.argsort(ids, kind="stable")
 
@@ -73,7 +73,11 @@ class Finder:
 
 
 def find_rows(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return rows as `Finder` does, for a single question."""
+    """Return rows as `Finder` does, for a single question.
+
+    >>> find_rows(np.array([5, 3, 9]), np.array([9, 4])).tolist()
+    [2, -1]
+    """
     return Finder(ids)(wanted)
 
 
@@ -99,7 +103,11 @@ def rows_of(ids: np.ndarray, wanted, what: str, name: str) -> np.ndarray:
 
 
 def first_ten(ids, noun: str = "id") -> str:
-    """Return a count and the first ten of some ids: ``3 ids (7, 12, 40)``."""
+    """Return a count and the first ten of some ids: ``3 ids (7, 12, 40)``.
+
+    >>> first_ten([7, 12, 40])
+    '3 ids (7, 12, 40)'
+    """
     return f"{len(ids)} {noun}{'s' * (len(ids) != 1)} ({listed(ids)})"
 
 

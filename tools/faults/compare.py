@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-# What may differ: times, the files that TensorBoard and Orbax name by time or at random, and
+# These may differ: times, the files that TensorBoard and Orbax name by time or at random, and
 # the compiled program, whose text is not part of the model.
 _TIMES = ("train/steps_per_second", "train/data_wait")
 _FREE = ("tensorboard", "checkpoints")

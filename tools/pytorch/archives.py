@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fct_jax.errors import UserError
 from fct_jax.models import torch_import
 
-# What training scripts keep beside the weights; AdvBCT's has a CfgNode and a NumPy number.
+# Training scripts keep these beside the weights; AdvBCT's has a CfgNode and a NumPy number.
 _DICTIONARIES = ("yacs.config.CfgNode",)
 _OBJECTS = (
     "argparse.Namespace",

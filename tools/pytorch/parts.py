@@ -25,7 +25,7 @@ _LCE = re.compile(r"(|.*?\.)rbt\.\d+\.\d+\.")
 _TRANSFORMATION = re.compile(r"(|.*?\.)(?:p1|p2|mixer)\.\d+\.conv\.")
 _IN_TRUNK = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.((conv|bn)\d|downsample\.[01]))\.\w+")
 _CLASSIFIER = ("fc.weight", "fc.bias")
-# Beginnings of the names in files of several networks: those of FCT and of AdvBCT.
+# In files of several networks, as of FCT and AdvBCT, names begin like this.
 _JOINED = (
     {"old": "old_model.", "side": "side_info_model.", "transformation": "transformation."},
     {"old": "base.", "transformation": "T."},

@@ -38,8 +38,8 @@ def run(quick: bool) -> list[dict]:
     compiled program needs: its arguments, results and temporaries.
     """
     rows = []
-    # Where other programs take the cores, PyTorch's threads wait for each other much longer than
-    # XLA's do: such ratios flatter us, and the note tells.
+    # When other programs take the cores, PyTorch's threads wait for each other much longer than
+    # XLA's do. Such ratios flatter us, which the note says.
     cores = len(os.sched_getaffinity(0))
     load = f"load average {os.getloadavg()[0]:.1f} on {cores} cores"
     for name, pixels, batch, with_before in QUICK if quick else FULL:

@@ -35,7 +35,7 @@ def run(quick: bool) -> list[dict]:
         times: dict[str, list[float]] = {name: [] for name in steps}
         peak = peak_mb()
         for number in range(rounds):
-            # Every second round backwards, lest one always follows the same other.
+            # Every second round runs backwards, so that no method always follows the same one.
             for name in list(steps)[:: -1 if number % 2 else 1]:
                 times[name].append(steps[name]())
     # The fastest step is the one that other programs disturbed least.

@@ -29,8 +29,7 @@ SPREAD = 2.0  # of a class, relative to the centres: mAP about 0.2
 
 
 def run(quick: bool) -> list[dict]:
-    """Return all figures; see ``tools.speed.common.figure``; ``items`` marks curves of growing
-    size.
+    """Return all figures; see ``tools.speed.common.figure``; ``items`` marks growing sizes.
 
     ``quick`` takes under a minute on two cores; otherwise some minutes.
     """
@@ -64,7 +63,7 @@ def _our_curve(n: int, classes: int):
     data = _clusters(n, classes)
     order = backfill_order("random", n=n)
     before = peak_mb()
-    # Compiled beforehand on few items: float64 for small sets, float32 for large ones.
+    # Both forms are compiled beforehand on few items: float64 for small sets, float32 for large.
     for small in (50, 8_500):
         few = _clusters(small, small // 10)
         backfill_curve(*few, backfill_order("random", n=small), steps=POINTS - 2)

@@ -44,7 +44,7 @@ def solve(count: int, dim: int) -> list[dict]:
 
     rng = np.random.default_rng(0)
     true = rng.standard_normal((dim, dim), np.float32) / dim**0.5
-    # A common part, as behind a ReLU, and variances over four orders of magnitude.
+    # Vectors share a part, as after a ReLU; variances span four orders of magnitude.
     old = 3 + rng.standard_normal((count, dim), np.float32) * np.geomspace(1, 1e-4, dim, dtype="f4")
     new = old @ true + 3
     fold = np.arange(count) % 3
@@ -145,7 +145,7 @@ def _rows_of_ids(ids: np.ndarray) -> np.ndarray:
     """Return each id's old vector: a function of it, so that no file has to be searched."""
     rng = np.random.default_rng(0)
     table = rng.standard_normal((1 << 12, DIM), np.float32)
-    # Two rows of a table for every id: 16 million different sums.
+    # Every id adds two rows of a table, which gives 16 million different sums.
     return table[ids % 4096] + table[(ids // 4096 * 2654435761 + ids) % 4096 ^ 1]
 
 

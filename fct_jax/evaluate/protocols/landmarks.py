@@ -6,7 +6,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 
-# What counts as a hit and what is taken out of the ranking before scoring.
+# protocol: kinds that count as hits, and kinds that are removed before scoring
 PROTOCOLS = {
     "easy": (("easy",), ("junk", "hard")),
     "medium": (("easy", "hard"), ("junk",)),
@@ -17,8 +17,7 @@ PROTOCOLS = {
 def revisited_map(
     ranks, ground_truth: Sequence[Mapping], kappas: Sequence[int] = (1, 5, 10)
 ) -> dict[str, dict[str, float]]:
-    """Return mAP and mean precision at k as in revisited Oxford/Paris (Radenović et al., CVPR
-    2018).
+    """Return mAP and mean precision at k of revisited Oxford/Paris (Radenović et al., CVPR 2018).
 
     Args:
       ranks: (gallery, queries) integers; column q holds gallery rows, nearest first.

@@ -141,7 +141,7 @@ def _neighbours(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
     for start in range(0, len(vectors), BLOCK):
         distance = _squared_distances(vectors[start : start + BLOCK], vectors)
         rows = np.arange(len(distance))
-        # All vectors alike: every distance is 0, and so is its share of the largest.
+        # If all vectors are alike, every distance is 0, and so is its share of the largest.
         largest[start : start + BLOCK] = np.maximum(distance.max(axis=1), 1e-12)
         distance[rows, start + rows] = -1  # itself first, also among duplicates
         nearest[start : start + BLOCK] = np.argsort(distance, axis=1, kind="stable")[:, :count]

@@ -134,7 +134,7 @@ def _neighbours(centred: np.ndarray):
     count = len(centred)
     squares = _squares(centred, centred)
     typical = squares.sum() / max(count * (count - 1), 1)
-    # Each item is a copy of the first that it is as good as equal to.
+    # Each item is a copy of the first one that it practically equals.
     first = np.argmax(squares <= _SAME**2 * typical, axis=1)
     distinct = len(np.unique(first))
     if distinct < max(2, _DISTINCT * count):

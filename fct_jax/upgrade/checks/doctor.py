@@ -22,7 +22,7 @@ _CUT = (0.3, 0.995)  # mean length of what was cut from longer unit vectors
 _STEADY = 0.15  # relative spread of the lengths of cut vectors: nearly all alike
 _STEM = 0.02  # share of equal vectors that is worth a word
 
-# Dimension -> models that are known to give vectors of it; hints, nothing more.
+# dimension -> models that are known to give vectors of it; only hints
 _KNOWN_DIMENSIONS = {
     256: "WordLlama, Matryoshka cuts",
     384: "all-MiniLM-L6, bge-small, e5-small, gte-small",
@@ -72,8 +72,11 @@ def examine(where, *, id_column: str | None = None, vector_column: str | None = 
       UserError: if nothing can be read there.
 
     Example:
-      >>> examine("vectors.npy").findings  # doctest: +SKIP
-      [Finding(kind='zero', count=2, text='2 vectors are all zeros: 17, 40')]
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     np.save(f"{folder}/vectors.npy", np.eye(4, 3, dtype=np.float32))
+      ...     [found.text for found in examine(f"{folder}/vectors.npy").findings]
+      ['1 row has no usable vector (zero): 1 id (3)']
     """
     gallery = open_gallery(
         where,

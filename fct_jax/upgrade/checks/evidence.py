@@ -93,7 +93,7 @@ def own_places(translated, new, metric: str = "l2") -> np.ndarray:
     if metric != "cosine":
         near -= (translated**2).sum(axis=1)
     own = np.diagonal(near)[:, None]
-    # Of equally near items half are taken to come first: equal vectors are no answer.
+    # Half of equally near items count as coming first: equal vectors are no answer.
     place = (near > own).sum(axis=1) + ((near == own).sum(axis=1) - 1) / 2
     return 1 - 2 * place / max(len(new) - 1, 1)
 
@@ -119,7 +119,7 @@ def _similarities(vectors) -> np.ndarray:
 def _mantel(left: np.ndarray, right: np.ndarray) -> Agreement:
     """Return Σ left · right, with its exact deviation over permutations; the mean is 0."""
     n = len(left)
-    # Pairs of pairs of items: the same pair, one item in common, none.
+    # Two pairs of items are the same, share one item, or share none.
     numbers = (n * (n - 1), n * (n - 1) * (n - 2), n * (n - 1) * (n - 2) * (n - 3))
     parts = zip((2, 4, 1), numbers, _products(left), _products(right), strict=True)
     variance = sum(weight * a * b / number for weight, number, a, b in parts)

@@ -8,7 +8,7 @@ from fct_jax.upgrade.checks.known_answers import Answer, Expected, ask
 from fct_jax.upgrade.galleries.base import Gallery
 from fct_jax.upgrade.galleries.quarantine import reasons
 
-# What must agree between two sets of one space, as far as both say it.
+# Two sets of one space must agree on these keys, if both give them.
 SPACE = ("fingerprint", "model", "prefix", "normalized", "metric")
 SAMPLE = 256  # items of a known-answer check
 _FEWEST_KNOWN = 8  # tested pairs of a map, from which its power is taken
@@ -106,7 +106,7 @@ def new_space(mapping) -> dict:
     """Return the map's knowledge of the new model's vectors, by the keys of ``meta.json``."""
     known = mapping.known
     meta = {**(mapping.description.get("new_meta") or {})}
-    # What the sample said of itself, though it may have been fitted for another metric.
+    # These are the sample's own words, though it may have been fitted for another metric.
     meta = {"metric": mapping.metric, **meta, "fingerprint": mapping.new_fingerprint}
     return as_found(meta, None if known is None else known.new)
 

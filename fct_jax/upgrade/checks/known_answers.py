@@ -87,7 +87,7 @@ class Expected:
         return cls(paired, related, correlation, float(places.mean()), spread, len(places))
 
 
-# Of a map that is being made: nothing is expected of it.
+# Nothing is expected of a map that is being made.
 UNKNOWN = Expected()
 
 
@@ -152,7 +152,7 @@ def _by_score(translated, new, metric: str, expected: Expected | None, why: str)
     """Answer where most pairs are right: items that do not find themselves show the wrong ones."""
     if expected is not None and expected.score:
         count, score = len(new), float(own_places(translated, new, metric).mean())
-        # Of right pairs, as the tested ones were.
+        # The tested pairs were right ones, too.
         error = expected.spread * np.sqrt(1 / count + 1 / expected.tested)
         if score < min(_SCORE * expected.score, expected.score - _ERRORS * error):
             why = f"score {score:.2f} where {expected.score:.2f} ± {error:.2f} is expected"
@@ -166,7 +166,7 @@ def _by_power(old, new, found: Evidence, expected, pairing: Answer, why: str) ->
     count = len(new)
     reach = expected
     if expected is None:
-        # No pair is known that the map fits. Another map, learnt from half of these, may do.
+        # The map fits no known pair. Another map, learnt from half of these, may do so.
         reach = other = _cross_fitted(old, new)
         if other.paired >= _POWER and other.related >= _RELATED and _missing(found, other):
             why += f"; a map learnt from half of these items reaches {other.paired:.1f}"
@@ -206,7 +206,7 @@ def ask_pairing(old, new, correlation: float = LEAST) -> Answer:
             return Answer(WRONG, count, f"the pairing of ids and vectors is shuffled: {why}")
         power = correlation / max(found.deviation, 1e-12)
         absent = power >= _POWER and found.deviations < max(_ABSENT, _FRACTION * power)
-        # Where the old model is poor, a map may still see what similarities do not.
+        # If the old model is poor, a map may still see what similarities do not.
         if absent and _cross_fitted(old, new).paired < _ABSENT:
             why += f", {found.deviations:.1f} deviations above chance, where {power:.1f} are due"
             what = "the pairing of ids and vectors is shuffled, or nothing relates the models"

@@ -24,7 +24,7 @@ def mixed_spaces(vectors: np.ndarray) -> float | None:
     Args:
       vectors: (N, D) a sample in the order of the file, float32.
     """
-    # Copies of one vector are a part of their own, and no other model's.
+    # Copies of one vector form a cluster that says nothing about another model.
     _, first = np.unique(vectors, axis=0, return_index=True)
     vectors = vectors[np.sort(first)]
     count, dim = vectors.shape

@@ -12,8 +12,8 @@ from fct_jax.upgrade.galleries.forms import (
 
 _HERE = "fct_jax.upgrade.galleries"
 
-# Asked in this order which of them a path is. EmbeddingSets, Faiss files and Parquet are written in
-# their own form; galleries of the other forms become EmbeddingSets.
+# Forms are asked in this order whether a path is theirs. EmbeddingSets, Faiss files and Parquet are
+# written in their own form; galleries of the other forms become EmbeddingSets.
 FORMS: dict[str, Form] = {
     form.name: form
     for form in (

@@ -48,7 +48,7 @@ def npy_array(path: Path) -> Array:
     def read(start: int, stop: int) -> np.ndarray:
         if not mapped.flags.c_contiguous:
             return mapped[start:stop]
-        # Read, not mapped: mapped pages would count as memory.
+        # Rows are read, not mapped: mapped pages would count as memory.
         offset = mapped.offset + start * count * mapped.dtype.itemsize
         found = np.fromfile(path, mapped.dtype, (stop - start) * count, offset=offset)
         return found.reshape(-1, count)

@@ -126,7 +126,7 @@ class ParquetPart(Part):
             raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
 
     def opened(self) -> pq.ParquetFile:
-        # Buffered: a row group may be larger than memory should be.
+        # Reads are buffered, because a row group may be larger than memory should be.
         return pq.ParquetFile(
             self.file, filesystem=self.store, buffer_size=1 << 20, pre_buffer=False
         )
@@ -146,7 +146,7 @@ def located(path) -> tuple[pa.fs.FileSystem, str, list[str]]:
         store, root = pa.fs.LocalFileSystem(), str(Path(path))
         if Path(path).is_file():
             return store, root, [root]
-        # Not by FileSelector, which follows links in circles.
+        # FileSelector is not used: it follows links in circles.
         found = [f"{at}/{name}" for at, _, names in os.walk(root) for name in names]
     else:
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 _FEW = 200  # files of a folder that are looked at
 
-# What a file begins with: what it is, and what to do.
+# first bytes of a file: what it is, and what to do
 _MAGIC = {
     b"PGCOPY\n": ("a binary COPY of PostgreSQL", "COPY … TO STDOUT (FORMAT csv) can be read"),
     b"SQLite format 3\0": ("an SQLite database", "export its table as CSV or Parquet"),
@@ -27,7 +27,7 @@ _MAGIC = {
     b"[": ("JSON", "one object a line, in a file called NAME.jsonl, can be read"),
 }
 
-# What the name of a file ends with, in a folder or alone.
+# endings of file names, in a folder or alone
 _ENDINGS = {
     ".tfrecord": ("TensorFlow records", "write them as Parquet"),
     ".pt": ("PyTorch tensors", "save them with numpy.save"),

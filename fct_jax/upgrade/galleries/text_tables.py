@@ -85,7 +85,7 @@ class CsvPart(TextPart):
         self._wide = _wide(names)
         with self._read({}, None) as reader:
             schema = reader.schema
-        # Ids as they are written: 007 is no number. Text becomes integers when all of it is seen.
+        # Ids stay as written, since 007 is no number; text becomes integers when all is seen.
         fields = [
             pa.field(f.name, pa.string()) if pa.types.is_integer(f.type) else f
             for f in schema

@@ -21,7 +21,7 @@ from fct_jax.upgrade.stores.uri import is_store, parse
 
 __all__ = ["NEW", "STORES", "TRANSLATED", "Batch", "Pointer", "Store", "is_store", "open_store"]
 
-# Scheme -> the class that takes the parsed URI, as module:name.
+# scheme -> the class that takes the parsed URI, as module:name
 STORES = {
     "postgresql": "fct_jax.upgrade.stores.postgres:PostgresStore",
     "qdrant": "fct_jax.upgrade.stores.qdrant:QdrantStore",

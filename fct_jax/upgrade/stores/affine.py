@@ -38,8 +38,10 @@ class Affine:
 class StoreCalibration:
     """A calibration as `Calibration.save` wrote it.
 
-    >>> factors = StoreCalibration("calibration").affine(query_old, query_new)  # doctest: +SKIP
-    >>> store.search_half(sibling, query_old, query_new, 10, factors)  # doctest: +SKIP
+    Its factors are what a store's search takes::
+
+        factors = StoreCalibration("calibration").affine(query_old, query_new)
+        store.search_half(sibling, query_old, query_new, 10, factors)
     """
 
     def __init__(self, folder):

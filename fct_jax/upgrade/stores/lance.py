@@ -201,8 +201,7 @@ class LanceStore(Store):
         return np.array([states.get(plain(one)) == (version, int(t)) for one, t in pairs], bool)
 
     def _lies_behind(self, first) -> bool:
-        """Return whether all the table's ids are lower, so that appending is safe: ten times as
-        fast.
+        """Return whether all the table's ids are lower: then appending is safe, ten times as fast.
 
         This is known as long as nobody else has written since we did.
         """
@@ -265,7 +264,7 @@ class LanceStore(Store):
     def sibling(self, dim, meta):
         pa, name = self._pa, self.sibling_name(meta)
         kept = [f for f in self.table.schema if f.name not in (self._vector, VERSION, SEEN)]
-        # Nullable, or else the application's own inserts without them would fail.
+        # They are nullable, or the application's own inserts without them would fail.
         added = [
             pa.field(self._vector, pa.list_(pa.float32(), int(dim))),
             pa.field(VERSION, pa.int8()),
@@ -318,7 +317,7 @@ class _Pointer(Pointer):
     def swap(self, value, expect):
         name, mark = f"{self._prefix}{expect + 1:09}", str(uuid.uuid4())
         rows = self.first._pa.table({"value": [json.dumps(value)], "mark": [mark]})
-        # An error: somebody else has made this generation.
+        # The error means that somebody else has made this generation.
         with contextlib.suppress(ValueError, RuntimeError, OSError):
             self.first.db.create_table(name, rows)
             return self._read(name)["mark"] == mark

@@ -156,7 +156,7 @@ class MilvusStore(Store):
         return allowed
 
     def delete(self, ids):
-        # Not ids=…: the client does not escape quotation marks in them.
+        # ids=… is not used: the client does not escape quotation marks in them.
         self.db.delete(self.name, filter=self._among(ids))
 
     def search(self, queries, k, *, only=None):
@@ -208,7 +208,7 @@ class MilvusStore(Store):
                 }
                 schema.add_field(field["name"], field["type"], **options)
             schema.add_field(self._vector, types.FLOAT_VECTOR, dim=int(dim))
-            # Nullable, so that the application can insert rows of its own without them.
+            # They are nullable, so that the application can insert rows without them.
             schema.add_field(VERSION, types.INT8, nullable=True, default_value=1)
             schema.add_field(SEEN, types.INT64, nullable=True)
             flat = self._index_params(self._vector, self.metric, index_type="FLAT")

@@ -124,7 +124,7 @@ class PostgresStore(Searching, Store):
 
     def put_state(self, key: str, value: dict, expect: int = 0) -> bool:
         """Insert a value, or replace the one of generation ``expect``; False if it is another."""
-        # Of two that create it at once one fails, in spite of its words; then it is there.
+        # If two create it at once, one fails in spite of IF NOT EXISTS; the table is then there.
         with contextlib.suppress(self._pg.errors.UniqueViolation), self.db.transaction():
             self.ask(f"create table if not exists {_STATE} (key text primary key, value jsonb)")
         text = f"insert into {_STATE} (value, key) values (%s, %s) on conflict do nothing"
@@ -198,7 +198,7 @@ class PostgresStore(Searching, Store):
             copied = self.sql.SQL("copy {stage} from stdin (format binary)").format(**names)
             with self.db.cursor() as cursor, cursor.copy(copied) as copy:
                 copy.write(pack(ids, tokens, vectors, self.id_type))
-            # In the order of ids, so that two writers wait for each other and never lock up.
+            # Rows go in the order of ids, so that two writers wait for each other without deadlock.
             self.ask(
                 "insert into {t} as o ({id}, {v}, {ver}, {seen}) select id, vector, {version}, "
                 "token from {stage} order by id on conflict ({id}) do update set {v} = "

@@ -16,7 +16,7 @@ METRICS = {
 _INDEXED = 2000  # dimensions of vector that HNSW takes
 _INDEXED_HALF = 4000  # of halfvec
 
-# Of the old table, rows that are not re-embedded; of the side table, those that are.
+# The old table gives rows that are not re-embedded, the side table those that are.
 _DUAL = """
 with old as materialized ({old}), new as materialized ({new})
 select id, score * %s + %s as total from old union all
@@ -81,7 +81,7 @@ class Searching:
     def searching(self, k: int):
         """Yield a function that runs a statement, in a context for searches with `nearest`."""
         with self.db.transaction():
-            # Rows that a condition drops must not shorten the list: the index is scanned on.
+            # The index is scanned on, so that rows which a condition drops do not shorten the list.
             self.ask("set local hnsw.iterative_scan = 'strict_order'")
             self.ask(f"set local hnsw.ef_search = {min(1000, max(100, 2 * k))}")
             yield lambda text, *values: self.db.execute(text, values)

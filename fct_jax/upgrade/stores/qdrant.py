@@ -130,7 +130,7 @@ class QdrantStore(Store):
             vector = np.asarray(vectors[place], np.float32).tolist()
             points.append(m.PointStruct(id=plain(ids[place]), vector=vector, payload=row))
         if points:
-            # The server itself leaves alone what the application has written since (from 1.16 on).
+            # From 1.16 on the server itself spares what the application has written since.
             app = m.IsEmptyCondition(is_empty=m.PayloadField(key=SEEN))
             self.db.upsert(self.name, points, wait=True, update_filter=m.Filter(must_not=[app]))
         return allowed
@@ -172,7 +172,7 @@ class QdrantStore(Store):
             self.db.create_collection(
                 name,
                 vectors_config=m.VectorParams(size=int(dim), distance=self._distance),
-                # In bulk no graph is built: 0 turns indexing off.
+                # No graph is built in bulk: 0 turns indexing off.
                 optimizers_config=m.OptimizersConfigDiff(indexing_threshold=0),
                 metadata={"fct_jax": json.dumps(meta)},
                 shard_number=config.params.shard_number,
