@@ -8,8 +8,6 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fct_jax"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text("utf-8"))
-# module -> the package that its example needs, and that a light install lacks
-NEEDS: dict[str, str] = {}
 
 
 def _module(path: Path) -> str:
@@ -20,8 +18,6 @@ def _module(path: Path) -> str:
 
 @pytest.mark.parametrize("name", [_module(path) for path in FILES])
 def test_examples(name):
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name], reason=f"the example of {name} needs {NEEDS[name]}")
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted > 0, "the module has examples, but none was run"
     assert found.failed == 0, f"{found.failed} of {found.attempted} lines of examples fail"

@@ -45,8 +45,7 @@ class EmbeddingSet:
     >>> import tempfile
     >>> made = EmbeddingSet.of([[1.0, 0.0], [0.0, 1.0]], ids=["a", "b"], labels=np.array([3, 5]))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     made.write(Path(folder) / "set")
-    ...     found = EmbeddingSet.read(Path(folder) / "set")
+    ...     found = EmbeddingSet.read(made.write(Path(folder) / "set"))
     ...     len(found), found.dim, found.labels.tolist()
     (2, 2, [3, 5])
     """

@@ -1,8 +1,8 @@
 """Each query's affine factors, from a saved calibration, by NumPy alone.
 
-A service imports this file and needs neither JAX nor Faiss. The figures are those of
-`fct_jax.upgrade.Calibration.affine`, but for the scores of stores: the cosine, or minus half of
-the squared distance.
+A service imports this file and needs neither JAX nor Faiss. `fct_jax.upgrade.Calibration` uses
+its formulas, too; `StoreCalibration` applies them to the scores of stores, which are the cosine or
+minus half of the squared distance.
 """
 
 import dataclasses
@@ -14,14 +14,48 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 
+FORMAT_VERSION = 1  # of a saved calibration
+_TAIL_SHARE = 0.01  # of the reference items
+_FEWEST, _MOST = 10, 32  # items of a tail
 _FLOOR = 1e-6  # of a spread
 _SAME = 1e-5  # relative difference of a score and the query's own
 _BLOCK = 256  # queries scored against the reference together
 
 
 @dataclasses.dataclass(frozen=True)
+class Weights:
+    """How standardised scores z of the two spaces are put together.
+
+    An item that is not re-embedded scores z_old. One that is scores, when dual,
+    ``dual_new · z_new + dual_shift``, and fused ``fused_scale · Z(fused_old · z_old +
+    fused_new · z_new) + fused_shift`` where Z standardises by the tail once more. The damping is
+    that of both spaces. The defaults need no judged pairs.
+    """
+
+    dual_new: float = 1.0
+    dual_shift: float = 0.0
+    fused_old: float = 1.0
+    fused_new: float = 1.0
+    fused_scale: float = 1.0
+    fused_shift: float = 0.0
+    damping: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tail:
+    """Mean (Q,) and spread (Q,) of each query's tail in some score."""
+
+    mean: np.ndarray
+    spread: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Affine:
-    """Factors and shifts of some queries, (Q,) float32 each; see `half.search_half`."""
+    """What a batch of queries has to do with scores of the two spaces; all (Q,) float32.
+
+    An old vector alone scores ``keep·s_old + keep_shift``, a new one alone ``dual·s_new +
+    dual_shift``, both ``fused_old·s_old + fused_new·s_new + fused_shift``.
+    """
 
     keep: np.ndarray
     keep_shift: np.ndarray
@@ -33,6 +67,57 @@ class Affine:
 
     def __len__(self) -> int:
         return len(self.keep)
+
+
+def tail_size(count: int) -> int:
+    """Return how many of ``count`` reference items make a tail."""
+    return min(max(round(_TAIL_SHARE * count), _FEWEST), _MOST)
+
+
+def tail_of(largest: np.ndarray, own: np.ndarray, typical: float) -> Tail:
+    """Return the tail of each query.
+
+    largest: (Q, tail + 1) best scores among the reference, descending; own: (Q,) score of each
+    query as an item, which does not count; typical: spread to shrink half of the way to, or 0.
+    """
+    kept = without_own(largest.astype(np.float64), own.astype(np.float64))
+    spread = np.maximum(kept.std(axis=1), _FLOOR)
+    return Tail(kept.mean(axis=1), np.sqrt(spread * typical) if typical else spread)
+
+
+def fused_factors(weights: Weights, old: Tail, new: Tail) -> tuple[np.ndarray, np.ndarray]:
+    """Return the factors (Q,) of both scores in the sum of standardised scores."""
+    # z = factor · score + shift in each space, so that their sum is one inner product.
+    return weights.fused_old / old.spread, weights.fused_new / new.spread
+
+
+def shifted(both: Tail, a: np.ndarray, old: Tail, b: np.ndarray, new: Tail) -> Tail:
+    """Return the tail of the sum of standardised scores from that of ``a · old + b · new``."""
+    return Tail(both.mean - a * old.mean - b * new.mean, both.spread)
+
+
+def affine_of(weights: Weights, old: Tail, new: Tail, both: Tail) -> Affine:
+    """Return the factors and shifts of queries from their tails."""
+    outer = weights.fused_scale / both.spread
+    a, b = weights.fused_old * outer / old.spread, weights.fused_new * outer / new.spread
+    found = Affine(
+        keep=1 / old.spread,
+        keep_shift=-old.mean / old.spread,
+        dual=weights.dual_new / new.spread,
+        dual_shift=weights.dual_shift - weights.dual_new * new.mean / new.spread,
+        fused_old=a,
+        fused_new=b,
+        fused_shift=weights.fused_shift - a * old.mean - b * new.mean - outer * both.mean,
+    )
+    return Affine(*(np.asarray(v, np.float32) for v in vars(found).values()))
+
+
+def without_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Return descending scores (Q, k) without the query's own one (Q,), or else the last one."""
+    same = np.abs(scores - own[:, None]) <= _SAME * np.maximum(np.abs(own[:, None]), 1e-6)
+    drop = np.where(same.any(axis=1), same.argmax(axis=1), scores.shape[1] - 1)
+    kept = np.arange(scores.shape[1]) != drop[:, None]
+    return scores[kept].reshape(len(scores), -1)
 
 
 class StoreCalibration:
@@ -50,10 +135,10 @@ class StoreCalibration:
         if not (folder / "calibration.json").is_file():
             raise UserError(f"no calibration in {folder}: calibration.json is missing")
         described = json.loads((folder / "calibration.json").read_text())
-        if described["format_version"] > 1:
+        if described["format_version"] > FORMAT_VERSION:
             raise UserError(f"{folder} was written by a newer fct_jax")
-        self._weights, self._spread = described["weights"], described["spread"]
-        if self._weights["damping"]:
+        self._weights, self._spread = Weights(**described["weights"]), described["spread"]
+        if self._weights.damping:
             raise UserError(
                 f"{folder} damps crowded items, which takes one more column than a store's "
                 "vectors have; calibrate without damping"
@@ -70,46 +155,27 @@ class StoreCalibration:
         for start in range(0, len(query_old), _BLOCK):
             block = slice(start, start + _BLOCK)
             parts.append(self._affine(query_old[block], query_new[block]))
-        rows = np.concatenate(parts, axis=1) if parts else np.zeros((7, 0))
-        return Affine(*rows.astype(np.float32))
+        empty = np.zeros(0, np.float32)
+        names = [field.name for field in dataclasses.fields(Affine)]
+        return Affine(*(np.concatenate([empty, *(getattr(p, n) for p in parts)]) for n in names))
 
-    def _affine(self, query_old, query_new) -> np.ndarray:
+    def _affine(self, query_old, query_new) -> Affine:
         old, new = self._spaces
         s_old, own_old, offset_old = old.scores(query_old)
         s_new, own_new, offset_new = new.scores(query_new)
-        w = self._weights
-        mean_old, spread_old = self._tail(s_old, own_old, 0)
-        mean_new, spread_new = self._tail(s_new, own_new, 1)
-        a, b = w["fused_old"] / spread_old, w["fused_new"] / spread_new
-        both = a[:, None] * s_old + b[:, None] * s_new
-        mean, spread = self._tail(both, a * own_old + b * own_new, 2)
-        outer = w["fused_scale"] / spread
-        keep, dual = 1 / spread_old, w["dual_new"] / spread_new
-        fused_old, fused_new = a * outer, b * outer
-        return np.stack(
-            [
-                keep,
-                keep * (offset_old - mean_old),
-                dual,
-                w["dual_shift"] + dual * (offset_new - mean_new),
-                fused_old,
-                fused_new,
-                w["fused_shift"] - outer * mean + fused_old * offset_old + fused_new * offset_new,
-            ]
-        )
+        first, second = self._tail(s_old, own_old, 0), self._tail(s_new, own_new, 1)
+        a, b = fused_factors(self._weights, first, second)
+        both = self._tail(a[:, None] * s_old + b[:, None] * s_new, a * own_old + b * own_new, 2)
+        both = shifted(both, a, first, b, second)
+        # Stores' scores lack the offsets, so the tails of single scores are lower by them there.
+        first = dataclasses.replace(first, mean=first.mean - offset_old)
+        second = dataclasses.replace(second, mean=second.mean - offset_new)
+        return affine_of(self._weights, first, second, both)
 
-    def _tail(self, scores, own, which: int):
-        """Return mean and spread (Q,) of each query's best scores (Q, R), but for its own."""
-        tail = min(max(round(0.01 * scores.shape[1]), 10), 32)
-        size = min(tail + 1, scores.shape[1])
-        best = -np.sort(np.partition(-scores, size - 1, axis=1)[:, :size], axis=1)
-        same = np.abs(best - own[:, None]) <= _SAME * np.maximum(np.abs(own[:, None]), 1e-6)
-        drop = np.where(same.any(axis=1), same.argmax(axis=1), size - 1)
-        best = best[np.arange(size) != drop[:, None]].reshape(len(best), size - 1)
-        spread = np.maximum(best.std(axis=1), _FLOOR)
-        if self._spread[which]:
-            spread = np.sqrt(spread * self._spread[which])
-        return best.mean(axis=1), spread
+    def _tail(self, scores, own, which: int) -> Tail:
+        size = min(tail_size(scores.shape[1]) + 1, scores.shape[1])
+        largest = -np.sort(np.partition(-scores, size - 1, axis=1)[:, :size], axis=1)
+        return tail_of(largest, own, self._spread[which])
 
 
 @dataclasses.dataclass(frozen=True)

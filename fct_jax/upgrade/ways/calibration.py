@@ -11,102 +11,23 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import console
 from fct_jax.storage.files import new_directory
-from fct_jax.upgrade.ways.scores import Space, chosen_metric, without_own
+from fct_jax.upgrade.stores.affine import (
+    FORMAT_VERSION,
+    Affine,
+    Tail,
+    Weights,
+    affine_of,
+    fused_factors,
+    shifted,
+    tail_of,
+    tail_size,
+)
+from fct_jax.upgrade.ways.scores import Space, chosen_metric
 
 REFERENCE = 16_384  # items of a sample that are used, at most
-TAIL_SHARE = 0.01  # of the reference items
-_FEWEST, _MOST = 10, 32  # items of a tail
+_FEWEST = 20  # items that both models must have embedded
 _ASKED = 500  # items that stand for queries
-_FORMAT_VERSION = 1
-_FLOOR = 1e-6
 CROWD = 8192  # of the reference items, which tell how crowded an item's place is
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """How standardised scores z of the two spaces are put together.
-
-    An item that is not re-embedded scores z_old. One that is scores, when dual,
-    ``dual_new · z_new + dual_shift``, and fused ``fused_scale · Z(fused_old · z_old +
-    fused_new · z_new) + fused_shift`` where Z standardises by the tail once more. The damping is
-    that of both spaces. The defaults need no judged pairs.
-    """
-
-    dual_new: float = 1.0
-    dual_shift: float = 0.0
-    fused_old: float = 1.0
-    fused_new: float = 1.0
-    fused_scale: float = 1.0
-    fused_shift: float = 0.0
-    damping: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Tail:
-    """Mean (Q,) and spread (Q,) of each query's tail in some score."""
-
-    mean: np.ndarray
-    spread: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Affine:
-    """What a batch of queries has to do with scores of the two spaces; all (Q,) float32.
-
-    An old vector alone scores ``keep·s_old + keep_shift``, a new one alone ``dual·s_new +
-    dual_shift``, both ``fused_old·s_old + fused_new·s_new + fused_shift``.
-    """
-
-    keep: np.ndarray
-    keep_shift: np.ndarray
-    dual: np.ndarray
-    dual_shift: np.ndarray
-    fused_old: np.ndarray
-    fused_new: np.ndarray
-    fused_shift: np.ndarray
-
-
-def tail_size(count: int) -> int:
-    """Return how many of ``count`` reference items make a tail."""
-    return min(max(round(TAIL_SHARE * count), _FEWEST), _MOST)
-
-
-def tail_of(largest: np.ndarray, own: np.ndarray, typical: float) -> Tail:
-    """Return the tail of each query.
-
-    largest: (Q, tail + 1) best scores among the reference, descending; own: (Q,) score of each
-    query as an item, which does not count; typical: spread to shrink half of the way to, or 0.
-    """
-    kept = without_own(largest.astype(np.float64), own.astype(np.float64))
-    spread = np.maximum(kept.std(axis=1), _FLOOR)
-    return Tail(kept.mean(axis=1), np.sqrt(spread * typical) if typical else spread)
-
-
-def fused_factors(weights: Weights, old: Tail, new: Tail) -> tuple[np.ndarray, np.ndarray]:
-    """Return the factors (Q,) of both scores in the sum of standardised scores."""
-    # z = factor · score + shift in each space, so that their sum is one inner product.
-    return weights.fused_old / old.spread, weights.fused_new / new.spread
-
-
-def shifted(both: Tail, a: np.ndarray, old: Tail, b: np.ndarray, new: Tail) -> Tail:
-    """Return the tail of the sum of standardised scores from that of ``a · old + b · new``."""
-    return Tail(both.mean - a * old.mean - b * new.mean, both.spread)
-
-
-def affine_of(weights: Weights, old: Tail, new: Tail, both: Tail) -> Affine:
-    """Return the factors and shifts of queries from their tails."""
-    outer = weights.fused_scale / both.spread
-    a, b = weights.fused_old * outer / old.spread, weights.fused_new * outer / new.spread
-    found = Affine(
-        keep=1 / old.spread,
-        keep_shift=-old.mean / old.spread,
-        dual=weights.dual_new / new.spread,
-        dual_shift=weights.dual_shift - weights.dual_new * new.mean / new.spread,
-        fused_old=a,
-        fused_new=b,
-        fused_shift=weights.fused_shift - a * old.mean - b * new.mean - outer * both.mean,
-    )
-    return Affine(*(np.asarray(v, np.float32) for v in vars(found).values()))
 
 
 def typical_spread(tails: Iterable[Tail]) -> float:
@@ -168,7 +89,7 @@ class Calibration:
     def save(self, folder) -> Path:
         """Writes ``calibration.json`` and ``reference.npz`` in a new directory."""
         described = {
-            "format_version": _FORMAT_VERSION,
+            "format_version": FORMAT_VERSION,
             "metric_old": self.old.metric,
             "metric_new": self.new.metric,
             "spread": list(self.spread),
@@ -192,7 +113,7 @@ class Calibration:
         if not (folder / "calibration.json").is_file():
             raise UserError(f"no calibration in {folder}: calibration.json is missing")
         described = json.loads((folder / "calibration.json").read_text())
-        if described["format_version"] > _FORMAT_VERSION:
+        if described["format_version"] > FORMAT_VERSION:
             raise UserError(f"{folder} was written by a newer fct_jax")
         weights = Weights(**described["weights"])
         with np.load(folder / "reference.npz", allow_pickle=False) as file:
@@ -230,9 +151,9 @@ def calibrate(
       weights: of the two spaces, learnt before; None: equal ones.
       seed: which items are taken and which stand for queries.
     """
-    if len(old) != len(new) or len(old) < 2 * _FEWEST:
+    if len(old) != len(new) or len(old) < _FEWEST:
         raise UserError(
-            f"a calibration needs the same items by both models, at least {2 * _FEWEST}: "
+            f"a calibration needs the same items by both models, at least {_FEWEST}: "
             f"there are {len(old)} old and {len(new)} new vectors"
         )
     order = np.random.default_rng(seed).permutation(len(old))[:REFERENCE]

@@ -5,12 +5,11 @@ import dataclasses
 import faiss
 import numpy as np
 
-from fct_jax.evaluate.distances import check_metric
+from fct_jax.evaluate.distances import check_metric, unit_rows
+from fct_jax.upgrade.stores.affine import without_own
 
 BLOCK = 1 << 16  # gallery rows read together
-_FLOOR = 1e-12
 _NEIGHBOURS = 5  # of an item in the crowd
-_SAME = 1e-5  # relative difference of scores
 _LOOKED_AT = 1000  # vectors, for their length
 _UNIT = 5e-3  # from length 1: what float16 leaves of it
 
@@ -80,7 +79,7 @@ class Space:
     def _plain_items(self, vectors) -> np.ndarray:
         rows = np.asarray(vectors, np.float32)
         if self.metric == "cosine":
-            return _unit(rows)
+            return unit_rows(rows).astype(np.float32)
         rows = rows - self.centre
         half = np.einsum("nd,nd->n", rows, rows, dtype=np.float64) / 2
         return np.concatenate([rows, -half[:, None].astype(np.float32)], axis=1)
@@ -88,7 +87,7 @@ class Space:
     def _plain_queries(self, vectors) -> np.ndarray:
         rows = np.asarray(vectors, np.float32)
         if self.metric == "cosine":
-            return _unit(rows)
+            return unit_rows(rows).astype(np.float32)
         return np.concatenate([rows - self.centre, np.ones((len(rows), 1), np.float32)], axis=1)
 
 
@@ -101,19 +100,6 @@ def crowding(space: Space, vectors) -> np.ndarray:
     near, _ = faiss.knn(asked, space.crowd, _NEIGHBOURS + 1, metric=faiss.METRIC_INNER_PRODUCT)
     near = without_own(near, np.einsum("ne,ne->n", asked, itself)).mean(axis=1)
     return near + itself[:, -1] if space.metric == "l2" else near
-
-
-def without_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Scores (Q, k), descending, without the one that is the query's own (Q,), or the last one."""
-    same = np.abs(scores - own[:, None]) <= _SAME * np.maximum(np.abs(own[:, None]), 1e-6)
-    drop = np.where(same.any(axis=1), same.argmax(axis=1), scores.shape[1] - 1)
-    kept = np.arange(scores.shape[1]) != drop[:, None]
-    return scores[kept].reshape(len(scores), -1)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return (rows / np.maximum(norm, _FLOOR)).astype(np.float32)
 
 
 def top(queries: np.ndarray, items, rows: np.ndarray, k: int, own=None):
