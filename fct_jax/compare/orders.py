@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import as_labels
@@ -400,7 +400,7 @@ def _rows(orders, measured: dict, shares, bootstrap: Bootstrap) -> dict[str, Ord
 
 def _by_luck(areas: np.ndarray, orders: int) -> float:
     """Return how far one more random order may lie from the mean of (R,), for all ``orders``."""
-    t = scipy.stats.t.ppf(1 - (1 - _CERTAIN) / (2 * orders), len(areas) - 1)
+    t = stdtrit(len(areas) - 1, 1 - (1 - _CERTAIN) / (2 * orders))
     return float(t * areas.std(ddof=1) * (1 + 1 / len(areas)) ** 0.5)
 
 

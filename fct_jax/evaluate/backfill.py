@@ -16,7 +16,6 @@ from fct_jax.evaluate.distances import (
     unit_rows,
 )
 from fct_jax.evaluate.metrics import PerQuery, check_ks
-from fct_jax.evaluate.ranking import rank_positives
 
 
 @dataclass(frozen=True)
@@ -144,6 +143,8 @@ def curves_of_rows(
     for row, (name, order) in zip(position, orders.items(), strict=True):
         row[_checked_order(name, order, n)] = np.arange(n)
     stage = np.searchsorted(cuts[1:], position, side="right").astype(np.int32)
+    from fct_jax.evaluate.ranking import rank_positives  # late: Numba takes a second
+
     ap, first = rank_positives(
         Keys(new if query is None else query, np.concatenate([transformed, new]), kind),
         labels if query is None else query_labels,

@@ -16,7 +16,6 @@ from fct_jax.evaluate.distances import (
     check_same_width,
     unit_rows,
 )
-from fct_jax.evaluate.ranking import rank_positives
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,8 @@ def results_of_keys(
     keys: Keys, query_labels, gallery_labels, *, leave_one_out: bool, ks, progress=None
 ) -> PerQuery:
     """Return `per_query_results` of checked labels and any keys, also cosine of other norms."""
+    from fct_jax.evaluate.ranking import rank_positives  # late: Numba takes a second
+
     ap, first = rank_positives(
         keys, query_labels, gallery_labels, leave_one_out=leave_one_out, progress=progress
     )

@@ -8,13 +8,13 @@ spaces, then the best items at each point. What a point would need on its own, b
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fct_jax.evaluate.orders import Items, find_order
 from fct_jax.runtime import threads
 from fct_jax.runtime.progress import Bar
-from fct_jax.upgrade.assessment.tops import Scores
 from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between
 from fct_jax.upgrade.ways.calibration import (
     REFERENCE,
@@ -29,6 +29,9 @@ from fct_jax.upgrade.ways.calibration import (
 )
 from fct_jax.upgrade.ways.relevance import Relevance, per_query
 from fct_jax.upgrade.ways.serving import second_stage
+
+if TYPE_CHECKING:
+    from fct_jax.upgrade.assessment.tops import Scores
 
 TYPICAL = 256  # queries whose tails tell what spread is typical
 _BLOCK = 1 << 22  # scores of one pair held by one thread
@@ -206,7 +209,9 @@ class Curves:
             found[name] = space.queries(queries[by]), space.items(vectors)
         return found
 
-    def _scores(self, asked, rows: np.ndarray, pairs=None) -> Scores:
+    def _scores(self, asked, rows: np.ndarray, pairs=None) -> "Scores":
+        from fct_jax.upgrade.assessment.tops import Scores  # late: Numba takes a second
+
         return Scores({name: asked[name][0][rows] @ asked[name][1].T for name in pairs or asked})
 
     def _own_scores(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -236,13 +241,13 @@ class Curves:
             found[name] = (*spreads, typical_spread(fused))
         return found
 
-    def _two_tails(self, scores: Scores, own, state: _State, typical) -> list[Tail]:
+    def _two_tails(self, scores: "Scores", own, state: _State, typical) -> list[Tail]:
         return [
             tail_of(scores.largest(Mix({pair: 1.0}), state.columns, state.tail + 1), mine, spread)
             for pair, mine, spread in zip(("old", "new"), own, typical, strict=False)
         ]
 
-    def _fused_tail(self, scores: Scores, own, state: _State, pair, typical: float) -> Tail:
+    def _fused_tail(self, scores: "Scores", own, state: _State, pair, typical: float) -> Tail:
         a, b = fused_factors(self._world.calibration.weights, *pair)
         largest = scores.largest(Mix({"old": a, "new": b}), state.columns, state.tail + 1)
         both = tail_of(largest, a * own[0] + b * own[1], typical)

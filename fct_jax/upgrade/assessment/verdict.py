@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
+from scipy.special import ndtri, stdtrit
 
 from fct_jax.evaluate.orders import find_order
 from fct_jax.upgrade.assessment.curves import WHOLE, Spot
@@ -75,7 +75,7 @@ class Bootstrap:
         if not used.any():
             return means, means
         deviation = (values[used] @ self._shares.T - means[used, None]) / error[used, None]
-        t = scipy.stats.t.ppf(_CERTAIN, count - 1) / scipy.stats.norm.ppf(_CERTAIN)
+        t = stdtrit(count - 1, _CERTAIN) / ndtri(_CERTAIN)
         below = t * np.quantile(deviation.max(axis=0), _CERTAIN)
         above = t * np.quantile(-deviation.min(axis=0), _CERTAIN)
         return means - below * error, means + above * error
