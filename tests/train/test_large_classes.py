@@ -38,6 +38,8 @@ def results(tmp_path_factory):
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("classes", CLASSES)
 def test_four_parts_train_like_a_whole_one(results, classes):
     found = results[str(classes)]
@@ -46,6 +48,8 @@ def test_four_parts_train_like_a_whole_one(results, classes):
     assert found["difference"] < 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("classes", CLASSES)
 def test_kernel_centres_and_momentum_lie_in_four_parts(results, classes):
     shards = results[str(classes)]["seen"]["shards"]
@@ -55,6 +59,8 @@ def test_kernel_centres_and_momentum_lie_in_four_parts(results, classes):
     assert set(shards.values()) == {4}
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("classes", CLASSES)
 def test_a_step_never_gathers_the_classes(results, classes):
     """What devices exchange is far smaller than the kernel, and than a sample's logits."""
@@ -65,6 +71,8 @@ def test_a_step_never_gathers_the_classes(results, classes):
     assert max(summed) <= 8 * (classes // 4 + 384)
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("classes", CLASSES)
 def test_a_checkpoint_restores_on_another_mesh(results, classes):
     assert results[str(classes)]["alone"]["restored"] < 1e-4
@@ -126,6 +134,7 @@ def test_a_mesh_that_divides_no_classes_says_so(capsys):
     assert not capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_with_padded_classes_leaves_the_same_model(tmp_path, monkeypatch):
     """Through training, evaluation, checkpoint and export."""
 

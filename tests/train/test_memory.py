@@ -130,6 +130,7 @@ def net(block, remat):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 def test_rematerialised_resnet_is_the_same_and_keeps_less(block):
     images = RNG.standard_normal((16, 16, 16, 3)).astype(np.float32)
@@ -189,6 +190,7 @@ def config_of(runs, name, **changes):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["backbone", "fastfill", "advbct"])
 def test_bfloat16_trains_like_float32(runs, name):
     losses, arrays = check_devices.trained(config_of(runs, name), 1, 8)
@@ -201,6 +203,7 @@ def test_bfloat16_trains_like_float32(runs, name):
         np.testing.assert_allclose(halved[key], array, atol=0.05 * scale, err_msg=key)
 
 
+@pytest.mark.slow
 def test_bfloat16_leaves_parameters_gradients_and_losses_float32(runs):
     """Of every task and method, by its types alone."""
     mesh = sharding.make_mesh()

@@ -97,6 +97,7 @@ def models(runs: dict) -> dict:
     return {name: run for name, run in runs.items() if name != ALONE}
 
 
+@pytest.mark.slow
 def test_market1501_from_files_to_report(folders, market_runs):
     old, runs = market_runs
     tests = {}
@@ -128,6 +129,7 @@ def test_market1501_from_files_to_report(folders, market_runs):
     assert tests["plain"][ALONE]["self"] > 0.5  # colours are learned in three epochs
 
 
+@pytest.mark.slow
 def test_faces_from_files_to_report(folders, flat_model):
     balanced = {"sampler__name": "balanced", "optimizer__lr": 0.1, "epochs": 3}
     old = trained(
@@ -331,6 +333,7 @@ def test_upright_mistakes():
         data.Preprocessing(size=32, width=48, resize=40)
 
 
+@pytest.mark.slow
 def test_upright_model_embeds_any_size(market_runs):
     model = load_model(market_runs[1]["bct"])
     images = np.stack([np.asarray(picture(person, 0, (64, 128))) for person in range(3)])

@@ -142,6 +142,7 @@ def logged(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_it_learns(side):
     steps = [entry for entry in logged(side) if "train/loss" in entry]
     assert steps[-1]["train/loss"] < steps[0]["train/loss"]
@@ -149,6 +150,7 @@ def test_it_learns(side):
     assert 0 <= validation["validation/accuracy"] <= 1 and validation["validation/loss"] > 0
 
 
+@pytest.mark.slow
 def test_the_backbone_alone_is_exported(side):
     names = load_file(side / "model" / "weights.safetensors")
     assert not any("head" in name or "classifier" in name for name in names)
@@ -158,6 +160,7 @@ def test_the_backbone_alone_is_exported(side):
     assert model.embed(images).shape == (5, 8)
 
 
+@pytest.mark.slow
 def test_side_information_of_a_transformation(side, tmp_path):
     """From a SimCLR run to a transformation that takes its embeddings, and to the report."""
     config = tiny_runs.transformation(side, side, epochs=2)  # any run does as old and new
@@ -223,6 +226,7 @@ def pictures(root, count=4, size=20):
                 image.save(root / split / label / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_the_host_makes_two_crops_of_large_images(tmp_path):
     """Crops of any images reach the device in pairs, and the run ends like any other."""
     pictures(tmp_path / "data")

@@ -90,6 +90,7 @@ def test_config_is_kept(finished):
     assert json.loads((finished / "config.json").read_text())["model"]["width"] == 4
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_and_other_seed_others(finished, tmp_path):
     train(tiny_runs.backbone(), tmp_path / "again")
     assert_same_weights(finished, tmp_path / "again")
@@ -169,6 +170,7 @@ def test_killed_process_goes_on(tmp_path):
     assert "terminated: saved at step" in output
 
 
+@pytest.mark.slow
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     first = tiny_runs.backbone(epochs=1, optimizer__schedule__warmup_epochs=0)
     train(first, tmp_path / "run")
@@ -213,6 +215,7 @@ def test_mistakes_are_named(tmp_path, changes, message):
         train(tiny_runs.backbone(**changes), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_close_to_float32(finished, tmp_path):
     train(tiny_runs.backbone(compute_dtype="bfloat16"), tmp_path / "run")
     exact, short = (

@@ -15,6 +15,7 @@ from fct_jax.upgrade.maps.network import affordable_epochs, fit_classifier, fit_
 TINY = {"inner_dim": 16, "epochs": 40}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fct", "fastfill"])
 def test_trained_maps_are_saved_and_exported(method, tmp_path):
     old, new = sets()
@@ -28,6 +29,7 @@ def test_trained_maps_are_saved_and_exported(method, tmp_path):
     check_snippet(tmp_path / "map", old.vectors, embeddings)
 
 
+@pytest.mark.slow
 def test_fastfill_with_labels_fits_a_classifier_where_none_is_given():
     labels = np.arange(160) % 3 + 7  # neither from 0 on nor consecutive with anything
     old, new = sets(labels=labels)
