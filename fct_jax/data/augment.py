@@ -23,7 +23,7 @@ _NO_BLUR = 1e-3  # a deviation, in pixels, whose kernel is exactly the identity
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to an image, and how strongly.
+    """The random changes to an image, and their strength.
 
     Attributes:
       crop_area: smallest and largest share of the image's area that a crop keeps.
@@ -66,7 +66,7 @@ class Augmentation:
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "Augmentation":
-        """Of a config section; missing keys take the default, unknown ones raise UserError."""
+        """Read a config section; missing keys take the default, unknown ones raise UserError."""
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
@@ -83,7 +83,7 @@ def augment(
     crop: bool = True,
     flip: bool = True,
 ) -> jax.Array:
-    """One random view of each image, float32 (B, size, size, 3), grey levels 0..255.
+    """Return one random view of each image, float32 (B, size, size, 3), grey levels 0..255.
 
     In this order: rotation, random resized crop, flip, colour jitter, greyscale, blur. All but
     the order of the jitter's parts is drawn for each image.
@@ -125,7 +125,7 @@ def augment(
 
 
 def pad_and_crop(x: jax.Array, key: jax.Array, pixels: int, fill: jax.Array) -> jax.Array:
-    """x (B, H, W, C) moved by up to ``pixels`` to each side; what is laid bare is ``fill`` (C,).
+    """Move x (B, H, W, C) by up to ``pixels`` to each side; bare pixels become ``fill`` (C,).
 
     Source: Luo et al., "Bag of Tricks and A Strong Baseline for Deep Person Re-identification",
     CVPRW 2019 (padding by 10 pixels and a random crop).
@@ -141,7 +141,7 @@ def pad_and_crop(x: jax.Array, key: jax.Array, pixels: int, fill: jax.Array) -> 
 
 
 def erase(x: jax.Array, key: jax.Array, probability: float) -> jax.Array:
-    """x (B, H, W, C) with a random rectangle of zeros in a share ``probability`` of the images.
+    """Put a random rectangle of zeros in a share ``probability`` of the images x (B, H, W, C).
 
     Its area is uniform in 2 to 40 % of the image's, its height by its width in 0.3 to 3.3; a side
     longer than the image's is cut. Zeros are the mean colour of normalised images.
@@ -170,7 +170,7 @@ def random_boxes(
     width: int,
     area: tuple[float, float] = CROP_AREA,
 ) -> jax.Array:
-    """int (count, 4): left, top, width and height of random crops, in pixels.
+    """Return left, top, width and height of random crops in pixels, int (count, 4).
 
     As ``data.preprocessing.random_box`` draws them on the host: area uniform, ratio uniform in
     its logarithm, the first of ten attempts that fits; else the largest centred crop of an
@@ -199,7 +199,7 @@ def random_boxes(
 
 
 def crop_and_resize(x: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
-    """The boxes (B, 4) of x (B, H, W, 3), scaled to (B, size, size, 3), bilinear, antialiased.
+    """Scale the boxes (B, 4) of x (B, H, W, 3) to (B, size, size, 3), bilinear, antialiased.
 
     The same as cropping with Pillow and resizing the crop, but for its rounding to grey levels.
     """
@@ -209,7 +209,7 @@ def crop_and_resize(x: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
 
 
 def blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Gaussian blur of x (B, H, W, 3) with deviations (B,) in pixels.
+    """Return the Gaussian blur of x (B, H, W, 3) with deviations (B,) in pixels.
 
     The kernel reaches 5 % of the image's side to either side, as published (23 px at 224), and
     at least one pixel; at the border its weights are those of the pixels that exist.
@@ -227,7 +227,7 @@ def blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
-    """x (B, H, W, 3) turned about its centre by angles (B,) in radians, anticlockwise.
+    """Turn x (B, H, W, 3) about its centre by angles (B,) in radians, anticlockwise.
 
     Bilinear; what lies outside the image repeats its border.
     """
@@ -252,7 +252,7 @@ def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
 
 
 def _scaling(start: jax.Array, length: jax.Array, available: int, size: int) -> jax.Array:
-    """(B, size, available) weights that scale pixels [start, start + length) to ``size``."""
+    """Return weights (B, size, available) that scale pixels [start, start + length) to ``size``."""
     start, length = start[:, None, None], length[:, None, None]
     scale = length / size
     centre = start + (jnp.arange(size)[:, None] + 0.5) * scale - 0.5
@@ -263,6 +263,6 @@ def _scaling(start: jax.Array, length: jax.Array, available: int, size: int) -> 
 
 
 def _separable(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """rows (B, h, H) and columns (B, w, W) applied to x (B, H, W, 3): (B, h, w, 3)."""
+    """Apply rows (B, h, H) and columns (B, w, W) to x (B, H, W, 3); return (B, h, w, 3)."""
     x = jnp.einsum("bwW,bHWc->bHwc", columns, x, precision="highest")
     return jnp.einsum("bhH,bHwc->bhwc", rows, x, precision="highest")

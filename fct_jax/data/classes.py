@@ -1,4 +1,4 @@
-"""Which classes of a data set to keep: ``""``, ``"first 50"`` or ``"0-5,10-53"``."""
+"""Selections of a data set's classes: ``""``, ``"first 50"`` or ``"0-5,10-53"``."""
 
 import re
 
@@ -8,7 +8,7 @@ _FORMS = "write '' (all), 'first 50', or ids and ranges like '0-5,10-53'"
 
 
 def parse_classes(text: str, num_classes: int) -> tuple[int, ...] | None:
-    """The class ids that ``text`` selects, sorted; None for all.
+    """Return the class ids that ``text`` selects, sorted; None for all.
 
     Args:
       text: ``""`` all; ``"first K"`` ids 0..K-1; ``"0-5,10-53,60"`` ids and inclusive ranges.

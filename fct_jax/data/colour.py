@@ -7,7 +7,7 @@ _GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601)
 
 
 def jitter(x: jax.Array, key: jax.Array, strength: float = 1.0) -> jax.Array:
-    """Random brightness, contrast, saturation and hue, in a random order.
+    """Change brightness, contrast, saturation and hue at random, in a random order.
 
     Factors are uniform in [max(0, 1 - 0.8·strength), 1 + 0.8·strength], the turn of the hue
     within ±0.2·strength of the circle, each for every image. The order is drawn once for the
@@ -32,27 +32,27 @@ def jitter(x: jax.Array, key: jax.Array, strength: float = 1.0) -> jax.Array:
 
 
 def greyscale(x: jax.Array) -> jax.Array:
-    """Three equal channels."""
+    """Return three equal channels."""
     return jnp.broadcast_to(_luminance(x), x.shape)
 
 
 def brightness(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """Times ``factor`` (B,)."""
+    """Multiply by ``factor`` (B,)."""
     return _blend(x, 0.0, factor)
 
 
 def contrast(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """The difference from the image's mean luminance, times ``factor`` (B,)."""
+    """Multiply the difference from the image's mean luminance by ``factor`` (B,)."""
     return _blend(x, _luminance(x).mean((1, 2), keepdims=True), factor)
 
 
 def saturation(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """The difference from each pixel's luminance, times ``factor`` (B,)."""
+    """Multiply the difference from each pixel's luminance by ``factor`` (B,)."""
     return _blend(x, _luminance(x), factor)
 
 
 def hue(x: jax.Array, turn: jax.Array) -> jax.Array:
-    """Hue of the HSV colour turned by ``turn`` (B,), in circles; saturation and value stay."""
+    """Turn the hue of the HSV colour by ``turn`` (B,), in circles; saturation and value stay."""
     value, least = x.max(-1), x.min(-1)
     chroma = value - least
     safe = jnp.where(chroma > 0, chroma, 1.0)
@@ -70,10 +70,10 @@ def hue(x: jax.Array, turn: jax.Array) -> jax.Array:
 
 
 def _luminance(x: jax.Array) -> jax.Array:
-    """(B, H, W, 1)."""
+    """Return the luminance (B, H, W, 1)."""
     return jnp.sum(x * jnp.asarray(_GREY), -1, keepdims=True)
 
 
 def _blend(x: jax.Array, base, factor: jax.Array) -> jax.Array:
-    """From ``base`` to x and beyond, within [0, 1]."""
+    """Go from ``base`` to x and beyond, within [0, 1]."""
     return jnp.clip(base + factor[:, None, None, None] * (x - base), 0, 1)

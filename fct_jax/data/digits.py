@@ -44,7 +44,7 @@ class DigitsReader:
 
 
 def _validation(labels: np.ndarray) -> np.ndarray:
-    """bool (N,): each class gives validation its share of VALIDATION_SIZE."""
+    """Return bool (N,): each class gives validation its share of VALIDATION_SIZE."""
     classes, counts = np.unique(labels, return_counts=True)
     # Cumulative rounding makes the shares add up exactly.
     ends = np.rint(np.cumsum(counts) * (VALIDATION_SIZE / len(labels))).astype(int)

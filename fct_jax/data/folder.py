@@ -50,7 +50,7 @@ class ClassFolders:
         return self._paths
 
     def image_size(self, positions: np.ndarray) -> tuple[int, int] | None:
-        """Reads headers until two sizes differ; unreadable files are passed over here."""
+        """Read headers until two sizes differ; unreadable files are passed over here."""
         common = None
         for path in self._paths[positions]:
             try:
@@ -95,7 +95,7 @@ class FacesReader(ClassFolders):
         super().__init__(Path(root))
 
     def image_size(self, positions: np.ndarray) -> None:
-        """None, without reading the headers of millions of files."""
+        """Return None, without reading the headers of millions of files."""
         return None
 
 
@@ -132,7 +132,7 @@ def _extensions() -> frozenset[str]:
 
 
 def _image_paths(folder: Path) -> list[str]:
-    """Paths below ``folder``, relative to it, with "/", sorted.
+    """Return the paths below ``folder``, relative to it, with "/", sorted.
 
     Links are followed, but no folder is visited twice: a link may lead back to where it lies.
     """

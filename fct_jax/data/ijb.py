@@ -42,7 +42,7 @@ class Subjects(NamedTuple):
 
 
 def read_media(path: str | Path) -> Media:
-    """Reads ``image template media`` lines.
+    """Read ``image template media`` lines.
 
     Raises:
       UserError: with file and line; a file that is missing or empty.
@@ -59,7 +59,7 @@ def read_media(path: str | Path) -> Media:
 
 
 def read_scores(path: str | Path, images) -> np.ndarray:
-    """(N,) float64 score of each of the ``images`` from ``image … score`` lines.
+    """Return the score (N,) float64 of each of the ``images`` from ``image … score`` lines.
 
     What stands between, five points of the face say, does not matter; nor do other images.
 
@@ -83,7 +83,7 @@ def read_scores(path: str | Path, images) -> np.ndarray:
 
 
 def read_pairs(path: str | Path) -> Pairs:
-    """Reads ``template template same`` lines, with same 1 or 0.
+    """Read ``template template same`` lines, with same 1 or 0.
 
     Raises:
       UserError: with file and line; a file that is missing or empty.
@@ -104,7 +104,7 @@ def read_pairs(path: str | Path) -> Pairs:
 
 
 def read_subjects(path: str | Path) -> Subjects:
-    """Reads the templates and their persons from a gallery or probe CSV.
+    """Read the templates and their persons from a gallery or probe CSV.
 
     The columns ``TEMPLATE_ID`` and ``SUBJECT_ID`` count, whatever else there is; a template has a
     row for each of its images.
@@ -137,7 +137,7 @@ def read_subjects(path: str | Path) -> Subjects:
 
 
 def protocol_beside(media_file: str | Path) -> tuple[Pairs, Subjects, Subjects]:
-    """Pairs, gallery and probe from the files beside ``NAME_face_tid_mid.txt``.
+    """Return pairs, gallery and probe from the files beside ``NAME_face_tid_mid.txt``.
 
     They are ``NAME_template_pair_label.txt``, ``NAME_1N_gallery_*.csv``, whose persons differ and
     form one gallery, and ``NAME_1N_probe_mixed.csv``.
@@ -159,7 +159,7 @@ def protocol_beside(media_file: str | Path) -> tuple[Pairs, Subjects, Subjects]:
 
 
 def ijb_reader(root: str | Path, media_file: str | Path) -> LabelledFiles:
-    """The aligned face images below ``root`` that ``media_file`` names, each once, without class.
+    """Return a reader of ``media_file``'s aligned faces below ``root``, each once, without class.
 
     Raises:
       UserError: as `read_media`; images that are missing.
@@ -169,7 +169,7 @@ def ijb_reader(root: str | Path, media_file: str | Path) -> LabelledFiles:
 
 
 def rows_of(media: Media, ids: np.ndarray) -> np.ndarray:
-    """(N,) the row of each image in an EmbeddingSet with these ``ids``.
+    """Return the row (N,) of each image in an EmbeddingSet with these ``ids``.
 
     Raises:
       UserError: images without embedding, counted, with the first ten of them.
@@ -184,7 +184,7 @@ def rows_of(media: Media, ids: np.ndarray) -> np.ndarray:
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """(number, line) of the lines that are not empty."""
+    """Yield (number, line) of the lines that are not empty."""
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
@@ -195,7 +195,7 @@ def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
 
 def _whole_table(path: str | Path) -> np.ndarray | None:
-    """A file of integers at once (IJB-C has 15 million pairs); None: go through it by line."""
+    """Read a file of integers at once (IJB-C has 15 million pairs); None: go through it by line."""
     try:
         with Path(path).open(encoding="utf-8-sig") as file, warnings.catch_warnings(action="error"):
             return np.loadtxt(file, np.int64, comments=None, ndmin=2)

@@ -36,7 +36,7 @@ class LandmarkTruth(NamedTuple):
 
 
 def read_ground_truth(path: str | Path) -> RevisitedTruth:
-    """Reads ``gnd_roxford5k.pkl`` or ``gnd_rparis6k.pkl`` without running code from the file.
+    """Read ``gnd_roxford5k.pkl`` or ``gnd_rparis6k.pkl`` without running code from the file.
 
     Raises:
       UserError: no such file, a pickle with anything but plain data, another layout, gallery
@@ -71,7 +71,7 @@ def read_ground_truth(path: str | Path) -> RevisitedTruth:
 def revisited_readers(
     root: str | Path, truth: RevisitedTruth, *, query_crop: bool = False
 ) -> tuple[FileReader, FileReader]:
-    """Readers of the queries and of the gallery, from ``root/jpg/NAME.jpg``.
+    """Return readers of the queries and of the gallery, from ``root/jpg/NAME.jpg``.
 
     ``query_crop`` crops queries to their box, as the benchmark defines them; the published
     backward-compatible results use whole query images, and so does the default.
@@ -88,7 +88,7 @@ def revisited_readers(
 
 
 def read_gldv2(solution: str | Path, index: str | Path, usage: str = "Private") -> LandmarkTruth:
-    """Google Landmarks v2 retrieval: ``retrieval_solution_v2.1.csv`` and the list of the index.
+    """Read Google Landmarks v2: ``retrieval_solution_v2.1.csv`` and the list of the index.
 
     Args:
       solution: CSV with ``id,images,Usage``; images are ids separated by spaces.
@@ -122,7 +122,7 @@ def read_gldv2(solution: str | Path, index: str | Path, usage: str = "Private") 
 
 
 def read_index(index: str | Path) -> list[str]:
-    """Ids of the GLDv2 index images, from a CSV with a column ``id`` or an image folder (sorted).
+    """Return the GLDv2 index's ids, from a CSV with a column ``id`` or an image folder (sorted).
 
     Raises:
       UserError: no such file or folder, no column ``id``, no image, an id that comes twice.
@@ -141,12 +141,12 @@ def read_index(index: str | Path) -> list[str]:
 
 
 def gldv2_path(image_id: str) -> str:
-    """Where the released archives put an image: ``0123abc…`` -> ``0/1/2/0123abc….jpg``."""
+    """Return the released archives' path of an image: ``0123abc…`` -> ``0/1/2/0123abc….jpg``."""
     return f"{'/'.join(image_id[:3])}/{image_id}.jpg"
 
 
 def gldv2_readers(root: str | Path, truth: LandmarkTruth) -> tuple[FileReader, FileReader]:
-    """Readers of the queries (``root/test``) and of the gallery (``root/index``).
+    """Return readers of the queries (``root/test``) and of the gallery (``root/index``).
 
     Raises:
       UserError: images that are missing.

@@ -18,13 +18,13 @@ class ListLine(NamedTuple):
     rest: tuple[str, ...] = ()
 
     def text(self, label: int | None = None) -> str:
-        """The line again, with another label if one is given."""
+        """Return the line again, with another label if one is given."""
         label = self.label if label is None else label
         return " ".join([self.path, str(label), *self.rest])
 
 
 def parse_list(lines: Iterable[str], name: str = "list", trailing: int = 0) -> list[ListLine]:
-    """Parses ``path label`` lines; the path may hold spaces, empty lines are skipped.
+    """Parse ``path label`` lines; the path may hold spaces, empty lines are skipped.
 
     Args:
       lines: the text.
@@ -52,7 +52,7 @@ def parse_list(lines: Iterable[str], name: str = "list", trailing: int = 0) -> l
 
 
 def read_list(list_file: str | Path, trailing: int = 0) -> list[ListLine]:
-    """Reads a list file; arguments and errors as `parse_list`, and for a file that is not there,
+    """Read a list file; arguments and errors as `parse_list`, and for a file that is not there,
     is not text or holds no image."""
     list_file = Path(list_file)
     try:
@@ -69,7 +69,7 @@ def read_list(list_file: str | Path, trailing: int = 0) -> list[ListLine]:
 
 
 def require_images(root: str | Path, names: Sequence[str]) -> None:
-    """Checks that every image is there.
+    """Check that every image is there.
 
     Raises:
       UserError: with the number of missing images and the first ten of them.
@@ -120,21 +120,21 @@ class FileReader:
         return len(self._paths)
 
     def read(self, position: int) -> np.ndarray:
-        """uint8 (H, W, 3); raises UnreadableImage, naming the image."""
+        """Return uint8 (H, W, 3). Raises UnreadableImage, naming the image."""
         path = self._root / str(self._paths[position])
         image = decode(path, str(path))
         return image if self._boxes is None else _crop(image, self._boxes[position], path)
 
     def labels(self) -> np.ndarray:
-        """(N,) int32."""
+        """Return the labels (N,) int32."""
         return self._labels
 
     def ids(self) -> np.ndarray:
-        """(N,) the paths, relative to the folder."""
+        """Return the paths (N,), relative to the folder."""
         return self._paths
 
     def image_size(self, positions: np.ndarray) -> None:
-        """Images come in their own sizes."""
+        """Return None, because images come in their own sizes."""
         return None
 
 
@@ -179,19 +179,19 @@ class LabelledFiles:
         return len(self._files)
 
     def read(self, position: int) -> tuple[np.ndarray, int]:
-        """uint8 (H, W, 3) and label; raises UnreadableImage, naming the image."""
+        """Return uint8 (H, W, 3) and label. Raises UnreadableImage, naming the image."""
         return self._files.read(position), int(self._files.labels()[position])
 
     def labels(self) -> np.ndarray:
-        """(N,) int32; -1 where images have no class."""
+        """Return the labels (N,) int32, -1 for images without class."""
         return self._files.labels()
 
     def ids(self) -> np.ndarray:
-        """(N,) str: paths relative to the folder of the images."""
+        """Return the paths (N,) str, relative to the folder of the images."""
         return self._files.ids()
 
     def image_size(self, positions: np.ndarray) -> None:
-        """None, without looking: every image is brought to size by the host."""
+        """Return None, without looking: the host brings every image to size."""
         return self._files.image_size(positions)
 
 

@@ -32,7 +32,7 @@ class ImageLoader:
         self._on_host = preprocessing.needs_host(size, random_crop=self.random_crop)
 
     def __call__(self, index: int, epoch: int | None, flip: bool | None = None) -> dict:
-        """One example; raises UnreadableImage.
+        """Return one example. Raises UnreadableImage.
 
         Args:
           index: of the image.
@@ -89,7 +89,7 @@ class TrainingBatch:
         return {"batch": _stack(examples), "errors": errors}
 
     def _instead_of(self, index: int, epoch: int, place: tuple[int, int], errors: list) -> dict:
-        """Of the same class if possible; drawn for the place, not for the process that reads it."""
+        """Draw a substitute for the place, not for the process, of the same class if possible."""
         rng = np.random.default_rng([self._read.seed, epoch, *place])
         source = self._read.source
         alike = np.flatnonzero(source.labels == source.labels[index])

@@ -31,7 +31,7 @@ class Market1501Reader(LabelledFiles):
     """
 
     def __init__(self, root: str | Path, split: str, list_file: str | Path = ""):
-        """Lists the files of ``split``: "train", "query" or "gallery".
+        """List the files of ``split``: "train", "query" or "gallery".
 
         Args:
           root: the folder with the three folders.
@@ -62,7 +62,7 @@ class Market1501Reader(LabelledFiles):
 
 
 def parse_names(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Identities and cameras, both (N,) int32, of file names or of an EmbeddingSet's ids.
+    """Return identities and cameras, both (N,) int32, of file names or an EmbeddingSet's ids.
 
     Raises:
       UserError: a name that does not begin like ``0002_c1``.
@@ -81,7 +81,7 @@ def parse_names(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _found(folder: Path, split: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names (sorted), identities and cameras of a folder's images that count."""
+    """Return names (sorted), identities and cameras of a folder's images that count."""
     if not folder.is_dir():
         raise UserError(
             f"no folder {folder}; Market-1501 has the folders {', '.join(FOLDERS.values())}"

@@ -46,7 +46,7 @@ class Batches(Iterator[Batch]):
         self._begin()
 
     def __next__(self) -> Batch:
-        """``image`` uint8 (B, h, w, 3), ``label`` int32, ``index`` int64, ``flip`` bool (B,).
+        """Return ``image`` uint8 (B, h, w, 3); (B,) ``label`` int32, ``index`` int64, ``flip`` bool.
 
         Raises:
           UserError: an unreadable image, or a worker process that died; both named.
@@ -104,7 +104,7 @@ class Batches(Iterator[Batch]):
 
 
 class _FullBatches(Batches):
-    """Of a plain pass that skips: later images move up, so that batches stay full."""
+    """Batches of a plain pass with on_error="skip": later images fill the gaps."""
 
     def __init__(self, *arguments, batch_size: int, **options):
         super().__init__(*arguments, **options)
@@ -157,7 +157,7 @@ def batches(
     crop_area: tuple[float, float] = CROP_AREA,
     sampler: Sampler | None = None,
 ) -> Batches:
-    """Batches of ``source`` for one process.
+    """Return the batches of ``source`` for one process.
 
     In training the order changes every epoch, and the sampler says what becomes of the last images
     that fill no batch. Batch n holds the same images on any number of processes, of which each
@@ -244,7 +244,7 @@ def load_all(
     progress: Callable[[int, int], None] | None = None,
     on_error: str | None = None,
 ) -> Batch:
-    """A whole data set in memory, in order and without augmentation: for sets that fit.
+    """Load a whole data set that fits in memory, in order and without augmentation.
 
     Args:
       source: the images.

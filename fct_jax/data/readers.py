@@ -1,4 +1,4 @@
-"""Which data sets there are by name, which splits each has, and what opens them.
+"""The data sets by name, with their splits and the function that opens each.
 
 Each kind is a *reader* in its own file; a new one is a line in the table at the end, or
 ``module:name`` of one's own (docs/plugins.md).
@@ -34,7 +34,7 @@ SPLITS = ("train", "validation", "query", "gallery")
 
 
 class Reader(Protocol):
-    """What a kind of data set must offer; ``position`` counts all images of the split."""
+    """The interface of a kind of data set; ``position`` counts all images of the split."""
 
     name: str
     class_names: tuple[str, ...]
@@ -42,20 +42,20 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, position: int) -> tuple[np.ndarray, int]:
-        """Image, uint8 (H, W, 3), and label. Raises UnreadableImage, naming the image."""
+        """Return image, uint8 (H, W, 3), and label. Raises UnreadableImage, naming the image."""
 
     def labels(self) -> np.ndarray:
-        """int32 (N,), without decoding images."""
+        """Return labels int32 (N,), without decoding images."""
 
     def ids(self) -> np.ndarray:
-        """(N,) int64, or str: what names an image for good."""
+        """Return ids (N,), int64 or str, which name an image for good."""
 
     def image_size(self, positions: np.ndarray) -> tuple[int, int] | None:
-        """(H, W) when all images at ``positions`` share it."""
+        """Return (H, W) if all images at ``positions`` share it."""
 
 
 class Where(NamedTuple):
-    """What a reader needs of the ``data`` section: paths ("" where not given) and options."""
+    """A reader's part of the ``data`` section: paths ("" if not given) and options."""
 
     name: str
     dir: str
@@ -65,7 +65,7 @@ class Where(NamedTuple):
 
     @property
     def root(self) -> str:
-        """``dir``, for the data sets that need one."""
+        """Return ``dir``, for the data sets that need one."""
         if not self.dir:
             raise UserError(f"data.dir is empty: it must name the folder of {self.name}")
         if not Path(self.dir).is_dir():
@@ -81,7 +81,7 @@ class Kind(NamedTuple):
 
 
 def splits_of(name: str) -> tuple[str, ...]:
-    """The splits of a data set: some of "train", "validation", "query" and "gallery".
+    """Return the splits of a data set: some of "train", "validation", "query" and "gallery".
 
     Raises:
       UserError: no data set of that name.
@@ -90,7 +90,7 @@ def splits_of(name: str) -> tuple[str, ...]:
 
 
 def open_reader(data, split: str) -> Reader:
-    """Opens a split of the data set that a config's ``data`` section describes.
+    """Open a split of the data set that a config's ``data`` section describes.
 
     Args:
       data: as in `fct_jax.data.sources.open_source`.

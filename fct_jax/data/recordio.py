@@ -35,7 +35,7 @@ class Record(NamedTuple):
 
 
 def unpack(content: bytes, name: str = "record") -> Record:
-    """Header and image of a record's content. Raises UserError where it is too short."""
+    """Return header and image of a record's content. Raises UserError if it is too short."""
     if len(content) < _HEADER.size:
         raise UserError(f"{name} is damaged: {len(content)} bytes hold no header")
     flag, label, number, _ = _HEADER.unpack_from(content)
@@ -55,7 +55,7 @@ class RecordFile:
     """
 
     def __init__(self, rec: str | Path, idx: str | Path):
-        """Opens both; raises UserError where one is missing, damaged or cut off."""
+        """Open both files. Raises UserError if one is missing, damaged or cut off."""
         self._path = Path(rec)
         for path in (rec, idx):
             if not Path(path).is_file():
@@ -70,7 +70,7 @@ class RecordFile:
         self._bytes = np.memmap(self._path, np.uint8, "r")
 
     def __getstate__(self) -> dict:
-        """Worker processes map the file themselves."""
+        """Leave out the map: worker processes map the file themselves."""
         return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
 
     def __setstate__(self, state: dict) -> None:
@@ -85,7 +85,7 @@ class RecordFile:
         return row < len(self.keys) and self.keys[row] == key
 
     def content(self, key: int) -> bytes:
-        """The bytes of one record. Raises UserError: no such key, or a damaged record."""
+        """Return the bytes of one record. Raises UserError: no such key, or a damaged record."""
         if key not in self:
             raise UserError(f"{self._path} has no record {key}")
         start = int(self._offsets[np.searchsorted(self.keys, key)])
@@ -104,11 +104,11 @@ class RecordFile:
             start += 8 + (length + 3) // 4 * 4
 
     def record(self, key: int) -> Record:
-        """One record, unpacked; errors as `content` and `unpack`."""
+        """Return one record, unpacked; errors as `content` and `unpack`."""
         return unpack(self.content(key), f"record {key} of {self._path}")
 
     def first_labels(self, keys: np.ndarray) -> np.ndarray:
-        """(K,) float32: each record's first label, without reading images.
+        """Return each record's first label (K,) float32, without reading images.
 
         Raises:
           UserError: a key that is not there or a damaged record.
@@ -149,7 +149,7 @@ class RecordIOReader:
     """
 
     def __init__(self, root: str | Path):
-        """Opens the pair and reads the labels.
+        """Open the pair and read the labels.
 
         Raises:
           UserError: as `RecordFile`; records that are missing; labels that are no class numbers.
@@ -180,7 +180,7 @@ class RecordIOReader:
         return len(self._keys)
 
     def read(self, position: int) -> tuple[np.ndarray, int]:
-        """uint8 (H, W, 3) and label; raises UnreadableImage, naming the record."""
+        """Return uint8 (H, W, 3) and label. Raises UnreadableImage, naming the record."""
         key = int(self._keys[position])
         try:
             record = self._file.record(key)
@@ -189,19 +189,19 @@ class RecordIOReader:
         return decode(record.image, f"{key} of {self.name}"), int(self._labels[position])
 
     def labels(self) -> np.ndarray:
-        """(N,) int32."""
+        """Return the labels (N,) int32."""
         return self._labels
 
     def ids(self) -> np.ndarray:
-        """(N,) int64, the records' keys."""
+        """Return the ids (N,) int64, which are the records' keys."""
         return self._keys
 
     def image_size(self, positions: np.ndarray) -> None:
-        """None, because the records do not say it."""
+        """Return None, because the records do not say it."""
         return None
 
     def _labels_by_identity(self, identities: np.ndarray) -> np.ndarray | None:
-        """(N,) labels by the ranges of images that identity records give; None: not to be had.
+        """Return labels (N,) by the ranges that identity records give, or None without any.
 
         Two images of each identity are looked at instead of all, which on millions of images saves
         reading the whole file.
@@ -225,14 +225,14 @@ class RecordIOReader:
 
 
 def _range(record: Record) -> tuple[int, int] | None:
-    """The range of keys that a record without image gives by its two labels."""
+    """Return the range of keys that a record without image gives by its two labels."""
     if len(record.labels) < 2 or not all(map(math.isfinite, record.labels[:2])):
         return None
     return int(record.labels[0]), int(record.labels[1])
 
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Keys (ascending) and offsets, both (R,) int64, of ``key offset`` lines."""
+    """Return keys (ascending) and offsets, both (R,) int64, of ``key offset`` lines."""
     try:
         with warnings.catch_warnings(action="error"):  # that a number is no integer is a warning
             table = np.loadtxt(path, np.int64, comments=None, ndmin=2)

@@ -87,14 +87,14 @@ def _scalar(dtype: _Dtype, data: bytes | str) -> np.generic:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes for Python 2."""
+    """Make bytes as Python 3 writes them for Python 2."""
     if encoding != "latin1" or not isinstance(text, str):
         raise UserError(f"pickle refused: text encoded as {encoding!r}")
     return text.encode("latin1")
 
 
 def _empty_bytes(*arguments) -> bytes:
-    """How Python 3 writes b"" for Python 2; with arguments bytes() could ask for any memory."""
+    """Make b"" as Python 3 writes it for Python 2; arguments could ask for any memory."""
     if arguments:
         raise UserError("pickle refused: it calls bytes")
     return b""

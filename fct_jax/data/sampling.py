@@ -1,4 +1,4 @@
-"""Which images form the batch of a training step: shuffled, or balanced over identities or classes.
+"""Samplers of a training step's batch: shuffled, or balanced over identities or classes.
 
 A sampler is a function of the epoch: ``sampler(epoch)`` is an int32 array (steps, B) of image
 positions, the same on every process, drawn from (seed, epoch) alone. Neither the number of
@@ -28,7 +28,7 @@ class Sampler(Protocol):
     last_size: int
 
     def __call__(self, epoch: int) -> np.ndarray:
-        """Return (steps_per_epoch, batch_size) int32 positions.
+        """Return positions (steps_per_epoch, batch_size) int32.
 
         Behind the ``last_size`` positions of the last batch stands ``NOTHING``.
         """
@@ -67,7 +67,7 @@ class Shuffled:
         self.last_size = rest if kept else batch_size
 
     def __call__(self, epoch: int) -> np.ndarray:
-        """Return (steps_per_epoch, batch_size) int32 positions."""
+        """Return positions (steps_per_epoch, batch_size) int32."""
         order = np.random.default_rng([self._seed, epoch]).permutation(self._count)
         made = np.full(self.steps_per_epoch * self.batch_size, NOTHING, np.int32)
         visited = min(len(made), self._count)
@@ -156,7 +156,7 @@ class IdentitySampler:
         self.steps_per_epoch = int(self._steps.sum())
 
     def __call__(self, epoch: int) -> np.ndarray:
-        """(steps_per_epoch, P·K) int32 positions."""
+        """Return positions (steps_per_epoch, P·K) int32."""
         rng = np.random.default_rng([self._seed, epoch])
         order = _shuffled_within(self._order, self._starts, self._counts, rng)
         parts = []
@@ -202,7 +202,7 @@ class ClassBalancedSampler:
         self.steps_per_epoch = len(self._order) // batch_size
 
     def __call__(self, epoch: int) -> np.ndarray:
-        """(steps_per_epoch, B) int32 positions."""
+        """Return positions (steps_per_epoch, B) int32."""
         rng = np.random.default_rng([self._seed, epoch])
         order = _shuffled_within(self._order, self._starts, self._counts, rng)
         total, known = self.steps_per_epoch * self.batch_size, len(self._counts)
@@ -214,7 +214,7 @@ class ClassBalancedSampler:
 
 
 def _by_class(labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions sorted by label (N,) int32, and where each class starts and how many it has."""
+    """Return positions sorted by label (N,) int32, and each class's start and size."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not len(labels) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"a sampler needs (N,) integer labels, N at least 1, not {labels.shape}")
@@ -224,7 +224,7 @@ def _by_class(labels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _shuffled_within(order, starts, counts, rng: np.random.Generator) -> np.ndarray:
-    """``order`` with each class's run of positions in a random order."""
+    """Return ``order`` with each class's run of positions in a random order."""
     shuffled = rng.permutation(len(order))
     run = np.repeat(np.arange(len(counts)), counts)
     return order[shuffled[np.argsort(run[shuffled], kind="stable")]]

@@ -66,7 +66,7 @@ class Source:
         return len(self._reader) if self._positions is None else len(self._positions)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
-        """``{"image": uint8 (H, W, 3), "label": int}``; raises UnreadableImage, IndexError."""
+        """Return ``{"image": uint8 (H, W, 3), "label": int}``. Raises UnreadableImage."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} images; there is no index {index}")
         position = int(index if self._positions is None else self._positions[index])
@@ -77,13 +77,13 @@ class Source:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int32 (N,)."""
+        """Return the labels int32 (N,)."""
         labels = self._kept(self._reader.labels())
         return labels if self._renumbered is None else self._renumbered[labels]
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """(N,): int64 position in the whole split, or the relative path in an image folder.
+        """Return ids (N,): int64 position in the whole split, or relative path in an image folder.
 
         They do not depend on which classes are kept.
         """
@@ -91,7 +91,7 @@ class Source:
 
     @cached_property
     def image_size(self) -> tuple[int, int] | None:
-        """(H, W) when all images have the same size, else None."""
+        """Return (H, W) if all images have the same size, else None."""
         positions = np.arange(len(self)) if self._positions is None else self._positions
         return self._reader.image_size(positions)
 

@@ -31,13 +31,13 @@ class DataSplit(NamedTuple):
 
 
 def old_classes(num_classes: int, ratio: float = 0.3, seed: int = 666) -> np.ndarray:
-    """The ``int(num_classes * ratio)`` classes of the old model, in the order of their draw."""
+    """Return the old model's ``int(num_classes * ratio)`` classes, in the order of their draw."""
     _check(ratio)
     return _shuffled(num_classes, seed)[: int(num_classes * ratio)]
 
 
 def split_by_class(labels, ratio: float = 0.3, seed: int = 666) -> ClassSplit:
-    """Extended-class: the old model knows a share of the classes, renumbered from 0.
+    """Split extended-class: the old model knows a share of the classes, renumbered from 0.
 
     Both groups keep the order of their original numbers. A class number without images is kept:
     it may be drawn, and has a new number (a published variant counts distinct labels instead and
@@ -69,7 +69,7 @@ def split_by_class(labels, ratio: float = 0.3, seed: int = 666) -> ClassSplit:
 def split_by_data(
     labels, ratio: float = 0.3, seed: int = 666, *, by_appearance: bool = False
 ) -> DataSplit:
-    """Extended-data: a share of every class's images is old, the others are in ``new``.
+    """Split extended-data: a share of every class's images is old, the others are in ``new``.
 
     A class of n ≥ 4 images gives ``int(n * ratio)`` drawn ones to ``old`` (seed + class), one of
     2 or 3 its first, and a class of one image has it in both. The new model of the extended-data
@@ -110,7 +110,7 @@ def split_list(
     *,
     by_appearance: bool = False,
 ) -> dict[str, list[str]]:
-    """The lines of both files of a split, keyed by what their names say.
+    """Return the lines of both files of a split, keyed by what their names say.
 
     ``by="class"`` gives ``new_100percent_class`` and ``old_30percent_class`` (renumbered labels),
     ``by="data"`` gives ``new_70percent_data`` and ``old_30percent_data``. Errors as the two

@@ -30,7 +30,7 @@ class Subset(NamedTuple):
 
 
 def parse_subset(text: str) -> Subset | None:
-    """What ``data.subset`` says; None for "". Raises UserError for another form."""
+    """Return the meaning of ``data.subset``, None for "". Raises UserError for another form."""
     text = " ".join(str(text).split())
     if not text:
         return None
@@ -44,7 +44,7 @@ def parse_subset(text: str) -> Subset | None:
 
 
 def for_validation(text: str) -> str:
-    """The subset of the validation split: all images, numbered as in training."""
+    """Return the subset of the validation split: all images, numbered as in training."""
     subset = parse_subset(text)
     if subset is None or subset.by == "images":
         return ""
@@ -52,7 +52,7 @@ def for_validation(text: str) -> str:
 
 
 def class_order(subset: Subset, num_classes: int) -> tuple[np.ndarray, int]:
-    """((C,) original class of each new number, number of old classes), both groups ascending."""
+    """Return ((C,) original class of each new number, number of old classes), groups ascending."""
     if subset.by == "images":
         return np.arange(num_classes), num_classes
     old = np.sort(old_classes(num_classes, subset.ratio, subset.seed))
@@ -62,7 +62,7 @@ def class_order(subset: Subset, num_classes: int) -> tuple[np.ndarray, int]:
 
 
 def positions(subset: Subset, labels: np.ndarray, num_classes: int) -> np.ndarray | None:
-    """Which images are kept, ascending, by their original labels (N,); None: all."""
+    """Return the kept images, ascending, by their original labels (N,), or None for all."""
     if subset.part == "new":
         return None
     if subset.by == "images":

@@ -58,7 +58,7 @@ class TfdsReader:
             ) from None
 
     def __getstate__(self) -> dict:
-        """Worker processes open the files themselves."""
+        """Leave out open files: worker processes open them themselves."""
         return {key: value for key, value in self.__dict__.items() if key != "_records"}
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ class DeadWorker(UserError):
 
 
 def in_parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
-    """The elements of ``dataset``, in order, made by ``workers`` processes; 0: by threads."""
+    """Return the elements of ``dataset``, in order, made by ``workers`` processes (0: threads)."""
     if not workers:
         threads = max(2, min(8, os.cpu_count() or 1))
         return dataset.to_iter_dataset(grain.ReadOptions(threads, threads + 1))
@@ -30,7 +30,7 @@ def in_parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
 
 
 def dead_worker(error: RuntimeError, taken: int, workers: int) -> DeadWorker | None:
-    """The error for what Grain raises when a worker is gone; None: it was something else.
+    """Return the error for what Grain raises for a lost worker, or None for other errors.
 
     Args:
       error: of Grain.
@@ -47,7 +47,7 @@ def dead_worker(error: RuntimeError, taken: int, workers: int) -> DeadWorker | N
 
 
 def _begin(index: int, count: int) -> None:
-    """Runs first in every worker."""
+    """Prepare a worker; runs first in every one."""
     del index, count
     # What asks a whole group of processes to end (Ctrl-C, a scheduler) means the training, which
     # saves first and then stops its workers.
@@ -57,6 +57,6 @@ def _begin(index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose training was killed must not stay behind with its memory."""
+    """End this worker with its training, so that it does not stay behind with its memory."""
     multiprocessing.parent_process().join()
     os._exit(1)

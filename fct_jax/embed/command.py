@@ -18,7 +18,7 @@ from fct_jax.storage.partial import remove_leftover
 
 
 def embed(config: ConfigDict, out) -> EmbeddingSet:
-    """Embeds ``config.data``, or transforms ``config.old``, with ``config.model``.
+    """Embed ``config.data``, or transform ``config.old``, with ``config.model``.
 
     All processes of a run share the work. A run that was killed goes on at the next shard.
 

@@ -41,7 +41,7 @@ def embed_images(
     meta: dict | None = None,
     num_classes: int | None = None,
 ) -> EmbeddingSet:
-    """Embeds a source and writes an EmbeddingSet, whole or not at all.
+    """Embed a source and write an EmbeddingSet, whole or not at all.
 
     All processes of a run call it and share the work; a run that was killed goes on at the next
     shard. The result does not depend on either.
@@ -119,7 +119,7 @@ def embed_images(
 
 
 def _inputs(batches, flipped: bool):
-    """(positions in the source, what the model takes) of each batch."""
+    """Yield (positions in the source, the model's input) of each batch."""
     for batch in batches:
         if len(batch["index"]):  # not if all of its images were skipped
             images = [batch["image"], batch["flip"]] if flipped else [batch["image"]]
@@ -188,7 +188,7 @@ def embeddings_of(
 
 
 def source_config(config: ConfigDict, split: str) -> ConfigDict:
-    """The data config of a split: a class subset is for training, all classes for validation."""
+    """Return a split's data config: a class subset is for training, all classes for validation."""
     if split == "train":
         return config
     config = config.copy_and_resolve_references()
@@ -199,6 +199,6 @@ def source_config(config: ConfigDict, split: str) -> ConfigDict:
 
 
 def check_all_paired(sets: list[EmbeddingSet]) -> None:
-    """All sets hold the same items in the same order. Raises UserError."""
+    """Raise UserError unless all sets hold the same items in the same order."""
     for other in sets[1:]:
         check_paired(sets[0], other)

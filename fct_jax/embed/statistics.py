@@ -17,7 +17,7 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 
 
 def num_known_classes(model: Embedder) -> int:
-    """How many classes the model was trained on, which come first in its classifier.
+    """Return the number of the model's classes, which come first in its classifier.
 
     Raises UserError where there is no classifier, or where they do not come first.
     """
@@ -37,17 +37,17 @@ def num_known_classes(model: Embedder) -> int:
 
 
 def statistics_path(folder, kind: str) -> Path:
-    """Where the statistics of an EmbeddingSet are."""
+    """Return the path of the statistics of an EmbeddingSet."""
     return Path(folder) / f"class_statistics_{kind}.npz"
 
 
 def write_statistics(folder, num_classes: int | None, kinds=KINDS) -> None:
-    """``write_missing``, called on all processes and done by the writer."""
+    """Call ``write_missing`` on the writer; all processes call this."""
     processes.from_writer(lambda: write_missing(folder, num_classes, kinds), "class statistics")
 
 
 def write_missing(folder, num_classes: int | None, kinds=KINDS) -> None:
-    """Computes the statistics of an EmbeddingSet with labels and writes them into its directory.
+    """Compute the statistics of an EmbeddingSet with labels and write them into its directory.
 
     Kinds that are there already stay as they are.
 
@@ -72,7 +72,7 @@ def write_missing(folder, num_classes: int | None, kinds=KINDS) -> None:
 
 
 def read_statistics(where, kind: str, fingerprint: str | None, num_classes) -> ClassStatistics:
-    """Statistics of a kind, from their file or from the directory that holds it.
+    """Return statistics of a kind, from their file or from the directory that holds it.
 
     Raises UserError where they are missing, or of another kind, model or number of classes.
     """

@@ -22,7 +22,7 @@ def transform_set(
     batch_size: int = 4096,
     shard_size: int = checksums.SHARD_SIZE,
 ) -> EmbeddingSet:
-    """Writes the transformed set, whole or not at all; memory does not grow with its size.
+    """Write the transformed set, whole or not at all; memory does not grow with its size.
 
     All processes of a run call it and share the work; a run that was killed goes on at the next
     shard.
@@ -71,7 +71,7 @@ def transform_set(
 
 
 def _batches(vectors: list[np.ndarray], spans: list[range], batch_size: int):
-    """(rows, their vectors in float32) of the spans, from memory maps as well."""
+    """Yield (rows, their vectors in float32) of the spans, from memory maps as well."""
     for span in spans:
         for start in range(span.start, span.stop, batch_size):
             stop = min(start + batch_size, span.stop)
@@ -87,7 +87,7 @@ def _gives_uncertainty(transformer: Transformer, dims: list[int]) -> bool:
 
 
 def _identity(found: EmbeddingSet) -> dict:
-    """What tells a set from another one, without reading its vectors from the disk."""
+    """Return what tells a set from another one, without reading its vectors from the disk."""
     if not isinstance(found.vectors, np.memmap):
         vectors = checksums.text(checksums.update(0, found.vectors))
     elif "shards" in found.meta:
@@ -102,7 +102,7 @@ def _identity(found: EmbeddingSet) -> dict:
 def checked_inputs(
     transformer: Transformer, old: EmbeddingSet, side: EmbeddingSet | None
 ) -> EmbeddingSet | None:
-    """The side set that it takes, or None. Raises UserError where a set does not fit."""
+    """Return the side set that it takes, or None. Raises UserError if a set does not fit."""
     _check_model(old, transformer.old_fingerprint, "old")
     _check_dim(old, transformer.description["old_dim"], "old")
     if not transformer.needs_side:

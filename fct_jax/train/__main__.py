@@ -24,7 +24,7 @@ flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
-    """Imports late, so that --help and mistakes in flags are answered at once."""
+    """Run the command; imports are late, so --help and mistakes in flags are answered at once."""
     from fct_jax.train.loop import train
 
     train(_CONFIG.value, _WORKDIR.value, _ALLOW.value)

@@ -11,7 +11,7 @@ import jax
 
 
 class MicroBatches(NamedTuple):
-    """How a batch is taken apart.
+    """The way in which a batch is taken apart.
 
     Attributes:
       count: of the micro-batches; ``count * group`` divides the batch.
@@ -22,7 +22,7 @@ class MicroBatches(NamedTuple):
     group: int = 1
 
     def part(self, batch, i):
-        """Micro-batch ``i`` of a pytree of arrays (B, …): every ``count``-th group.
+        """Return micro-batch ``i`` of a pytree of arrays (B, …): every ``count``-th group.
 
         In this order each device takes from the samples that it has.
         """
@@ -35,7 +35,7 @@ class MicroBatches(NamedTuple):
         return batch if self.count == 1 else jax.tree.map(take, batch)
 
     def key(self, key: jax.Array, i) -> jax.Array:
-        """The key of micro-batch ``i``; that of the batch where there is but one."""
+        """Return the key of micro-batch ``i``; that of the batch if there is but one."""
         return key if self.count == 1 else jax.random.fold_in(key, i)
 
 

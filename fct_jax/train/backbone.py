@@ -35,7 +35,7 @@ class Backbone:
         self._correct = jax.jit(self._count_correct)
 
     def _model_options(self) -> dict:
-        """What the data and the task say of the model."""
+        """Return the options that data and task give the model."""
         return {"num_classes": self._train.num_classes}  # all, also where a subset is trained on
 
     def _make_feed(self):
@@ -43,33 +43,33 @@ class Backbone:
 
     @functools.cached_property
     def dim(self) -> int:
-        """D, the size of an embedding."""
+        """Return D, the size of an embedding."""
         image = jnp.zeros((1, *self._preprocessing.shape, 3))
         shapes = jax.eval_shape(lambda: self._module.init_with_output(jax.random.key(0), image))
         return shapes[0][1].shape[-1]
 
     def init(self, key):
-        """Fresh variables."""
+        """Return fresh variables."""
         return self._module.init(key, jnp.zeros((1, *self._preprocessing.shape, 3)))
 
     def warm_start(self, variables):
-        """With the weights of ``config.pretrained``, where that is given."""
+        """Take the weights of ``config.pretrained`` if it is given."""
         return with_pretrained(variables, self._config.pretrained)
 
     def export(self, variables):
-        """All of it is the model."""
+        """Return all of it as the model."""
         return variables
 
     def finish(self, workdir, fingerprint: str, variables) -> None:
-        """The model is all that this task leaves."""
+        """Do nothing: the model is all that this task leaves."""
 
     def freeze_batch_norm(self, epoch: int) -> bool:
-        """Never: batch statistics are used to the end."""
+        """Return False: batch statistics are used to the end."""
         del epoch
         return False
 
     def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
-        """Label-smoothed cross-entropy of a batch of images."""
+        """Return the label-smoothed cross-entropy of a batch of images."""
         del frozen, step, key, freeze_batch_norm
         images = self._preprocessing.on_device(batch["image"], batch["flip"])
         (logits, _), new = self._module.apply(
@@ -83,11 +83,11 @@ class Backbone:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of what ``evaluate`` gives."""
+        """Return the names of ``evaluate``'s metrics."""
         return ("loss", "top1", "top5") if self._validation is not None else ()
 
     def evaluate(self, variables) -> dict[str, float]:
-        """Loss and top-1 and top-5 accuracy over the validation images of the model's classes."""
+        """Return loss and top-1 and top-5 accuracy over validation images of known classes."""
         if self._validation is None:
             return {}
         sums = jnp.zeros(4)
@@ -99,7 +99,7 @@ class Backbone:
         return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count} if count else {}
 
     def _count_correct(self, variables, images, labels):
-        """Sums over a batch: loss, hits of the best and of the five best classes, images."""
+        """Return sums over a batch: loss, hits of the best and of the five best classes, images."""
         logits = self._class_scores(variables, self._preprocessing.on_device(images, None))
         # An old model is validated on all classes, and knows only its own.
         known = (labels >= 0) & (labels < logits.shape[-1])
@@ -109,7 +109,7 @@ class Backbone:
         return jnp.stack([loss.sum(), best[:, 0].sum(), best.sum(), known.sum()])
 
     def _class_scores(self, variables, images):
-        """(N, C) logits of images that went through preprocessing, in inference mode."""
+        """Return logits (N, C) of preprocessed images, in inference mode."""
         return self._module.apply(variables, images)[0]
 
     def summary(self) -> list[str]:
@@ -121,7 +121,7 @@ class Backbone:
         return lines
 
     def describe(self) -> dict:
-        """For ``model.json``."""
+        """Return the entries of ``model.json``."""
         return {
             "kind": "backbone",
             "name": self._config.model.name,
@@ -209,13 +209,13 @@ def images_of(source: data.Source, config: ConfigDict) -> str:
 
 
 def has_validation(config: ConfigDict) -> bool:
-    """Whether the ``data`` section gives a validation split: lists must be named for that."""
+    """Return whether the ``data`` section gives a validation split: lists must be named for it."""
     given = config.validation_list or config.name not in ("list", "gldv2")
     return bool(given) and "validation" in splits_of(config.name)
 
 
 def validation_source(config: ConfigDict) -> data.Source | None:
-    """The validation split of a data set; None where it has none, or its list is not given."""
+    """Return the validation split of a data set, or None if it has none or no list is given."""
     if not has_validation(config):
         return None
     return data.open_source(source_config(config, "validation"), "validation")

@@ -9,7 +9,7 @@ from fct_jax.train.accumulate import MicroBatches
 
 
 def resolved(config: ConfigDict, mesh) -> ConfigDict:
-    """A copy of the config that states the global batch and the learning rate outright.
+    """Return a copy of the config that states the global batch and the learning rate outright.
 
     ``batch_size`` becomes the global batch, ``optimizer.lr`` the rate for that batch;
     ``per_device_batch_size`` and ``optimizer.lr_reference_batch``, which they were worked out
@@ -61,14 +61,14 @@ def resolved(config: ConfigDict, mesh) -> ConfigDict:
 
 
 def micro_batches(config: ConfigDict) -> MicroBatches:
-    """As the step takes them: where the sampler draws identities, they stay whole."""
+    """Return the step's micro-batches; if the sampler draws identities, these stay whole."""
     sampler = config.get("sampler")
     whole = sampler is not None and sampler.name == "identities"
     return MicroBatches(config.accumulate_steps, sampler.images if whole else 1)
 
 
 def summary(config: ConfigDict, mesh) -> str:
-    """One line for the log; ``config`` as of :func:`resolved`."""
+    """Return one line for the log; ``config`` as of :func:`resolved`."""
     parts, model, steps = mesh.shape["data"], mesh.shape["model"], config.accumulate_steps
     devices = f"{parts} device{'s' if parts > 1 else ''}"
     if model > 1:

@@ -30,7 +30,7 @@ class Best:
                 self.step, self.value = step, found["value"]
 
     def go_on_from(self, step: int) -> None:
-        """Forgets a best of later steps, which will come again, or of another rule."""
+        """Drop a best checkpoint from a later step (it will come again) or from another rule."""
         if self._checkpoints is None:
             return
         for saved in self._checkpoints.steps:
@@ -39,7 +39,7 @@ class Best:
                 self.step, self.value = None, None
 
     def offer(self, step: int, metrics: dict[str, float], state) -> None:
-        """Keeps the state where its metric is the best so far; returns when it is on disk."""
+        """Keep the state if its metric is the best so far; return when it is on disk."""
         if self._checkpoints is None or not math.isfinite(metrics[self.metric]):
             return
         value = float(metrics[self.metric])
@@ -50,7 +50,7 @@ class Best:
             self.step, self.value = step, value
 
     def restore(self, like):
-        """The best state. Raises UserError where there is none."""
+        """Return the best state. Raises UserError if there is none."""
         if self.step is None:
             raise UserError(
                 f"config.export=best: no validation gave a finite {self.metric}; "
@@ -59,7 +59,7 @@ class Best:
         return self._checkpoints.restore(like)[0]
 
     def close(self) -> None:
-        """Lets go of the directory."""
+        """Let go of the directory."""
         if self._checkpoints is not None:
             self._checkpoints.close()
 
@@ -91,6 +91,6 @@ def check_rule(rule: str, export: str, metrics: tuple[str, ...]) -> None:
 
 
 def _parse(rule: str) -> tuple[str, str]:
-    """("max" or "min", name of the metric, as in the log or without its prefix)."""
+    """Return ("max" or "min", name of the metric, as in the log or without its prefix)."""
     mode, _, name = rule.partition(" ")
     return mode, name.strip().removeprefix("validation/")

@@ -87,7 +87,7 @@ class Checkpoints:
         )
 
     def save(self, step: int, state, feed: dict) -> None:
-        """Starts writing; returns as soon as the arrays are copied off the device."""
+        """Start writing; return as soon as the arrays are copied off the device."""
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), feed=ocp.args.JsonSave(feed)
         )
@@ -95,7 +95,7 @@ class Checkpoints:
             self._manager.save(step, args=arguments)
 
     def restore(self, like):
-        """The newest readable checkpoint as (state, feed), or None where there is none.
+        """Return the newest readable checkpoint as (state, feed), or None without one.
 
         Args:
           like: a state of the same shapes and shardings (arrays or ShapeDtypeStructs).
@@ -136,7 +136,7 @@ class Checkpoints:
         return None
 
     def _set_aside(self, step: int) -> None:
-        """Renames a damaged checkpoint, so that its step can be saved again and nothing is lost."""
+        """Rename a damaged checkpoint, so that its step can be saved again and nothing is lost."""
         folder = self.folder / str(step)
         if processes.is_writer():
             folder.rename(folder.with_name(f"unreadable-{step}"))
@@ -145,30 +145,30 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the finished checkpoints, newest first."""
+        """Return the steps of the finished checkpoints, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def position(self, step: int) -> dict:
-        """What was saved as ``feed`` with a step."""
+        """Return the ``feed`` that was saved with a step."""
         return self._manager.restore(
             step, args=ocp.args.Composite(feed=ocp.args.JsonRestore())
         ).feed
 
     def delete(self, step: int) -> None:
-        """Removes a checkpoint."""
+        """Remove a checkpoint."""
         self._manager.delete(step)
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest finished checkpoint."""
+        """Return the step of the newest finished checkpoint."""
         return self._manager.latest_step()
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
+        """Return when everything is on disk."""
         with _disk_errors(self.folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and lets go of the directory."""
+        """Wait and let go of the directory."""
         self.wait()
         self._manager.close()

@@ -1,4 +1,4 @@
-"""Where a training step's batch comes from: arrays on the device, or a stream.
+"""Sources of a training step's batch: arrays on the device, or a stream.
 
 Both give the loop *calls*: some steps that run inside one compiled function.
 ``pick`` turns one step's share of a call into the batch that the task's loss sees.
@@ -51,7 +51,7 @@ class ResidentFeed:
         self._count, self._mesh = count, mesh
 
     def calls(self, step: int) -> Iterator[tuple[int, jax.Array]]:
-        """Yields (steps, indices (S, B)) from ``step`` to the end of its epoch.
+        """Yield (steps, indices (S, B)) from ``step`` to the end of its epoch.
 
         A last batch that is not full comes in a call of its own, (1, indices (1, rest)).
         """
@@ -70,15 +70,15 @@ class ResidentFeed:
             yield 1, sharding.put_global(last[None, last != NOTHING], self._mesh, axis=1)
 
     def position(self) -> dict:
-        """What must be the same when a run goes on; the place itself follows from the step."""
+        """Return what must be the same when a run goes on; the place follows from the step."""
         return {"samples": self._count}
 
     def seek(self, position: dict) -> None:
-        """Checks a saved position. Raises UserError where the data have changed."""
+        """Check a saved position. Raises UserError if the data have changed."""
         _check_samples(position, self._count)
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: there is nothing to stop."""
 
 
 class StreamFeed:
@@ -115,17 +115,17 @@ class StreamFeed:
 
     @staticmethod
     def pick(data, batch, key):
-        """The call holds the batch itself."""
+        """Return the call's own batch."""
         del data, key
         return batch
 
     @property
     def ready(self) -> bool:
-        """Whether the next call is there, so that nobody waits for it."""
+        """Return whether the next call is there, so that nobody waits for it."""
         return self._next is not None and self._next.done()
 
     def calls(self, step: int) -> Iterator[tuple[int, dict]]:
-        """Yields (1, batch with a leading axis of one) to the end of the epoch."""
+        """Yield (1, batch with a leading axis of one) to the end of the epoch."""
         if self._next is None or step != self._delivered:
             self._delivered = step
             self._next = self._read_ahead(step)
@@ -147,7 +147,7 @@ class StreamFeed:
         return {name: self._put(value[None], size, numbers) for name, value in batch.items()}
 
     def _put(self, rows: np.ndarray, size: int, numbers: np.ndarray) -> jax.Array:
-        """(1, rows of this process, …) -> (1, size, …), over the devices of all processes."""
+        """Put this process's rows (1, B, …) on the devices; return the whole (1, size, …)."""
 
         def part(index):
             first, last = np.searchsorted(numbers, index[1].indices(size)[:2])
@@ -157,21 +157,21 @@ class StreamFeed:
         return jax.make_array_from_callback(shape, sharding.split_batch(self._mesh, 1), part)
 
     def position(self) -> dict:
-        """How many batches were delivered, of how many samples: as many on every process."""
+        """Return the number of delivered batches and of samples, the same on every process."""
         return {"batches": self._delivered, "samples": self._samples}
 
     def seek(self, position: dict) -> None:
-        """Checks a saved position. Raises UserError where the data have changed."""
+        """Check a saved position. Raises UserError if the data have changed."""
         _check_samples(position, self._samples)
 
     def close(self) -> None:
-        """Stops reading: the thread, and the workers behind it."""
+        """Stop reading: the thread, and the workers behind it."""
         self._reader.shutdown(cancel_futures=True)
         self._batches.close()
 
 
 def rows_of_process(batch_size: int, mesh) -> np.ndarray:
-    """Ascending numbers of the rows of a global batch that this process's devices hold.
+    """Return, ascending, the rows of a global batch that this process's devices hold.
 
     Devices along "model" share rows, and a process's devices need not be neighbours in the mesh.
     """
@@ -180,7 +180,7 @@ def rows_of_process(batch_size: int, mesh) -> np.ndarray:
 
 
 def _check_samples(position: dict, samples: int) -> None:
-    """Another number of samples would be another order. Raises UserError."""
+    """Raise UserError for another number of samples, which would be another order."""
     saved = position.get("samples", samples)
     if saved != samples:
         raise UserError(

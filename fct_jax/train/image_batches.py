@@ -13,14 +13,14 @@ _FITS = 2 * 2**30  # bytes of uint8 images that "auto" keeps on the device
 
 
 def preprocessing_of(config: ConfigDict) -> data.Preprocessing:
-    """The config's preprocessing section; ``resize`` 0 stands for none."""
+    """Return the config's preprocessing section; ``resize`` 0 stands for none."""
     return data.Preprocessing.from_dict({**config.to_dict(), "resize": config.resize or None})
 
 
 def image_feed(
     source, preprocessing, config: ConfigDict, mesh, **crops
 ) -> ResidentFeed | StreamFeed:
-    """The training batches {"image", "label", "flip", "index"} of a source.
+    """Return the training batches {"image", "label", "flip", "index"} of a source.
 
     "index" (B,) is the position of each image in the source.
 

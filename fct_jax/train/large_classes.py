@@ -16,7 +16,7 @@ MULTIPLE = 384  # divided by 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, … devices; 3 x 
 
 
 def with_padded_classes(task, mesh):
-    """The task with padded parameters; itself where it has no large classifier.
+    """Return the task with padded parameters, or itself without a large classifier.
 
     Args:
       task: see ``loop.py``; as ``init`` gives it, a class axis is that of ``sharding.class_axis``.
@@ -35,7 +35,7 @@ def with_padded_classes(task, mesh):
 
 
 def _padding(path, array) -> int:
-    """How many classes are missing to the next multiple."""
+    """Return the number of classes missing to the next multiple."""
     axis = sharding.class_axis(path)
     if axis is None or array.shape[axis] < LARGE:
         return 0

@@ -62,7 +62,7 @@ TASKS = {
 
 
 def train(config, workdir, allow_config_change: bool = False) -> None:
-    """Trains until the end, from the last checkpoint where there is one, and exports the model.
+    """Train to the end, from the last checkpoint if there is one, and export the model.
 
     With several processes (``fct_jax.runtime.processes``), each of them calls it alike.
 
@@ -128,7 +128,7 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
 
 
 class _Records(NamedTuple):
-    """What is kept of a run while it goes."""
+    """The records of a run while it goes."""
 
     checkpoints: Checkpoints
     best: Best
@@ -137,7 +137,7 @@ class _Records(NamedTuple):
 
 
 def _trained(config, task, optimizer, workdir: Path, mesh, termination: Termination) -> State:
-    """The state to export: the last one, or the best."""
+    """Return the state to export: the last one, or the best."""
     check_space(workdir, shapes_of(task, optimizer), config)
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
     best = Best(config.keep_best, checkpoints)
@@ -170,7 +170,7 @@ def _trained(config, task, optimizer, workdir: Path, mesh, termination: Terminat
 
 
 def _on_host(variables):
-    """As NumPy arrays, whole on every process, also where a process holds only a part."""
+    """Return NumPy arrays, whole on every process, even if a process holds only a part."""
 
     def fetch(array):
         if array.is_fully_addressable or array.is_fully_replicated:
@@ -181,7 +181,7 @@ def _on_host(variables):
 
 
 def _start(task, optimizer, seed: int, checkpoints, running, mesh) -> State:
-    """Fresh parameters, made on the devices in their sharding, or the last checkpoint."""
+    """Return fresh parameters, made on the devices in their sharding, or the last checkpoint."""
     state = fresh_state(task, optimizer, seed, mesh)
     found = checkpoints.restore(state)
     if found is None:
@@ -195,7 +195,7 @@ def _start(task, optimizer, seed: int, checkpoints, running, mesh) -> State:
 
 
 def _epochs(config, task, run, state: State, records: _Records, termination) -> State:
-    """The loop itself: calls, metrics, checkpoints, evaluation."""
+    """Run the loop itself: calls, metrics, checkpoints, evaluation."""
     checkpoints, best, running, log = records
     per_epoch = task.feed.steps_per_epoch
     step, end = int(state.step), config.epochs * per_epoch

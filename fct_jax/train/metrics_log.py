@@ -22,7 +22,7 @@ class MetricsLog:
         self._validated = processes.from_writer(lambda: self._open(Path(workdir), step), "metrics")
 
     def _open(self, workdir: Path, step: int) -> bool:
-        """Removes the entries that will come again; whether one of them validates ``step``."""
+        """Remove the entries that will come again; return whether one validates ``step``."""
         path = workdir / "metrics.jsonl"
         entries = [json.loads(line) for line in _lines(path)]
         kept = [entry for entry in entries if entry["step"] <= step]
@@ -34,11 +34,11 @@ class MetricsLog:
 
     @property
     def validated(self) -> bool:
-        """Whether the step that the run goes on from has its validation entry already."""
+        """Return whether the step that the run goes on from has its validation entry already."""
         return self._validated
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One entry; names like "train/loss"."""
+        """Write one entry; names are like "train/loss"."""
         if self._file is None:
             return
         values = {name: float(value) for name, value in values.items()}
@@ -48,14 +48,14 @@ class MetricsLog:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Everything is on disk after this."""
+        """Put everything on disk."""
         if self._file is not None:
             self._file.close()
             self._board.close()
 
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines: one that a kill cut short is left out."""
+    """Return the whole lines, without one that a kill cut short."""
     if not path.is_file():
         return []
     return [line for line in path.read_text().split("\n")[:-1] if line]

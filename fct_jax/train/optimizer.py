@@ -27,7 +27,7 @@ def learning_rate(
     warmup_start: float = 0.0,
     floor: float = 0.0,
 ) -> Callable[[int], float]:
-    """The function from epoch (0-based) to learning rate; it is constant within an epoch.
+    """Return the function from epoch (0-based) to learning rate, constant within an epoch.
 
     Epochs before ``warmup`` use ``base · (epoch + 1) / warmup``, which reaches the full rate in
     the last of them, and the next epoch uses it again. With a ``warmup_start`` s above 0 they use
@@ -103,7 +103,7 @@ def configured_learning_rate(config: Any, epochs: int) -> Callable[[int], float]
 
 
 def build_optimizer(config: Any, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
-    """The optimizer of a configuration, for ``epochs`` epochs of ``steps_per_epoch`` steps.
+    """Return the optimizer of a configuration, for ``epochs`` of ``steps_per_epoch`` steps.
 
     ``config`` (an ``ml_collections.ConfigDict``) has ``name`` (of `OPTIMIZERS`), ``lr``,
     ``weight_decay``, ``decay_batch_norm``, ``schedule`` (``name``; optional ``warmup_epochs``,
@@ -146,7 +146,7 @@ def build_optimizer(config: Any, epochs: int, steps_per_epoch: int) -> optax.Gra
 
 
 def _rule(config, rate_of_step) -> optax.GradientTransformation:
-    """The named optimizer at the scheduled rate."""
+    """Return the named optimizer at the scheduled rate."""
     if config.name == "lars":
         return optax.lars(
             rate_of_step,
@@ -183,7 +183,7 @@ def _centers(params):
 
 
 def decayed(params: Any) -> Any:
-    """Tree of booleans: False for the scale and bias of batch normalisations, else True.
+    """Return a tree of booleans: False for batch normalisations' scale and bias, else True.
 
     A normalisation is a scope with a ``scale``; linear layers and convolutions have a ``kernel``
     instead, and keep the decay of their bias.
@@ -201,7 +201,7 @@ def decayed(params: Any) -> Any:
 
 
 def adapted(params: Any) -> Any:
-    """Tree of booleans: False for every bias and every scale of a normalisation, else True."""
+    """Return a tree of booleans: False for every bias and normalisation scale, else True."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: _name(path) not in ("scale", "bias"), params
     )

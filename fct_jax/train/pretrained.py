@@ -21,7 +21,7 @@ def check_readable(path: str) -> None:
 
 
 def with_pretrained(variables, path: str):
-    """The variables with the trunk of a ``.pth`` or ``.safetensors`` file; "" leaves them.
+    """Return variables with the trunk of a ``.pth`` or ``.safetensors`` file; "" leaves them.
 
     The embedding's projection and the classifier stay as they were. Raises UserError for a file
     that cannot be read, or that holds another architecture.

@@ -41,7 +41,7 @@ class RunningMeans:
         self.note = ""
 
     def position(self) -> dict:
-        """What a checkpoint must hold, so that the next means are of all their steps."""
+        """Return what a checkpoint must hold, so that the next means are of all their steps."""
         return {
             "sums": dict(self._logged.sums),
             "steps": self._logged.steps,
@@ -50,12 +50,12 @@ class RunningMeans:
         }
 
     def restore(self, position: dict) -> None:
-        """Goes on from ``position``."""
+        """Go on from ``position``."""
         self._logged = Sums(position["sums"], position["steps"])
         self._epoch = Sums(position.get("epoch_sums", {}), position.get("epoch_steps", 0))
 
     def timed(self, feed, step: int) -> Iterator:
-        """The feed's calls from ``step``; the time that the device waits for them is counted."""
+        """Yield the feed's calls from ``step``, and count the time that the device waits."""
         calls = feed.calls(step)
         while True:
             if not feed.ready:
@@ -68,12 +68,12 @@ class RunningMeans:
             yield call
 
     def add(self, sums: dict, steps: int, step: int) -> None:
-        """Takes a call's sums over ``steps`` steps; ``step`` is the count after it."""
+        """Take a call's sums over ``steps`` steps; ``step`` is the count after it."""
         self.fetch()
         self._waiting = sums, steps, step
 
     def fetch(self) -> None:
-        """Waits for the last call. Raises UserError on a loss that is not finite."""
+        """Wait for the last call. Raises UserError on a loss that is not finite."""
         if self._waiting is None:
             return
         sums, steps, step = self._waiting
@@ -91,7 +91,7 @@ class RunningMeans:
         self._logged, self._epoch = self._logged.plus(sums, steps), self._epoch.plus(sums, steps)
 
     def means(self, prefix: str) -> dict[str, float]:
-        """The means since the last time by prefixed name; "data_wait" is a share of the time."""
+        """Return the means since the last time by prefixed name; "data_wait" is a share of time."""
         self.fetch()
         elapsed = time.perf_counter() - self._since
         rates = {"steps_per_second": self._logged.steps / elapsed}

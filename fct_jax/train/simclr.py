@@ -51,7 +51,7 @@ class SimCLR(Backbone):
         self._validation_sums = jax.jit(self._evaluate_batch)
 
     def _model_options(self) -> dict:
-        """Labels are not used."""
+        """Return the model's options; labels are not used."""
         return {**super()._model_options(), "has_classifier": False}
 
     def _make_feed(self):
@@ -60,11 +60,11 @@ class SimCLR(Backbone):
         )
 
     def _crops(self) -> dict:
-        """For ``data.batches``; where the device crops they have no effect."""
+        """Return the crops for ``data.batches``; they have no effect if the device crops."""
         return {"crops": 2, "crop_area": self._options.crop_area}
 
     def init(self, key):
-        """Fresh variables of the model and of the head."""
+        """Return fresh variables of the model and of the head."""
         model_key, head_key = jax.random.split(key)
         parts = {
             "model": super().init(model_key),
@@ -76,16 +76,16 @@ class SimCLR(Backbone):
         }
 
     def warm_start(self, variables):
-        """With the weights of ``config.pretrained``, where that is given."""
+        """Take the weights of ``config.pretrained`` if it is given."""
         model = super().warm_start(self.export(variables))
         return {kind: {**variables[kind], "model": model[kind]} for kind in variables}
 
     def export(self, variables):
-        """The model without the head."""
+        """Return the model without the head."""
         return {kind: variables[kind]["model"] for kind in variables}
 
     def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
-        """NT-Xent of two random views of each image; the batch's own flip is not used."""
+        """Return NT-Xent of two random views of each image; the batch's own flip is not used."""
         del frozen, step, freeze_batch_norm
         views = self._views(batch["image"], key)
         (_, embedding), model = self._module.apply(
@@ -102,7 +102,7 @@ class SimCLR(Backbone):
         return loss, (batch_stats, {"accuracy": accuracy})
 
     def _views(self, images, key):
-        """(2N, size, size, 3) model inputs, the two views of an image one after the other.
+        """Return model inputs (2N, size, size, 3): both views of an image, one after the other.
 
         In this order each device keeps the views of its own images.
         """
@@ -120,11 +120,11 @@ class SimCLR(Backbone):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of what ``evaluate`` gives."""
+        """Return the names of ``evaluate``'s metrics."""
         return ("loss", "accuracy") if self._validation is not None else ()
 
     def evaluate(self, variables) -> dict[str, float]:
-        """Loss and accuracy over views of the validation images, the same views every time.
+        """Return loss and accuracy over views of validation images, the same views every time.
 
         Accuracy is the share of the views whose nearest in the batch is the same image's.
         """
@@ -147,7 +147,7 @@ class SimCLR(Backbone):
         return {"loss": loss / count, "accuracy": accuracy / count} if count else {}
 
     def _evaluate_batch(self, variables, images):
-        """Sums over a batch: loss, accuracy, images."""
+        """Return sums over a batch: loss, accuracy, images."""
         views = self._views(images, jax.random.key(_VALIDATION_KEY))
         embedding = self._module.apply(self.export(variables), views)[1]
         head = {kind: variables[kind]["head"] for kind in variables}

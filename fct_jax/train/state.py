@@ -1,4 +1,4 @@
-"""What training changes: arrays only."""
+"""The state that training changes: arrays only."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ class State(NamedTuple):
 
     @property
     def variables(self) -> dict:
-        """As a module's ``apply`` takes them."""
+        """Return the variables as a module's ``apply`` takes them."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -45,7 +45,7 @@ def _first(task, optimizer, key) -> State:
 
 
 def fresh_state(task, optimizer, seed: int, mesh) -> State:
-    """The state before the first step, made on the devices in its sharding.
+    """Return the state before the first step, made on the devices in its sharding.
 
     Args:
       task: see ``loop.py``.

@@ -16,7 +16,7 @@ def compile_steps(
     micro_batches: MicroBatches = WHOLE,
     remat: bool = False,
 ):
-    """The compiled call ``(state, data, frozen, call, steps, freeze=) -> (state, metric sums)``.
+    """Compile ``(state, data, frozen, call, steps, freeze=) -> (state, metric sums)``.
 
     A call of several steps runs them inside one loop on the device; ``steps``, which may be
     fewer than the call has room for, varies without compiling again.
@@ -32,7 +32,7 @@ def compile_steps(
     count = micro_batches.count
 
     def add(sums, i, params, step, data, frozen, element, key, freeze):
-        """(sums of the gradients, running statistics) with micro-batch ``i``, and its metrics."""
+        """Return (gradients' sums, running statistics) with micro-batch ``i``, and its metrics."""
         gradients, batch_stats = sums
         pick_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
         batch = micro_batches.part(task.feed.pick(data, element, pick_key), i)
@@ -46,7 +46,7 @@ def compile_steps(
         return (jax.tree.map(jnp.add, gradients, more), batch_stats), {"loss": loss, **metrics}
 
     def apply(state: State, sums, metrics):
-        """The update with the mean gradient; ``metrics`` have an axis of micro-batches."""
+        """Apply the mean gradient; ``metrics`` have an axis of micro-batches."""
         gradients, batch_stats = sums
         gradients = jax.tree.map(lambda x: x / count, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -96,7 +96,7 @@ def compile_steps(
         return apply(state, sums, jax.tree.map(lambda *x: jnp.stack(x), *metrics))
 
     def run_in_parts(state, data, frozen, call, steps, *, key, freeze):
-        """A call of one step, in one program for each micro-batch."""
+        """Run a call of one step, in one program for each micro-batch."""
         sums = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
         metrics = []
         for i in range(count):
@@ -119,7 +119,7 @@ def compile_steps(
 
 
 def compiler_options(remat: bool) -> dict | None:
-    """For ``jax.jit``: with them, XLA's compiler for CPUs does compute activations again.
+    """Return options for ``jax.jit`` that make XLA on CPUs compute activations again.
 
     By default it merges the second computation with the first, and keeps all activations.
     """
@@ -131,10 +131,10 @@ def _on_cpu() -> bool:
 
 
 def _room(call) -> int:
-    """For how many steps a call has room."""
+    """Return the number of steps a call can hold."""
     return jax.tree.leaves(call)[0].shape[0]
 
 
 def _element(call, i):
-    """What the step ``i`` of a call takes."""
+    """Return the data of step ``i`` of a call."""
     return jax.tree.map(lambda array: array[i], call)

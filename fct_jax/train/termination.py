@@ -37,11 +37,11 @@ class Termination:
             signal.signal(signal.SIGTERM, self._before)
 
     def begin(self) -> None:
-        """From here on there is something to save."""
+        """Start to heed signals: from here on there is something to save."""
         self._training = True
 
     def asked(self) -> bool:
-        """Whether any process was asked to end; to be called by all of them after every call.
+        """Return whether any process was asked to end; all of them call this after every call.
 
         With several processes the answer is that of the call before: it travels over the devices
         behind the training step, and nobody waits for it.

@@ -30,28 +30,28 @@ class TransformationTask:
         self._validation_loss = jax.jit(self._evaluate_batch)
 
     def init(self, key):
-        """Fresh variables."""
+        """Return fresh variables."""
         return self._module.init(
             key, jnp.zeros((2, self._dims["old"])), jnp.zeros((2, self._dims["side"]))
         )
 
     def freeze_batch_norm(self, epoch: int) -> bool:
-        """In the second half BatchNorm uses its running statistics and leaves them as they are."""
+        """Return whether BatchNorm uses, and keeps, its running statistics: in the second half."""
         return epoch >= self._config.freeze_batch_norm_from * self._config.epochs
 
     def warm_start(self, variables):
-        """Always from scratch."""
+        """Do nothing: a transformation starts from scratch."""
         return variables
 
     def export(self, variables):
-        """All of it is the model."""
+        """Return all of it as the model."""
         return variables
 
     def finish(self, workdir, fingerprint: str, variables) -> None:
-        """The model is all that this task leaves."""
+        """Do nothing: the model is all that this task leaves."""
 
     def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
-        """The objective of a batch of embeddings (or, online, of images)."""
+        """Return the objective of a batch of embeddings (or, online, of images)."""
         del step, key
         return self._objective(
             variables, frozen, self._inputs.embed(frozen["models"], batch), freeze_batch_norm
@@ -85,7 +85,7 @@ class TransformationTask:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of what ``evaluate`` gives."""
+        """Return the names of ``evaluate``'s metrics."""
         if self._validation is None:
             return ()
         batch = {name: value[:1] for name, value in self._validation.items()}
@@ -93,7 +93,7 @@ class TransformationTask:
         return tuple(jax.eval_shape(self._evaluate_batch, variables, self.frozen, batch))
 
     def evaluate(self, variables) -> dict[str, float]:
-        """Means over the validation split, BatchNorm in inference mode; {} where there is none."""
+        """Return means over the validation split, BatchNorm in inference mode; {} without one."""
         if self._validation is None:
             return {}
         count = len(self._validation["old"])
@@ -119,7 +119,7 @@ class TransformationTask:
         return lines
 
     def describe(self) -> dict:
-        """For ``model.json``."""
+        """Return the entries of ``model.json``."""
         fingerprints = self._inputs.fingerprints
         return {
             "kind": "transformation",
@@ -136,7 +136,7 @@ class TransformationTask:
 
 
 def frozen_classifier(config: ConfigDict, dim: int, labels: np.ndarray | None) -> jax.Array:
-    """(C, D) classifier weights of the new model. Raises UserError where they do not fit."""
+    """Return the new model's classifier (C, D). Raises UserError if it does not fit."""
     where = config.classifier or config.new
     if labels is None:
         raise UserError(

@@ -18,7 +18,7 @@ from fct_jax.train.image_batches import image_feed, preprocessing_of, sampler_of
 
 
 def roles(config: ConfigDict) -> tuple[str, ...]:
-    """The embeddings that take part; without "side" the old embedding stands in for it."""
+    """Return the embeddings that take part; without "side" the old embedding stands in for it."""
     return ("old", "new", "side") if config.side else ("old", "new")
 
 
@@ -76,7 +76,7 @@ class CachedInputs:
 
     @staticmethod
     def embed(models, batch):
-        """The batch holds embeddings already."""
+        """Return the batch, which holds embeddings already."""
         del models
         return batch
 
@@ -107,7 +107,7 @@ class OnlineInputs:
         self.models = {role: embedder.variables for role, embedder in self._embedders.items()}
 
     def embed(self, models, batch):
-        """{"old", "new", "side", "label"} of a batch of images, inside the step."""
+        """Return {"old", "new", "side", "label"} of a batch of images, inside the step."""
         embeddings = {
             role: embedder.forward(models[role], batch["image"], batch["flip"])[1]
             for role, embedder in self._embedders.items()
@@ -116,7 +116,7 @@ class OnlineInputs:
 
 
 def validation_batch(config: ConfigDict) -> dict[str, np.ndarray] | None:
-    """Embeddings of the validation split, {"old" (N, do), …, "label" (N,)}; None: none given."""
+    """Return validation embeddings {"old" (N, do), …, "label" (N,)}, or None if none are given."""
     names = roles(config)
     if all(is_model(config[role]) for role in names):
         if not has_validation(config.data):
@@ -162,7 +162,7 @@ def _embeddings(config: ConfigDict, split: str, view: int | None) -> dict[str, E
 
 
 def _view_count(config: ConfigDict) -> int:
-    """One for EmbeddingSets, which hold what they hold; for models as many as the config says."""
+    """Return one for EmbeddingSets, which are fixed; for models, the config's number."""
     models = [is_model(config[role]) for role in roles(config)]
     if any(models) and not all(models):
         for role in roles(config):

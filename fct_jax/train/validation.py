@@ -16,7 +16,7 @@ NOTHING = -1  # label of a row that fills up a batch
 def validation_batches(
     source, preprocessing, config: ConfigDict, mesh
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Yields (images uint8 (B, h, w, 3), labels int32 (B,)), once through the source.
+    """Yield (images uint8 (B, h, w, 3), labels int32 (B,)), once through the source.
 
     All batches are full: rows behind the end, and of unreadable images that are skipped, have
     the label ``NOTHING``.

@@ -52,7 +52,7 @@ class Cifar100(cifar.Cifar100, skip_registration=True):
         }
 
     def _generate_examples(self, split_prefix: str, filepaths) -> Iterator:
-        """The downloaded binary form: a row is superclass, class, 3072 bytes of pixels."""
+        """Read the downloaded binary form: a row is superclass, class, 3072 bytes of pixels."""
         rows = np.concatenate(
             [
                 np.frombuffer(Path(path).read_bytes(), np.uint8).reshape(-1, 3074)
@@ -99,7 +99,7 @@ class Imagenet2012(imagenet.Builder, skip_registration=True):
         return {"train": self._training(train), "validation": self._validation(validation)}
 
     def _training(self, path: Path) -> Iterator:
-        """An archive of one archive a class, named by the class."""
+        """Read an archive of one archive a class, named by the class."""
         with tarfile.open(path) as classes:
             for member in classes:
                 with tarfile.open(fileobj=classes.extractfile(member)) as images:
@@ -108,7 +108,7 @@ class Imagenet2012(imagenet.Builder, skip_registration=True):
                         yield self._example(image.name, content, member.name[:-4], 1_281_167)
 
     def _validation(self, path: Path) -> Iterator:
-        """Labels come with TFDS, in the order of the sorted names."""
+        """Read validation images; labels come with TFDS, in the order of the sorted names."""
         labels = (self.pkg_dir_path / "validation_labels.txt").read_text().split()
         with tarfile.open(path) as images:
             names = sorted(images.getnames())
@@ -125,14 +125,14 @@ class Imagenet2012(imagenet.Builder, skip_registration=True):
 
 
 def png(image: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) as a PNG file."""
+    """Return uint8 (H, W, 3) as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
 def _rgb_jpeg(content: bytes) -> bytes:
-    """The few images that are no RGB JPEG become one, as TFDS has it since version 3."""
+    """Turn the few images that are no RGB JPEG into one, as TFDS does since version 3."""
     file = io.BytesIO()
     with Image.open(io.BytesIO(content)) as image:
         image.convert("RGB").save(file, "JPEG", quality=100)

@@ -24,7 +24,7 @@ from fct_jax.storage.class_statistics import ClassStatistics
 
 
 class Step(NamedTuple):
-    """What a method sees of one step, over the global batch of B images."""
+    """A method's view of one step, over the global batch of B images."""
 
     embedding: jax.Array  # (B, D) of the new model
     logits: jax.Array  # (B, C) of its classifier
@@ -41,7 +41,7 @@ class Step(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What a method adds to the loss.
+    """A method's addition to the loss.
 
     Attributes:
       losses: {name: loss}, as they are logged.
@@ -55,12 +55,12 @@ class Terms(NamedTuple):
 
     @property
     def total(self):
-        """The weighted sum of the losses."""
+        """Return the weighted sum of the losses."""
         return sum(self.weights.get(name, 1.0) * loss for name, loss in self.losses.items())
 
 
 def none(scope, step: Step, options):
-    """The new model alone."""
+    """Train the new model alone."""
     return Terms({}, 0.0)
 
 
@@ -199,7 +199,7 @@ def oca(scope, step: Step, options):
 
 
 def turned(scope, step: Step, options, key):
-    """What OCA classifies: the direction of the embedding, turned by a learned rotation.
+    """Return OCA's input of the classifier: the embedding's direction after a learned rotation.
 
     It starts as the identity. The published layer has a bias besides, which is left out here: with
     it, the exported classifier, which is linear without bias, would not be the trained one.
@@ -222,7 +222,7 @@ def mixbct(scope, step: Step, options):
 
 
 def mixed(scope, step: Step, options, key):
-    """What MixBCT classifies: a batch in which old embeddings replace a share of the new ones."""
+    """Return MixBCT's input of the classifier: old embeddings replace a share of the batch."""
     given = step.embedding, step.old_embedding, step.credible
     return losses.mix_old_embeddings(*given, key, options.mix_share)[0]
 

@@ -1,4 +1,4 @@
-"""What compatible training knows of the old model: embeddings, classifier, class statistics."""
+"""The old model's part of compatible training: embeddings, classifier, class statistics."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +45,7 @@ class OldModel(NamedTuple):
 
 
 def old_model(config: ConfigDict, method: Method, source) -> OldModel:
-    """Loads what a method needs, and checks that it belongs together.
+    """Load what a method needs, and check that it belongs together.
 
     Args:
       config: of ``fct_jax.config.compatible``.
@@ -108,7 +108,7 @@ def old_model(config: ConfigDict, method: Method, source) -> OldModel:
 
 
 def _check_numbering(config: ConfigDict, model: Embedder) -> None:
-    """Old and new data of one name number their classes alike. Raises UserError."""
+    """Raise UserError unless old and new data of one name number their classes alike."""
     old = model.description.get("data", {})
     if old.get("name") != config.data.name:
         return
@@ -126,7 +126,7 @@ def _check_numbering(config: ConfigDict, model: Embedder) -> None:
 
 
 def _check_list(config: ConfigDict, model: Embedder, source) -> None:
-    """The list that the old model was trained on has the new list's labels. Raises UserError."""
+    """Raise UserError unless the old model's training list has the new list's labels."""
     old = model.description.get("data", {})
     known = old.get("list", "")
     if known in ("", config.data.list) or old.get("subset") or config.data.subset:
@@ -140,12 +140,12 @@ def _check_list(config: ConfigDict, model: Embedder, source) -> None:
 
 
 def _same_images(old: dict, config: ConfigDict) -> bool:
-    """Whether ids of another ``data`` section mean the same images."""
+    """Return whether ids of another ``data`` section mean the same images."""
     return all(old.get(key) == config.data[key] for key in ("name", "dir"))
 
 
 def _check_labels_beside(config: ConfigDict, source) -> None:
-    """The training embeddings beside ``config.statistics`` have the new data's labels."""
+    """Check that embeddings beside ``config.statistics`` have the new data's labels."""
     folder = Path(config.statistics)
     folder = folder if folder.is_dir() else folder.parent
     if config.statistics and (folder / "vectors.npy").is_file():
@@ -156,7 +156,7 @@ def _check_labels_beside(config: ConfigDict, source) -> None:
 
 
 def _check_labels(where, ids, labels, source) -> None:
-    """What both know by one id has one label. Raises UserError."""
+    """Raise UserError unless ids present in both have the same label."""
     label_of = dict(zip(source.ids.tolist(), source.labels.tolist(), strict=True))
     for id_, label in zip(ids, labels, strict=True):
         if label_of.get(id_, label) != label:
@@ -166,7 +166,7 @@ def _check_labels(where, ids, labels, source) -> None:
 
 
 def _statistics(config, kind, model, num_classes, fingerprint) -> ClassStatistics:
-    """From ``config.statistics``, or of the data that the old model was trained on."""
+    """Return ``config.statistics``, or those of the old model's training data."""
     where = config.statistics
     if not where:
         if model is None:
@@ -182,7 +182,7 @@ def _statistics(config, kind, model, num_classes, fingerprint) -> ClassStatistic
 
 
 def _rows_of(found: EmbeddingSet, source, on_error: str) -> np.ndarray:
-    """(N, Do) float32: the vector of each image of the source, found by its id.
+    """Return the vector (N, Do) float32 of each image of the source, found by its id.
 
     Images that could not be read, and so have none, are zero: they are never trained on.
     """

@@ -62,7 +62,7 @@ class Compatible(Backbone):
         self._metric = MetricLosses(FrozenConfigDict(config.reid), self._train.num_classes)
 
     def init(self, key):
-        """Fresh variables of the model and of what the losses learn themselves."""
+        """Return fresh variables of the model and of what the losses learn themselves."""
         model_key, method_key = jax.random.split(key)
         model = super().init(model_key)
         # Shapes alone matter: the model need not run.
@@ -79,12 +79,12 @@ class Compatible(Backbone):
         }
 
     def warm_start(self, variables):
-        """With the weights of ``config.pretrained``, where that is given."""
+        """Take the weights of ``config.pretrained`` if it is given."""
         model = super().warm_start(self.export(variables))
         return {part: {**variables[part], "model": model[part]} for part in variables}
 
     def export(self, variables):
-        """The model without what the method learns, which may be folded into the classifier."""
+        """Return the model without what the method learns, unless the classifier takes it in."""
         model = {part: variables[part]["model"] for part in variables}
         if self._row.folded is None:
             return model
@@ -102,7 +102,7 @@ class Compatible(Backbone):
         return [*super().summary(), f"{old}; method {config.method}, base loss {config.base_loss}"]
 
     def finish(self, workdir, fingerprint: str, variables) -> None:
-        """LCE's transformation of an old gallery, as a run of its own below the new model's."""
+        """Write LCE's transformation of an old gallery as a run below the new model's."""
         learned = {part: variables[part]["method"].get("transformation") for part in variables}
         if learned["params"]:
             description = {
@@ -123,7 +123,7 @@ class Compatible(Backbone):
             write_model(gallery / "model", description, learned)
 
     def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
-        """Base loss and compatibility losses of a batch of images."""
+        """Return base loss and compatibility losses of a batch of images."""
         del freeze_batch_norm
         images = self._preprocessing.on_device(batch["image"], batch["flip"])
         mix_key = None if self._row.classified is None else jax.random.fold_in(key, 1)
@@ -157,7 +157,7 @@ class Compatible(Backbone):
         return loss, (batch_stats, metrics)
 
     def _augmented(self, images, key):
-        """What person re-identification does to normalised images, where it is asked for."""
+        """Augment normalised images as person re-identification does, if asked for."""
         options = self._config.reid
         if not (options.pad or options.erase):
             return images
@@ -201,13 +201,13 @@ class Compatible(Backbone):
         )
 
     def _class_scores(self, variables, images):
-        """As the base loss sees them, without a margin."""
+        """Return the base loss's logits without a margin."""
         embedding = self._module.apply(variables, images)[1]
         classifier = variables["params"]["classifier"]["kernel"].T
         return self._base_logits(embedding, classifier, jnp.full(len(images), -1))
 
     def evaluate(self, variables) -> dict[str, float]:
-        """Of the model, as for a backbone."""
+        """Evaluate the model as a backbone."""
         return super().evaluate(self.export(variables))
 
 

@@ -103,7 +103,7 @@ def _train(config, workdir: Path) -> None:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Puts the handler of SIGTERM back that the training loop replaces."""
+    """Put the handler of SIGTERM back that the training loop replaces."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield

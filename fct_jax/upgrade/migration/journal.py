@@ -51,7 +51,7 @@ class Journal:
         return json.loads(text)
 
     def append(self, kind: str, **values) -> dict:
-        """Adds a record; when it returns, the record survives a crash."""
+        """Add a record; when it returns, the record survives a crash."""
         record = {"kind": kind, **values}
         text = json.dumps(record).encode()
         self._chain = zlib.crc32(text, self._chain)

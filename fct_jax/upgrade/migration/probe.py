@@ -136,7 +136,7 @@ class Probe:
         return float(np.mean(common)) / self._ideal.shape[1]
 
     def _nearness(self, vectors: np.ndarray):
-        """Yields (first query, nearness (n, m)): larger is nearer."""
+        """Yield (first query, nearness (n, m)): larger is nearer."""
         if self.metric == "cosine":
             vectors = unit_rows(vectors)
         half = 0 if self.metric == "cosine" else (vectors**2).sum(axis=1) / 2

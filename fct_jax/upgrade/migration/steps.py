@@ -295,7 +295,7 @@ class Migration:
         self.target.publish(rows)
 
     def describe(self, state: str, reembedded: int | None = None, planned: int = 0) -> None:
-        """Writes the gallery's ``meta.json``: its space and how far it is."""
+        """Write the gallery's ``meta.json``: its space and how far it is."""
         counts = {} if reembedded is None else {"reembedded": reembedded, "planned": planned}
         self.target.describe({**self.meta, "state": state, **counts})
 

@@ -87,7 +87,7 @@ class Calibration:
         return affine_of(self.weights, *self.standardised(query_old, query_new))
 
     def save(self, folder) -> Path:
-        """Writes ``calibration.json`` and ``reference.npz`` in a new directory."""
+        """Write ``calibration.json`` and ``reference.npz`` in a new directory."""
         described = {
             "format_version": FORMAT_VERSION,
             "metric_old": self.old.metric,

@@ -130,7 +130,7 @@ def _candidates(calibration, query_old, query_new, old, new, own) -> np.ndarray:
 
 
 def _raw_scores(calibration, query_old, query_new, old, new, rows) -> list[np.ndarray]:
-    """Scores (Q, n) of the candidates in each space; that of row −1 means nothing."""
+    """Return scores (Q, n) of the candidates in each space; that of row −1 means nothing."""
     return [
         np.stack(
             [space.items(vectors[r]) @ q for q, r in zip(space.queries(queries), rows, strict=True)]
