@@ -46,7 +46,7 @@ class Batches(Iterator[Batch]):
         self._begin()
 
     def __next__(self) -> Batch:
-        """Return ``image`` uint8 (B, h, w, 3); (B,) ``label`` int32, ``index`` int64, ``flip`` bool.
+        """Return ``image`` uint8 (B, h, w, 3), ``label`` int32, ``index`` int64, ``flip`` bool (B).
 
         Raises:
           UserError: an unreadable image, or a worker process that died; both named.
