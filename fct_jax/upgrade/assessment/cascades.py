@@ -1,4 +1,4 @@
-"""What a cascade does while people ask: what it embeds, what it costs, how deep it must look."""
+"""Cascades in use: what they embed while people ask, what that costs, how deep they must look."""
 
 from collections.abc import Mapping
 

@@ -43,7 +43,7 @@ KEEP, WHOLE = "keep", "re-embed all"
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """What an assessment searches.
+    """The vectors that an assessment searches.
 
     Attributes:
       items: kind -> (N, D) float32 gallery vectors: "old", "new", "translated".
@@ -65,7 +65,7 @@ class World:
 
     @property
     def count(self) -> int:
-        """Number of gallery items."""
+        """Return the number of gallery items."""
         return len(self.items["old"])
 
 
@@ -84,7 +84,7 @@ class Spot:
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """What the first stage of a cascade found: (Q, K) rows, and scores without and with re-ranking.
+    """Rows (Q, K) that a cascade's first stage found, and scores without and with re-ranking.
 
     Scores are on one scale, −inf where a row is −1.
     """
@@ -125,7 +125,7 @@ class Curves:
     """
 
     def __init__(self, world: World, known: Items, depth: int):
-        """known: of the gallery's items, for orders. depth: results a query that are judged."""
+        """Take ``known`` facts of the items, for orders; ``depth``: judged results a query."""
         self._world, self._known = world, known
         self.depth = max(10, min(depth, world.count))
         c = world.calibration
@@ -177,7 +177,7 @@ class Curves:
         return found
 
     def _state(self, migrated: np.ndarray) -> _State:
-        """Both models know the sample and all that is re-embedded by then."""
+        """Return the state in which both models know the sample and all re-embedded items."""
         world = self._world
         start = world.count + np.arange(len(world.sample[0]))
         rest = migrated.copy()

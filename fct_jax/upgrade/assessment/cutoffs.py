@@ -1,4 +1,4 @@
-"""What a service's cut-off on old scores becomes on the scores of the new and the mixed gallery."""
+"""A service's cut-off on old scores, moved to the scores of the new and of the mixed gallery."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What an assessment starts from: the held-out gallery, its queries, and what is relevant."""
+"""Inputs of an assessment: the held-out gallery, its queries, and the relevant items."""
 
 import dataclasses
 
@@ -115,7 +115,7 @@ def bridged_queries(
 
 
 def check_fit(found: Map, old: EmbeddingSet, new: EmbeddingSet) -> None:
-    """Both sets are of the map's models and spaces, and finite. Raises UserError."""
+    """Raise UserError unless both sets are finite and of the map's models and spaces."""
     check_fingerprint(old, found.old_fingerprint, "old")
     check_fingerprint(new, found.new_fingerprint, "new")
     old.check_finite()
@@ -199,7 +199,7 @@ def _absent(what) -> bool:
 
 
 def groups_of(groups: np.ndarray, queries: Queries, given: int, unseen: np.ndarray) -> np.ndarray:
-    """(Q,) the group of each query; ``given``: items before some were held out."""
+    """Return the group (Q,) of each query; ``given``: items before some were held out."""
     if queries.own is not None and len(groups) == given:
         groups = groups[unseen]
     if groups.shape != (len(queries.old),):
@@ -208,7 +208,7 @@ def groups_of(groups: np.ndarray, queries: Queries, given: int, unseen: np.ndarr
 
 
 def split_judged(kept, share: float, by: str, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Queries to assess with, and a share of them to learn the calibration from."""
+    """Return queries to assess with, and a share of them to learn the calibration from."""
     if by == "agreement":
         raise UserError("judged_calibration needs judged pairs or labels")
     if not 0 < share < 1:

@@ -13,7 +13,7 @@ _SMALLEST_GROUP = 10  # queries; fewer say nothing
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What embedding costs: ``items`` of the whole gallery, items a second, money per 1,000."""
+    """The cost of embedding: ``items`` of the whole gallery, items a second, money per 1,000."""
 
     items: int
     items_per_second: float = 0.0
@@ -21,7 +21,7 @@ class Budget:
     currency: str = "USD"
 
     def of(self, share: float) -> dict:
-        """{"items", "hours", "cost"} of re-embedding a share; None where no rate or price is."""
+        """Return {"items", "hours", "cost"} of re-embedding a share; None without rate or price."""
         count = int(share * self.items)
         hours = count / self.items_per_second / 3600 if self.items_per_second else None
         cost = count * self.cost_per_1000 / 1000 if self.cost_per_1000 else None
@@ -91,18 +91,18 @@ class Point:
 
     @property
     def label(self) -> str:
-        """The way with its settings."""
+        """Return the way with its settings."""
         said = (f"{v:g}" if isinstance(v, float) else str(v) for v in self.settings.values())
         return " ".join([self.way, *said])
 
     @property
     def path(self) -> tuple[str, str]:
-        """The way with its settings, and the order."""
+        """Return the way with its settings, and the order."""
         return self.label, self.order
 
 
 def group_values(values: np.ndarray, groups: np.ndarray) -> dict:
-    """{"gap": best − worst, "best": [group, value], "worst": …, "values": {group: mean}}.
+    """Return {"gap": best − worst, "best": [group, value], "worst": …, "values": {group: mean}}.
 
     Groups of fewer than 10 queries are left out; gap is None where fewer than two are left.
     """

@@ -1,4 +1,4 @@
-"""What an assessment found, as a console table, Markdown, JSON and a figure."""
+"""The result of an assessment as a console table, Markdown, JSON and a figure."""
 
 import dataclasses
 from pathlib import Path
@@ -59,32 +59,32 @@ class Assessment:
 
     @property
     def advice(self) -> str:
-        """ "upgrade", "keep" or "cannot tell"."""
+        """Return "upgrade", "keep" or "cannot tell"."""
         return self.verdict.advice
 
     @property
     def way(self) -> str | None:
-        """Name of the way of serving that is advised, or None."""
+        """Return the name of the way of serving that is advised, or None."""
         return self.verdict.way
 
     @property
     def order(self) -> str | None:
-        """Name of the order of re-embedding that is advised, or None."""
+        """Return the name of the order of re-embedding that is advised, or None."""
         return self.verdict.order
 
     @property
     def share(self) -> float | None:
-        """The share of the gallery to re-embed that is advised, or None."""
+        """Return the share of the gallery to re-embed that is advised, or None."""
         return self.verdict.share
 
     @property
     def text(self) -> str:
-        """The verdict in a few sentences."""
+        """Return the verdict in a few sentences."""
         return self.verdict.text
 
     @property
     def options(self) -> list[dict]:
-        """One row for each point: way, settings, order, share, metrics, gain, cost."""
+        """Return one row for each point: way, settings, order, share, metrics, gain, cost."""
         return [dataclasses.asdict(point) for point in self.points]
 
     def curve(self, way: str, order: str, metric: str | None = None) -> list[tuple[float, float]]:
@@ -190,7 +190,7 @@ class Assessment:
         return f"Faithfulness to the new model ({name}, %)" if self.faithful else f"{name} (%)"
 
     def _best(self) -> list[Point]:
-        """The points that are no curve's, and the highest of each way."""
+        """Return the points that are no curve's, and the highest of each way."""
         found = [p for p in self.points if p.way in PLAIN]
         for way in dict.fromkeys(p.way for p in self.points if p.way not in PLAIN):
             mine = [p for p in self.points if p.way == way]
@@ -265,7 +265,7 @@ class Assessment:
 
     @property
     def _score_of_cascades(self) -> str:
-        """The score of the best cascade."""
+        """Return the score of the best cascade."""
         mine = [p for p in self.points if "score" in p.settings]
         return max(mine, key=lambda p: p.values[self.target]).settings["score"]
 

@@ -1,4 +1,4 @@
-"""Whether to upgrade, how, and how far; or that the evidence does not tell."""
+"""The verdict: upgrade or not, how, and how far; or that the evidence does not tell."""
 
 import dataclasses
 import itertools
@@ -23,7 +23,7 @@ _HALF_WIDTHS = (0.01, 0.02, 0.05)
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What to do.
+    """The advice to the user.
 
     Attributes:
       advice: one of `ADVICE`.
@@ -100,7 +100,7 @@ class Option:
 
     @property
     def simplicity(self) -> int:
-        """The place among equals, the least that asks of the service first."""
+        """Return the place among equals; what asks least of the service comes first."""
         return simplicity(self.way.name) if self.way else len(WAYS) + 1
 
 
@@ -163,7 +163,7 @@ def _best(points: dict[int, int], options, changes, low, bootstrap) -> int:
     leader, bound = changes[highest][points[highest]], low[highest][points[highest]]
 
     def asks(i: int) -> tuple:
-        """What an option asks for: items to re-embed in advance, then what serves them."""
+        """Return what an option asks for: items to re-embed in advance, then what serves them."""
         option = options[i]
         return option.shares[points[i]], option.simplicity, -changes[i][points[i]].mean()
 

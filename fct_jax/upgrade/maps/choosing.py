@@ -1,4 +1,4 @@
-"""How well maps retrieve on pairs that none was fitted on, and which of them to take."""
+"""Choice of a map by its retrieval on pairs that none was fitted on."""
 
 from collections.abc import Mapping
 

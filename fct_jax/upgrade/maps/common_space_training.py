@@ -30,7 +30,7 @@ PARTS = ("forward", "backward", "contrastive", "orthogonality")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a common space is trained.
+    """Settings of the training of a common space.
 
     Attributes:
       kind: "strict": an orthogonal backward map without bias, for the data that the models were
@@ -107,7 +107,7 @@ def train_common_space(
 
 
 def _start(old, new, s: Settings):
-    """The fixed matrix that the strict form turns, and the parameters at the beginning."""
+    """Return the fixed matrix that the strict form turns, and the parameters at the beginning."""
     do, dn = old.shape[1], new.shape[1]
     if s.start == "closed form":
         space = fit_closed_form(old, new, seed=s.seed)
@@ -129,7 +129,7 @@ def _single(x):
 @functools.partial(jax.jit, static_argnames="s")
 @jax.default_matmul_precision("highest")
 def _epoch(params, state, base, data, order, s: Settings):
-    """One pass over the batches ``order`` (steps, B); returns the parts' means as well."""
+    """Train one pass over the batches ``order`` (steps, B); return the parts' means as well."""
     optimizer = optax.adam(s.learning_rate)
 
     def step(carry, rows):
@@ -169,7 +169,7 @@ def _loss(params, base, batch, s: Settings):
 
 
 def _rotation(upper, dim: int):
-    """exp of the skew-symmetric matrix with this upper triangle."""
+    """Return exp of the skew-symmetric matrix with this upper triangle."""
     rows, columns = np.triu_indices(dim, 1)
     matrix = jnp.zeros((dim, dim), upper.dtype).at[rows, columns].set(upper)
     return jax.scipy.linalg.expm(matrix - matrix.T)

@@ -26,7 +26,7 @@ _CHUNK = 100  # steps compiled into one loop
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a converter is trained; the defaults of the architecture and of Adam are published.
+    """Settings of a converter's training; those of the architecture and of Adam are published.
 
     Attributes:
       width: of the hidden layers, in multiples of the new size; layers: hidden ones.
@@ -122,7 +122,7 @@ def _start(key, dim_in: int, dim_out: int, s: Settings):
 @functools.partial(jax.jit, static_argnames="s")
 @jax.default_matmul_precision("highest")
 def _run(params, state, data, steps, key, s: Settings):
-    """Some steps; the batch of each depends on its number alone."""
+    """Train some steps; the batch of each depends on its number alone."""
     optimizer = optax.adam(s.learning_rate)
 
     def step(carry, number):
@@ -137,7 +137,7 @@ def _run(params, state, data, steps, key, s: Settings):
 
 
 def _draw(key, data, s: Settings):
-    """Samples and for each a near partner: four arrays (B, …), old, new, their partners' ones."""
+    """Draw samples and a near partner of each: (B, …) old, new, and their partners' old, new."""
     old, target, near = data
     which, partner = jax.random.split(key)
     rows = jax.random.randint(which, (min(s.batch_size, len(old)),), 0, len(old))

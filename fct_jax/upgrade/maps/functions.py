@@ -203,7 +203,7 @@ class Selu(Function):
     parallel = True
 
     def __init__(self, dense, length: float):
-        """``dense``: weight (in, out) and bias (out,) of each layer, float32."""
+        """Take ``dense``: weight (in, out) and bias (out,) of each layer, float32."""
         self.dense, self.length = tuple(dense), np.float32(length)
 
     @classmethod

@@ -29,7 +29,7 @@ class Cells:
 
     @property
     def sizes(self) -> np.ndarray:
-        """The number of vectors in each cell (K,)."""
+        """Return the number of vectors in each cell (K,)."""
         return np.bincount(self.assigned, minlength=len(self.centres))
 
 
@@ -115,7 +115,7 @@ def _spread_out(rows, count: int, rng) -> np.ndarray:
 
 
 def _from_one(rows, which: int) -> np.ndarray:
-    """Squared distances (N,) to one of the rows, exactly 0 for rows equal to it."""
+    """Return squared distances (N,) to one of the rows, exactly 0 for rows equal to it."""
     difference = rows - rows[which]
     return np.einsum("nd,nd->n", difference, difference).astype(np.float64)
 

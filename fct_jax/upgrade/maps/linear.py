@@ -18,7 +18,7 @@ PENALTIES = 10.0 ** np.arange(-9, 3.01, 0.5)
 
 @dataclasses.dataclass
 class Sums:
-    """What a linear least-squares fit needs of n pairs (x, y), relative to a fixed centre.
+    """Sums of n pairs (x, y), about a fixed centre, that a linear least-squares fit needs.
 
     xx (do, do) = Σ x xᵀ, xy (do, dn) = Σ x yᵀ, yy = Σ |y|², x (do,), y (dn,): all float64.
     """
@@ -37,7 +37,7 @@ class Sums:
         return Sums(*(getattr(self, f) - getattr(other, f) for f in _FIELDS))
 
     def centred(self, mean_x: np.ndarray, mean_y: np.ndarray) -> "Sums":
-        """The same sums of x − mean_x and y − mean_y."""
+        """Return the same sums of x − mean_x and y − mean_y."""
         n = self.n
         return Sums(
             n,
@@ -170,7 +170,7 @@ class _Solver:
         return 1.0 / (self._values + penalty * self._unit)
 
     def squared_errors(self, left_out: Sums, penalties) -> np.ndarray:
-        """Σ |y − prediction|² over the pairs of other sums, for each candidate."""
+        """Return Σ |y − prediction|² over the pairs of other sums, for each candidate."""
         other = left_out.centred(self._mean_x, self._mean_y)
         gram = self._basis.T @ other.xx @ self._basis
         gram *= self._rotated @ self._rotated.T

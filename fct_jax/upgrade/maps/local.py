@@ -198,7 +198,7 @@ def fit_local(
 
 
 def _bandwidth(old, found: Cells) -> float | None:
-    """The deviation per dimension from the own centre.
+    """Return the deviation per dimension from the own centre.
 
     With it the shares are the cells' probabilities in a mixture of equal round Gaussians. None if
     no vector lies off its centre.

@@ -98,7 +98,7 @@ class Map:
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        """Every array of the map by its name in ``weights.safetensors``."""
+        """Return every array of the map by its name in ``weights.safetensors``."""
         arrays = {**self.function.arrays(), **self.uncertainty}
         return {name: np.asarray(value) for name, value in arrays.items()}
 

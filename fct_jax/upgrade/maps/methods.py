@@ -42,7 +42,7 @@ _LARGE = 1024  # dimensions from which fewer folds are solved
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How long and how large a network is trained; the meaning of 0 is that of ``fit``."""
+    """Length and size of a network's training; 0 means what it means in ``fit``."""
 
     inner_dim: int
     epochs: int
@@ -111,7 +111,7 @@ class Method:
 
     @property
     def fitted(self) -> bool:
-        """Whether it can be fitted on pairs at all."""
+        """Return whether it can be fitted on pairs at all."""
         return self.fit is not None or self.fit_folds is not None
 
     def refusal(self, count: int, do: int, dn: int) -> str:

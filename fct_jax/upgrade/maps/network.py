@@ -76,7 +76,7 @@ def fit_learned(kind: str, pairs: Pairs) -> Network:
 
 
 def affordable_epochs(count: int, do: int, dn: int, inner_dim: int) -> int:
-    """80 as published; fewer, but 10 at least, where a large sample would take long.
+    """Return 80 epochs as published, or fewer, but at least 10, for a large sample.
 
     A sample passes each weight three times, with a multiplication and an addition.
     """
@@ -87,7 +87,7 @@ def affordable_epochs(count: int, do: int, dn: int, inner_dim: int) -> int:
 
 
 def _batch_size(count: int) -> int:
-    """A multiple of the number of devices."""
+    """Return a batch size that is a multiple of the number of devices."""
     devices = make_mesh().size
     wanted = min(_LARGEST_BATCH, max(16, count // _BATCHES), count)
     return max(devices, wanted // devices * devices)
@@ -131,7 +131,7 @@ def _classifier(given, labels, scaled, scale: float) -> tuple[np.ndarray, np.nda
 
 
 def fit_classifier(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(C, D) float32: softmax regression without bias of labels 0 … C−1 on vectors (N, D)."""
+    """Return softmax regression (C, D) float32, without bias, of labels 0 … C−1 on (N, D)."""
     count, dim = labels.max() + 1, vectors.shape[1]
     x, y = jnp.asarray(vectors, jnp.float32), jnp.asarray(labels)
 

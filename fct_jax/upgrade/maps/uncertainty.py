@@ -1,4 +1,4 @@
-"""How wrong a map is for a vector: a small regressor of the log squared error."""
+"""Uncertainty of a map for a vector: a small regressor of the log squared error."""
 
 import numpy as np
 

@@ -73,13 +73,13 @@ class UnpairedMap:
 
     @property
     def lowest_agreement(self) -> float:
-        """The mean cosine of the two seeds that differ most; NaN for one seed."""
+        """Return the mean cosine of the two seeds that differ most; NaN for one seed."""
         off = self.agreement[~np.eye(len(self.agreement), dtype=bool)]
         return float(off.min()) if off.size else float("nan")
 
     @property
     def text(self) -> str:
-        """One sentence for a user: whether the seeds agree, and what is still not known."""
+        """Return a sentence for a user: whether the seeds agree, and what is still not known."""
         seeds, lowest = len(self.agreement), self.lowest_agreement
         if not lowest >= AGREED:
             return (
@@ -213,7 +213,7 @@ def profiles(rows: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 
 
 def _mean_of_nearest(asked, searched, values, count: int):
-    """Mean values (N, D) of the ``count`` searched rows with the largest inner products."""
+    """Return mean values (N, D) of the ``count`` searched rows with the largest inner products."""
     count = min(count, len(searched))
     _, rows = faiss.knn(asked, searched, count, metric=faiss.METRIC_INNER_PRODUCT)
     total = np.zeros((len(asked), values.shape[1]))
@@ -248,7 +248,7 @@ def _fit_once(a, b, s: Settings, rng) -> tuple[np.ndarray, float]:
 
 
 def _matched_centres(a, b, s: Settings, rng):
-    """k-means centres of a draw from each side, those of B in the order of those of A."""
+    """Return k-means centres of a draw from each side, B's in the order of A's."""
     sides = [
         kmeans(_sample(side, s.rows, rng), s.clusters, seed=int(rng.integers(2**31))).centres
         for side in (a, b)
@@ -266,5 +266,5 @@ def _sample(rows, count: int, rng):
 
 
 def _padded(rows, dim: int):
-    """Float32 rows with zeros up to ``dim`` numbers, as Faiss wants them."""
+    """Return float32 rows with zeros up to ``dim`` numbers, as Faiss wants them."""
     return np.ascontiguousarray(np.pad(rows, ((0, 0), (0, dim - rows.shape[1]))), np.float32)

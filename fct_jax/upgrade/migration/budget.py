@@ -1,4 +1,4 @@
-"""How quality grows with the re-embedded share, and how much a budget reaches."""
+"""Growth of quality with the re-embedded share, and how much a budget reaches."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ _STEPS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What re-embedding the first items of an order brings, at some numbers of items.
+    """Gains of re-embedding the first items of an order, at some numbers of items.
 
       items, share: how many, and of the whole gallery, from none to all.
       error_left: expected squared error of the vectors still translated, weighted by traffic,
@@ -37,7 +37,7 @@ class Forecast:
 def forecast(
     order, uncertainty, has_uncertainty: bool, weights, probe, rows, mapping, way: str, gallery
 ) -> Forecast:
-    """The forecast of an order (N,) of rows of a gallery that is served by a way.
+    """Return the forecast of an order (N,) of rows of a gallery that is served by a way.
 
     uncertainty (N,) log-variances; weights (N,) traffic or None; probe or None, with the
     ``rows`` (m,) of its items in the gallery.

@@ -25,7 +25,7 @@ class Journal:
         self._whole = whole
 
     def _read(self) -> int:
-        """Fills ``records``; returns the length of the sound part in bytes."""
+        """Fill ``records``; return the length of the sound part in bytes."""
         data = self.path.read_bytes()
         at = 0
         while at < len(data):
@@ -70,7 +70,7 @@ class Journal:
 
 
 class Progress:
-    """What a journal says.
+    """The progress that a journal records.
 
     Attributes:
       begin: the record that names source and map, or None.
@@ -101,17 +101,17 @@ class Progress:
             self.add(record)
 
     def add(self, record: dict) -> None:
-        """One more step."""
+        """Add one more step."""
         getattr(self, f"_{record['kind']}")(record)
 
     @property
     def ready(self) -> bool:
-        """Whether the gallery is translated."""
+        """Return whether the gallery is translated."""
         return self.translated is not None
 
     @property
     def items(self) -> int:
-        """How many items of the plan, from the first on, have had their turn."""
+        """Return how many items of the plan, from the first on, have had their turn."""
         return self.stops[-1] if self.stops else 0
 
     @property
@@ -131,7 +131,7 @@ class Progress:
 
     @property
     def reembedded(self) -> int:
-        """How many items are re-embedded."""
+        """Return the number of re-embedded items."""
         return self.reembedded_at(len(self.stops))
 
     def since(self, batch: int) -> list[int]:

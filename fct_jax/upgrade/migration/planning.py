@@ -1,4 +1,4 @@
-"""Which items to re-embed first, how many of them, and what that will bring."""
+"""Plans: the items to re-embed first, their number, and a forecast of the gain."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from fct_jax.upgrade.ways import find_way
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What is wanted of a plan.
+    """Wishes for a plan.
 
     Attributes:
       order: a name that `find_order` knows; None: by uncertainty where the map gives one, else
@@ -72,12 +72,12 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Fingerprint of the plan: its rows in their order."""
+        """Return the fingerprint of the plan: its rows in their order."""
         return digest_of(self.rows)
 
     @property
     def certificate(self) -> Certificate:
-        """What was seen when the gallery was read for the plan."""
+        """Return what was seen when the gallery was read for the plan."""
         return Certificate(**self.description["checked"])
 
 

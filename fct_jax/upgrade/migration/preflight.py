@@ -51,7 +51,7 @@ def check_before(
 
 
 def check_new_vectors(gallery: Gallery, mapping, new: NewVectors) -> int:
-    """Space and known answers of the re-embedded vectors, by those of a sample of ids.
+    """Check space and known answers of re-embedded vectors on a sample of ids.
 
     Returns how many answers there were. Raises UserError.
     """
@@ -75,7 +75,7 @@ def check_new_vectors(gallery: Gallery, mapping, new: NewVectors) -> int:
 
 
 def _ask(old, new, mapping, what: str, hard: bool = False) -> int:
-    """Known answers: h(old) of some items is searched by their new vectors."""
+    """Search h(old) of some items by their new vectors, whose answers are known."""
     good = guards.sound(old)
     old, new = old[good], new[good]
     if len(old) < _ENOUGH:
@@ -91,7 +91,7 @@ def _ask(old, new, mapping, what: str, hard: bool = False) -> int:
 
 
 def _some(rows: np.ndarray) -> np.ndarray:
-    """At most so many of the rows, ascending."""
+    """Return at most so many of the rows, ascending."""
     if len(rows) <= guards.SAMPLE:
         return np.sort(rows)
     return np.sort(np.random.default_rng(0).choice(rows, guards.SAMPLE, replace=False))

@@ -84,11 +84,11 @@ class Probe:
             self._ideal = self._nearest(self.new)
 
     def rows(self, gallery) -> np.ndarray:
-        """The gallery's row of each item. Raises UserError for items that it does not have."""
+        """Return the gallery's row of each item. Raises UserError for items that it lacks."""
         return rows_of(gallery.ids, self.ids, f"items of the probe {self.name}", gallery.name)
 
     def served(self, way: str, old: np.ndarray, new, migrated, old_metric: str) -> float:
-        """Quality of serving the items "dual" or "fused".
+        """Return the quality of serving the items "dual" or "fused".
 
         Args:
           old: (m, Do) the items by the old model.
@@ -119,7 +119,7 @@ class Probe:
         return relevance.by_agreement(self.query, self.new, Space.of(self.new, self.metric))
 
     def quality(self, vectors: np.ndarray) -> float:
-        """Of searching the items as one space, whose vectors (m, D) are given: "translated"."""
+        """Return the quality of searching the items as one space with the given vectors (m, D)."""
         vectors = np.asarray(vectors, np.float32)
         if self._relevant is not None:
             return self._mean_reciprocal_rank(vectors)

@@ -21,7 +21,7 @@ BLOCKS = 16  # blocks of the map that are read, and recorded, together
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """What a full pass has found, so that nothing need be read again while files are unchanged.
+    """Results of a full pass, so that nothing is read again while files are unchanged.
 
     Attributes:
       content: CRC-32 of all vectors as float32.
@@ -68,7 +68,7 @@ class Reading:
 
     @property
     def state(self) -> list[int]:
-        """What a later pass needs to go on from here."""
+        """Return what a later pass needs to go on from here."""
         return [self._content, 0 if self._shards is None else self._shards.state]
 
     def take(self, vectors: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where re-embedded vectors come from: an EmbeddingSet, a function of ids, an HTTP endpoint."""
+"""Sources of re-embedded vectors: an EmbeddingSet, a function of ids, an HTTP endpoint."""
 
 import dataclasses
 import threading
@@ -18,7 +18,7 @@ from fct_jax.upgrade.migration.spending import Spending
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
-    """How functions and endpoints are asked for vectors.
+    """Settings with which functions and endpoints are asked for vectors.
 
     Attributes:
       texts: of an endpoint: ``module:function`` from ids to texts (None for an id without one),
@@ -60,7 +60,7 @@ class Asking:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came of asking for n ids.
+    """The outcome of asking for n ids.
 
     Attributes:
       vectors: (m, D), of the ids that could be embedded.

@@ -18,7 +18,7 @@ _TRANSLATED = ("batch_size", "on_bad")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all calls about one upgrade have in common.
+    """Settings that all calls about one upgrade have in common.
 
     Attributes:
       map, gallery, probe: paths, or other names that `load_map` and `open_gallery` understand.

@@ -1,4 +1,4 @@
-"""What re-embedding costs, and what it may: items, tokens and money."""
+"""Cost of re-embedding, and its limits: items, tokens and money."""
 
 import contextlib
 import threading
@@ -37,7 +37,7 @@ class Spending:
 
     @property
     def money(self) -> float:
-        """What has been spent, by the prices that are known."""
+        """Return what has been spent, by the prices that are known."""
         return self._money(self.items, self.tokens)
 
     def _money(self, items: int, tokens: int) -> float:
@@ -45,7 +45,7 @@ class Spending:
 
     @contextlib.contextmanager
     def reserved(self, items: int, tokens: int):
-        """Context of a request for some items that takes about so many tokens.
+        """Reserve, in a context, a request for some items that takes about so many tokens.
 
         Raises UserError if it would exceed a cap; the request is not to be made then.
         """

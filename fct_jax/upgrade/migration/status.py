@@ -1,4 +1,4 @@
-"""How far an upgrade has come, and whether it brings what was forecast: ``upgrade status``."""
+"""Progress of an upgrade, and whether it brings what was forecast: ``upgrade status``."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ _RECENT = 20  # steps that the rate is taken from
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """How far an upgrade is; None where something is unknown. ``str()`` says it in a few lines.
+    """Progress of an upgrade; None for what is unknown. ``str()`` says it in a few lines.
 
     Attributes:
       workdir: the upgrade's directory.
@@ -162,7 +162,7 @@ def _state(done: Progress, planned: int | None) -> str:
 
 
 def _rate(steps: list[dict]) -> float | None:
-    """Rows or items a second over the latest steps, pauses between runs left out."""
+    """Return rows or items a second over the latest steps, without pauses between runs."""
     recent = steps[-_RECENT:]
     seconds = sum(step["seconds"] for step in recent)
     return sum(s["stop"] - s["start"] for s in recent) / max(seconds, 1e-3) if recent else None

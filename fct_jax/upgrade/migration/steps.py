@@ -59,11 +59,11 @@ class Migration:
             self.meta = begin["meta"]
 
     def record(self, kind: str, **values) -> None:
-        """A step is done: it is in the journal when this returns."""
+        """Record a finished step; it is in the journal when this returns."""
         self.progress.add(self.journal.append(kind, **values))
 
     def begin(self, new_meta: dict) -> None:
-        """Records what is migrated; ``new_meta`` is known of the re-embedded vectors."""
+        """Record what is migrated; ``new_meta`` is known of the re-embedded vectors."""
         described = {**self.map.description.get("new_meta", {}), **new_meta}
         unit = self.map.unit_output or self._scales()
         known = {k: described[k] for k in ("model", "prefix") if k in described}
@@ -161,7 +161,7 @@ class Migration:
 
     @property
     def certificate(self) -> Certificate | None:
-        """What the translating pass found; None before its end."""
+        """Return what the translating pass found; None before its end."""
         return Certificate(**self.progress.translated["checked"]) if self.progress.ready else None
 
     def uncertainty(self) -> np.ndarray | None:
@@ -212,7 +212,7 @@ class Migration:
         return self.target.unit(self.map.metric)
 
     def follow(self, plan: Plan) -> None:
-        """Records the plan that batches are taken from. Raises UserError for a second one."""
+        """Record the plan that batches are taken from. Raises UserError for a second one."""
         done = self.progress
         if done.plan is not None and done.plan["digest"] == plan.digest:
             return
@@ -225,7 +225,7 @@ class Migration:
         self.record("plan", digest=plan.digest, items=len(plan))
 
     def followed(self) -> Plan:
-        """The plan whose batches were taken, whatever plan was made since."""
+        """Return the plan whose batches were taken, whatever plan was made since."""
         rows = np.load(self.workdir / "followed.npy", allow_pickle=False)
         return Plan(self.source.ids[rows], rows, {})
 
@@ -261,12 +261,12 @@ class Migration:
         return batch["stop"] - batch["start"]
 
     def has_pending(self) -> bool:
-        """Whether the vectors of the next batch are stored already."""
+        """Return whether the vectors of the next batch are stored already."""
         pending, path = self.progress.pending, self.workdir / "pending.npy"
         return bool(pending and path.is_file() and _checksum(path) == pending["checksum"])
 
     def roll_back(self, plan: Plan, to: int) -> None:
-        """The items of all batches after batch ``to`` get their translated vectors back."""
+        """Give the items of all batches after batch ``to`` their translated vectors back."""
         done = self.progress
         first = done.stops[to - 1] if to else 0
         last = max(done.items, done.published, done.pending["stop"] if done.pending else 0)
@@ -300,7 +300,7 @@ class Migration:
         self.target.describe({**self.meta, "state": state, **counts})
 
     def _identity(self) -> dict:
-        """What must be the same when work goes on."""
+        """Return what must be the same when work goes on."""
         values = np.ascontiguousarray(self.source.rows(self.source.spread_rows(64)))
         return {
             "gallery_ids": digest_of(self.source.ids),

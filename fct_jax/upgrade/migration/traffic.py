@@ -1,4 +1,4 @@
-"""How often each item of a gallery is asked for: weights for the order of re-embedding."""
+"""Traffic of each item of a gallery: weights for the order of re-embedding."""
 
 import numpy as np
 

@@ -23,7 +23,7 @@ from fct_jax.upgrade.migration.steps import Migration, lock_of
 
 @dataclasses.dataclass(frozen=True)
 class _Opened:
-    """What the settings name."""
+    """Everything that the settings name, opened."""
 
     settings: Settings
     gallery: Gallery

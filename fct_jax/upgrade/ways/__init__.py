@@ -71,7 +71,7 @@ class Asked:
         affine: Callable[[], Any] | None = None,
         angle: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
     ):
-        """angle: gives product and length."""
+        """Take the factors, and ``angle``, which gives product and length."""
         self.settings, self._name = way.settings, way.name
         self._affine, self._angle = affine, angle
 
@@ -142,22 +142,22 @@ class Way:
 
     @property
     def needs_old_queries(self) -> bool:
-        """Whether a query must be embedded by the old model, too."""
+        """Return whether a query must be embedded by the old model, too."""
         return "old" in self.queries
 
     @property
     def needs_translated(self) -> bool:
-        """Whether the gallery must be translated by a map."""
+        """Return whether the gallery must be translated by a map."""
         return "translated" in self.items
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether scores of two spaces meet."""
+        """Return whether scores of two spaces meet."""
         return self.calibrated
 
     @property
     def label(self) -> str:
-        """The name with the settings, for a table."""
+        """Return the name with the settings, for a table."""
         said = " ".join(
             f"{v:g}" if isinstance(v, float) else str(v) for v in self.settings.values()
         )
@@ -165,7 +165,7 @@ class Way:
 
     @property
     def cost(self) -> str:
-        """What a query costs (calls of models, re-ranking) and how many vectors an item keeps."""
+        """Return a query's cost (calls of models, re-ranking) and the vectors an item keeps."""
         models = [kind for kind in ("old", "new") if kind in self.queries]
         if "new" not in models and len(self.queries) > len(models):
             models.append("new")

@@ -1,4 +1,4 @@
-"""What makes scores of two vector spaces comparable: each query's own scale, from its tails."""
+"""Calibration: each query's own scale, from its tails, makes scores of two spaces comparable."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def typical_spread(tails: Iterable[Tail]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What makes the scores of two spaces comparable, query by query.
+    """Each query's scale in two spaces, which makes their scores comparable.
 
     Attributes:
       old, new: the two spaces.
@@ -56,11 +56,11 @@ class Calibration:
 
     @property
     def tail(self) -> int:
-        """How many of the reference items make a tail."""
+        """Return how many of the reference items make a tail."""
         return tail_size(len(self.reference_old))
 
     def standardised(self, query_old, query_new) -> tuple[Tail, Tail, Tail]:
-        """Tails of the old, the new and the fused standardised score of some queries.
+        """Return tails of the old, the new and the fused standardised score of some queries.
 
         query_old (Q, do), query_new (Q, dn): the same queries by both models, as they come.
         """
@@ -75,7 +75,7 @@ class Calibration:
         return first, second, shifted(both, a, first, b, second)
 
     def _tail(self, asked, reference, itself, which: int) -> Tail:
-        """Of the inner products of queries with the reference; (Q, E), (R, E), (Q, E).
+        """Return the tail of inner products of queries (Q, E) with the reference (R, E).
 
         itself: each query as an item; one like it, which is the query's own, does not count.
         """
@@ -83,7 +83,7 @@ class Calibration:
         return tail_of(largest, np.einsum("qe,qe->q", asked, itself), self.spread[which])
 
     def affine(self, query_old, query_new) -> Affine:
-        """The factors and shifts of some queries (Q, do), (Q, dn)."""
+        """Return the factors and shifts of some queries (Q, do), (Q, dn)."""
         return affine_of(self.weights, *self.standardised(query_old, query_new))
 
     def save(self, folder) -> Path:
@@ -108,7 +108,7 @@ class Calibration:
 
     @classmethod
     def load(cls, folder) -> "Calibration":
-        """What `save` wrote. Raises UserError where that is not there."""
+        """Read what `save` wrote. Raises UserError if it is not there."""
         folder = Path(folder)
         if not (folder / "calibration.json").is_file():
             raise UserError(f"no calibration in {folder}: calibration.json is missing")
@@ -137,7 +137,7 @@ def calibrate(
     weights: Weights | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """A calibration from items that both models embedded; no labels.
+    """Return a calibration from items that both models embedded; no labels.
 
     The more items, the better: a sample at first, and all that are re-embedded later on.
 
@@ -182,7 +182,7 @@ def calibrate(
 
 
 def with_spread(calibration: Calibration, query_old, query_new) -> Calibration:
-    """The same with the typical spreads of these queries."""
+    """Return the same with the typical spreads of these queries."""
 
     def typical(spread):
         tails = dataclasses.replace(calibration, spread=spread).standardised(query_old, query_new)

@@ -1,4 +1,4 @@
-"""How deep a cascade has to look: the gap to the new model, candidates reused, and rules of thumb.
+"""Depth of a cascade: the gap to the new model, candidates reused, and rules of thumb.
 
 Source of the definitions and thresholds: two public projects on staged migrations
 (arnsri33/embedflow and batuhanzorbeyzengin/rebasis).
@@ -22,7 +22,7 @@ _COMPARED = 1 << 24  # pairs of rows compared at a time
 
 @dataclasses.dataclass(frozen=True)
 class GapCurve:
-    """What a cascade of each depth reaches; per query, so that intervals can be drawn.
+    """Gap to the new model at each depth of a cascade, per query, so that intervals can be drawn.
 
     Attributes:
       depths: (D,) ascending.
@@ -124,7 +124,7 @@ def worth(advantage: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """How much the first ten results still change when a cascade looks deeper.
+    """Change of the first ten results when a cascade looks deeper.
 
     Attributes:
       tail50: mean share of the first ten at depth 500 that depth 50 misses.
@@ -191,7 +191,7 @@ def ranking_stability(new_scores: np.ndarray) -> Stability:
 
 
 def _shared(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """How many wanted rows (Q, k) are among the found ones (Q, K), (Q,); −1 is never wanted."""
+    """Return how many wanted rows (Q, k) are among the found (Q, K), (Q,); −1 is never wanted."""
     counts = np.empty(len(wanted), np.int64)
     size = max(1, _COMPARED // max(1, wanted.shape[1] * found.shape[1]))
     for start in range(0, len(wanted), size):

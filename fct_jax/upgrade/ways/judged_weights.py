@@ -32,7 +32,7 @@ def fit_weights(
     own=None,
     seed: int = 0,
 ) -> Weights:
-    """The weights that find judged items of half-migrated galleries first.
+    """Return the weights that find judged items of half-migrated galleries first.
 
     Those of a grid that give the highest mean reciprocal rank over random migrations of 0 to
     100 %, ranked among the best candidates of each query: first the damping, then the rest. They
@@ -64,7 +64,7 @@ def fit_weights(
     masks = [(rng.random(len(old)) < share)[rows] for share in _SHARES]
 
     def scores(weights: Weights):
-        """Standardised by the old space, by the new one, and fused: (Q, n) each."""
+        """Return scores (Q, n) standardised by the old space, by the new one, and fused."""
         tails = made(weights).standardised(query_old, query_new)
         z = [
             (s - weights.damping * c - tail.mean[:, None]) / tail.spread[:, None]
@@ -74,7 +74,7 @@ def fit_weights(
         return *z, (fused - tails[2].mean[:, None]) / tails[2].spread[:, None]
 
     def quality(z_old: np.ndarray, moved: np.ndarray) -> np.ndarray:
-        """(Q,) where re-embedded items score ``moved`` (Q, n) and the others z_old."""
+        """Return quality (Q,) if re-embedded items score ``moved`` (Q, n) and the others z_old."""
         found = [
             _reciprocal_rank(np.where(mask, moved, z_old), relevant, rows >= 0) for mask in masks
         ]
@@ -111,14 +111,14 @@ def _grid():
 
 
 def _clearly_best(found: dict, default, errors: float = 2.0):
-    """The best of those that beat the default by so many standard errors; else the default."""
+    """Return the best of those that beat the default by so many standard errors, or else it."""
     gains = {key: values - found[default] for key, values in found.items()}
     clear = [k for k, g in gains.items() if g.mean() > errors * g.std() / len(g) ** 0.5]
     return max(clear, key=lambda key: gains[key].mean(), default=default)
 
 
 def _candidates(calibration, query_old, query_new, old, new, own) -> np.ndarray:
-    """Rows (Q, n) that may come first in some migration, each once, −1 for none."""
+    """Return rows (Q, n) that may come first in some migration, each once, −1 for none."""
     none, every = np.zeros(len(old), bool), np.ones(len(old), bool)
     found = [
         search(way, query_old, query_new, old, new, state, _CANDIDATES, calibration, own=own)[1]
@@ -143,7 +143,7 @@ def _raw_scores(calibration, query_old, query_new, old, new, rows) -> list[np.nd
 
 
 def _reciprocal_rank(scores, relevant, used) -> np.ndarray:
-    """(Q,) one over the rank of the first relevant candidate, 0 without one."""
+    """Return one over the rank (Q,) of the first relevant candidate, 0 without one."""
     scores = np.where(used, scores, -np.inf)
     first = np.where(relevant & used, scores, -np.inf).max(axis=1)
     rank = 1 + (scores > first[:, None]).sum(axis=1)

@@ -17,7 +17,7 @@ from fct_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What happened to each query of a stream of S.
+    """The course of each query of a stream of S.
 
     Attributes:
       scores, rows: (S, k) the results served, −inf and −1 where there are fewer candidates.
@@ -40,7 +40,7 @@ class Replay:
 
     @property
     def embeddings(self) -> dict[str, float]:
-        """Mean, median and 99th percentile of the vectors made while a query waited."""
+        """Return mean, median and 99th percentile of the vectors made while a query waited."""
         return {
             "mean": float(self.embedded.mean()),
             "median": float(np.median(self.embedded)),
@@ -58,7 +58,7 @@ class Replay:
 
     @property
     def shares(self) -> dict[int, float]:
-        """The share after 10², 10³, … queries, as far as the stream goes, and at its end."""
+        """Return the share after 10², 10³, … queries, as far as the stream goes, and at its end."""
         marks = [10**e for e in range(2, 12) if 10**e < len(self.present)]
         return {mark: self.share_after(mark) for mark in [*marks, len(self.present)]}
 

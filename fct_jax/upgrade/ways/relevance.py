@@ -1,4 +1,4 @@
-"""What counts as found: by labels, by judged pairs, or by the new model's own neighbours."""
+"""Relevance by labels, by judged pairs, or by the new model's own neighbours."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ _CUT = 10  # of recall and nDCG
 
 @dataclasses.dataclass(frozen=True)
 class Relevance:
-    """Which gallery rows are relevant to Q queries, and how much.
+    """The gallery rows that are relevant to Q queries, and their gains.
 
     Attributes:
       by: "labels", "judged pairs" or "agreement".
@@ -35,7 +35,7 @@ class Relevance:
     size: int = 0
 
     def gains(self, rows: np.ndarray) -> np.ndarray:
-        """Gains (Q, K) of results (Q, K), rows of the gallery or −1; not relevant: 0."""
+        """Return gains (Q, K) of results (Q, K), rows of the gallery or −1; not relevant: 0."""
         if self.labels is not None:
             query, gallery = self.labels
             found = (gallery[rows] == query[:, None]) & (rows >= 0)
@@ -48,7 +48,7 @@ class Relevance:
         return np.where(found, self.values[place], 0.0)
 
     def of(self, queries: np.ndarray) -> "Relevance":
-        """The same of some queries."""
+        """Return the same of some queries."""
         labels = keys = values = own = None
         if self.labels is not None:
             labels = self.labels[0][queries], self.labels[1]
@@ -67,7 +67,7 @@ class Relevance:
 
 
 def by_labels(query_labels, gallery_labels, own: np.ndarray | None = None) -> Relevance:
-    """Rows with the query's label; its own row (Q,) does not count."""
+    """Take rows with the query's label as relevant; its own row (Q,) does not count."""
     names, counts = np.unique(gallery_labels, return_counts=True)
     place = np.minimum(np.searchsorted(names, query_labels), len(names) - 1)
     total = np.where(names[place] == query_labels, counts[place], 0) - (own is not None)
@@ -77,7 +77,7 @@ def by_labels(query_labels, gallery_labels, own: np.ndarray | None = None) -> Re
 
 
 def by_pairs(asked, rows, gains, queries: int, size: int, by: str = "judged pairs") -> Relevance:
-    """Pairs (P,) of query and gallery row, each once, with gains above 0 (P,)."""
+    """Take pairs (P,) of query and gallery row, each once, with gains above 0 (P,)."""
     keys = np.asarray(asked, np.int64) * size + rows
     order = np.argsort(keys)
     keys, gains = keys[order], np.asarray(gains, np.float64)[order]
@@ -95,7 +95,7 @@ def by_pairs(asked, rows, gains, queries: int, size: int, by: str = "judged pair
 
 
 def by_table(judged: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> Relevance:
-    """Judged pairs as a user writes them.
+    """Read judged pairs as a user writes them.
 
     Args:
       judged: (Q,) the one relevant id of each query in order, or (P, 2) rows of query id and
@@ -126,7 +126,7 @@ def _gains(given: np.ndarray) -> np.ndarray:
 
 
 def by_agreement(query_new, new, space: Space, own: np.ndarray | None = None) -> Relevance:
-    """The 10 nearest by the new model itself, in the gallery that it embedded whole."""
+    """Take the new model's own 10 nearest, in the gallery that it embedded whole."""
     k = min(_CUT, len(new) - (own is not None))
     rows = np.arange(len(new))
     _, found = top(space.queries(query_new), lambda r: space.items(new[r]), rows, k, own)
@@ -135,7 +135,7 @@ def by_agreement(query_new, new, space: Space, own: np.ndarray | None = None) ->
 
 
 def per_query(rows: np.ndarray, relevance: Relevance) -> dict[str, np.ndarray]:
-    """Metrics (Q,) of ranked results (Q, K): those of `METRICS`, from 0 to 1.
+    """Return metrics (Q,) of ranked results (Q, K): those of `METRICS`, from 0 to 1.
 
     cmc@k: a relevant item is among the k first. recall@10: share of the relevant items among the
     10 first. ndcg@10: gains over log2(rank + 1), as a share of the best possible. mrr: one over

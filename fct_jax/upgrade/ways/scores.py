@@ -34,7 +34,7 @@ def chosen_metric(given: str | None, vectors, said: str | None = None) -> tuple[
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """How vectors of one model are compared: more is nearer.
+    """A model's space with its way of comparing vectors: more is nearer.
 
     metric: "cosine": the score is the cosine; "l2": q·g − |g|²/2, which orders as the distance.
     centre (D,): for "l2", subtracted from both sides, so that float32 keeps its digits.
@@ -52,19 +52,19 @@ class Space:
 
     @classmethod
     def of(cls, sample, metric: str) -> "Space":
-        """The space of a sample of vectors (N, D), without damping."""
+        """Return the space of a sample of vectors (N, D), without damping."""
         check_metric(metric)
         mean = np.asarray(sample[:BLOCK], np.float64).mean(axis=0)
         return cls(metric, mean.astype(np.float32) if metric == "l2" else 0 * mean)
 
     def damped(self, damping: float, crowd: np.ndarray) -> "Space":
-        """The same with a damping by a crowd of vectors (M, D)."""
+        """Return the same with a damping by a crowd of vectors (M, D)."""
         if not damping:
             return dataclasses.replace(self, damping=0.0, crowd=None)
         return dataclasses.replace(self, damping=damping, crowd=self._plain_items(crowd))
 
     def items(self, vectors) -> np.ndarray:
-        """(N, D) → (N, E) float32, as an inner-product index stores them."""
+        """Return (N, E) float32 of vectors (N, D), as an inner-product index stores them."""
         plain = self._plain_items(vectors)
         if not self.damping:
             return plain
@@ -72,7 +72,7 @@ class Space:
         return np.concatenate([plain, column[:, None].astype(np.float32)], axis=1)
 
     def queries(self, vectors) -> np.ndarray:
-        """(Q, D) → (Q, E) float32, whose inner product with an item is the score."""
+        """Return (Q, E) float32 of (Q, D), whose inner product with an item is the score."""
         plain = self._plain_queries(vectors)
         return np.pad(plain, ((0, 0), (0, 1)), constant_values=1) if self.damping else plain
 
@@ -92,7 +92,7 @@ class Space:
 
 
 def crowding(space: Space, vectors) -> np.ndarray:
-    """Mean score of each vector (N, D) with its five nearest of the space's crowd, (N,).
+    """Return each vector's mean score (N,) with its five nearest of the space's crowd.
 
     The score of two items: their cosine, or minus half their squared distance.
     """
@@ -103,7 +103,7 @@ def crowding(space: Space, vectors) -> np.ndarray:
 
 
 def top(queries: np.ndarray, items, rows: np.ndarray, k: int, own=None):
-    """The k best of some gallery rows by inner product, a block of rows at a time.
+    """Return the k best of some gallery rows by inner product, a block of rows at a time.
 
     Args:
       queries: (Q, E) float32.
@@ -133,7 +133,7 @@ def top(queries: np.ndarray, items, rows: np.ndarray, k: int, own=None):
 
 
 def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of (Q, n) candidates, descending; fewer are filled with −inf and row −1."""
+    """Return the k best of (Q, n) candidates, descending; the rest is −inf and row −1."""
     missing = max(0, k - scores.shape[1])
     scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
     rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
