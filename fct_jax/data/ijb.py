@@ -16,6 +16,7 @@ import numpy as np
 
 from fct_jax.data.lists import FileReader, LabelledFiles
 from fct_jax.errors import UserError
+from fct_jax.storage.ids import listed
 
 
 class Media(NamedTuple):
@@ -178,8 +179,7 @@ def rows_of(media: Media, ids: np.ndarray) -> np.ndarray:
     names = media.images.tolist()
     absent = sorted({name for name in names if name not in row_of})
     if absent:
-        more = ", …" if len(absent) > 10 else ""
-        raise UserError(f"{len(absent)} images have no embedding: {', '.join(absent[:10])}{more}")
+        raise UserError(f"{len(absent)} images have no embedding: {listed(absent)}")
     return np.array([row_of[name] for name in names], np.int64)
 
 

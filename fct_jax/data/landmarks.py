@@ -11,6 +11,7 @@ import numpy as np
 from fct_jax.data import safe_pickle
 from fct_jax.data.lists import FileReader
 from fct_jax.errors import UserError, unknown
+from fct_jax.storage.ids import listed
 
 KINDS = ("easy", "hard", "junk")
 USAGES = ("Private", "Public", "Ignored")
@@ -112,10 +113,9 @@ def read_gldv2(solution: str | Path, index: str | Path, usage: str = "Private") 
     row_of = {name: row for row, name in enumerate(gallery)}
     absent = sorted({name for names in wanted.values() for name in names} - row_of.keys())
     if absent:
-        more = ", …" if len(absent) > 10 else ""
         raise UserError(
             f"{len(absent)} right images of {solution} are not in the index {index}: "
-            f"{', '.join(absent[:10])}{more}"
+            f"{listed(absent)}"
         )
     positives = [np.array([row_of[name] for name in names]) for names in wanted.values()]
     return LandmarkTruth(list(wanted), gallery, positives)

@@ -8,6 +8,7 @@ import numpy as np
 
 from fct_jax.data.decoding import decode
 from fct_jax.errors import UserError
+from fct_jax.storage.ids import listed
 
 
 class ListLine(NamedTuple):
@@ -79,10 +80,8 @@ def require_images(root: str | Path, names: Sequence[str]) -> None:
         raise UserError(f"image folder {root} does not exist")
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
-        more = ", …" if len(missing) > 10 else ""
         raise UserError(
-            f"{len(missing)} of {len(names)} images are missing under {root}: "
-            f"{', '.join(missing[:10])}{more}"
+            f"{len(missing)} of {len(names)} images are missing under {root}: {listed(missing)}"
         )
 
 
