@@ -26,6 +26,8 @@ def add_arguments(parser) -> None:
                         "items embedded by both models")  # fmt: skip
     add_images(parser)
     parser.add_argument("--out", help="directory of the report to make")
+    parser.add_argument("--runs-out", help="directory of TREC runs to make: keep, the new model, "
+                        "and the way that is advised")  # fmt: skip
     parser.add_argument("--query-old", help="queries embedded by the old model")
     parser.add_argument("--query-new", help="the same queries embedded by the new model")
     parser.add_argument("--labels", help=".npy of one integer for each item")

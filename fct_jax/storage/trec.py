@@ -109,8 +109,8 @@ def write_qrels(path, judged) -> None:
     judged = np.asarray(judged).astype(str)
     if judged.ndim != 2 or judged.shape[1] not in (2, 3):
         raise UserError(f"judged must have shape (P, 2) or (P, 3), not {judged.shape}")
-    check_writable("query", judged[:, 0])
-    check_writable("item", judged[:, 1])
+    check_writable("a query", judged[:, 0])
+    check_writable("an item", judged[:, 1])
     grades = judged[:, 2] if judged.shape[1] == 3 else ["1"] * len(judged)
     lines = zip(judged[:, 0], judged[:, 1], map(_grade, grades), strict=True)
     _write(path, "".join(f"{query} 0 {item} {grade}\n" for query, item, grade in lines))
@@ -167,9 +167,9 @@ def write_run(path, query_ids, item_ids, scores, tag: str = "fct_jax") -> None:
             f"{item_ids.shape} and {scores.shape}"
         )
     there = np.isfinite(scores)
-    check_writable("query", query_ids)
-    check_writable("item", item_ids[there])
-    check_writable("tag", np.array([tag]))
+    check_writable("a query", query_ids)
+    check_writable("an item", item_ids[there])
+    check_writable("the run", np.array([tag]))
     scores[:, :1] = np.where(there[:, :1], scores[:, :1], np.inf)
     for i in range(1, scores.shape[1]):
         below = np.nextafter(scores[:, i - 1], np.float32(-np.inf))
@@ -187,7 +187,7 @@ def check_writable(what: str, ids: np.ndarray) -> None:
     wrong = [name for name in np.asarray(ids).astype(str).ravel() if _UNWRITABLE.search(name)]
     if wrong:
         raise UserError(
-            f"a TREC file has no room for blanks in an id of a {what}: "
+            f"a TREC file has no room for blanks, but here is one in the name of {what}: "
             f"{first_ten([repr(str(name)) for name in wrong])}"
         )
 

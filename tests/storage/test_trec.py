@@ -89,7 +89,7 @@ def test_ids_between_tabs_hold_blanks_and_files_may_be_packed(tmp_path):
     path.write_bytes(gzip.compress(text.encode()))
     expected = [["who is é", "page 1", "2"], ["q\u00a02", "7\u3000", "0"]]
     assert trec.read_qrels(path).tolist() == expected
-    with pytest.raises(UserError, match=r"no room for blanks in an id of a query: 1 id \('who is"):
+    with pytest.raises(UserError, match=r"no room for blanks.* of a query: 1 id \('who is"):
         trec.write_qrels(tmp_path / "qrels.txt", expected)
     trec.write_qrels(tmp_path / "qrels.txt", expected[1:])
     assert trec.read_qrels(tmp_path / "qrels.txt").tolist() == expected[1:]

@@ -100,3 +100,42 @@ def test_an_assessment_by_a_file_is_that_by_the_array(tmp_path, capsys):
     trec.write_qrels(wrong, [["a", "b"]])
     assert main([*command, "--judged", str(wrong)]) == 1
     assert "none of 1 judged pairs names a query and an item" in capsys.readouterr().err
+
+
+def test_runs_are_the_rankings_that_were_judged(tmp_path):
+    old, new, query_old, query_new, judged = pair()
+    plain = np.char.replace(judged, " ", "_")
+    old, new = (
+        EmbeddingSet.of(part.vectors, np.char.replace(part.ids, " ", "_")) for part in (old, new)
+    )
+    query_old = EmbeddingSet.of(np.roll(query_old.vectors, 3, axis=1), query_old.ids)  # much worse
+    found = upgrade.assess(
+        None, old, new, query_old=query_old, query_new=query_new, judged=plain, resamples=50,
+        method="ridge", ways=("translated", "cascade"), shares=(), runs_out=tmp_path / "runs",
+    )  # fmt: skip
+    assert found.advice == "upgrade"
+    files = {"keep": "keep", "re-embed_all": "re-embed all", "advised": found.way}
+    assert {p.stem for p in (tmp_path / "runs").iterdir()} == set(files)
+    relevant = {query: item for query, item, _ in plain}
+    for name, way in files.items():
+        run = trec.read_run(tmp_path / "runs" / f"{name}.run")
+        ranks = []
+        for query in np.unique(run.queries):
+            items = run.items[run.queries == query].tolist()
+            ranks.append(1 / (items.index(relevant[query]) + 1) if relevant[query] in items else 0)
+        share = found.share if name == "advised" else None
+        order = found.order or "" if name == "advised" else ""
+        point = [p for p in found.points if p.way == way and share in (None, p.share)]
+        point = [p for p in point if p.order == order and (share is None or p.settings == dict(
+            found.verdict.settings))]  # fmt: skip
+        assert np.mean(ranks) == pytest.approx(point[0].values["mrr"])
+
+
+def test_runs_need_ids_without_blanks(tmp_path):
+    old, new, query_old, query_new, judged = pair()
+    with pytest.raises(UserError, match="no room for blanks, .* of an item"):
+        upgrade.assess(
+            None, old, new, query_old=query_old, query_new=query_new, judged=judged,
+            method="ridge", runs_out=tmp_path / "runs",
+        )  # fmt: skip
+    assert not (tmp_path / "runs").exists()

@@ -8,6 +8,7 @@ import numpy as np
 
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.orders import Items, find_order
+from fct_jax.storage.trec import check_writable
 from fct_jax.upgrade.assessment.cascades import gaps, quality_of, replayed, stream_of, told
 from fct_jax.upgrade.assessment.curves import (
     KEEP,
@@ -32,6 +33,7 @@ from fct_jax.upgrade.assessment.inputs import (
 )
 from fct_jax.upgrade.assessment.points import Budget, Point
 from fct_jax.upgrade.assessment.report import Assessment
+from fct_jax.upgrade.assessment.runs import write_runs
 from fct_jax.upgrade.assessment.verdict import Bootstrap, options_of, recommend, without_evidence
 from fct_jax.upgrade.checks.guards import ask_map
 from fct_jax.upgrade.checks.known_answers import check_known_answers
@@ -79,6 +81,7 @@ def assess(
     popularity: float = 0.0,
     threshold: float | None = None,
     seed: int = 0,
+    runs_out=None,
     out=None,
 ) -> Assessment:
     """Say whether to upgrade, how and how far: quality, safety, time and money of every way.
@@ -118,6 +121,8 @@ def assess(
       threshold: cut-off of the service on the cosine of old vectors; the report says what it
         becomes.
       seed: of all random choices.
+      runs_out: directory for TREC runs of keep, of the new model and of the way that is advised
+        (without a limit of embeddings a query); None: none are written.
       out: directory for the report and the calibration; None: nothing is written.
 
     Raises:
@@ -133,8 +138,9 @@ def assess(
     shares = _checked_shares(shares)
     ways = [find_way(way) for way in ways]
     _check_settings(locals())
-    if out is not None and Path(out).exists():
-        raise UserError(f"{out} exists already; nothing was overwritten")
+    for folder in (out, runs_out):
+        if folder is not None and Path(folder).exists():
+            raise UserError(f"{folder} exists already; nothing was overwritten")
     given = open_sample(new, "new")
     whole_old, whole_new = paired(open_sample(old, "old"), given)
     labels = load_array(labels, "labels")
@@ -172,6 +178,9 @@ def assess(
         query_old, query_new, query_labels, gallery_old, gallery_new, calibration.new, judged,
         of_items,
     )  # fmt: skip
+    if runs_out is not None:
+        check_writable("a query", queries.ids)
+        check_writable("an item", gallery_new.ids)
     if judged is not None:
         notes += unknown_ids(judged, queries.ids, whole_new.ids)
     if groups is not None:
@@ -290,6 +299,8 @@ def assess(
         cutoffs=cut or {},
         settings=settings,
     )
+    if runs_out is not None:
+        write_runs(runs_out, curves, spots, verdict, queries.ids, gallery_new.ids)
     if out is not None:
         made.write(Path(out))
     return made

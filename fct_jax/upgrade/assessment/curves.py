@@ -133,6 +133,7 @@ class Curves:
         self._plain["translated"] = self._plain["new"]
         self._damped = bool(c.old.damping)
         self.candidates: dict[tuple[str, str], Candidates] = {}
+        self._ranked: dict[tuple, dict[int, tuple]] | None = None  # kept where it is asked for
 
     def run(self, spots: Sequence[Spot]) -> dict[tuple, dict[str, np.ndarray]]:
         """Return {name of a spot: {metric: (Q,)}}, with `KEEP` and `WHOLE`."""
@@ -161,6 +162,24 @@ class Curves:
             for name, parts in kept.items()
         }
         return found
+
+    def rankings(self, spots: Sequence[Spot]) -> dict[tuple, tuple[np.ndarray, np.ndarray]]:
+        """Return {name of a spot: scores and rows (Q, depth)}, with `KEEP` and `WHOLE`."""
+        self._ranked = {}
+        self.run(spots)
+        blocks, self._ranked = self._ranked, None
+        return {
+            name: tuple(
+                np.concatenate([parts[start][i] for start in sorted(parts)]) for i in (0, 1)
+            )
+            for name, parts in blocks.items()
+        }
+
+    def _judged(self, name: tuple, asked: np.ndarray, found, relevance) -> dict[str, np.ndarray]:
+        """Return the metrics of scores and rows found for some queries, given by their rows."""
+        if self._ranked is not None:
+            self._ranked.setdefault(name, {})[int(asked[0])] = found
+        return per_query(found[1], relevance)
 
     def _states(self, spots) -> dict[tuple[str, float], _State]:
         count = self._world.count
@@ -269,13 +288,17 @@ class Curves:
         )
         none, every = states["", 0.0].migrated, states["", 1.0].migrated
 
-        def judged(left: Mix, done: Mix, migrated) -> dict[str, np.ndarray]:
-            ranked = scores.best(left, done, migrated, own, world.count, self.depth)[1]
-            return per_query(ranked, relevance)
+        def judged(name: tuple, left: Mix, done: Mix, migrated) -> dict[str, np.ndarray]:
+            ranked = scores.best(left, done, migrated, own, world.count, self.depth)
+            return self._judged(name, rows, ranked, relevance)
 
         plain = {pair: (_PLAIN if self._damped else "") + pair for pair in ("old", "new")}
         old, new = (Mix({plain[pair]: 1.0}) for pair in ("old", "new"))
-        found = {(KEEP, "", 0.0): judged(old, old, none), (WHOLE, "", 1.0): judged(new, new, every)}
+        ends = (KEEP, "", 0.0), (WHOLE, "", 1.0)
+        found = {
+            ends[0]: judged(ends[0], old, old, none),
+            ends[1]: judged(ends[1], new, new, every),
+        }
         recalled, candidates = {}, {}
         for spot in spots:
             way, share = spot.way, spot.share
@@ -285,7 +308,7 @@ class Curves:
             left = _undamped(way.left(now), way, plain)
             if way.reranked is None:
                 done = left if way.done is None else _undamped(way.done(now), way, plain)
-                found[spot.name] = judged(left, done, states[state].migrated)
+                found[spot.name] = judged(spot.name, left, done, states[state].migrated)
                 continue
             first = (way.name, way.settings["score"])
             if first not in recalled:
@@ -298,8 +321,8 @@ class Curves:
                 candidates[first] = some[1][:, :deepest], some[0][:, :deepest], anew
             score, ranked, anew = recalled[first]
             depth = min(way.settings["depth"], anew.shape[1])
-            _, ranked = second_stage(score, ranked, anew[:, :depth], every, self.depth)
-            found[spot.name] = per_query(ranked, relevance)
+            ranked = second_stage(score, ranked, anew[:, :depth], every, self.depth)
+            found[spot.name] = self._judged(spot.name, rows, ranked, relevance)
         return found, candidates
 
 
