@@ -195,27 +195,28 @@ def _way_table(largest: dict[str, list[dict]]) -> Table:
 
 
 def _order_table(largest: dict[str, list[dict]]) -> Table:
+    """The area of a random order, and by how many points each other order is above it."""
+    areas = {
+        (pair, way): [
+            {order: area(points) for order, points in paths_of(cell, way).items()} for cell in cells
+        ]
+        for pair, cells in largest.items()
+        for way in _ways(cells)
+        if way not in WAYS or WAYS[way].done is not None
+    }
+    tried = {order for of in areas.values() for mine in of for order in mine} - {RANDOM}
+    orders = sorted(tried, key=lambda name: (name not in ORDERS, name))
     rows = []
-    for pair, cells in largest.items():
-        for way in _ways(cells):
-            if way in WAYS and WAYS[way].done is None:
-                continue
-            areas = [
-                {order: area(points) for order, points in paths_of(cell, way).items()}
-                for cell in cells
-            ]
-            for order in (name for name in ORDERS if any(name in of for of in areas)):
-                both = [of for of in areas if order in of and RANDOM in of]
-                gains = [of[order] - of[RANDOM] for of in both]
-                rows.append(
-                    [
-                        pair, way, order, percent(_mean(of[order] for of in areas if order in of)),
-                        "" if order == RANDOM or not gains else _signed(gains),
-                        "" if order == RANDOM else f"{sum(g > 0 for g in gains)} of {len(gains)}",
-                    ]
-                )  # fmt: skip
-    columns = ["pair", "way", "order", "area", "against random", "seeds above random"]
-    return Table("Orders of re-embedding", columns, rows, text=(0, 1, 2))
+    for (pair, way), of in areas.items():
+        row = [pair, way, percent(_mean(mine[RANDOM] for mine in of if RANDOM in mine))]
+        for order in orders:
+            gains = [mine[order] - mine[RANDOM] for mine in of if {order, RANDOM} <= set(mine)]
+            above = sum(gain > 0 for gain in gains)
+            row.append(f"{_signed(gains)} ({above}/{len(gains)})" if gains else "")
+        rows.append(row)
+    columns = ["pair", "way", RANDOM, *orders]
+    title = "Orders of re-embedding: area, and points above random (in how many of the seeds)"
+    return Table(title, columns, rows, text=(0, 1))
 
 
 def _size_table(cells: list[dict]) -> Table:
