@@ -74,6 +74,8 @@ def claim_workdir(
         raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_synced(path, (json.dumps(new, indent=2) + "\n").encode())
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
 
 
 def _completed(old: dict, defaults: dict) -> dict:

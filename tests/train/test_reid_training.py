@@ -220,7 +220,9 @@ def test_batches_are_the_samplers(in_memory, folders, flat_model):
 )
 def test_mistakes(changes, message, folders, flat_model):
     with pytest.raises(UserError, match=message):
-        Compatible(market_config(folders, **changes), sharding.make_mesh())
+        config = market_config(folders, **changes)
+        configs.check(config)
+        Compatible(config, sharding.make_mesh())
 
 
 def test_metric_losses():
