@@ -43,6 +43,10 @@ class ClassStatistics:
     smallest_radius: Any = None
     kind: str | None = None
 
+    def replace(self, **changes) -> "ClassStatistics":
+        """Return a copy with other values of some fields."""
+        return dataclasses.replace(self, **changes)
+
 
 def class_statistics(
     embeddings: np.ndarray,

@@ -37,11 +37,12 @@ class CachedInputs:
     """
 
     def __init__(self, config: ConfigDict, mesh):
+        count = _view_count(config)
         check_preprocessing(
             config,
             {role: load_model(config[role]) for role in roles(config) if is_run(config[role])},
         )
-        views = [_embeddings(config, "train", view) for view in range(_view_count(config))]
+        views = [_embeddings(config, "train", view) for view in range(count)]
         for sets in views:
             check_all_paired([views[0]["old"], *sets.values()])
             for found in sets.values():

@@ -123,7 +123,7 @@ def test_side_information_is_asked_for_and_used(runs, tmp_path):
     with pytest.raises(UserError, match=r"give config\.side"):
         embed(config, tmp_path / "moved")
     config.side = sets["old"].name
-    with pytest.raises(UserError, match="but the side model is"):
+    with pytest.raises(UserError, match="was trained on side vectors of model"):
         embed(config, tmp_path / "moved")
     config.side = sets["new"].name
     assert embed(config, tmp_path / "moved").vectors.shape[1] == 12
@@ -132,7 +132,7 @@ def test_side_information_is_asked_for_and_used(runs, tmp_path):
 def test_sets_of_another_model_are_refused(runs, tmp_path):
     new = embed(embed_config(model=str(runs / "new")), tmp_path / "new")
     config = embed_config(model=str(runs / "fct"), old=new.name)
-    with pytest.raises(UserError, match="but the old model is"):
+    with pytest.raises(UserError, match="was trained on old vectors of model"):
         embed(config, tmp_path / "moved")
     EmbeddingSet.of(new.vectors).write(tmp_path / "unknown")
     config.old = str(tmp_path / "unknown")

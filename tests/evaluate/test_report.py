@@ -185,10 +185,10 @@ def corrupted(sets, folder, name, **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"metric": "l3"}, "unknown metric 'l3'"),
+        ({"metric": "l3"}, "unknown config.metric 'l3'"),
         ({"orders": "random,uncertanty"}, "'uncertanty'; did you mean 'uncertainty'"),
         ({"transformed": "moved"}, "write NAME=DIR"),
-        ({"transformed": "FCT=/no/where"}, "vectors.npy is missing"),
+        ({"transformed": "FCT=/no/where"}, "does not exist"),
         ({"old": "/no/where"}, "does not exist"),
         ({"new": ""}, r"config\.new is empty"),
         ({"groups": "/no/where.npy"}, "is no file"),

@@ -39,7 +39,7 @@ def backbone_run(folder, dim=8):
         "name": "resnet18",
         "kwargs": kwargs,
         "dim": dim,
-        "preprocessing": {"size": 8, "flip": True},
+        "preprocessing": {"size": 8, "flip": True, "mean": [0.5] * 3, "std": [0.5] * 3},
         "data": configs.data().to_dict(),
     }
     write_model(folder / "model", description, variables)
