@@ -313,7 +313,7 @@ def test_vectors_of_another_program_may_be_the_old_side(old, tmp_path):
 def test_refusals(old, tmp_path):
     refused(new_config(old, "bkt"), "unknown compatible training method 'bkt'.*'bct'", tmp_path)
     refused(new_config("", "bct"), "config.old is empty", tmp_path)
-    refused(new_config(str(tmp_path), "bct"), "no run and no EmbeddingSet", tmp_path)
+    refused(new_config(str(tmp_path), "bct"), "no gallery at", tmp_path)
     other_size = new_config(old, model__embedding_dim=16)
     refused(other_size, "set config.model.embedding_dim=8, not 16", tmp_path)
     refused(new_config(old, data__subset=""), "config.data.subset='new classes 0.5", tmp_path)
