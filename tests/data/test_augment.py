@@ -160,6 +160,7 @@ def test_probabilities(change):
     assert 65 < changed.sum() < 140
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size, shape", [(8, (8, 8)), (16, (8, 8)), (8, (30, 20)), (1, (1, 1))])
 def test_views(size, shape):
     """Of any size: in range, the same for the same key, others for another, one an image."""

@@ -318,6 +318,7 @@ def test_mistakes(values, message):
         batches(digits(), SMALL, **({"batch_size": 10, "train": True, "seed": 0} | values))
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_worker_processes(damaged):
     """They give what threads give, from any position, whatever their number."""

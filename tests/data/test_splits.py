@@ -156,6 +156,7 @@ def command(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_command(golden_advbct, tmp_path):
     golden = golden_advbct.json("splits")
     file = tmp_path / "gldv2_train.txt"
@@ -178,6 +179,7 @@ def test_command(golden_advbct, tmp_path):
         assert (out / name).read_text().splitlines() == lines
 
 
+@pytest.mark.slow
 def test_command_errors(tmp_path):
     bad = tmp_path / "bad.txt"
     bad.write_text("a.png 0\nb.png x\n")

@@ -39,6 +39,7 @@ def embed_config(**changes):
     return tiny_runs.changed(configs.embed(), changes)
 
 
+@pytest.mark.slow
 def test_load_model_embeds_images_of_any_size(runs):
     model = fct_jax.load_model(runs / "old")
     assert isinstance(model, Embedder)
@@ -83,6 +84,7 @@ def test_command_embeds_the_runs_own_data(runs, tmp_path):
         embed(config, tmp_path / "set")
 
 
+@pytest.mark.slow
 def test_views_of_a_flip(runs):
     """View 0 is the image, view 1 its mirror image: what a random flip can give."""
     config = tiny_runs.transformation(runs / "old", runs / "new")
@@ -154,6 +156,7 @@ def test_damaged_models_are_refused(runs, tmp_path):
         fct_jax.load_model(tmp_path)
 
 
+@pytest.mark.slow
 def test_own_vectors_train_a_transformation(runs, tmp_path):
     """EmbeddingSets in place of runs, with and without labels and classifier."""
     rng = np.random.default_rng(0)

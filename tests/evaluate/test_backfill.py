@@ -27,6 +27,7 @@ def galleries(draw):
     return new, transformed, labels, [rng.permutation(n) for _ in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", METRICS)
 @settings(deadline=None, max_examples=40)
 @given(sets=galleries(), steps=st.sampled_from([0, 1, 3, 20]), ks=st.sampled_from([(1, 5), (50,)]))
@@ -51,6 +52,7 @@ def test_curves_with_ties(metric, sets, steps, ks):
         assert ours[o].fraction.shape == (steps + 2,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact_pairs", [0, 2**25])  # float32 and float64
 @pytest.mark.parametrize("metric", METRICS)
 def test_real_vectors_in_blocks(metric, exact_pairs, monkeypatch):

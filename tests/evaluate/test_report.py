@@ -225,6 +225,7 @@ def test_nothing_is_overwritten(sets, tmp_path):
         evaluate(config_of(sets), tmp_path / "report")
 
 
+@pytest.mark.slow
 def test_a_transformation_of_another_model_is_named(sets, tmp_path):
     """The transformation does not fit the old model, which is itself no fault of the config."""
     run = tmp_path / "fct"

@@ -186,6 +186,7 @@ def test_embed_command(module, tmp_path):
         embed(config, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_transformation_between_functions(module, tmp_path):
     """Training and evaluating with three functions; their embeddings are made once."""
     names = {role: f"their_models:{role}" for role in ("old", "new", "side")}

@@ -48,6 +48,7 @@ def run_alone(run, folder, *inputs):
         return [found[name] for name in found.files]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 7])
 def test_backbone(runs, tmp_path, count):
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)

@@ -29,6 +29,7 @@ def compiled(model, train):
 SLOW = pytest.mark.slow(minutes=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [pytest.param(f, marks=SLOW if "50" in f else ()) for f in GOLDEN])
 def test_golden(file, golden_fct):
     info, arrays = golden_fct.json(file), golden_fct.arrays(file)
@@ -179,6 +180,7 @@ def test_train_without_mutable_statistics():
     np.testing.assert_allclose(frozen[1], updating[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close():
     x = random_images(4, 16, 16, 3)
     model, variables = tiny()
@@ -229,6 +231,7 @@ def test_bad_options(name, kwargs, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_name_builds_a_model_of_the_dimensions_asked_for(name):
     rows = jax.ShapeDtypeStruct((2, 8), jnp.float32)

@@ -103,6 +103,7 @@ def test_without_side_information_the_old_embedding_is_used():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 def test_batch_of_one(train):
     model, variables, old, side = example("fastfill")

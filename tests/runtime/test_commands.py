@@ -111,6 +111,7 @@ def test_embed_and_evaluate_name_what_is_missing(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_tensorflow_is_never_imported():
     code = (
         "import sys, fct_jax, fct_jax.train.loop, fct_jax.embed.command, "

@@ -32,6 +32,7 @@ TESTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_test_that_hangs_or_kills_its_worker_fails_alone(tmp_path):
     for name, text in TESTS.items():

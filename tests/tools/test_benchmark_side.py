@@ -36,6 +36,7 @@ def run(flat_model, tmp_path, monkeypatch):
     return lambda *flags: benchmark_side.run(["--workdir", str(tmp_path / "runs"), *flags])
 
 
+@pytest.mark.slow
 def test_trains_and_reports(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark_side, "METHODS", {"FCT": "fct"})  # for less time
     seeds = run()

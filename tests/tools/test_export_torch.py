@@ -58,6 +58,7 @@ def imported(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 @pytest.mark.parametrize("kind", list(modules()))
 def test_round_trip(kind, ending, imported, tmp_path, capsys):
@@ -80,6 +81,7 @@ def test_round_trip(kind, ending, imported, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
+@pytest.mark.slow
 def test_trained_run(tmp_path, capsys):
     """A run that was trained here, with its own options, gives equal embeddings in PyTorch."""
     config = tiny_runs.backbone(

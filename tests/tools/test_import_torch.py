@@ -46,6 +46,7 @@ def convert(tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_script_of_a_backbone(arch, tmp_path, convert):
     module = backbone(arch=arch)
@@ -85,6 +86,7 @@ def test_linear_last_block_is_seen_in_an_archive(tmp_path, convert):
     assert load_model(run).embed(images()).min() < 0
 
 
+@pytest.mark.slow
 def test_traced_and_wrapped_archive(tmp_path, convert):
     """An archive around an archive, with options that weights do not tell."""
     module = backbone(small_stem=True, normalize_embedding=True)
@@ -156,6 +158,7 @@ def test_golden_lce_transformation(blocks, golden_advbct, tmp_path, convert):
     assert uncertainty is None and not model.needs_side and "side" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["script", "checkpoint"])
 def test_lce_with_its_old_model(form, tmp_path, convert):
     """An old model and the transformation of its embeddings make two runs."""
@@ -175,6 +178,7 @@ def test_lce_with_its_old_model(form, tmp_path, convert):
     assert_close(moved, by_torch(module, images()))
 
 
+@pytest.mark.slow
 def test_transformation_knows_its_runs(tmp_path, capsys):
     def convert(name, module, *options):
         save_script(module, tmp_path / f"{name}.pt")
@@ -195,6 +199,7 @@ def test_transformation_knows_its_runs(tmp_path, capsys):
         convert("b", torch_models.FeatureExtractor(backbone()), "--new", new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("with_side", "traced"), [(False, False), (True, True)])
 def test_transformed_old_model(with_side, traced, tmp_path, convert, capsys):
     """Old model, side model and transformation in one archive make three runs."""
@@ -270,6 +275,7 @@ def test_checkpoint_of_advbct(tmp_path, convert, yacs):
     assert set(read_weights(tmp_path / "other.pth.tar").state) == set(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ending", "classes"), [("pth", 6), ("safetensors", None)])
 def test_torchvision_and_timm(ending, classes, tmp_path, convert):
     """A classifier with bias, or none; no counters, as some files have it."""
@@ -310,6 +316,7 @@ def test_help(capsys):
     assert done.value.code == 0 and "--embedding_dim" in text and "TorchScript" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("small", "size", "warned"), [(True, 224, True), (False, 32, True), (False, 224, False)]
 )

@@ -52,6 +52,7 @@ def refused(config, match, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method, old, tmp_path):
     run, row = tmp_path / "run", METHODS[method]
@@ -254,6 +255,7 @@ def test_lce_transformation_learns(old):
     assert np.abs(gradients["block0_fc0"]["kernel"]).max() > 0
 
 
+@pytest.mark.slow
 def test_lce_transformation_is_exported(old, tmp_path):
     run = tmp_path / "run"
     train(new_config(old, "lce", compatibility__transformation_blocks=2), run)

@@ -76,6 +76,7 @@ def assert_close(found, expected, rtol=1e-5, atol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, atol), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [1, 4])  # micro-batches in programs of their own, or in a loop
 @pytest.mark.parametrize("count", [2, 3, 24])
 def test_accumulated_is_the_whole_batch_without_batch_statistics(count, room):
@@ -84,6 +85,7 @@ def test_accumulated_is_the_whole_batch_without_batch_statistics(count, room):
     assert_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [1, 4])
 @pytest.mark.parametrize("group", [1, 4])
 def test_accumulated_is_the_mean_of_micro_batches(group, room):
@@ -157,6 +159,7 @@ def test_rematerialised_resnet_is_the_same_and_keeps_less(block):
     assert bytes_remat < 0.8 * bytes_plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fct", "fastfill"])
 def test_rematerialised_transformation_is_the_same(name):
     kwargs = {"embedding_dim": 3, "inner_dim": 6}

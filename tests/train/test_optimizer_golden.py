@@ -106,6 +106,7 @@ def transformation_run(golden_fct, run):
     return step, loss, optimizer, variables, steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["fastfill", "fct"])
 def test_transformation(golden_fct, run):
     arrays, info = golden_fct.arrays("optim"), golden_fct.json("optim")["transformation"]
@@ -196,6 +197,7 @@ def resnet18_run(golden_fct, run):
     return golden, optimizer, variables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["wd_ref", "wd_ref_nobn", "wd_big", "wd_big_nobn", "lr001"])
 def test_resnet18(golden_fct, run):
     arrays, info = golden_fct.arrays("optim"), golden_fct.json("optim")["resnet18"]
@@ -237,6 +239,7 @@ def test_resnet18(golden_fct, run):
     assert set(expected) == checked
 
 
+@pytest.mark.slow
 def test_resnet18_step_in_float32(golden_fct):
     """Loss, gradients and running statistics of one batch: float32 against float64.
 

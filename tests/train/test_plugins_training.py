@@ -37,6 +37,7 @@ def config(**changes):
     return tiny_runs.changed(made, changes)
 
 
+@pytest.mark.slow
 def test_all_four_train_together_and_are_found_again(package, capsys):
     train(config(), "runs/old")
     assert "mypackage:Net on 240 images, 4 classes (stripes (train))" in capsys.readouterr().out

@@ -62,6 +62,7 @@ def alone(market):
     return one_step(task)[2]["model"]["projection"]["kernel"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if not row.extends])
 def test_every_method_beside_triplet_and_centre(method, market, alone):
     folder, old = market
@@ -150,6 +151,7 @@ def test_mistakes(changes, message, market):
         Compatible(config(market[0], **changes), sharding.make_mesh())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", losses.HEADS)
 @pytest.mark.parametrize("label", [-1, 4, 2**31 - 1])
 def test_unknown_labels_get_no_margin_in_any_head(kind, label):

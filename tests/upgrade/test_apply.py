@@ -73,6 +73,7 @@ def test_translated_then_new_in_plan_order(made, tmp_path, form):
     assert not (tmp_path / "pending.npy").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("form", tiny.FORMS)
 def test_killed_at_any_moment(made, tmp_path, form):
@@ -98,6 +99,7 @@ def test_killed_at_any_moment(made, tmp_path, form):
         assert len(done.stops) >= -(-COUNT // 23) + 2
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_killed_from_outside(tmp_path):
     """A process with a real map, interrupted and killed at random times until nothing is left."""
@@ -213,6 +215,7 @@ def test_status(made, tmp_path):
     assert Upgrade(work).status().state == "translated"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["dual", "fused"])
 def test_status_measures_the_way_of_serving(made, tmp_path, way):
     paths, _, ids, old, new = made

@@ -65,6 +65,7 @@ def test_a_budget_of_new_vectors_lies_between_none_and_all(vectors):
     assert every.advice in ("upgrade", "cannot tell") and every.order in ("candidates", None)
 
 
+@pytest.mark.slow
 def test_popular_queries_embed_less(vectors):
     once = assessed(vectors, items_per_second=50, cost_per_1000=2.0)
     popular = assessed(vectors, popularity=1.0)

@@ -120,6 +120,7 @@ def poor():
     return mapped[hardest], old[100:][hardest], new[100:][hardest]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [16, 100, 256])
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_known_answers_of_hard_items(poor, count, metric):
@@ -265,7 +266,8 @@ def test_reembed_that_does_not_cover_the_plan(made, tmp_path):
 @pytest.mark.parametrize("wrong", ["nowhere", "nowhere:function", "json:missing", "json:__doc__"])
 def test_reembed_that_is_nothing(made, tmp_path, wrong):
     message = (
-        r"json: 'missing'|nowhere:function: there is no such|reembed=json:__doc__ is|reembed=nowhere does"
+        r"json: 'missing'|nowhere:function: there is no such|"
+        r"reembed=json:__doc__ is|reembed=nowhere does"
     )
     refused(tmp_path, made[0]["set"], message, reembed=wrong)
 

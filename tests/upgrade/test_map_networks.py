@@ -110,6 +110,7 @@ def test_local_maps_follow_a_bend(tmp_path):
     assert few.method == "procrustes" and "needs 48 pairs" in few.description["left_out"]["local"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["converter", "common"])
 def test_newer_networks_are_fitted_and_saved(method, tmp_path):
     x, y = bent(700)

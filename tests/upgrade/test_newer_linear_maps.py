@@ -83,6 +83,7 @@ def test_the_backward_map_is_orthogonal_and_beats_any_other(seed, do, dn, proper
                 assert error <= common_space.alignment_error(new @ other, old, tail) + 1e-9
 
 
+@pytest.mark.slow
 @given(seeds)
 @few
 def test_a_free_tail_never_fits_worse_and_finds_an_exact_map(seed):
@@ -172,6 +173,7 @@ def test_strict_training_from_the_identity_reaches_the_best_rotation():
     assert history.shape == (150, len(common_space_training.PARTS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("do", "dn"), [(5, 5), (3, 5), (5, 3)])
 @pytest.mark.parametrize("kind", common_space_training.KINDS)
 @pytest.mark.parametrize("labelled", [True, False])

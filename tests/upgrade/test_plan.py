@@ -165,6 +165,7 @@ def write_old_queries(folder, made, seed=4):
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mrr", "map", "agreement@10"])
 @pytest.mark.parametrize("way", ["dual", "fused"])
 def test_forecast_is_of_the_way_of_serving(made, tmp_path, kind, way):

@@ -320,6 +320,7 @@ def test_texts_and_the_key(made, server, tmp_path, monkeypatch, capfd):
         open_reembed("http://127.0.0.1:1/v1/embeddings")
 
 
+@pytest.mark.slow
 def test_an_upgrade_by_a_server_that_fails_in_between(made, server, tmp_path):
     """What was paid for before is kept; the same call goes on, to the same bytes."""
     paths = made[0]

@@ -182,6 +182,7 @@ def check_truth(name: str, known: str, yardstick: str, seed: int) -> str:
     return advice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", truth.TRUTHS)
 def test_advice_is_right_or_cannot_tell(known):
     said = [check_truth("digits", known, y, 0) for y in ("labels", "judged pairs", "nothing")]

@@ -253,6 +253,7 @@ class Writer:
 
 
 class TestMigration:
+    @pytest.mark.slow
     def test_the_application_writes_meanwhile(self, app, tmp_path, open_store):
         store, writer = open_store(app.uri), Writer(app)
         target = store.sibling(NEW, META)

@@ -99,6 +99,7 @@ def half(request, calibration, make_app, open_store):
     return store, target, keys, (old, new), migrated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["dual", "fused"])
 def test_finds_what_exact_search_finds(half, calibration, way, monkeypatch):
     store, target, keys, rows, migrated = half
