@@ -1,5 +1,6 @@
 """Applications that own a store and write to it as applications do: with its client, not ours."""
 
+import time
 import uuid
 
 import numpy as np
@@ -214,7 +215,19 @@ class MilvusApp(App):
 
         super().__init__(place, kind, metric)
         self.uri = f"{place}/items"
-        self.db = MilvusClient(place.replace("milvus://", "http://"), timeout=LONG)
+        self.db = self._client(MilvusClient, place.replace("milvus://", "http://"))
+
+    @staticmethod
+    def _client(make, url):
+        """Connect; a server that earlier clients pinged too often sends the next ones away."""
+        from pymilvus.exceptions import MilvusException
+
+        for seconds in (1, 5, 20):
+            try:
+                return make(url, timeout=LONG)
+            except MilvusException:
+                time.sleep(seconds)
+        return make(url, timeout=LONG)
 
     def create(self, dim=OLD):
         from pymilvus import DataType
