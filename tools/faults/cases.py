@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
     Attributes:
       module: "train" or "embed".
-      config: name of a file in ``configs``.
+      config: name of a file in ``configs``; "": the command needs none.
       changes: keys of the config; runs and sets are named relative to the current directory.
       needs: cases whose output is there before, in a directory of their name.
     """
@@ -47,8 +47,13 @@ class Case(NamedTuple):
 
     def arguments(self, workdir: str) -> list[str]:
         """Return the command's arguments, for a folder that holds the needed outputs."""
-        config = ["--config", str(CONFIGS / f"{self.config}.py"), "--workdir", workdir]
-        return [*config, *[f"--config.{key}={value}" for key, value in self.changes.items()]]
+        config = ["--config", str(CONFIGS / f"{self.config}.py")] if self.config else []
+        return [
+            *config,
+            "--workdir",
+            workdir,
+            *[f"--config.{key}={value}" for key, value in self.changes.items()],
+        ]
 
 
 def _train(config: str, changes: dict, *needs: str, **more) -> Case:
@@ -77,10 +82,10 @@ CASES = {
     "hot_refresh": _compatible("hot_refresh"),
     "unibct": _compatible("unibct"),
     "advbct": _compatible("advbct"),
-    "embed": Case("embed", "embed", {**_EMBED, "class_statistics": True}, ("old",)),
+    "embed": Case("embed", "", {**_EMBED, "class_statistics": True}, ("old",)),
     "transform": Case(
         "embed",
-        "embed",
+        "",
         {"model": "fct", "old": "embed", "batch_size": 32, "shard_size": 64},
         ("old", "new", "fct", "embed"),
     ),
