@@ -110,6 +110,8 @@ def _compatible(method: str, old: str):
     config.compatibility.temperature = 0.1  # published: 0.01, which magnifies rounding as well
     config.optimizer.lr = 5e-5
     config.optimizer.schedule.name = "cosine"
+    if METHODS[method].extends:
+        config.model.embedding_dim += 4  # the old space and some numbers of its own
     return config
 
 
