@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithConfigs(build_py):
-    """Copy the configs into the built package; an editable installation has them in the checkout."""
+    """Copy the configs into the built package; an editable one has them in the checkout."""
 
     def run(self):
         """Build the package, then add the configs."""
