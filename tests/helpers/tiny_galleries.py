@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade.galleries.columns import numpy_dtype
 from fct_jax.upgrade.maps.functions import Linear
 from fct_jax.upgrade.maps.map import KnownPairs, Map
 from fct_jax.upgrade.migration.upgrade import Upgrade
@@ -82,7 +83,7 @@ def write_parquet(folder, ids, values, sizes=(70, 0, 130), group=50, kind=None):
     kind = kind or pa.list_(pa.float32())
     bounds = np.minimum(np.cumsum([0, *sizes, len(ids)]), len(ids))
     for number, (first, last) in enumerate(itertools.pairwise(bounds)):
-        rows = list(values[first:last].astype(kind.value_type.to_pandas_dtype()))
+        rows = list(values[first:last].astype(numpy_dtype(kind.value_type)))
         table = pa.table(
             {
                 "title": [f"item {i}" for i in ids[first:last]],

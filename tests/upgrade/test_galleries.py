@@ -13,6 +13,7 @@ from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.ids import find_rows, first_ten, rows_of
 from fct_jax.upgrade.galleries.base import open_gallery
+from fct_jax.upgrade.galleries.columns import numpy_dtype
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_parquet_types(tmp_path, value, width):
     kind = pa.large_list(value) if width is None else pa.list_(value, width)
     tiny.write_parquet(tmp_path, np.array([f"id {i}" for i in ids]), old, (11,), 4, kind)
     gallery = open_gallery(tmp_path)
-    assert gallery.dtype == np.dtype(value.to_pandas_dtype()) and gallery.ids[0] == f"id {ids[0]}"
+    assert gallery.dtype == np.dtype(numpy_dtype(value)) and gallery.ids[0] == f"id {ids[0]}"
     expected = old.astype(gallery.dtype).astype(np.float32)
     np.testing.assert_array_equal(gallery.read(3, 29), expected[3:29])
 

@@ -13,6 +13,7 @@ from gallery_files import check, csv, laion, quoted, random, write_vecs
 from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.galleries.base import open_gallery
+from fct_jax.upgrade.galleries.columns import numpy_dtype
 from fct_jax.upgrade.galleries.embedding_set import SetTarget
 
 
@@ -239,7 +240,7 @@ def test_folders_of_text_files(tmp_path):
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float16(), 4)], ids=str)
 def test_hugging_face_folders(tmp_path, kind):
     """What save_to_disk writes (P23): Arrow streams, in the order of state.json."""
-    values = random(40).astype(kind.value_type.to_pandas_dtype())
+    values = random(40).astype(numpy_dtype(kind.value_type))
     table = pa.table({"text": ["x"] * 40, "id": range(40), "emb": pa.array(values.tolist(), kind)})
     names = [f"data-0000{n}-of-00002.arrow" for n in range(2)]
     (tmp_path / "train").mkdir()

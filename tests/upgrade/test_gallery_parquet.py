@@ -13,6 +13,7 @@ from tiny_galleries import made_galleries, upgraded
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade.galleries.base import open_gallery
+from fct_jax.upgrade.galleries.columns import numpy_dtype
 
 FLOATS = pa.list_(pa.float32())
 
@@ -247,14 +248,17 @@ def test_two_dimensions_name_their_files(tmp_path):
 def test_types_of_vectors(tmp_path, kind):
     values = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32)
     storage = getattr(kind, "storage_type", kind)
-    array = pa.array(values.astype(storage.value_type.to_pandas_dtype()).tolist(), storage)
+    array = pa.array(
+        values.astype(numpy_dtype(storage.value_type)).tolist(),
+        storage,
+    )
     if storage is not kind:
         array = pa.ExtensionArray.from_storage(kind, array)
     pq.write_table(pa.table({"id": [1, 2], "vector": array}), tmp_path / "a.parquet")
     gallery = open_gallery(tmp_path)
     np.testing.assert_array_equal(gallery.read(0, 2), values)
     of_floats = pa.types.is_floating(storage.value_type)
-    assert gallery.dtype == (storage.value_type.to_pandas_dtype() if of_floats else np.float32)
+    assert gallery.dtype == (numpy_dtype(storage.value_type) if of_floats else np.float32)
     folder = published(gallery, tmp_path / "w", values * 2)
     np.testing.assert_array_equal(open_gallery(folder).read(0, 2), values * 2)
 
@@ -337,7 +341,7 @@ def test_uuids(tmp_path, ids):
 @pytest.mark.parametrize("kind", [pa.int32(), pa.int64(), pa.uint64(), pa.int8()], ids=str)
 def test_integers_as_ids(tmp_path, kind):
     write(tmp_path / "a.parquet", pa.array([3, 1, 2], kind), random(3))
-    assert open_gallery(tmp_path).ids.dtype == kind.to_pandas_dtype()
+    assert open_gallery(tmp_path).ids.dtype == numpy_dtype(kind)
 
 
 def test_bytes_that_are_no_text_are_no_ids(tmp_path):

@@ -12,6 +12,11 @@ _PACKED = ("ubinary", "packed")  # names that vectors of packed bits go by
 _BYTES = (np.float32, np.float64, np.float16)  # what vectors kept as bytes may be
 
 
+def numpy_dtype(kind: pa.DataType) -> np.dtype:
+    """Return the NumPy type of a type of numbers; Arrow's own way needs pandas."""
+    return pa.array([], kind).to_numpy(zero_copy_only=False).dtype
+
+
 def plain(kind: pa.DataType) -> pa.DataType:
     """Return the type that an extension or dictionary type is stored as."""
     while isinstance(kind, pa.BaseExtensionType) or pa.types.is_dictionary(kind):
@@ -179,7 +184,7 @@ class Vectors:
         self.dtype = np.dtype(np.float32)
         if kind is not None and not pa.types.is_integer(kind):
             half = pa.types.is_fixed_size_binary(kind)
-            self.dtype = np.dtype(np.float16 if half else kind.to_pandas_dtype())
+            self.dtype = np.dtype(np.float16 if half else numpy_dtype(kind))
         elif self._bytes is not None:
             self.dtype = np.dtype(self._bytes)
 

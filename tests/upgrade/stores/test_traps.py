@@ -144,6 +144,7 @@ class TestQdrant:
         np.testing.assert_allclose(np.linalg.norm(batch.vectors, axis=1), 1, rtol=1e-6)
 
     def test_named_vectors(self, make_app, open_store, tmp_path):
+        pytest.importorskip("qdrant_client", reason="needs the extra qdrant")
         from qdrant_client import models
 
         app = make_app("qdrant")
@@ -166,6 +167,7 @@ class TestQdrant:
         assert target.count() == 50
 
     def test_a_folder_opens_again(self, open_store, tmp_path):
+        pytest.importorskip("qdrant_client", reason="needs the extra qdrant")
         from qdrant_client import QdrantClient, models
 
         db = QdrantClient(path=str(tmp_path / "db"))
@@ -259,7 +261,8 @@ class TestMilvus:
         assert pointers[0].current()["generation"] == 1 + sum(done)
 
     def test_a_file(self, open_store, tmp_path):
-        from pymilvus import DataType, MilvusClient
+        pymilvus = pytest.importorskip("pymilvus", reason="needs the extra milvus")
+        DataType, MilvusClient = pymilvus.DataType, pymilvus.MilvusClient
 
         db = MilvusClient(str(tmp_path / "items.db"))
         schema = db.create_schema(auto_id=False)
