@@ -209,7 +209,7 @@ def test_batches_are_the_samplers(in_memory, folders, flat_model):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampler__name": "identity"}, "unknown sampler 'identity'.*identities"),
+        ({"sampler__name": "identity"}, "unknown config.sampler.name 'identity'.*identities"),
         ({"sampler__images": 3}, r"batch_size=8 is not a multiple .*images=3; nearest: 6"),
         (
             {"sampler__images": 1, "data__subset": "old classes 0.5"},
