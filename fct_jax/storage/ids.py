@@ -81,6 +81,19 @@ def find_rows(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return Finder(ids)(wanted)
 
 
+def uuid_text(data: np.ndarray) -> np.ndarray:
+    """Return UUIDs, (n, 16) uint8, as text in lower case, (n,).
+
+    >>> uuid_text(np.arange(16, dtype=np.uint8)[None])[0]
+    np.str_('00010203-0405-0607-0809-0a0b0c0d0e0f')
+    """
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8).astype(np.uint32)
+    codes = np.full((len(data), 36), ord("-"), np.uint32)
+    places = [place for place in range(36) if place not in (8, 13, 18, 23)]
+    codes[:, places[0::2]], codes[:, places[1::2]] = digits[data >> 4], digits[data & 15]
+    return codes.view("U36").ravel()
+
+
 def rows_of(ids: np.ndarray, wanted, what: str, name: str) -> np.ndarray:
     """Return the row of each wanted id, (len(wanted),) int64.
 

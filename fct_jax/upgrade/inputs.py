@@ -22,6 +22,7 @@ __all__ = [
     "take",
 ]
 
+_LOOKED_AT = 100  # ids, for their spelling
 FEWEST = 20  # pairs without which nothing can be learnt or judged
 
 
@@ -43,6 +44,7 @@ def paired(old: EmbeddingSet, new: EmbeddingSet) -> tuple[EmbeddingSet, Embeddin
             f"{old.name} has ids of {old.ids.dtype} and {new.name} of {new.ids.dtype}; "
             "pairs are found by id"
         )
+    theirs, ours = old.ids, new.ids
     if not np.array_equal(old.ids, new.ids):
         rows = find_rows(old.ids, new.ids)
         kept = np.flatnonzero(rows >= 0)
@@ -50,9 +52,19 @@ def paired(old: EmbeddingSet, new: EmbeddingSet) -> tuple[EmbeddingSet, Embeddin
     if len(new) < FEWEST:
         raise UserError(
             f"{old.name} and {new.name} share {len(new)} ids; at least {FEWEST} are needed"
+            + _spelling(theirs, ours)
         )
     check_paired(old, new)
     return old, new
+
+
+def _spelling(ids: np.ndarray, others: np.ndarray) -> str:
+    """Return a hint where some ids would be the same in one case; "" where not."""
+    if ids.dtype.kind != "U":
+        return ""
+    some, lower = np.char.lower(ids[:_LOOKED_AT]), np.char.lower(others)
+    alike = np.isin(some, lower) & ~np.isin(ids[:_LOOKED_AT], others)
+    return "; they differ in upper and lower case: write them alike" if alike.any() else ""
 
 
 def take(found: EmbeddingSet, rows: np.ndarray) -> EmbeddingSet:

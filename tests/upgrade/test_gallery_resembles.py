@@ -11,7 +11,7 @@ from fct_jax.upgrade.galleries.base import open_gallery
 @pytest.mark.parametrize(
     "name, data, said",
     [
-        ("dump", b"PGCOPY\n\xff\r\n\0", r"a binary COPY of PostgreSQL; COPY .* \(FORMAT csv\)"),
+        ("dump", b"PGDMP\1\x0e", r"a dump of PostgreSQL; .copy .* CSV HEADER can be read"),
         ("x.db", b"SQLite format 3\0abc", "an SQLite database; export its table"),
         ("x.gz", b"\x1f\x8babc", "a gzip file; unpack it first"),
         ("x.pkl", b"\x80\x04abc", "a pickle; save its array with numpy.save"),

@@ -54,6 +54,12 @@ FORMS: dict[str, Form] = {
             f"{_HERE}.text_tables:TextGallery",
         ),
         Form(
+            "pgcopy",
+            "a binary COPY of PostgreSQL",
+            starts(b"PGCOPY\n"),
+            f"{_HERE}.pgcopy_file:CopyGallery",
+        ),
+        Form(
             "faiss",
             "a Faiss file (.faiss, .index)",
             either(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fct_jax.errors import UserError, unknown
+from fct_jax.storage.ids import uuid_text
 from fct_jax.upgrade.galleries.base import Gallery
 from fct_jax.upgrade.galleries.embedding_set import SetTarget
 
@@ -83,7 +84,9 @@ class ArraysGallery(Gallery):
 
 
 def as_ids(ids: np.ndarray, name: str) -> np.ndarray:
-    """Return ids as integers or text; bytes are taken as UTF-8. Raises UserError for others."""
+    """Return ids as integers or text; bytes are UTF-8, or UUIDs. Raises UserError for others."""
+    if ids.dtype.kind == "V" and ids.dtype.itemsize == 16:
+        return _uuids(ids)
     try:
         if ids.dtype.kind == "S":
             return np.char.decode(ids, "utf-8")
@@ -91,10 +94,16 @@ def as_ids(ids: np.ndarray, name: str) -> np.ndarray:
             texts = [i.decode() if isinstance(i, bytes) else i for i in ids.tolist()]
             ids = np.array(texts)
     except UnicodeDecodeError:
+        if ids.dtype == "S16":
+            return _uuids(ids)
         raise UserError(f"{name}: ids are bytes but no text; write them as text") from None
     if ids.dtype.kind not in "iuU":
         raise UserError(f"{name}: ids must be integers or text, not {ids.dtype}")
     return ids
+
+
+def _uuids(ids: np.ndarray) -> np.ndarray:
+    return uuid_text(np.ascontiguousarray(ids).view(np.uint8).reshape(-1, 16))
 
 
 def pick(given: str | None, shapes: dict[str, tuple], usual: tuple[str, ...], what: str, name: str):

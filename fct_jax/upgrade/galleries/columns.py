@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 
 from fct_jax.errors import UserError, unknown
 from fct_jax.runtime.progress import console
+from fct_jax.storage.ids import uuid_text
 
 _IDS = ("id", "_id", "ids", "uuid", "key", "item_id", "doc_id", "image_id")
 _PACKED = ("ubinary", "packed")  # names that vectors of packed bits go by
@@ -311,8 +312,4 @@ def _uuids(column: pa.Array) -> np.ndarray:
     column = column.fill_null(b"\0" * 16)
     data = np.frombuffer(column.buffers()[1], np.uint8)
     data = data[column.offset * 16 :][: len(column) * 16].reshape(-1, 16)
-    digits = np.frombuffer(b"0123456789abcdef", np.uint8).astype(np.uint32)
-    codes = np.full((len(data), 36), ord("-"), np.uint32)
-    places = [i for i in range(36) if i not in (8, 13, 18, 23)]
-    codes[:, places[0::2]], codes[:, places[1::2]] = digits[data >> 4], digits[data & 15]
-    return codes.view("U36").ravel()
+    return uuid_text(data)

@@ -7,7 +7,7 @@ _FEW = 200  # files of a folder that are looked at
 
 # first bytes of a file: what it is, and what to do
 _MAGIC = {
-    b"PGCOPY\n": ("a binary COPY of PostgreSQL", "COPY … TO STDOUT (FORMAT csv) can be read"),
+    b"PGDMP": ("a dump of PostgreSQL", r"\copy (SELECT id, …) TO 'x.csv' CSV HEADER can be read"),
     b"SQLite format 3\0": ("an SQLite database", "export its table as CSV or Parquet"),
     b"\x1f\x8b": ("a gzip file", "unpack it first"),
     b"BZh": ("a bzip2 file", "unpack it first"),

@@ -1,0 +1,430 @@
+"""Public reports of people whose files could not be read, or were read wrongly, tried here.
+
+P1 pgvector#610, pg2parquet#28            P2 phoenix#22, slack-knowledgebase#1002
+P3 arrow#36168, #39790, polars#25572      P4 pg_parquet#133, ClickHouse#99521, duckdb#3197
+P5 arrow-rs#47, duckdb#7317, ray#23179    P6 RETRO-pytorch#13, clip-retrieval#12, #213
+P7 faiss#598 … #1529                      P10 sentence-transformers#2837, USearch#405
+P15 chroma#1187, milvus#26811             P16 DiskANN#966, faiss#1519, ann-benchmarks#603
+P18 open-webui#13225, dify#12482          P21 gitlab !187518
+P23 lancedb#4220, datasets#1662           P24 latent-scope#118
+P28 arrow#14229, uv-scripts#88
+"""
+
+import struct
+import subprocess
+import sys
+import textwrap
+import uuid
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny_galleries as tiny
+from gallery_files import check, csv, laion, quoted, random, write_vecs
+from patience import LONG
+
+from fct_jax.errors import UserError
+from fct_jax.storage.named import vectors_of
+from fct_jax.upgrade.galleries.base import open_gallery
+from fct_jax.upgrade.inputs import paired
+
+FLOATS = pa.list_(pa.float32())
+
+
+def parquet(path, ids, vectors, kind=FLOATS, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    vectors = vectors if isinstance(vectors, pa.Array) else pa.array(list(vectors), kind)
+    pq.write_table(pa.table({"id": ids, "vector": vectors, **columns}), path)
+    return path
+
+
+def copied(rows) -> bytes:
+    """A binary COPY of rows of fields in bytes, None where null."""
+    data = [b"PGCOPY\n\xff\r\n\0" + bytes(8)]
+    for fields in rows:
+        data.append(struct.pack(">h", len(fields)))
+        for field in fields:
+            data.append(struct.pack(">i", -1 if field is None else len(field)) + (field or b""))
+    return b"".join([*data, b"\xff\xff"])
+
+
+def as_vector(row, floats=">f4"):
+    """A cell of pgvector's vector, or of its halfvec with ``>f2``."""
+    return struct.pack(">HH", len(row), 0) + row.astype(floats).tobytes()
+
+
+def as_array(row, number, floats):
+    """A cell of real[] or double precision[], by the number of the elements' type."""
+    size = struct.pack(">i", np.dtype(floats).itemsize)
+    cells = [size + np.array(value, floats).tobytes() for value in row]
+    return struct.pack(">iiiii", 1, 0, number, len(row), 1) + b"".join(cells)
+
+
+def test_p1_text_of_a_table_of_vectors(tmp_path):
+    """1,000 × 768 values as COPY writes them to CSV are a gallery like any other."""
+    values = random(1000, 768)
+    rows = [f"{3 * i},{quoted(v)}" for i, v in enumerate(values)]
+    gallery = open_gallery(csv(tmp_path / "items.csv", "id,embedding", rows))
+    check(gallery, values, np.arange(1000) * 3)
+
+
+@pytest.mark.parametrize("kind", ["vector", "halfvec", "real[]", "double precision[]"])
+@pytest.mark.parametrize("ids", ["bigint", "int", "uuid", "text"])
+def test_p1_binary_copy(tmp_path, kind, ids):
+    values = random(9000, 12)
+    if kind == "halfvec":
+        values = values.astype(np.float16).astype(np.float32)
+    cell = {
+        "vector": as_vector,
+        "halfvec": lambda row: as_vector(row, ">f2"),
+        "real[]": lambda row: as_array(row, 700, ">f4"),
+        "double precision[]": lambda row: as_array(row, 701, ">f8"),
+    }[kind]
+    number = np.arange(9000) * 7 - 100
+    named = {
+        "bigint": ([struct.pack(">q", n) for n in number], number),
+        "int": ([struct.pack(">i", n) for n in number], number),
+        "uuid": ([uuid.UUID(int=i).bytes for i in range(9000)], None),
+        "text": ([f"item{i:04d}é"[:8].encode() for i in range(9000)], None),
+    }
+    fields, expected = named[ids]
+    if expected is None:
+        expected = [str(uuid.UUID(bytes=f)) if ids == "uuid" else f.decode() for f in fields]
+    path = tmp_path / "items.pgcopy"
+    path.write_bytes(copied((f, cell(v)) for f, v in zip(fields, values, strict=True)))
+    gallery = check(open_gallery(path), values, expected)
+    assert gallery.form == "pgcopy" and gallery.place(5) == "items.pgcopy, row 5"
+    np.testing.assert_array_equal(gallery.rows([8999, 4097, 2]), values[[8999, 4097, 2]])
+
+
+def test_p1_binary_copy_of_no_use(tmp_path):
+    values, path = random(5, 4), tmp_path / "x.pgcopy"
+    ids = [struct.pack(">q", i) for i in range(5)]
+    rows = [[i, struct.pack(">q", 7), as_vector(v)] for i, v in zip(ids, values, strict=True)]
+    path.write_bytes(copied(rows))
+    with pytest.raises(UserError, match="columns column_1, column_2 may hold ids; say which"):
+        open_gallery(path)
+    check(open_gallery(path, id_column="column_1"), values)
+    data = path.read_bytes()
+    path.write_bytes(data[:-30])
+    with pytest.raises(UserError, match="x.pgcopy is cut off in the row that begins at byte"):
+        open_gallery(path)
+    path.write_bytes(data[:12])
+    with pytest.raises(UserError, match="x.pgcopy is cut off"):
+        open_gallery(path)
+    path.write_bytes(copied([]))
+    with pytest.raises(UserError, match="is empty: it has no rows"):
+        open_gallery(path)
+    odd = [[ids[0], as_vector(values[0])], [ids[1], None], [ids[2], as_vector(values[2][:3])]]
+    path.write_bytes(copied([*odd, [ids[3], as_vector(values[3])]]))
+    gallery = open_gallery(path, on_bad="quarantine")
+    gallery.screen(0, gallery.read(0, 4))
+    assert gallery.bad.counts == {
+        "null in 'column_2'": 1,
+        "of dimension 3, not 4 in 'column_2'": 1,
+    }
+    mixed = [[struct.pack(">q", i), as_vector(values[0])] for i in range(70)]
+    path.write_bytes(copied([*mixed, [struct.pack(">i", 70), as_vector(values[0])]]))
+    with pytest.raises(UserError, match="of mixed types: a cell has not 8 bytes"):
+        open_gallery(path)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_p1_a_real_table(tmp_path):
+    """What PostgreSQL itself writes, of pgvector's types and of arrays."""
+    servers = pytest.importorskip("servers")
+    pytest.importorskip("psycopg", reason="psycopg is not installed (extra pgvector)")
+    import psycopg
+
+    values = random(300, 8)
+    with (
+        servers.postgres() as uri,
+        psycopg.connect(uri.replace("postgresql://", "postgres://")) as db,
+    ):
+        db.execute("create table t (id uuid primary key, v vector(8), h halfvec(8), a real[])")
+        ids = [str(uuid.UUID(int=5 * i)) for i in range(300)]
+        with db.cursor() as cursor:
+            cursor.executemany(
+                "insert into t values (%s, %s, %s, %s)",
+                [(i, str(v), str(v), v) for i, v in zip(ids, values.tolist(), strict=True)],
+            )
+        for column in "vha":
+            data = b""
+            with db.cursor().copy(
+                f"copy (select id, {column} from t order by id) to stdout (format binary)"
+            ) as out:
+                data = b"".join(bytes(part) for part in out)
+            (tmp_path / f"{column}.dump").write_bytes(data)
+    for column in "vha":
+        gallery = open_gallery(tmp_path / f"{column}.dump")
+        expected = values.astype(np.float16).astype(np.float32) if column == "h" else values
+        check(gallery, expected, ids)
+
+
+def test_p2_vectors_as_text(tmp_path):
+    """The cell is the string "[1.31,-0.46,…]": it is read, and the copy has lists."""
+    values = random(200, 24)
+    cells = pa.array(["[" + ",".join(map(repr, v.tolist())) + "]" for v in values])
+    for kind in (pa.string(), pa.large_string()):
+        parquet(tmp_path / "x.parquet", np.arange(200), cells.cast(kind))
+        check(open_gallery(tmp_path / "x.parquet"), values)
+    parquet(tmp_path / "x.parquet", [1, 2], pa.array(["[0.1, 0.2]", "a caption, no vector"]))
+    with pytest.raises(UserError, match=r"the vector of id 2 \(x.parquet, row 1\) is null"):
+        open_gallery(tmp_path / "x.parquet").sound()
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float16(), 768), pa.list_(pa.float16())], ids=str)
+def test_p3_lists_of_float16(tmp_path, kind):
+    values = random(50, 768).astype(np.float16)
+    path = parquet(tmp_path / "x.parquet", np.arange(50), values, kind)
+    gallery = check(open_gallery(path), values.astype(np.float32))
+    assert gallery.dtype == np.float16
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_p3_float16_by_polars(tmp_path, fixed):
+    polars = pytest.importorskip("polars", reason="polars is not installed")
+    values = random(50, 8).astype(np.float16)
+    kind = polars.Array(polars.Float16, 8) if fixed else polars.List(polars.Float16)
+    frame = polars.DataFrame(
+        {"id": range(50), "vector": polars.Series(values.tolist(), dtype=kind)}
+    )
+    frame.write_parquet(tmp_path / "x.parquet")
+    gallery = check(open_gallery(tmp_path / "x.parquet"), values.astype(np.float32))
+    assert gallery.dtype == np.float16
+
+
+def test_p4_uuids_of_any_kind_are_the_same_ids(tmp_path):
+    """pa.uuid(), 16 bytes, text, and 16 bytes in .npy; text in upper case is told of."""
+    uuids = [uuid.uuid5(uuid.NAMESPACE_DNS, str(i)) for i in range(30)]
+    values = random(30)
+    kinds = {
+        "uuid": pa.array([u.bytes for u in uuids], pa.uuid()),
+        "bytes": pa.array([u.bytes for u in uuids], pa.binary(16)),
+        "lower": pa.array([str(u) for u in uuids]),
+    }
+    for name, ids in kinds.items():
+        path = parquet(tmp_path / f"{name}.parquet", ids, values)
+        check(open_gallery(path), values, [str(u) for u in uuids])
+    upper = parquet(tmp_path / "upper.parquet", [str(u).upper() for u in uuids], values)
+    with pytest.raises(UserError, match="share 0 ids.*they differ in upper and lower case"):
+        paired(vectors_of(upper), vectors_of(path))
+    np.save(tmp_path / "x.npy", values)
+    for held in (
+        np.array([u.bytes for u in uuids], "S16"),
+        np.frombuffer(b"".join(u.bytes for u in uuids), "V16"),
+        np.array([str(u) for u in uuids]),
+    ):
+        np.save(tmp_path / "x_ids.npy", held)
+        check(open_gallery(tmp_path / "x.npy"), values, [str(u) for u in uuids])
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_p5_ten_thousand_files(tmp_path):
+    """10,000 files in hive folders are read where 1,024 may be open."""
+    mark = 0x0123456789ABCDEF
+    schema = {"id": np.array([mark]), "vector": pa.array([[1.0, 2.0]], FLOATS)}
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table(schema), tmp_path / "x.parquet", **plain)
+    template = (tmp_path / "x.parquet").read_bytes()
+    assert template.count(mark.to_bytes(8, "little")) == 1
+    for day in range(1, 29):
+        (tmp_path / "g" / f"date=2026-01-{day:02d}").mkdir(parents=True)
+    for number in range(10_000):
+        data = template.replace(mark.to_bytes(8, "little"), number.to_bytes(8, "little"))
+        path = tmp_path / "g" / f"date=2026-01-{number % 28 + 1:02d}" / f"part-{number}.parquet"
+        path.write_bytes(data)
+    code = """
+        import resource, sys
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+        import numpy as np
+        from fct_jax.upgrade.galleries.base import open_gallery
+        gallery = open_gallery(sys.argv[1])
+        vectors = gallery.read(0, len(gallery))
+        assert (vectors == [1, 2]).all()
+        assert (np.sort(gallery.ids) == np.arange(10_000)).all()
+        print(len(gallery))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "g")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
+    assert done.stdout == "10000\n", done.stderr[-2000:]
+
+
+def test_p6_shards_in_the_order_of_their_numbers(tmp_path):
+    values = laion(tmp_path / "laion")
+    check(open_gallery(tmp_path / "laion"), values, [f"{row:09d}" for row in range(36)])
+
+
+@pytest.mark.parametrize("kind", ["Flat", "IDMap,Flat", "IVF4,Flat", "IDMap2,OPQ4,IVF4,PQ4x4"])
+def test_p7_faiss(tmp_path, kind):
+    """A bare index, ids without reconstruction, inverted lists with own ids, product codes."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # several would wait for each other over so little
+    values, ids = random(300, 16), np.arange(300) * 11 + 3
+    index = faiss.index_factory(16, kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(values)
+    index.add(values) if kind == "Flat" else index.add_with_ids(values, ids)
+    faiss.omp_set_num_threads(threads)
+    faiss.write_index(index, str(tmp_path / "x.faiss"))
+    gallery = open_gallery(tmp_path / "x.faiss")
+    assert sorted(gallery.ids) == (list(range(300)) if kind == "Flat" else ids.tolist())
+    assert gallery.exact == ("PQ" not in kind)
+    order = np.argsort(gallery.ids)
+    likeness = np.einsum("nd,nd->n", gallery.rows(order), values)
+    assert (likeness > 0).mean() > 0.95
+    if gallery.exact:
+        np.testing.assert_array_equal(gallery.rows(order), values)
+
+
+def test_p7_and_p10_bits(tmp_path):
+    index = faiss.IndexBinaryFlat(64)
+    index.add(np.zeros((3, 8), np.uint8))
+    faiss.write_index_binary(index, str(tmp_path / "x.faiss"))
+    with pytest.raises(UserError, match="holds vectors of bits, which no map translates"):
+        open_gallery(tmp_path / "x.faiss")
+    packed = pa.array([[255, 3]] * 3, pa.list_(pa.uint8()))
+    pq.write_table(pa.table({"_id": [1, 2, 3], "emb_ubinary": packed}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"sounds like packed bits.*unpack them first"):
+        open_gallery(tmp_path / "x.parquet")
+
+
+def test_p10_integers(tmp_path):
+    """int8 of 1,024 dimensions in folders of languages, by columns of any name."""
+    values = (random(40, 1024) * 40).clip(-128, 127).astype(np.int8)
+    for lang, rows in (("de", slice(0, 25)), ("en", slice(25, 40))):
+        (tmp_path / "g" / lang).mkdir(parents=True)
+        table = {
+            "_id": [f"{i}" for i in range(40)][rows],
+            "title": ["x"] * len(range(40)[rows]),
+            "emb_int8": pa.array(list(values[rows]), pa.list_(pa.int8())),
+        }
+        pq.write_table(pa.table(table), tmp_path / "g" / lang / "0000.parquet")
+    gallery = check(
+        open_gallery(tmp_path / "g"), values.astype(np.float32), list(map(str, range(40)))
+    )
+    assert gallery.dtype == np.float32
+    np.save(tmp_path / "x.npy", values)
+    check(open_gallery(tmp_path / "x.npy"), values.astype(np.float32))
+
+
+def test_p15_inner_products_of_other_lengths(tmp_path, capsys):
+    """The inner product of vectors of lengths 0.5 to 3 is no cosine, and it is said."""
+    values = random(60, 16)
+    values *= (np.linspace(0.5, 3, 60) / np.linalg.norm(values, axis=1))[:, None]
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(16))
+    index.add_with_ids(values, np.arange(60))
+    faiss.write_index(index, str(tmp_path / "x.faiss"))
+    assert open_gallery(tmp_path / "x.faiss").meta["metric"] == "ip"
+    said = " ".join(capsys.readouterr().err.split())
+    assert "lengths 0.5 to 3 by their inner product, which is neither cosine nor L2" in said
+
+
+def test_p16_files_of_benchmarks(tmp_path):
+    values = random(30, 5)
+    for ending in (".fvecs", ".fbin"):
+        check(open_gallery_of(tmp_path / f"base{ending}", values), values)
+    small = np.abs(values * 40).astype(np.uint8)
+    check(open_gallery_of(tmp_path / "base.u8bin", small), small.astype(np.float32))
+    h5py = pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
+    with h5py.File(tmp_path / "glove.hdf5", "w") as file:
+        file["train"], file["test"] = values, values[:3]
+        file["neighbors"] = np.zeros((3, 2), int)
+    check(open_gallery(tmp_path / "glove.hdf5"), values)
+    (tmp_path / "base.fbin").rename(tmp_path / "mixed.fvecs")
+    with pytest.raises(UserError, match=r"header \(30, 5\); it may be a .fbin file"):
+        open_gallery(tmp_path / "mixed.fvecs")
+
+
+def open_gallery_of(path, values):
+    write_vecs(path, values)
+    return open_gallery(path)
+
+
+def test_p18_two_dimensions_in_a_folder(tmp_path):
+    """The file and the row of the other dimension are named; ``doctor`` counts them."""
+    parquet(tmp_path / "g" / "a.parquet", np.arange(500), random(500, 24))
+    parquet(tmp_path / "g" / "b.parquet", np.arange(500, 520), random(20, 20))
+    with pytest.raises(UserError, match=r"id 500 \(b.parquet, row 0\) is of dimension 20, not 24"):
+        open_gallery(tmp_path / "g").sound()
+    gallery = open_gallery(tmp_path / "g", on_bad="quarantine")
+    with pytest.raises(UserError, match=r"20 of 520 rows are unusable.*of dimension 20, not 24"):
+        gallery.sound()
+
+
+def test_p21_two_columns_of_vectors(tmp_path):
+    """``embedding_0`` is upgraded, ``embedding_1`` is another column that is kept as it is."""
+    ids, old, new = tiny.vectors(300)
+    other = pa.array(list(random(300, 9)), FLOATS)
+    table = pa.table({"id": ids, "embedding_0": pa.array(list(old), FLOATS), "embedding_1": other})
+    (tmp_path / "g").mkdir()
+    pq.write_table(table, tmp_path / "g" / "a.parquet")
+    with pytest.raises(UserError, match="embedding_0, embedding_1 hold vectors; say which"):
+        open_gallery(tmp_path / "g")
+    tiny.as_set(tmp_path / "new", new, ids, fingerprint="new-model")
+    made = ({"g": tmp_path / "g"}, tmp_path / "new", ids, old, new)
+    gallery = tiny.upgraded(made, "g", tmp_path / "w", vector_column="embedding_0")
+    np.testing.assert_array_equal(gallery.read(0, 300), new)
+    found = pq.read_table(tmp_path / "w" / "gallery")
+    assert found["embedding_1"].combine_chunks().equals(other)
+
+
+def test_p23_a_folder_of_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    values = random(120, 6)
+    made = datasets.Dataset.from_dict({"id": list(range(120)), "vector": values.tolist()})
+    made.save_to_disk(str(tmp_path / "saved"), num_shards=2)
+    assert (tmp_path / "saved" / "data-00000-of-00002.arrow").is_file()
+    check(open_gallery(tmp_path / "saved"), values)
+
+
+def test_p24_many_vectors_an_item(tmp_path):
+    kind = pa.list_(pa.list_(pa.float16(), 128))
+    tokens = random(6, 128).astype(np.float16)
+    many = pa.array([list(tokens[:4]), list(tokens[4:])], kind)
+    pq.write_table(pa.table({"id": [1, 2], "vector": many}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="many vectors an item.*ColBERT; one vector an item.*pool"):
+        open_gallery(tmp_path / "x.parquet")
+    np.save(tmp_path / "x.npy", np.zeros((3, 4, 128), np.float16))
+    with pytest.raises(UserError, match="many vectors an item, as of ColBERT"):
+        open_gallery(tmp_path / "x.npy")
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_p28_one_row_group_of_a_million(tmp_path):
+    """A row group of 1,000,000 × 128 float32, 512 MB, takes a small part of that in memory."""
+    kind = pa.list_(pa.float32(), 128)
+    schema = pa.schema([("id", pa.int64()), ("vector", kind)])
+    flat = np.random.default_rng(0).standard_normal((1_000_000, 128), np.float32)
+    table = pa.table(
+        [np.arange(1_000_000), pa.FixedSizeListArray.from_arrays(flat.ravel(), type=kind)], schema
+    )
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path, row_group_size=1_000_000, compression="none", use_dictionary=False)
+    assert pq.ParquetFile(path).metadata.num_row_groups == 1
+    sums = flat.sum(axis=0, dtype=np.float64)
+    del table, flat
+    code = """
+        import resource, sys
+        import numpy as np
+        from fct_jax.upgrade.galleries.base import open_gallery
+        import pyarrow.parquet, fct_jax.upgrade.galleries.parquet
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        gallery = open_gallery(sys.argv[1])
+        total = np.zeros(128)
+        for _, vectors in gallery.blocks(1 << 14):
+            total += vectors.sum(axis=0, dtype=np.float64)
+        np.save(sys.argv[2], total)
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    """
+    out = tmp_path / "sums.npy"
+    command = [sys.executable, "-c", textwrap.dedent(code), str(path), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
+    # Ids take 8 MB, twice while they are put together; a block as Arrow's and as read 8 MB each;
+    # a hundred more are what Arrow's allocator keeps. The group alone would take 512.
+    assert float(done.stdout) < 180, done.stderr
+    np.testing.assert_allclose(np.load(out), sums, atol=1e-3)
