@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +15,6 @@ from fct_jax.upgrade.maps.choosing import choose
 from fct_jax.upgrade.maps.functions import Linear
 from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.maps.methods import METHODS
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def test_auto_takes_the_best_of_held_out_pairs(text, tmp_path):
@@ -181,37 +176,6 @@ def test_vectors_that_a_map_cannot_take(text):
         assert "\n" not in str(error.value)
     expected = found.transform(old[:2])[0]
     np.testing.assert_array_equal(found.transform(old[:2].tolist())[0], expected)
-
-
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_fitting_beside_busy_processes_wastes_nothing(tmp_path):
-    """Threads that wait by spinning would count as work: 40 s of it for 384 dimensions."""
-    program = """
-import time, numpy as np
-from fct_jax import upgrade
-rng = np.random.default_rng(0)
-old = rng.normal(size=(3000, 384)).astype(np.float32)
-new = (old @ rng.normal(size=(384, 384))).astype(np.float32)
-begin = time.process_time()
-upgrade.fit(old, new, method="procrustes")
-print(time.process_time() - begin)
-"""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
-    try:
-        ended = subprocess.run(
-            [sys.executable, "-c", program],
-            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait(timeout=30)
-    assert ended.returncode == 0, ended.stderr
-    assert float(ended.stdout) < 12  # CPU seconds; 3 on a quiet machine
 
 
 def test_too_few_pairs_for_a_method_give_a_simpler_one(text, monkeypatch, capsys):

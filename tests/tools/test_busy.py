@@ -1,0 +1,34 @@
+"""tools/speed/busy.py: tasks beside busy processes come near their share of the machine."""
+
+import pytest
+
+from tools.speed import busy
+from tools.speed.busy import Measured
+
+
+@pytest.mark.parametrize(
+    ("alone", "beside", "expected"),
+    [
+        # One thread of 2 s that gets a fifth of a processor, as the loops do, takes 10 s.
+        (Measured(2, 2), Measured(10, 2, 2), 1),
+        # It took twice as long; two threads, of which one should have done; work that was wasted.
+        (Measured(2, 2), Measured(20, 2, 4), 2),
+        (Measured(1, 2), Measured(10, 2, 2), 2),
+        (Measured(2, 2), Measured(30, 6, 6), 3),
+        # Beside others the clock runs longer, but the share says so.
+        (Measured(8, 2), Measured(40, 2, 2), 1),
+        # What is compiled in the first run only is not needed.
+        (Measured(4, 4), Measured(10, 2, 2), 1),
+    ],
+)
+def test_the_ratio(alone, beside, expected):
+    assert busy.ratio(alone, beside) == pytest.approx(expected)
+
+
+@pytest.mark.slow(minutes=1.5)
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("task", busy.TASKS)
+def test_nothing_takes_more_than_three_times_its_share(task):
+    """Threads that wait by spinning would: an SVD of 384 × 384 took 40 s instead of 0.6 s."""
+    alone, beside = busy.measure(task, 0), busy.measure(task, 8)
+    assert busy.ratio(alone, beside) < 3, (alone, beside)
