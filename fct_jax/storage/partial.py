@@ -26,8 +26,6 @@ from fct_jax.storage import rows as columns
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.files import Lock, disk_errors, sync_directory, sync_files, write_synced
 
-_VISIBLE_SECONDS = 60  # until a shared folder shows every process what another one wrote
-
 
 class PartialSet:
     """Context: takes part in making a set, on every process of the run; they share the folder.
@@ -279,9 +277,12 @@ def _folder(out) -> Path:
     return Path(out).with_name(f".{Path(out).name}.partial")
 
 
-def wait_for(path: Path) -> None:
-    """Wait until the file is seen here. Raises UserError if the processes share no folder."""
-    deadline = time.monotonic() + _VISIBLE_SECONDS
+def wait_for(path: Path, seconds: float = 60) -> None:
+    """Wait until the file is seen here, as a shared folder may show it late.
+
+    Raises UserError if it is not there after so many seconds: the processes share no folder.
+    """
+    deadline = time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:
             raise UserError(

@@ -83,7 +83,8 @@ def test_one_batch_is_read_ahead_and_on_the_device_but_not_counted():
     next(calls)
     wait_for(lambda: feed.ready)
     assert batches.log == [("read", 0), ("read", 1)]
-    assert isinstance(feed._next.result()["index"], jax.Array)
+    held = [array for array in jax.live_arrays() if array.shape == (1, 2)]
+    assert any(np.array_equal(array, [[1, 1]]) for array in held)  # the second batch
     assert json.loads(json.dumps(feed.position())) == {"batches": 1, "samples": 8}
     next(calls)
     wait_for(lambda: feed.ready)

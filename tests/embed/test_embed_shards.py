@@ -122,7 +122,7 @@ def test_killed_at_any_moment(runs, tmp_path, kind, seeds):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_command_killed_and_given_again(tmp_path):
+def test_command_killed_and_given_again(tmp_path, monkeypatch):
     """A run that lives cannot be disturbed; one that was killed is taken over."""
     config = embed_together.embed_config(tmp_path)
     config.class_statistics = False
@@ -148,17 +148,19 @@ def test_command_killed_and_given_again(tmp_path):
         child.send_signal(signal.SIGKILL)
         child.communicate(timeout=LONG)
     assert not out.exists()
-    recorded = finished.stat().st_mtime_ns
+    done = len(list(finished.parent.iterdir()))
     seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        write = partials.PartialSet._write_shard
-        patch.setattr(
-            partials.PartialSet,
-            "_write_shard",
-            lambda self, number, *rest: (seen.append(number), write(self, number, *rest)),
-        )
-        made = embed(config, out)
-    assert recorded and seen and 0 not in seen and 1 not in seen
+
+    def counting(images):
+        seen.append(len(images))
+        return tiny_models.pixels(images)
+
+    monkeypatch.setattr(tiny_models, "slow_pixels", counting)
+    counting.image_size = 8
+    made = embed(config, out)
+    # No finished shard is made again; a few images more are for the model's fingerprint.
+    left = 797 - done * config.shard_size
+    assert done >= 2 and left <= sum(seen) < left + config.shard_size
     np.testing.assert_array_equal(
         made.vectors, pixels(tiny_models.digits(), tmp_path / "p").vectors
     )
@@ -175,14 +177,14 @@ def test_two_processes_of_four_devices(runs, tmp_path):
     shutil.copytree(runs, folder)
     began = folder / "together" / "images"
     with pytest.MonkeyPatch.context() as patch:
-        write = partials.PartialSet._write_shard
+        write = partials.write_synced
 
-        def stop_at_three(self, number, *rest):
-            if number == 3:
+        def stop_at_three(path, data):
+            if path.name == "00003.json":
                 raise KeyboardInterrupt
-            write(self, number, *rest)
+            write(path, data)
 
-        patch.setattr(partials.PartialSet, "_write_shard", stop_at_three)
+        patch.setattr(partials, "write_synced", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             embed(embed_together.embed_config(folder), began)
     assert not began.exists()
@@ -309,9 +311,10 @@ def test_processes_must_share_a_folder_and_a_plan(tmp_path, monkeypatch):
     def begin(count):
         return partials.PartialSet(tmp_path / "set", {"model": "a"}, count, {"vectors": (2,)}, 4)
 
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "from_writer", lambda function, name: function())
     with begin(8) as first:
         assert first.todo == [0, 1]
-        first._lock.share()
         monkeypatch.setattr(processes, "is_writer", lambda: False)
         monkeypatch.setattr(processes, "index", lambda: 1)
         monkeypatch.setattr(processes, "from_writer", lambda function, name: [0, 1])
@@ -319,9 +322,8 @@ def test_processes_must_share_a_folder_and_a_plan(tmp_path, monkeypatch):
             assert second.todo == [0, 1]
         with pytest.raises(UserError, match=r"another embedding than 1 \(rows: 8 there, 9 now\)"):
             begin(9).__enter__()
-        monkeypatch.setattr(partials, "_VISIBLE_SECONDS", 0.2)
         with pytest.raises(UserError, match="process 1 does not see .*all need one shared folder"):
-            partials.wait_for(tmp_path / "elsewhere")
+            partials.wait_for(tmp_path / "elsewhere", seconds=0.2)
         monkeypatch.undo()
     assert hidden(tmp_path) == []
 
@@ -362,14 +364,18 @@ def test_a_disk_that_fills_up(tmp_path, monkeypatch):
     assert hidden(tmp_path) == []
 
 
-def test_no_byte_more_fits(tmp_path):
+def test_no_byte_more_fits(tmp_path, monkeypatch):
     columns.lay_out(tmp_path, {"vectors": (2,)}, 5)
+    opened = Path.open
+
+    def full(path, mode="r"):
+        return opened(Path("/dev/full") if mode == "r+b" else path, mode)
+
+    monkeypatch.setattr(Path, "open", full)
     with (
         pytest.raises(UserError, match="vectors.npy: No space left on device"),
         columns.Columns(tmp_path, {"vectors": (2,)}) as files,
     ):
-        files._files["vectors"].close()
-        files._files["vectors"] = Path("/dev/full").open("r+b")  # noqa: SIM115 – closed by files
         files.write("vectors", 3, np.ones((1, 2), np.float32))
         files.sync()
 

@@ -31,7 +31,7 @@ def weight():
     return np.linalg.qr(rng.standard_normal((OLD_DIM, OLD_DIM)))[0][:, :NEW_DIM].astype(np.float32)
 
 
-def plain_map(known=True, matrix=None, **description):
+def plain_map(known=True, matrix=None, uncertainty=True, **description):
     """The map of `vectors`; its test pairs are other items than a gallery's."""
     described = {
         "method": "ridge",
@@ -46,7 +46,7 @@ def plain_map(known=True, matrix=None, **description):
     matrix = weight() if matrix is None else matrix
     described["dim_out"] = matrix.shape[1]
     function = Linear(matrix, np.float32(1), np.zeros(matrix.shape[1], np.float32))
-    return Map(described, function, doubled_first_value(), pairs)
+    return Map(described, function, doubled_first_value() if uncertainty else {}, pairs)
 
 
 def doubled_first_value():

@@ -95,7 +95,13 @@ def test_one_table_for_all_tasks(found, tmp_path):
     # What each task is known for has a table of its own.
     assert "| cmc@1 | cmc@5 | cmc@10 |" in text
     assert "| top@1 | top@5 | top@10 | tpir@fpir=0.01 | tpir@fpir=0.1 | tar@far=1e-06 |" in text
-    assert all(0 <= scores["p_comp"] <= 1 for scores in report.scores().values())
+    for row, scores in report.scores().items():  # by the definition, over the five test sets
+        gains = [
+            (rows[row]["cross"] - rows["old"]["self"]) / (rows[ALONE]["self"] - rows["old"]["self"])
+            for rows in found.values()
+        ]
+        assert scores["update_gain"] == pytest.approx(np.mean(gains))
+        assert scores["p_comp"] == pytest.approx(np.mean([1 / (1 + np.exp(-g)) for g in gains]))
     write_reports([report], tmp_path)
     written = json.loads((tmp_path / "report.json").read_text())["comparisons"]["all tasks"]
     assert set(written["tests"]) == set(found)

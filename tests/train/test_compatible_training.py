@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from tiny_compatible import config
 
 from fct_jax import config as configs
-from fct_jax import data, load_model, losses
+from fct_jax import data, load_model, losses, models
 from fct_jax.embed.command import embed
 from fct_jax.errors import UserError
 from fct_jax.models.lce_transformation import LCETransformation
@@ -23,6 +23,7 @@ from fct_jax.storage.class_statistics import class_statistics, load_statistics, 
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.train.compatible.methods import METHODS, Compatibility, Step
 from fct_jax.train.compatible.task import Compatible
+from fct_jax.train.image_batches import preprocessing_of
 from fct_jax.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("flat_model")
@@ -133,14 +134,17 @@ def test_same_seed_same_weights(old, tmp_path):
 
 @pytest.mark.parametrize("base", ["arcface", "cosface"])
 def test_base_losses(base, old):
-    task = task_of(new_config(old, "bct_ract", base_loss=base))
+    task_config = new_config(old, "bct_ract", base_loss=base)
+    task = task_of(task_config)
     variables = jax.jit(task.init)(jax.random.key(0))
     batch = first_batch(task)
     step = jax.jit(lambda variables, frozen: task.loss(variables, frozen, batch, 0, None, False))
     loss, (_, metrics) = step(variables, task.frozen)
-    embedding = task._module.apply(
+    model = models.build("flat", num_classes=10, embedding_dim=8)
+    images = preprocessing_of(task_config.preprocessing).on_device(batch["image"], batch["flip"])
+    embedding = model.apply(
         task.export(variables),
-        task._preprocessing.on_device(batch["image"], batch["flip"]),
+        images,
         train=True,
         mutable=["batch_stats"],
     )[0][1]
@@ -167,7 +171,7 @@ def test_old_embeddings_are_those_of_the_very_images(flip, old):
     assert bool(batch["flip"].any()) == flip
     outputs = jnp.zeros((60, 10)), jnp.zeros((60, 8))
     params = jax.jit(task.init)(jax.random.key(0))["params"]["model"]
-    seen = task._see(params, outputs, task.frozen, batch, 5)
+    seen = task.see(params, outputs, task.frozen, batch, 5)
     model = load_model(old)
     expected = model.forward(model.variables, batch["image"], batch["flip"])[1]
     np.testing.assert_allclose(seen.old_embedding, expected, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ from fct_jax.errors import UserError
 from fct_jax.runtime import sharding
 from fct_jax.train.compatible.methods import METHODS
 from fct_jax.train.compatible.task import Compatible
+from fct_jax.train.image_batches import preprocessing_of
 from fct_jax.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("flat_model")
@@ -93,13 +94,14 @@ def test_neck(market):
     assert found[True]["base"] == pytest.approx(float(found[False]["base"]), rel=1e-5)
     assert not np.allclose(found[True]["batch_hard"], found[False]["batch_hard"])
     # By hand: projection of the pixels, before the BatchNorm.
-    task = Compatible(config(market[0], reid__neck=True), sharding.make_mesh())
+    settings = config(market[0], reid__neck=True)
+    task = Compatible(settings, sharding.make_mesh())
     params = jax.jit(task.init)(jax.random.key(0))["params"]
     _, call = next(iter(task.feed.calls(0)))
     element = jax.tree.map(lambda array: array[0], call)
     batch = task.feed.pick(task.feed.data, element, jax.random.key(1))
-    pixels = task._preprocessing.on_device(batch["image"], batch["flip"]).reshape(8, -1)
-    projected = pixels @ params["model"]["projection"]["kernel"]
+    pixels = preprocessing_of(settings.preprocessing).on_device(batch["image"], batch["flip"])
+    projected = pixels.reshape(8, -1) @ params["model"]["projection"]["kernel"]
     expected = losses.batch_hard_triplet(projected, batch["label"], None)
     np.testing.assert_allclose(found[True]["batch_hard"], expected, rtol=1e-3)
 
@@ -107,16 +109,17 @@ def test_neck(market):
 def test_augmented_images(market):
     """Moved, erased, and otherwise the same; another key gives others; off means untouched."""
     images = jnp.ones((8, 16, 8, 3))
-    task = Compatible(config(market[0], reid__pad=3, reid__erase=0.5), sharding.make_mesh())
+    settings = config(market[0], reid__pad=3, reid__erase=0.5)
+    task = Compatible(settings, sharding.make_mesh())
     first, again, other = (
-        np.asarray(task._augmented(images, jax.random.key(seed))) for seed in (0, 0, 1)
+        np.asarray(task.augmented(images, jax.random.key(seed))) for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert first.shape == images.shape and (first != other).any()
-    black = -np.array(task._preprocessing.mean) / task._preprocessing.std
+    black = -np.array(settings.preprocessing.mean) / settings.preprocessing.std
     np.testing.assert_allclose(np.unique(first[..., 0]), [black[0], 0.0, 1.0], rtol=1e-5)
     plain = Compatible(config(market[0]), sharding.make_mesh())
-    assert plain._augmented(images, jax.random.key(0)) is images
+    assert plain.augmented(images, jax.random.key(0)) is images
 
 
 def test_last_stride():

@@ -263,8 +263,7 @@ def test_wrong_settings(made, tmp_path, settings, message):
 
 
 def test_map_without_uncertainty(made, tmp_path):
-    map = tiny.plain_map()
-    map.has_uncertainty = False
+    map = tiny.plain_map(uncertainty=False)
     with pytest.raises(UserError, match="no uncertainty to order by; take order"):
         Upgrade(tmp_path).plan(map, made[0]["set"], order="uncertainty")
     found = Upgrade(tmp_path).plan(map, made[0]["set"], budget_items=50)

@@ -69,7 +69,7 @@ class Compatible(Backbone):
         outputs = jnp.zeros((2, self._train.num_classes)), jnp.zeros((2, self.dim))
         numbers = jnp.zeros(2, jnp.int32)
         batch = {"label": numbers, "index": numbers, "flip": numbers}
-        seen = self._see(model["params"], outputs, self.frozen, batch, 0)
+        seen = self.see(model["params"], outputs, self.frozen, batch, 0)
         method = self._method.init(method_key, seen, self._head(seen), method_key)
         metric = self._metric.init(jax.random.fold_in(key, 2), seen.embedding, numbers)
         parts = {"model": model, "method": method, "metric": metric}
@@ -129,11 +129,11 @@ class Compatible(Backbone):
         mix_key = None if self._row.classified is None else jax.random.fold_in(key, 1)
         outputs, new = self._module.apply(
             {part: variables[part]["model"] for part in variables},
-            self._augmented(images, key),
+            self.augmented(images, key),
             train=True,
             mutable=["batch_stats", *(["intermediates"] if self._config.reid.neck else [])],
         )
-        seen = self._see(variables["params"]["model"], outputs, frozen, batch, step)
+        seen = self.see(variables["params"]["model"], outputs, frozen, batch, step)
         method = {part: variables[part]["method"] for part in variables}
         (base_logits, terms), learned = self._method.apply(
             method, seen, self._head(seen), mix_key, mutable=["batch_stats"]
@@ -156,7 +156,7 @@ class Compatible(Backbone):
         metrics |= {"share": jnp.float32(terms.share), "accuracy": accuracy}
         return loss, (batch_stats, metrics)
 
-    def _augmented(self, images, key):
+    def augmented(self, images, key):
         """Augment normalised images as person re-identification does, if asked for."""
         options = self._config.reid
         if not (options.pad or options.erase):
@@ -167,7 +167,7 @@ class Compatible(Backbone):
             images = pad_and_crop(images, crop_key, options.pad, black)
         return erase(images, erase_key, options.erase) if options.erase else images
 
-    def _see(self, params, outputs, frozen, batch, step) -> Step:
+    def see(self, params, outputs, frozen, batch, step) -> Step:
         """Return what the method sees of a step."""
         logits, embedding = outputs
         credible = frozen["credible"]
