@@ -22,6 +22,10 @@ __all__ = [
     "take",
 ]
 
+_NO_PAIRS = (
+    "; where items cannot be embedded by both models, a map may be learnt without any pairs: "
+    "fct_jax.upgrade.maps.unpaired.fit_unpaired"
+)
 _LOOKED_AT = 100  # ids, for their spelling
 FEWEST = 20  # pairs without which nothing can be learnt or judged
 
@@ -52,7 +56,7 @@ def paired(old: EmbeddingSet, new: EmbeddingSet) -> tuple[EmbeddingSet, Embeddin
     if len(new) < FEWEST:
         raise UserError(
             f"{old.name} and {new.name} share {len(new)} ids; at least {FEWEST} are needed"
-            + _spelling(theirs, ours)
+            + (_spelling(theirs, ours) or _NO_PAIRS)
         )
     check_paired(old, new)
     return old, new

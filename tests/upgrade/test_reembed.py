@@ -12,7 +12,7 @@ from tiny_galleries import as_set, contents
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade.galleries.base import open_gallery
-from fct_jax.upgrade.migration import http_embeddings
+from fct_jax.upgrade.migration import http_embeddings, retrying
 from fct_jax.upgrade.migration.reembed import Asking, open_reembed
 from fct_jax.upgrade.migration.upgrade import Upgrade
 
@@ -217,7 +217,7 @@ def server(made, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for key in http_embeddings.KEYS:
         monkeypatch.delenv(key, raising=False)
-    monkeypatch.setattr(http_embeddings, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.01)
     found = Server({str(i): vector for i, vector in zip(made[2], made[4], strict=True)})
     yield found
     found.close()
@@ -275,12 +275,12 @@ def test_retry_after(made, server):
     assert answered(made, opened(server), 10)
     (_, _, first), (_, _, second) = server.requests
     assert second - first >= 0.4
-    assert http_embeddings._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    far = http_embeddings._retry_after("Fri, 31 Dec 2049 23:59:59 GMT")
-    endpoint = http_embeddings.Endpoint(server.url, Asking(), None, None)
-    assert far > 1e8 and endpoint._wait(1, far) == 300
-    assert http_embeddings._retry_after("soon") is None
-    waits = [endpoint._wait(attempt, None) for attempt in (1, 2, 30)]
+    assert retrying.retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    far = retrying.retry_after("Fri, 31 Dec 2049 23:59:59 GMT")
+    patience = retrying.Patience(6, threading.Event())
+    assert far > 1e8 and patience.wait(1, far) == 300
+    assert retrying.retry_after("soon") is None
+    waits = [patience.wait(attempt, None) for attempt in (1, 2, 30)]
     assert 0.005 <= waits[0] <= 0.01 <= waits[1] <= 0.02 and 15 <= waits[2] <= 30
 
 

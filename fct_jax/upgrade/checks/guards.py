@@ -59,8 +59,12 @@ def check_lengths(name: str, meta: dict, lengths: np.ndarray) -> None:
     """Raise UserError if vectors that are said to be normalized have other lengths (n,) than 1."""
     shortest, longest = float(lengths.min()), float(lengths.max())
     if meta.get("normalized") and max(abs(shortest - 1), abs(longest - 1)) > _UNIT:
+        cut = ""
+        if longest <= 1 + _UNIT:
+            cut = ": cut to fewer dimensions (Matryoshka)? Then normalise them again"
         raise UserError(
-            f"{name} is said to be normalized, but lengths go from {shortest:.4g} to {longest:.4g}"
+            f"{name} is said to be normalized, but lengths go from {shortest:.4g} to "
+            f"{longest:.4g}{cut}"
         )
 
 

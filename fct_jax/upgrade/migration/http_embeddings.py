@@ -4,13 +4,10 @@ https://platform.openai.com/docs/api-reference/embeddings; vLLM, Ollama, text-em
 and others answer in the same way.
 """
 
-import email.utils
 import http.client
 import json
 import os
-import random
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,13 +16,12 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.runtime.plugins import imported, is_import_name
+from fct_jax.upgrade.migration.retrying import Again, Patience, may_pass, retry_after
 from fct_jax.upgrade.migration.settings import expanded
 from fct_jax.upgrade.migration.spending import Spending
 
 KEYS = ("FCT_JAX_API_KEY", "OPENAI_API_KEY")  # of the environment, the first that is set
-_AGAIN = {408, 409, 425, 429}  # besides 5xx
 _ONE_BY_ONE = {400, 413, 422}  # there may be one input that the model refuses
-_FIRST_WAIT, _LONGEST_WAIT, _LONGEST_ASKED = 0.5, 30.0, 300.0  # seconds
 _CHARACTERS = 3  # a token has about so many; rather too few
 
 
@@ -37,14 +33,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect)
-
-
-class _Again(Exception):
-    """A request failed in a way that may pass."""
-
-    def __init__(self, reason: str, wait: float | None = None):
-        super().__init__(reason)
-        self.wait = wait
 
 
 class _Refused(Exception):
@@ -72,10 +60,10 @@ class Endpoint:
         self._url = urllib.parse.urlunsplit((parts.scheme, place, parts.path, rest, ""))
         self.name = f"{parts.scheme}://{place}{parts.path} ({self.model})"
         self._texts = texts_of(asking.texts)
-        self._attempts, self._timeout, self._spending = asking.attempts, asking.timeout, spending
-        self._stop = stop
+        self._timeout, self._spending = asking.timeout, spending
+        self._patience = Patience(asking.attempts, stop)
         self._key = next((os.environ[key] for key in KEYS if os.environ.get(key)), None)
-        self._random, self._lock = random.Random(), threading.Lock()
+        self._lock = threading.Lock()
         self._dim, self.refusal = None, ""
 
     def __call__(self, ids: np.ndarray) -> list:
@@ -106,27 +94,13 @@ class Endpoint:
             return self._embed(texts[:half]) + self._embed(texts[half:])
 
     def _patiently(self, texts: list[str]) -> list:
-        for attempt in range(1, self._attempts + 1):
-            try:
-                with self._spending.reserved(len(texts), sum(map(len, texts)) // _CHARACTERS):
-                    vectors, tokens = self._request(texts)
-                    self._spending.add(len(texts), tokens)
-                return vectors
-            except _Again as failure:
-                reason = failure
-            if attempt < self._attempts and self._stop.wait(self._wait(attempt, reason.wait)):
-                break  # another request has failed for good
-        raise UserError(f"{self.name} failed at attempt {attempt} of {self._attempts}: {reason}")
+        def once() -> list:
+            with self._spending.reserved(len(texts), sum(map(len, texts)) // _CHARACTERS):
+                vectors, tokens = self._request(texts)
+                self._spending.add(len(texts), tokens)
+            return vectors
 
-    def _wait(self, attempt: int, asked: float | None) -> float:
-        """Return the seconds until the next attempt: as the server asks, or doubling with jitter.
-
-        The jitter keeps parallel requests from coming back all at once.
-        """
-        if asked is not None:
-            return min(asked, _LONGEST_ASKED)
-        longest = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (attempt - 1))
-        return longest * self._random.uniform(0.5, 1)
+        return self._patience(self.name, once)
 
     def _request(self, texts: list[str]) -> tuple[list, int]:
         body = {"model": self.model, "input": texts, "encoding_format": "float"}
@@ -141,13 +115,13 @@ class Endpoint:
             with error:
                 raise self._failure(error) from None
         except (OSError, http.client.HTTPException) as error:  # refused, cut, too slow
-            raise _Again(str(getattr(error, "reason", error)) or type(error).__name__) from None
+            raise Again(str(getattr(error, "reason", error)) or type(error).__name__) from None
         return self._parsed(content, len(texts))
 
     def _failure(self, error: urllib.error.HTTPError) -> Exception:
         said = f"status {error.code}, {_said(error)}"
-        if error.code in _AGAIN or error.code >= 500:
-            return _Again(said, _retry_after(error.headers.get("Retry-After")))
+        if may_pass(error.code):
+            return Again(said, retry_after(error.headers.get("Retry-After")))
         if error.code in _ONE_BY_ONE:
             return _Refused(said)
         key = "" if self._key else f"; an API key is taken from {' or '.join(KEYS)}"
@@ -161,9 +135,9 @@ class Endpoint:
             vectors = [np.asarray(entry["embedding"], np.float32) for entry in data]
             tokens = int((answer.get("usage") or {}).get("total_tokens", 0))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise _Again("an answer that is no list of embeddings") from None
+            raise Again("an answer that is no list of embeddings") from None
         if sorted(places) != list(range(count)):
-            raise _Again(f"an answer with {len(data)} embeddings, or other ones, for {count} texts")
+            raise Again(f"an answer with {len(data)} embeddings, or other ones, for {count} texts")
         self._check_dimension(vectors)
         ordered = [None] * count
         for place, vector in zip(places, vectors, strict=True):
@@ -217,17 +191,3 @@ def _said(error: urllib.error.HTTPError) -> str:
     except (ValueError, KeyError, TypeError):
         pass
     return " ".join(str(content or error.reason).split())[:200]
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Return the seconds of a ``Retry-After``: a number, or a date; None if there is neither."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None

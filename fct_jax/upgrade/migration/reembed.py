@@ -12,6 +12,7 @@ from fct_jax.runtime.plugins import imported, is_import_name
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.ids import Finder, first_ten
 from fct_jax.storage.named import vectors_of
+from fct_jax.upgrade.migration.retrying import Patience, again_of
 from fct_jax.upgrade.migration.settings import expanded
 from fct_jax.upgrade.migration.spending import Spending
 
@@ -26,8 +27,9 @@ class Asking:
       model: of an endpoint, as the server calls it; ``?model=`` of the URL says the same.
       parallel: requests, or calls of a function, at a time; None: 4 and 1.
       per_request: items of a request to an endpoint.
-      attempts: how often a request is made before it counts as failed.
-      timeout: seconds that an answer may take.
+      attempts: how often a request or a call is made before it counts as failed, where it fails
+        in a way that may pass: status 408, 409, 425, 429 or 5xx, or no connection.
+      timeout: seconds that an answer of an endpoint may take.
       max_items, max_tokens, max_money: what the whole upgrade may spend; None: no cap.
       cost_per_1000: price of 1,000 items.
       cost_per_million_tokens: price of a million tokens, as the endpoint counts them.
@@ -237,13 +239,25 @@ def open_reembed(where, asking: Asking | None = None) -> NewVectors:
     if not callable(function):
         raise UserError(f"reembed={where} is not a function")
 
-    def counted(ids: np.ndarray):
-        with spending.reserved(len(ids), 0):
-            answer = function(ids)
-            spending.add(len(ids), 0)
-        return answer
+    stop = threading.Event()
+    patience = Patience(asking.attempts, stop)
 
-    return NewVectors(name, counted, spending=spending, parallel=asking.parallel or 1)
+    def patient(ids: np.ndarray):
+        def once():
+            with spending.reserved(len(ids), 0):
+                try:
+                    answer = function(ids)
+                except Exception as error:
+                    if (again := again_of(error)) is None:
+                        raise
+                    raise again from error
+                spending.add(len(ids), 0)
+            return answer
+
+        return patience(f"{name}, asked for {first_ten(ids)},", once)
+
+    parallel = asking.parallel or 1
+    return NewVectors(name, patient, spending=spending, parallel=parallel, stop=stop)
 
 
 def _of_set(found: EmbeddingSet) -> NewVectors:

@@ -316,7 +316,8 @@ class Migration:
         if differ:
             raise UserError(
                 f"{self.workdir} holds an upgrade of another gallery, map or batch size "
-                f"({'; '.join(differ)}); choose another directory"
+                f"({'; '.join(differ)}); give the gallery as it was to go on, or choose another "
+                "directory, where new files may be a gallery of their own"
             )
 
 
