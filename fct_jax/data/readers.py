@@ -24,6 +24,7 @@ from fct_jax.data.landmarks import (
 )
 from fct_jax.data.lists import LabelledFiles, list_reader, read_list
 from fct_jax.data.market1501 import Market1501Reader
+from fct_jax.data.noise import NoiseReader
 from fct_jax.data.recordio import RecordIOReader
 from fct_jax.data.tfds import TfdsReader
 from fct_jax.errors import UserError, unknown
@@ -144,9 +145,11 @@ def gldv2_truth(root: str | Path, usage: str = "Private") -> LandmarkTruth:
 
 
 def _kind(name: str) -> Kind:
-    if name.startswith("tfds:") and len(name) > len("tfds:"):
-        return _TFDS
-    found = plugins.find({**_KINDS, "tfds:NAME": _TFDS}, name, "data set", "datasets")
+    prefix, mark, rest = name.partition(":")
+    if mark and rest and prefix in _PREFIXES:
+        return _PREFIXES[prefix][1]
+    shown = {f"{prefix}:{form}": kind for prefix, (form, kind) in _PREFIXES.items()}
+    found = plugins.find({**_KINDS, **shown}, name, "data set", "datasets")
     if isinstance(found, Kind):
         return found
     if not callable(found):
@@ -159,6 +162,10 @@ def _kind(name: str) -> Kind:
 
 def _tfds(where: Where, split: str) -> TfdsReader:
     return TfdsReader(where.name.removeprefix("tfds:"), where.dir, split)
+
+
+def _noise(where: Where, split: str) -> NoiseReader:
+    return NoiseReader(where.name.removeprefix("noise:"))
 
 
 def _list(where: Where, split: str) -> LabelledFiles:
@@ -201,6 +208,8 @@ def _ijb(where: Where, split: str) -> LabelledFiles:
 
 
 _TFDS = Kind(("train", "validation"), _tfds)
+# names that say more behind a colon: what they say, and the kind
+_PREFIXES = {"tfds": ("NAME", _TFDS), "noise": ("IMAGESxCLASSES", Kind(("train",), _noise))}
 _KINDS = {
     "digits": Kind(("train", "validation"), lambda where, split: DigitsReader(split)),
     "folder": Kind(("train", "validation"), lambda where, split: FolderReader(where.dir, split)),

@@ -118,10 +118,13 @@ def put_rows(array, rows: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
 def put_replicated(tree, mesh: Mesh):
     """Put arrays that every process holds whole onto every device.
 
-    ``jax.device_put`` would first send them all round, to see whether they are the same.
+    ``jax.device_put`` would first send them all round, to see whether they are the same. Shapes
+    (``jax.ShapeDtypeStruct``) stay shapes.
     """
 
     def put(array):
+        if isinstance(array, jax.ShapeDtypeStruct):
+            return array
         if isinstance(array, jax.Array) and array.sharding == replicated(mesh):
             return array
         array = np.asarray(array)

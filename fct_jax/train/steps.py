@@ -1,6 +1,8 @@
 """The compiled training step, the same for every task."""
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ def compile_steps(
     seed: int,
     micro_batches: MicroBatches = WHOLE,
     remat: bool = False,
-):
+    platform: str | None = None,
+) -> "Steps":
     """Compile ``(state, data, frozen, call, steps, freeze=) -> (state, metric sums)``.
 
     A call of several steps runs them inside one loop on the device; ``steps``, which may be
@@ -27,7 +30,9 @@ def compile_steps(
       seed: of the steps' randomness.
       micro_batches: that make a batch.
       remat: whether the task's model computes activations again.
+      platform: "cpu", "gpu" or "tpu", that the program is for; None: this process's own.
     """
+    platform = platform or jax.default_backend()
     key = jax.random.key(seed + 1)  # not the key of the initial parameters
     count = micro_batches.count
 
@@ -68,7 +73,7 @@ def compile_steps(
         jax.jit,
         donate_argnums=0,
         static_argnames="freeze",
-        compiler_options=compiler_options(remat),
+        compiler_options=compiler_options(remat, platform),
     )
 
     @compiled
@@ -107,27 +112,49 @@ def compile_steps(
         # The statistics of the state were given away with the first sums.
         return run_apply(state._replace(batch_stats={}), sums, metrics)
 
-    def run_any(state, data, frozen, call, steps, *, freeze):
-        # XLA runs convolutions inside a loop on one CPU core, several times slower.
-        parts = count > 1 and _on_cpu() and _room(call) == 1
-        # The key is an argument, so that a compilation cache serves every seed.
-        return (run_in_parts if parts else run)(
-            state, data, frozen, call, steps, key=key, freeze=freeze
-        )
-
-    return run_any
+    # The key is an argument, so that a compilation cache serves every seed.
+    whole = functools.partial(run, key=key)
+    if count == 1 or platform != "cpu":
+        return Steps(whole, whole, run, key)
+    # XLA runs convolutions inside a loop on one CPU core, several times slower.
+    return Steps(whole, functools.partial(run_in_parts, key=key), run, key)
 
 
-def compiler_options(remat: bool) -> dict | None:
+class Steps(NamedTuple):
+    """The compiled step of a task: ``steps(state, data, frozen, call, steps, freeze=)``.
+
+    Attributes:
+      several: runs a call of several steps.
+      one: runs a call of one step.
+      program: the jitted function behind ``several``, with the further argument ``key``.
+      key: of the steps' randomness.
+    """
+
+    several: Callable
+    one: Callable
+    program: Any
+    key: jax.Array
+
+    def __call__(self, state, data, frozen, call, steps, *, freeze):
+        """Run a call; see `compile_steps`."""
+        run = self.one if _room(call) == 1 else self.several
+        return run(state, data, frozen, call, steps, freeze=freeze)
+
+    def lower(self, state, data, frozen, call, *, freeze: bool, platform: str):
+        """Lower the program of a call for a platform; the arguments may be shapes."""
+        key = jax.ShapeDtypeStruct(self.key.shape, self.key.dtype)
+        steps = jax.ShapeDtypeStruct((), "int32")
+        traced = self.program.trace(state, data, frozen, call, steps, key=key, freeze=freeze)
+        return traced.lower(lowering_platforms=(platform,))
+
+
+def compiler_options(remat: bool, platform: str | None = None) -> dict | None:
     """Return options for ``jax.jit`` that make XLA on CPUs compute activations again.
 
     By default it merges the second computation with the first, and keeps all activations.
     """
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if remat and _on_cpu() else None
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    again = remat and (platform or jax.default_backend()) == "cpu"
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if again else None
 
 
 def _room(call) -> int:

@@ -15,15 +15,17 @@ from fct_jax.train.transformation_inputs import CachedInputs, OnlineInputs, vali
 class TransformationTask:
     """A transformation of old embeddings; see ``loop.py`` for what a task offers."""
 
-    def __init__(self, config: ConfigDict, mesh):
+    def __init__(self, config: ConfigDict, mesh, inputs=None, classifier=None):
+        """Read what the config names, where ``inputs`` and ``classifier`` are not given."""
         self._config = config
-        self._inputs = (OnlineInputs if config.online else CachedInputs)(config, mesh)
+        self._inputs = inputs or (OnlineInputs if config.online else CachedInputs)(config, mesh)
         self.feed = self._inputs.feed
         self._dims = {"side": self._inputs.dims["old"], **self._inputs.dims}
         self._kwargs = model_options(config, {"embedding_dim": self._dims["new"]})
         self._module = models.build(config.model.name, **self._kwargs, **run_options(config))
-        classifier = None
-        if config.loss.discriminative_weight:
+        if not config.loss.discriminative_weight:
+            classifier = None
+        elif classifier is None:
             classifier = frozen_classifier(config, self._dims["new"], self._inputs.labels)
         self.frozen = {"models": self._inputs.models, "classifier": classifier}
         self._validation = validation_batch(config)

@@ -29,12 +29,14 @@ class Compatible(Backbone):
     losses learn themselves; the model alone is exported.
     """
 
-    def __init__(self, config: ConfigDict, mesh):
+    def __init__(self, config: ConfigDict, mesh, old: OldModel | None = None):
+        """Read the old model that the config names, where it is not given."""
         method = find_method(config.method)
         _check_reid(config)
         super().__init__(config, mesh)
-        old = OldModel(0)
-        if config.method != "none":
+        if config.method == "none":
+            old = OldModel(0)
+        elif old is None:
             old = old_model(config, method, self._train)
         if method.extends and old.dim >= self.dim:
             raise UserError(
@@ -69,7 +71,8 @@ class Compatible(Backbone):
         outputs = jnp.zeros((2, self._train.num_classes)), jnp.zeros((2, self.dim))
         numbers = jnp.zeros(2, jnp.int32)
         batch = {"label": numbers, "index": numbers, "flip": numbers}
-        seen = self.see(model["params"], outputs, self.frozen, batch, 0)
+        seen = jax.eval_shape(self.see, model["params"], outputs, self.frozen, batch, 0)
+        seen = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), seen)
         method = self._method.init(method_key, seen, self._head(seen), method_key)
         metric = self._metric.init(jax.random.fold_in(key, 2), seen.embedding, numbers)
         parts = {"model": model, "method": method, "metric": metric}

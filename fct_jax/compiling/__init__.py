@@ -1,0 +1,14 @@
+"""Compiling a config's programs for devices that are not there: what a pod would need and do.
+
+The real compiler of TPUs runs on any machine (extra ``tpu``). It takes shapes in place of data,
+so that neither a data set nor a trained model is needed:
+
+    from fct_jax.compiling import compile_config
+
+    for found in compile_config(config, "v5e:4x4"):
+        print(found.name, found.memory, found.seconds)
+"""
+
+from fct_jax.compiling.compiling import Compiled, compile_config, compile_programs
+
+__all__ = ["Compiled", "compile_config", "compile_programs"]

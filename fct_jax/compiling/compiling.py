@@ -1,0 +1,147 @@
+"""Compiling programs, and what the compiled ones say of memory, work and time."""
+
+import re
+import time
+from typing import NamedTuple
+
+from fct_jax.compiling import hlo
+from fct_jax.compiling.chips import Chip, find_chip, topology_mesh
+from fct_jax.compiling.programs import Program, programs_of
+from fct_jax.compiling.stand_ins import Given
+from fct_jax.errors import UserError
+
+_USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", re.IGNORECASE)
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+class Compiled(NamedTuple):
+    """A compiled program, by figures of one chip.
+
+    Attributes:
+      name, items, unit, of: as of `programs.Program`.
+      chips: how many the program runs on.
+      memory: bytes at its peak.
+      fits: whether that is no more than the chip has.
+      flops: operations.
+      bytes_accessed: bytes read and written in the chip's memory.
+      collectives: {kind: (how many, bytes)} of data that move between chips.
+      largest_copy: bytes of the largest copy or transpose.
+      compute, memory_time, link_time: seconds that the chip's published peaks allow for each.
+      text: the compiled program; "" if it does not fit.
+      compile_seconds: time that compiling took here.
+    """
+
+    name: str
+    items: int
+    unit: str
+    of: int | None
+    chips: int
+    memory: float
+    fits: bool
+    flops: float = 0.0
+    bytes_accessed: float = 0.0
+    collectives: dict[str, tuple[int, int]] = {}  # noqa: RUF012 - never changed
+    largest_copy: int = 0
+    compute: float = 0.0
+    memory_time: float = 0.0
+    link_time: float = 0.0
+    text: str = ""
+    compile_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Return the estimated seconds of a call: the slowest of work, memory and links."""
+        return max(self.compute, self.memory_time, self.link_time)
+
+    @property
+    def bound(self) -> str:
+        """Return what the estimate is bounded by."""
+        bounds = {"compute": self.compute, "memory": self.memory_time, "links": self.link_time}
+        return max(bounds, key=bounds.get)
+
+    @property
+    def share_of_peak(self) -> float:
+        """Return the share of the chip's peak operations that the estimate reaches."""
+        return self.compute / self.seconds if self.seconds else 0.0
+
+    def to_json(self) -> dict:
+        """Return the figures as JSON takes them, without the program's text."""
+        derived = {
+            "seconds": self.seconds,
+            "bound": self.bound,
+            "share_of_peak": self.share_of_peak,
+            "items_per_second": self.items / self.seconds if self.seconds else None,
+        }
+        return {**self._asdict(), **derived, "text": None}
+
+
+def compile_config(config, topology: str, given: Given = Given(), say=lambda line: None):
+    """Yield each program of a training config, compiled for a topology.
+
+    Args:
+      config: an ml_collections ConfigDict of a training task.
+      topology: such as ``v5e:4x4``; see `chips.CHIPS`.
+      given: sizes that the config does not hold.
+      say: called with a line before each program is compiled.
+
+    Raises:
+      UserError: a mistake in the config or the topology, or no TPU compiler.
+    """
+    mesh = topology_mesh(topology, config.mesh.model)
+    yield from compile_programs(programs_of(config, mesh, given), find_chip(topology), mesh.size, say)
+
+
+def compile_programs(programs: list[Program], chip: Chip, chips: int, say=lambda line: None):
+    """Yield the `Compiled` of each program."""
+    for program in programs:
+        say(f"compiling {program.name} for {chips} chips")
+        start = time.monotonic()
+        lowered = program.lower()
+        try:
+            made = lowered.compile()
+        except Exception as error:  # XlaRuntimeError, which is private
+            yield _too_large(program, chips, str(error))
+            continue
+        yield _figures(program, made, chip, chips, time.monotonic() - start)
+
+
+def _figures(program: Program, made, chip: Chip, chips: int, seconds: float) -> Compiled:
+    text, costs, sizes = made.as_text(), made.cost_analysis(), made.memory_analysis()
+    memory = (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+        + sizes.generated_code_size_in_bytes
+    )
+    moved = hlo.by_kind(hlo.collectives(text))
+    # Around a ring each byte of an all-reduce passes twice; of all else, once.
+    over_links = sum(
+        size * (2 if kind == "all-reduce" else 1) * (chips - 1) / chips
+        for kind, (_, size) in moved.items()
+    )
+    return Compiled(
+        *program[:1],
+        *program[2:5],
+        chips,
+        memory,
+        memory <= chip.memory,
+        costs["flops"],
+        costs["bytes accessed"],
+        moved,
+        max((each.size for each in hlo.copies(text, 0)), default=0),
+        costs["flops"] / chip.flops,
+        costs["bytes accessed"] / chip.memory_bandwidth,
+        over_links / chip.link_bandwidth,
+        text,
+        seconds,
+    )
+
+
+def _too_large(program: Program, chips: int, message: str) -> Compiled:
+    """Return the figures of a program that the compiler found too large."""
+    used = _USED.search(message)
+    if used is None:
+        raise UserError(f"{program.name} cannot be compiled: {message.splitlines()[0]}") from None
+    memory = float(used[1]) * _UNITS[used[2].upper()]
+    return Compiled(program.name, program.items, program.unit, program.of, chips, memory, False)
