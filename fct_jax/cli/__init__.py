@@ -31,6 +31,7 @@ COMMANDS = {
     "embed": Command("experiments", "embed images with a model, or vectors with a transformation"),
     "evaluate": Command("experiments", "measure retrieval and draw backfilling curves"),
     "compare": Command("compare", "judge compatible models side by side"),
+    "compile": Command("compile", "compile a config's programs for TPUs that are not there"),
     "completion": Command("completion", "print a script that completes this command in your shell"),
 }
 

@@ -4,6 +4,7 @@ Sources: https://cloud.google.com/tpu/docs/v5e, …/v5p, …/v6e and …/v4, and
 Jouppi et al., "TPU v4", ISCA 2023, https://arxiv.org/abs/2304.01433.
 """
 
+import importlib.util
 import os
 from typing import NamedTuple
 
@@ -58,6 +59,8 @@ def topology_mesh(topology: str, model: int = 1) -> Mesh:
         libtpu.
     """
     find_chip(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("this needs libtpu, the compiler of TPUs: pip install 'fct_jax[tpu]'")
     from jax.experimental import topologies
 
     # Compiling needs no chip: several processes may do it, and nobody need be asked for chips.
@@ -68,12 +71,8 @@ def topology_mesh(topology: str, model: int = 1) -> Mesh:
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except ModuleNotFoundError as error:
-        raise UserError(f"no TPU compiler ({error}): pip install 'fct_jax[tpu]'") from None
     except Exception as error:  # of the compiler: any kind
         said = str(error).splitlines()[0]
-        if "libtpu" in said and "lockfile" not in said:
-            said += "; is it installed? pip install 'fct_jax[tpu]'"
         raise UserError(f"no topology {topology}, such as v5e:4x4 or v4:2x2x2: {said}") from None
     if model < 1 or len(devices) % model:
         raise UserError(f"config.mesh.model={model} does not divide the {len(devices)} chips")

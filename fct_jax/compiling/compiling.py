@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fct_jax.compiling import hlo
 from fct_jax.compiling.chips import Chip, find_chip, topology_mesh
 from fct_jax.compiling.programs import Program, programs_of
-from fct_jax.compiling.stand_ins import Given
+from fct_jax.compiling.stand_ins import USUAL, Given
 from fct_jax.errors import UserError
 
 _USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", re.IGNORECASE)
@@ -75,7 +75,7 @@ class Compiled(NamedTuple):
         return {**self._asdict(), **derived, "text": None}
 
 
-def compile_config(config, topology: str, given: Given = Given(), say=lambda line: None):
+def compile_config(config, topology: str, given: Given = USUAL, say=lambda line: None):
     """Yield each program of a training config, compiled for a topology.
 
     Args:
@@ -88,7 +88,9 @@ def compile_config(config, topology: str, given: Given = Given(), say=lambda lin
       UserError: a mistake in the config or the topology, or no TPU compiler.
     """
     mesh = topology_mesh(topology, config.mesh.model)
-    yield from compile_programs(programs_of(config, mesh, given), find_chip(topology), mesh.size, say)
+    yield from compile_programs(
+        programs_of(config, mesh, given), find_chip(topology), mesh.size, say
+    )
 
 
 def compile_programs(programs: list[Program], chip: Chip, chips: int, say=lambda line: None):

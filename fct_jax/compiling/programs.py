@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fct_jax import models
 from fct_jax.compiling import stand_ins
-from fct_jax.compiling.stand_ins import Given, Size
+from fct_jax.compiling.stand_ins import USUAL, Given, Size
 from fct_jax.errors import unknown
 from fct_jax.frozen.model import Embedder
 from fct_jax.runtime import sharding
@@ -34,12 +34,11 @@ class Program(NamedTuple):
     """A program to compile.
 
     Attributes:
-      name: "training step", "embedding", "transformation".
+      name: "training step", "embedding" or "transformation".
       lower: () -> jax.stages.Lowered.
       items: images or vectors that it works through, on all devices together.
       unit: "images" or "vectors".
-      of: number of items in a whole pass (an epoch); None: it has none.
-      activation: bytes on one device of the largest array between two layers; None: not known.
+      of: number of items in an epoch; None: it has none.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Program(NamedTuple):
     of: int | None = None
 
 
-def programs_of(config, mesh, given: Given = Given(), platform: str = "tpu") -> list[Program]:
+def programs_of(config, mesh, given: Given = USUAL, platform: str = "tpu") -> list[Program]:
     """Return the programs of a training config.
 
     Args:
@@ -89,12 +88,11 @@ def _training(config, task, size: Size, mesh, platform: str) -> Program:
         _everywhere(task.frozen, everywhere),
         jax.tree.map(whole_batch, call),
     )
-    rounds = jax.tree.leaves(call)[0].shape[0]
     task.feed.close()
     unit = "vectors" if isinstance(task, TransformationTask) else "images"
     lower = functools.partial(steps.lower, *arguments, freeze=False, platform=platform)
-    name = "training step" if rounds == 1 else f"{rounds} training steps"
-    return Program(name, lower, rounds * config.batch_size, unit, size.images)
+    # Of a loop over several steps the compiler counts operations and bytes once: those of a step.
+    return Program("training step", lower, config.batch_size, unit, size.images)
 
 
 def _embedding(task: Backbone, mesh, platform: str) -> Program:

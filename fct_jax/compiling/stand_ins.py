@@ -43,6 +43,9 @@ class Given(NamedTuple):
     side_dim: int | None = None
 
 
+USUAL = Given()
+
+
 def size_of(config: ConfigDict, given: Given) -> Size:
     """Return the training set's size. Raises UserError where it must be given."""
     known = SIZES.get(config.data.name)

@@ -6,6 +6,7 @@ EXTRAS = {
     "grain": "train",
     "h5py": "hdf5",
     "lance": "lance",
+    "libtpu": "tpu",
     "lancedb": "lance",
     "mkdocs": "docs",
     "optax": "train",
