@@ -12,9 +12,9 @@ from fct_jax.storage.ids import first_ten
 from fct_jax.upgrade.checks.guards import ask_map, check_batch, sound
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.galleries.quarantine import MOST
+from fct_jax.upgrade.migration.batches import Batches
 from fct_jax.upgrade.migration.planning import Plan
 from fct_jax.upgrade.migration.reembed import NewVectors
-from fct_jax.upgrade.migration.steps import Migration
 
 _FEW = 16  # a smaller batch shows nothing by its known answers
 _LOOKED_AT = 256  # items of a batch
@@ -27,8 +27,8 @@ class Reembedding:
     run asks for them again. They never end the plan.
     """
 
-    def __init__(self, work: Migration, plan: Plan, new: NewVectors, unchecked: bool):
-        """Take new vectors for a translated gallery.
+    def __init__(self, work: Batches, plan: Plan, new: NewVectors, unchecked: bool):
+        """Take new vectors for what is translated.
 
         unchecked: take batches also where known answers do not show that they belong to their ids.
         """
@@ -47,7 +47,7 @@ class Reembedding:
             had, and those before are written.
         """
         work, plan, progress = self._work, self._plan, self._work.progress
-        work.target.open(work.map.dim_out)
+        work.reopen()
         if progress.rolling_back is not None:
             # Killed on the way back, which is gone to its end first.
             work.roll_back(work.followed(), progress.rolling_back["to"])
@@ -131,21 +131,20 @@ class Reembedding:
                 vectors, found = vectors[good], found[good]
         vectors = check_batch(ids[found], vectors, work.map.dim_out, new.meta, new.name)
         if len(found) >= _FEW and not self._unchecked:
-            self._check_answers(self._plan.rows[places[found]], vectors)
+            self._check_answers(places[found], vectors)
         return vectors, found
 
-    def _check_answers(self, rows: np.ndarray, vectors: np.ndarray) -> None:
-        """Raise UserError where the vectors are not those of the items in these rows."""
-        work, count = self._work, min(len(rows), _LOOKED_AT)
-        some = np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))
-        rows = rows[some]
+    def _check_answers(self, places: np.ndarray, vectors: np.ndarray) -> None:
+        """Raise UserError where the vectors are not those of the items in these places."""
+        work, count = self._work, min(len(places), _LOOKED_AT)
+        some = np.unique(np.linspace(0, len(places) - 1, count).astype(np.int64))
         what = f"batch {len(work.progress.stops) + 1} of {self._new.name}"
-        old = work.source.rows(rows)
+        old, translated = work.pairs(self._plan, places[some])
         good = sound(old)
         if good.sum() >= _FEW:
-            translated, new = work.target.vectors.get(rows[good]), vectors[some[good]]
+            new = vectors[some[good]]
             # The first of a plan are those that the map is least sure of.
-            answer = ask_map(work.map, old[good], translated, new, work.map.metric, hard=True)
+            answer = ask_map(work.map, old[good], translated[good], new, work.map.metric, hard=True)
             check_known_answers(answer, what)
 
     def _finish(self) -> None:
@@ -153,7 +152,7 @@ class Reembedding:
         work, plan, progress = self._work, self._plan, self._work.progress
         places = np.union1d(np.arange(progress.published, progress.items), progress.retried)
         if len(places):
-            work.publish(plan.rows[places.astype(np.int64)])
+            work.publish(plan, places.astype(np.int64))
             work.record("published", items=progress.items)
         state = "finished" if progress.items == len(plan) else "migrating"
         work.describe(state, progress.reembedded, len(plan))

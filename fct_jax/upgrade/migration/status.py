@@ -13,6 +13,7 @@ from fct_jax.upgrade.migration.probe import Probe
 from fct_jax.upgrade.migration.settings import Settings
 from fct_jax.upgrade.ways import find_way
 
+RECALL_QUERIES = 8  # of a store, by which its indexes are judged
 _RECENT = 20  # steps that the rate is taken from
 
 

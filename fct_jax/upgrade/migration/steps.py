@@ -16,7 +16,6 @@ gallery, since they may have been paid for; translated ones are computed again f
 """
 
 import dataclasses
-import io
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +27,10 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime.progress import Bar
 from fct_jax.storage.checksums import digest_of
-from fct_jax.storage.files import Lock, write_synced
+from fct_jax.storage.files import Lock
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import NEW, TRANSLATED, Gallery
-from fct_jax.upgrade.migration.journal import Journal, Progress
+from fct_jax.upgrade.migration.batches import Batches, write_array
 from fct_jax.upgrade.migration.planning import Plan
 from fct_jax.upgrade.migration.reading import (
     BLOCKS,
@@ -43,24 +42,18 @@ from fct_jax.upgrade.migration.reading import (
 )
 
 
-class Migration:
+class Migration(Batches):
     """The steps from a source gallery to a new-space one, each recorded when it is done."""
 
     def __init__(self, workdir, source: Gallery, mapping, batch_size: int):
-        self.workdir, self.source, self.map = Path(workdir), source, mapping
-        self.batch_size, self.chunk = batch_size, BLOCKS * batch_size
-        self.journal = Journal(self.workdir / "journal.jsonl")
-        self.progress = Progress(self.journal.records)
+        super().__init__(workdir, mapping)
+        self.source, self.batch_size, self.chunk = source, batch_size, BLOCKS * batch_size
         self.target = source.writer(source, self.workdir)
         self.meta, self._begun = {}, 0.0
         begin = self.progress.begin
         if begin is not None:
             self._check_same(begin)
             self.meta = begin["meta"]
-
-    def record(self, kind: str, **values) -> None:
-        """Record a finished step; it is in the journal when this returns."""
-        self.progress.add(self.journal.append(kind, **values))
 
     def begin(self, new_meta: dict) -> None:
         """Record what is migrated; ``new_meta`` is known of the re-embedded vectors."""
@@ -211,69 +204,30 @@ class Migration:
     def _scales(self) -> bool:
         return self.target.unit(self.map.metric)
 
-    def follow(self, plan: Plan) -> None:
-        """Record the plan that batches are taken from. Raises UserError for a second one."""
-        done = self.progress
-        if done.plan is not None and done.plan["digest"] == plan.digest:
-            return
-        if done.items or done.pending:
-            raise UserError(
-                f"{self.workdir} follows another plan, of which {done.items} items are done; "
-                "roll back to batch 0 first"
-            )
-        _write_array(self.workdir / "followed.npy", plan.rows)
-        self.record("plan", digest=plan.digest, items=len(plan))
+    def reopen(self) -> None:
+        self.target.open(self.map.dim_out)
+
+    def put(self, plan: Plan, places: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        self.target.put(plan.rows[places], vectors, NEW)
+        return np.ones(len(places), bool)
+
+    def pairs(self, plan: Plan, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = plan.rows[places]
+        return self.source.rows(rows), self.target.vectors.get(rows)
+
+    def keep_plan(self, plan: Plan) -> None:
+        write_array(self.workdir / "followed.npy", plan.rows)
 
     def followed(self) -> Plan:
-        """Return the plan whose batches were taken, whatever plan was made since."""
         rows = np.load(self.workdir / "followed.npy", allow_pickle=False)
         return Plan(self.source.ids[rows], rows, {})
 
-    def keep_pending(self, vectors: np.ndarray, start: int, stop: int, **places) -> None:
-        """Store the new vectors of a batch, before any of them goes to the gallery.
-
-        Args:
-          vectors: (n, D) of the items from start to stop of the plan, without those that failed,
-            and then of those that were tried again.
-          start, stop: which items have their turn.
-          places: ``failed`` and ``retried``, places of items in the plan; left out where none are.
-        """
-        path, number = self.workdir / "pending.npy", len(self.progress.stops) + 1
-        _write_array(path, self.scaled(vectors))
-        checksum = _checksum(path)
-        self.record("pending", batch=number, start=start, stop=stop, checksum=checksum, **places)
-
-    def put_pending(self, plan: Plan, begun: float) -> int:
-        """Put what is pending into the gallery; return how many items have had their turn.
-
-        begun: when work on the batch began, by ``time.monotonic``.
-        """
-        pending, path = self.progress.pending, self.workdir / "pending.npy"
-        batch = {key: pending[key] for key in pending if key not in ("kind", "checksum")}
-        items = np.arange(batch["start"], batch["stop"])
-        items = items[~np.isin(items, batch.get("failed", []))]
-        places = np.concatenate([items, batch.get("retried", [])]).astype(np.int64)
-        if len(places):
-            self.target.put(plan.rows[places], np.load(path, allow_pickle=False), NEW)
-        self.record("batch", **batch, seconds=round(time.monotonic() - begun, 3))
-        path.unlink(missing_ok=True)
-        self.describe("migrating", self.progress.reembedded, len(plan))
-        return batch["stop"] - batch["start"]
-
-    def has_pending(self) -> bool:
-        """Return whether the vectors of the next batch are stored already."""
-        pending, path = self.progress.pending, self.workdir / "pending.npy"
-        return bool(pending and path.is_file() and _checksum(path) == pending["checksum"])
-
     def roll_back(self, plan: Plan, to: int) -> None:
-        """Give the items of all batches after batch ``to`` their translated vectors back."""
         done = self.progress
-        first = done.stops[to - 1] if to else 0
-        last = max(done.items, done.published, done.pending["stop"] if done.pending else 0)
         if done.rolling_back is None:
             self.record("rollback", to=to)
         self.describe("migrating", done.reembedded_at(to), len(plan))
-        places = np.union1d(np.arange(first, last), done.since(to)).astype(np.int64)
+        places = self.leaving(to)
         rows = np.sort(plan.rows[places])
         chunks = rows // self.chunk
         with Bar("rolling back", len(rows), "vectors") as bar:
@@ -283,16 +237,15 @@ class Migration:
                 here = rows[chunks == number]
                 self.target.put(here, self.translated(start, stop)[here - start], TRANSLATED)
                 bar.advance(len(here))
-        if len(rows):
-            self.publish(rows)
+        if len(places):
+            self.publish(plan, places)
         (self.workdir / "pending.npy").unlink(missing_ok=True)
         if to == 0:
             self.describe("translated")
         self.record("rolled_back", to=to)
 
-    def publish(self, rows) -> None:
-        """Make what was put reach the gallery's readers, for these rows (None: all)."""
-        self.target.publish(rows)
+    def publish(self, plan: Plan, places: np.ndarray) -> None:
+        self.target.publish(plan.rows[places])
 
     def describe(self, state: str, reembedded: int | None = None, planned: int = 0) -> None:
         """Write the gallery's ``meta.json``: its space and how far it is."""
@@ -326,13 +279,3 @@ def lock_of(workdir) -> Lock:
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     return Lock(workdir / "upgrade", f"another process is at work in {workdir}")
-
-
-def _write_array(path: Path, vectors: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, vectors)
-    write_synced(path, buffer.getbuffer())
-
-
-def _checksum(path: Path) -> int:
-    return zlib.crc32(path.read_bytes())

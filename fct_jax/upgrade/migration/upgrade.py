@@ -1,39 +1,19 @@
-"""One upgrade of a gallery: planned, applied, watched and rolled back in its own directory."""
+"""One upgrade of a gallery or store: planned, applied, watched, switched and rolled back."""
 
-import contextlib
-import dataclasses
 from pathlib import Path
 
 from fct_jax.errors import UserError
-from fct_jax.runtime.progress import console
-from fct_jax.upgrade.checks import guards
-from fct_jax.upgrade.galleries.base import Gallery, open_gallery
 from fct_jax.upgrade.maps.loading import load_map
-from fct_jax.upgrade.maps.map import Map
-from fct_jax.upgrade.migration.planning import Plan, Wanted, make_plan, read_plan
-from fct_jax.upgrade.migration.preflight import check_before, check_new_vectors
-from fct_jax.upgrade.migration.probe import Probe, open_probe
-from fct_jax.upgrade.migration.reading import Certificate, read_through, write_quarantine
-from fct_jax.upgrade.migration.reembed import Asking, open_reembed
-from fct_jax.upgrade.migration.reembedding import Reembedding
-from fct_jax.upgrade.migration.settings import Settings, expanded, merged, named, remember
-from fct_jax.upgrade.migration.status import Status, status_of
-from fct_jax.upgrade.migration.steps import Migration, lock_of
-
-
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    """Everything that the settings name, opened."""
-
-    settings: Settings
-    gallery: Gallery
-    mapping: Map
-    probe: Probe | None
-    unnamed: bool  # the map was given as an object
+from fct_jax.upgrade.migration.planning import Plan, Wanted
+from fct_jax.upgrade.migration.probe import open_probe
+from fct_jax.upgrade.migration.reembed import Asking
+from fct_jax.upgrade.migration.settings import expanded, merged, named
+from fct_jax.upgrade.migration.sides import Opened, Run, Side, place_of, side_of
+from fct_jax.upgrade.migration.status import RECALL_QUERIES, Status
 
 
 class Upgrade:
-    """An upgrade of a gallery from an old to a new embedding model.
+    """An upgrade of a gallery, or of a store, from an old to a new embedding model.
 
     Its directory remembers map, gallery, probe and settings in ``upgrade.json``, so that the first
     call names them and later ones need not. Every call may be killed or interrupted at any moment;
@@ -81,7 +61,7 @@ class Upgrade:
 
         Args:
           map: a Map, its directory, the run of a transformation, "identity" or ``module:name``.
-          gallery: the old gallery, as of `open_gallery`.
+          gallery: the old gallery, as of `open_gallery`, or the URI of a store, as of `open_store`.
           order: name of an order of re-embedding (`fct_jax.evaluate.orders.ORDERS`); None: by
             uncertainty where the map gives one.
           traffic: .npy with the fields "id" and "weight", how often each item is asked for.
@@ -120,7 +100,7 @@ class Upgrade:
         folder = self.workdir / "plan"
         if folder.exists():
             raise UserError(f"{folder} exists already; nothing was overwritten")
-        opened = self._open(
+        side = self._side(
             map,
             gallery,
             probe=probe,
@@ -130,10 +110,7 @@ class Upgrade:
             on_bad=on_bad,
             duplicates=duplicates,
         )
-        guards.check_gallery_fits(opened.gallery, opened.mapping)
-        with lock_of(self.workdir):
-            _, lookup = guards.check_known_pairs(opened.gallery, opened.mapping)
-            return self._planned(opened, wanted, lookup)
+        return side.plan(wanted)
 
     def apply(
         self,
@@ -161,7 +138,7 @@ class Upgrade:
         vector_column: str | None = None,
         on_bad: str | None = None,
         duplicates: str | None = None,
-    ) -> Gallery:
+    ):
         """Translate the gallery and re-embed the plan's items, from where the last run stopped.
 
         Without a plan, one of all items is made first.
@@ -182,32 +159,14 @@ class Upgrade:
           cost_per_1000, cost_per_million_tokens: prices of items and tokens.
 
         Returns:
-          The new-space gallery, ``WORKDIR/gallery``.
+          The new-space gallery, ``WORKDIR/gallery``; of a store, its sibling, which has no readers
+          before `switch`.
 
         Raises:
           UserError: something does not fit, before anything is written; a batch is unsound, before
             anything of it is written; a cap on spending is reached, after what was paid for is
             written.
         """
-        if batch_items < 1:
-            raise UserError(f"batch_items must be 1 or more, not {batch_items}")
-        if max_batches is not None and max_batches < 0:
-            raise UserError(f"max_batches must be 0 or more, not {max_batches}")
-        opened = self._open(
-            map,
-            gallery,
-            probe=probe,
-            batch_size=batch_size,
-            id_column=id_column,
-            vector_column=vector_column,
-            on_bad=on_bad,
-            duplicates=duplicates,
-        )
-        source, mapping, settings = opened.gallery, opened.mapping, opened.settings
-        if self.workdir.resolve().is_relative_to(source.path.resolve()):
-            raise UserError(
-                f"{self.workdir} is in the gallery, which is never changed; give another directory"
-            )
         asking = Asking(
             texts,
             model,
@@ -221,48 +180,27 @@ class Upgrade:
             cost_per_1000,
             cost_per_million_tokens,
         )
-        new = None if reembed is None else open_reembed(reembed, asking)
-        with lock_of(self.workdir):
-            work = Migration(self.workdir, source, mapping, settings.batch_size)
-            if new is None and work.progress.stops:
-                raise UserError(
-                    f"{self.workdir} has {work.progress.items} items re-embedded; "
-                    "say where new vectors come from (reembed) to go on"
-                )
-            lookup = None
-            if work.progress.begin is None:
-                lookup = check_before(source, mapping, new, opened.probe, unchecked=unchecked)
-            elif new is not None and not work.progress.stops:
-                check_new_vectors(source, mapping, new)  # until now it was only translated
-            if new is not None and not (self.workdir / "plan").is_dir():
-                self._planned(opened, Wanted(), lookup)
-            plan = None
-            if (self.workdir / "plan").is_dir():
-                plan = read_plan(self.workdir / "plan", source, mapping)
-            if new is not None:
-                new.check_some(plan.ids)
-            certificate = None
-            if not work.progress.ready:
-                certificate = self._certified(opened, plan, lookup)
-            if work.progress.begin is None:
-                self._remember(opened)
-                work.begin(new.meta if new else {})
-            with contextlib.closing(work.target):
-                work.translate(certificate)
-                if new is not None:
-                    Reembedding(work, plan, new, unchecked).run(batch_items, max_batches)
-        return open_gallery(
-            self.workdir / "gallery",
-            id_column=settings.id_column,
-            vector_column=settings.vector_column,
-            unfinished=True,
+        run = Run(reembed, asking, batch_items, max_batches, unchecked)
+        run.check()
+        side = self._side(
+            map,
+            gallery,
+            probe=probe,
+            batch_size=batch_size,
+            id_column=id_column,
+            vector_column=vector_column,
+            on_bad=on_bad,
+            duplicates=duplicates,
         )
+        return side.apply(run)
 
-    def status(self, *, probe=None) -> Status:
+    def status(self, *, probe=None, recall_queries: int = RECALL_QUERIES) -> Status:
         """Return how far the upgrade has come; it may be under way meanwhile.
 
         Args:
           probe: another probe set than the remembered one, to measure quality by.
+          recall_queries: of a store: by so many of its items the recall of its indexes is
+            measured, against the store's own comparison with every row; 0: it is not.
 
         Raises:
           UserError: there is no upgrade in the directory.
@@ -270,16 +208,18 @@ class Upgrade:
         if not self.workdir.is_dir():
             raise UserError(f"no upgrade in {self.workdir}")
         settings = merged(self.workdir, {})
-        return status_of(self.workdir, settings, named(probe) or settings.probe)
+        probe = named(probe) or settings.probe
+        return side_of(settings.gallery).status(self.workdir, settings, probe, recall_queries)
 
-    def rollback(self, to: int, *, map=None, gallery=None) -> int:
+    def rollback(self, to: int | None = None, *, map=None, gallery=None) -> int:
         """Return to the end of batch ``to``: items of later batches get translated vectors again.
 
         Translated vectors are computed again from the source, with the same map in the same blocks;
         new vectors are not kept: they are asked for again when `apply` goes on.
 
         Args:
-          to: number of a batch; 0: nothing stays re-embedded.
+          to: number of a batch; 0: nothing stays re-embedded. None, of a store only: readers are
+            sent back to the old store, as by ``switch(back=True)``.
           map, gallery: as of `plan`; what the directory remembers need not be named.
 
         Returns:
@@ -288,99 +228,47 @@ class Upgrade:
         Raises:
           UserError: there is no such batch.
         """
-        nothing = f"nothing to roll back in {self.workdir}"
         if not (self.workdir / "journal.jsonl").is_file():
-            raise UserError(f"{nothing}: the gallery is not translated yet")
-        opened = self._open(map, gallery)
-        with lock_of(self.workdir):
-            work = Migration(
-                self.workdir, opened.gallery, opened.mapping, opened.settings.batch_size
-            )
-            if not work.progress.ready:
-                raise UserError(f"{nothing}: the gallery is not translated yet")
-            if work.progress.plan is None:
-                raise UserError(f"{nothing}: no item is re-embedded")
-            plan = work.followed()
-            with contextlib.closing(work.target):
-                work.target.open(opened.mapping.dim_out)
-                if work.progress.rolling_back is not None:
-                    work.roll_back(plan, work.progress.rolling_back["to"])
-                if not 0 <= to <= len(work.progress.stops):
-                    raise UserError(
-                        f"give the number of a batch to roll back to, "
-                        f"0 … {len(work.progress.stops)}, not {to}"
-                    )
-                work.roll_back(plan, to)
-            left = work.progress.reembedded
-        console.print(
-            f"{self.workdir}: back at batch {to}; {left:,} of {len(plan):,} items are re-embedded",
-            soft_wrap=True,
-        )
-        return left
+            raise UserError(f"nothing to roll back in {self.workdir}: it is not translated yet")
+        return self._side(map, gallery).rollback(to)
 
-    def _planned(self, opened: _Opened, wanted: Wanted, lookup) -> Plan:
-        """Make the plan, of what a finished translation knows or of a pass over the gallery."""
-        settings, gallery, mapping = opened.settings, opened.gallery, opened.mapping
-        work = Migration(self.workdir, gallery, mapping, settings.batch_size)
-        certificate, uncertainty, bad = work.certificate, work.uncertainty(), work.progress.bad
-        if uncertainty is None or not certificate.holds(gallery) or lookup is not None:
-            certificate, uncertainty, bad = read_through(
-                gallery, mapping, settings.batch_size, lookup
-            )
-        folder = self.workdir / "plan"
-        made = make_plan(
-            folder, gallery, mapping, opened.probe, wanted, certificate, uncertainty, bad
-        )
-        write_quarantine(self.workdir, gallery)
-        self._remember(opened)
-        return made
+    def switch(self, *, back: bool = False, calibration=None, map=None, gallery=None) -> dict:
+        """Point the readers of a store to the upgraded one, or back to the old one.
 
-    def _certified(self, opened: _Opened, plan: Plan | None, lookup) -> Certificate | None:
-        """Return what the translating pass must find; None if it is the first to read everything.
+        Rows that the application has written meanwhile are brought over, until a pass finds none;
+        the new store is checked by a sample; the pointer is switched, unless somebody else has
+        switched it since; and one more pass brings over what came in between.
 
-        The gallery is read here only if files were changed since the plan was made, or vectors
-        are to be looked for in all rows before anything is written.
+        Args:
+          back: go back to what readers followed before; rows stay where they are.
+          calibration: folder of a `Calibration`, which readers find in the pointer.
+          map, gallery: as of `plan`; what the directory remembers need not be named.
+
+        Returns:
+          The pointer: {store, fingerprint, calibration, generation, previous}.
+
+        Raises:
+          UserError: the upgrade is not of a store, the store is not translated yet, rows differ,
+            or somebody else switches at the same time.
         """
-        certificate = None if plan is None else plan.certificate
-        if certificate is not None and certificate.holds(opened.gallery):
-            return certificate
-        if certificate is None and lookup is None:
-            return None
-        settings = opened.settings
-        found, _, _ = read_through(opened.gallery, opened.mapping, settings.batch_size, lookup)
-        if certificate is not None and found.content != certificate.content:
-            raise UserError(
-                f"{opened.gallery.name} has other vectors than when it was planned; "
-                f"move {self.workdir}/plan away, and plan again"
-            )
-        return found
+        return self._side(map, gallery).switch(back, named(calibration))
 
-    def _open(self, map, gallery, **given) -> _Opened:
+    def _side(self, map, gallery, **given) -> Side:
         """Open what a call names, or else the directory remembers."""
         if map is not None and not isinstance(map, str | Path):
             self._object, map = map, None
-        given = {**given, "map": map, "gallery": getattr(gallery, "path", gallery)}
+        given = {**given, "map": map, "gallery": place_of(gallery)}
         settings = merged(self.workdir, given)
         # An object that an earlier call gave is at hand; a name is loaded.
         unnamed = map is None and self._object is not None
         for what, known in (("map", unnamed or settings.map), ("gallery", settings.gallery)):
             if not known:
                 raise UserError(f"{self.workdir} knows no {what} yet; give {what}")
-        if not isinstance(gallery, Gallery):
-            gallery = open_gallery(settings.gallery, **settings.open_options())
+        kind = side_of(settings.gallery)
+        source = kind.open(gallery, settings)
         mapping = load_map(self._object if unnamed else settings.map)
-        mapping = mapping.forward().for_dim(gallery.dim)
+        mapping = mapping.forward().for_dim(source.dim)
         # A map is the same wherever it lies.
         settings = merged(self.workdir, {**given, "map_fingerprint": mapping.fingerprint})
         probe = open_probe(settings.probe, mapping)
-        return _Opened(settings, gallery, mapping, probe, unnamed)
-
-    def _remember(self, opened: _Opened) -> None:
-        """Write the settings; a map that was given as an object is saved beside them."""
-        settings, mapping = opened.settings, opened.mapping
-        if opened.unnamed:
-            where = self.workdir / f"map-{mapping.fingerprint}"
-            if not where.exists():
-                mapping.save(where)
-            settings = dataclasses.replace(settings, map=named(where))
-        remember(self.workdir, settings)
+        return kind(self.workdir, Opened(settings, source, mapping, probe, unnamed))

@@ -12,27 +12,59 @@ QDRANT_API_KEY, MILVUS_TOKEN, AWS_*), never from a URI.
     store.count(), store.dim, store.metric
 """
 
-import importlib
+import dataclasses
 
-from fct_jax.errors import UserError, unknown
+from fct_jax.errors import unknown
+from fct_jax.runtime.plugins import imported, is_import_name
 from fct_jax.upgrade.stores.base import NEW, TRANSLATED, Batch, Store
 from fct_jax.upgrade.stores.pointer import Pointer
-from fct_jax.upgrade.stores.uri import is_store, parse
+from fct_jax.upgrade.stores.uri import parse
 
 __all__ = ["NEW", "STORES", "TRANSLATED", "Batch", "Pointer", "Store", "is_store", "open_store"]
 
-# scheme -> the class that takes the parsed URI, as module:name
+
+@dataclasses.dataclass(frozen=True)
+class StoreKind:
+    """A row of `STORES`.
+
+    Attributes:
+      opener: ``module:name`` of the class that takes the parsed URI.
+      named: whether a URI of this scheme is a store's only with a ``#name``: without one,
+        ``s3://bucket/folder`` is a folder of Parquet files.
+    """
+
+    opener: str
+    named: bool = False
+
+
+_HERE = "fct_jax.upgrade.stores"
+
+# scheme -> kind of store
 STORES = {
-    "postgresql": "fct_jax.upgrade.stores.postgres:PostgresStore",
-    "qdrant": "fct_jax.upgrade.stores.qdrant:QdrantStore",
-    "lancedb": "fct_jax.upgrade.stores.lance:LanceStore",
-    "s3": "fct_jax.upgrade.stores.lance:LanceStore",
-    "milvus": "fct_jax.upgrade.stores.milvus:MilvusStore",
+    "postgresql": StoreKind(f"{_HERE}.postgres:PostgresStore"),
+    "postgres": StoreKind(f"{_HERE}.postgres:PostgresStore"),
+    "qdrant": StoreKind(f"{_HERE}.qdrant:QdrantStore"),
+    "lancedb": StoreKind(f"{_HERE}.lance:LanceStore"),
+    "s3": StoreKind(f"{_HERE}.lance:LanceStore", named=True),
+    "milvus": StoreKind(f"{_HERE}.milvus:MilvusStore"),
 }
 
 
-def open_store(uri: str) -> Store:
-    """Open the store that a URI names.
+def is_store(text) -> bool:
+    """Return whether a text is the URI of a store rather than of a file or folder.
+
+    >>> is_store("s3://bucket/folder#table"), is_store("s3://bucket/folder")
+    (True, False)
+    """
+    scheme, mark, rest = str(text).partition("://")
+    if not mark or is_import_name(scheme):
+        return bool(mark)
+    kind = STORES.get(scheme)
+    return kind is not None and (not kind.named or bool(rest.partition("#")[2]))
+
+
+def open_store(uri) -> Store:
+    """Open the store that a URI names; a `Store` is returned as it is.
 
     The scheme is one of `STORES`, or ``module:name`` of a class or function of your own that
     takes the parsed URI: ``mycompany.stores:Elastic://host/items``.
@@ -40,13 +72,11 @@ def open_store(uri: str) -> Store:
     Raises UserError if the scheme is unknown, the URI carries a secret, the client library is
     missing, the server does not answer, or nothing of that name is there.
     """
+    if isinstance(uri, Store):
+        return uri
     parsed = parse(uri)
-    target = STORES.get(parsed.scheme, parsed.scheme)
-    module, mark, name = target.partition(":")
-    if not mark:
+    if is_import_name(parsed.scheme):
+        return imported(parsed.scheme, "store")(parsed)
+    if parsed.scheme not in STORES:
         raise unknown("kind of store", parsed.scheme, STORES)
-    try:
-        made = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{parsed}: cannot import {target}: {error}") from None
-    return made(parsed)
+    return imported(STORES[parsed.scheme].opener, "store")(parsed)

@@ -110,15 +110,23 @@ class Store(abc.ABC):
         """Return {id: vector (D,)} of those ids that are there."""
 
     @abc.abstractmethod
-    def write(self, ids, vectors, version: int, tokens, extra=None) -> np.ndarray:
+    def rows_of(self, ids) -> Batch:
+        """Return those rows that are there of some ids, in any order, as `read` gives rows."""
+
+    @abc.abstractmethod
+    def write(
+        self, ids, vectors, version: int, tokens, extra=None, *, over: bool = False
+    ) -> np.ndarray:
         """Write rows of a sibling; repeating it changes nothing.
 
         Args:
           ids, vectors, tokens, extra: as `read` gave them, with other vectors (n, D).
           version: `TRANSLATED` or `NEW`.
+          over: put translated vectors also in place of the new model's.
 
-        Returns (n,) bool: False where the application has its own row under this id, or where
-        the new model's vector of the same source row is there and ``version`` is older.
+        Returns (n,) bool: False where the application has its own row under this id, or, unless
+        ``over``, where the new model's vector of the same source row is there and ``version`` is
+        older.
         """
 
     @abc.abstractmethod
@@ -126,12 +134,13 @@ class Store(abc.ABC):
         """Delete rows; ids that are not there do no harm."""
 
     @abc.abstractmethod
-    def search(self, queries, k: int, *, only: int | None = None):
+    def search(self, queries, k: int, *, only: int | None = None, exact: bool = False):
         """Return the k nearest of each query by the store's own index.
 
         Args:
           queries: (Q, D).
           only: a version; rows of others do not count.
+          exact: compare every row in the store, without its index.
 
         Returns scores (Q, k) float32, descending, and ids (Q, k): the cosine, the inner product
         or minus half of the squared distance; −inf with −1 or "" where there are fewer.
@@ -178,14 +187,14 @@ class Store(abc.ABC):
         vectors = np.array([found[one] for one in keys if one in found], np.float32)
         return np.array([one in found for one in keys], bool), vectors.reshape(-1, self.dim)
 
-    def writable(self, ids, version: int, tokens) -> np.ndarray:
+    def writable(self, ids, version: int, tokens, over: bool = False) -> np.ndarray:
         """Return (n,) bool: the rows that `write` may write, of a store without conditions."""
         found, allowed = self.states(ids), np.ones(len(ids), bool)
         for place, one in enumerate(ids):
             if plain(one) in found:
                 held, seen = found[plain(one)]
                 newer = seen == int(tokens[place]) and held > version
-                allowed[place] = seen is not None and not newer
+                allowed[place] = seen is not None and (over or not newer)
         return allowed
 
     def read(self, after: Position = None, limit: int | None = None, *, missing_in=None) -> Batch:
@@ -227,14 +236,16 @@ class Store(abc.ABC):
                 return batch.ids[gone], batch.last
             after = batch.last
 
-    def search_half(self, new: "Store", queries_old, queries_new, k: int, affine, *, way="dual"):
+    def search_half(
+        self, new: "Store", queries_old, queries_new, k: int, affine, *, way="dual", exact=False
+    ):
         """Search while only a part of ``new``, this store's sibling, is re-embedded.
 
         See `fct_jax.upgrade.stores.half.search_half`.
         """
         from fct_jax.upgrade.stores.half import search_half
 
-        return search_half(self, new, queries_old, queries_new, k, affine, way=way)
+        return search_half(self, new, queries_old, queries_new, k, affine, way=way, exact=exact)
 
     def sibling_name(self, meta: dict) -> str:
         """Return a name that each database accepts as it is, the same for the same model."""

@@ -16,7 +16,9 @@ FUSED_DEPTH = 4  # candidates of each space for a result, when fused
 _FEWEST = 100
 
 
-def search_half(old, new, queries_old, queries_new, k: int, affine, *, way="dual"):
+def search_half(
+    old, new, queries_old, queries_new, k: int, affine, *, way="dual", exact: bool = False
+):
     """Return the k best items of a half re-embedded gallery for each query.
 
     "dual": an item that is not re-embedded scores ``keep·s_old + keep_shift``, one that is
@@ -29,13 +31,14 @@ def search_half(old, new, queries_old, queries_new, k: int, affine, *, way="dual
       queries_old, queries_new: (Q, do), (Q, dn) the same queries by both models.
       affine: factors and shifts, (Q,) each, in terms of the stores' scores.
       way: "dual" or "fused".
+      exact: look for candidates without the stores' indexes.
 
     Returns scores (Q, k) float32, descending, and ids (Q, k), as `Store.search`.
     """
     check_way(way, affine, len(queries_old), len(queries_new))
     depth = depth_of(way, k)
-    of_old, ids_old, migrated = _deep(old, new, queries_old, k, depth)
-    of_new, ids_new = new.search(queries_new, depth, only=NEW)
+    of_old, ids_old, migrated = _deep(old, new, queries_old, k, depth, exact)
+    of_new, ids_new = new.search(queries_new, depth, only=NEW, exact=exact)
     hits = []
     for q in range(len(queries_old)):
         kept = np.isfinite(of_old[q]) & ~migrated[q]
@@ -80,14 +83,14 @@ def scores(metric: str, query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return inner
 
 
-def _deep(old, new, queries, k: int, depth: int):
+def _deep(old, new, queries, k: int, depth: int, exact: bool):
     """Search the old store deeply enough that k items of each query are not re-embedded.
 
     Returns scores, ids and whether each is re-embedded, (Q, depth) each.
     """
     total = old.count()
     while True:
-        of_old, ids = old.search(queries, depth)
+        of_old, ids = old.search(queries, depth, exact=exact)
         states = new.states(np.unique(ids[np.isfinite(of_old)]))
         done = {one for one, (version, _) in states.items() if version == NEW}
         migrated = np.array([[one in done for one in row] for row in ids.tolist()], bool)

@@ -117,7 +117,14 @@ class LanceStore(Store):
             found = found.filter(found[self._vector].is_valid())
             if len(found):  # not only rows without a vector
                 break
-        found = found.sort_by(self.id_column)
+        return self._batch(found.sort_by(self.id_column), after)
+
+    def rows_of(self, ids):
+        found = self._of(ids, None)
+        found = found.filter(found[self._vector].is_valid())
+        return self._batch(found.sort_by(self.id_column), None)  # as `write` needs them
+
+    def _batch(self, found, after) -> Batch:
         extra = found.drop_columns(
             [name for name in (self._vector, VERSION, SEEN) if name in found.column_names]
         )
@@ -139,10 +146,10 @@ class LanceStore(Store):
         return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, self.dim)
 
     def _of(self, ids, columns):
-        """Return the rows of some ids, in no order."""
+        """Return the rows of some ids, in no order; ``columns`` None: with all of them."""
         some = ",".join(map(self.literal, ids)) or "null"
         query = self.latest().search().where(f"{self.id_column} in ({some})")
-        return query.select(columns).to_arrow()
+        return (query if columns is None else query.select(columns)).to_arrow()
 
     def states(self, ids):
         columns = [VERSION, SEEN] if self.is_sibling else []
@@ -164,7 +171,7 @@ class LanceStore(Store):
         rows = rows.filter(rows[self._vector].is_valid())
         return dict(zip(rows[self.id_column].to_pylist(), self._values(rows), strict=True))
 
-    def write(self, ids, vectors, version, tokens, extra=None):
+    def write(self, ids, vectors, version, tokens, extra=None, *, over=False):
         pa, schema = self._pa, self.table.schema
         new = {
             self.id_column: pa.array([plain(one) for one in ids]),
@@ -187,8 +194,9 @@ class LanceStore(Store):
             result = self._tried(lambda: self.table.add(rows))
             done = np.ones(len(ids), bool)
         else:
-            newer = f"target.{SEEN} <> source.{SEEN} or target.{VERSION} < source.{VERSION}"
-            merge = self.table.merge_insert(self.id_column).when_matched_update_all(where=newer)
+            older = f"target.{SEEN} <> source.{SEEN} or target.{VERSION} < source.{VERSION}"
+            some = f"target.{SEEN} is not null" if over else older
+            merge = self.table.merge_insert(self.id_column).when_matched_update_all(where=some)
             merge = merge.when_not_matched_insert_all()
             result = self._tried(lambda: merge.execute(rows, timeout=_TIMEOUT))
             done = self._done(ids, version, tokens)
@@ -232,11 +240,13 @@ class LanceStore(Store):
         some = ",".join(map(self.literal, ids))
         self._tried(lambda: self.table.delete(f"{self.id_column} in ({some})"))
 
-    def search(self, queries, k, *, only=None):
+    def search(self, queries, k, *, only=None, exact=False):
         hits, table = [], self.latest()
         for query in np.asarray(queries, np.float32):
             asked = table.search(query, vector_column_name=self._vector)
             asked = asked.distance_type(_LANCE[self.metric]).limit(k).select([self.id_column])
+            if exact:
+                asked = asked.bypass_vector_index()
             if only is not None:
                 asked = asked.where(f"{VERSION} = {int(only)}", prefilter=True)
             rows = asked.to_arrow()

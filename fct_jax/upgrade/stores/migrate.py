@@ -7,6 +7,7 @@
 What is in memory is one batch; the journal holds the last id done.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from fct_jax.errors import UserError
 from fct_jax.storage.files import Lock
 from fct_jax.upgrade.migration.journal import Journal
 from fct_jax.upgrade.stores.base import TRANSLATED, Store
+from fct_jax.upgrade.stores.screen import Screen
 
 MOST_PASSES = 20
 
@@ -38,39 +40,57 @@ class Caught:
     settled: bool
 
 
-def copy(source: Store, target: Store, transform, journal: Journal, *, limit=None) -> int:
-    """Write the rows of the source behind the journal's last id, in bulk.
+def copied(source: Store, target: Store, transform, screen: Screen, done=None, *, limit=None):
+    """Write the rows of the source behind the last one done, in bulk, a batch at a time.
 
     Args:
       transform: (n, D old) → (n, D new), the vectors of a batch.
-      journal: gets a record ``copied`` a batch, with the last id and the rows so far.
+      done: the latest record of an earlier run, or None.
       limit: rows in a batch; None: as many as suit the dimension.
 
-    Returns the number of rows that this and earlier calls have copied.
+    Yields a record a batch, to be kept before the next one: the last id, the rows so far, and
+    what was set aside.
     """
-    done = _last(journal, "copied") or {"last": None, "rows": 0}
+    done = done or {"last": None, "rows": 0}
     after, rows = done["last"], done["rows"]
     limit = limit or min(source.batch_rows, target.batch_rows)
     while len(batch := source.read(after, limit)):
-        _write(target, batch, transform)
+        sound, bad = screen.take(batch)
+        if len(sound):
+            _write(target, sound, transform)
         after, rows = batch.last, rows + len(batch)
-        journal.append("copied", last=after, rows=rows)
-    return rows
+        yield {"last": after, "rows": rows, **({"bad": bad} if bad else {})}
+
+
+def copy(source: Store, target: Store, transform, journal: Journal, *, limit=None, screen=None):
+    """Do what `copied` says, with a record ``copied`` a batch in the journal.
+
+    Returns the number of rows that this and earlier calls have read.
+    """
+    screen, done = screen or Screen(source), _last(journal, "copied")
+    for record in copied(source, target, transform, screen, done, limit=limit):
+        done = journal.append("copied", **record)
+    return 0 if done is None else done["rows"]
 
 
 def catch_up(
-    source: Store, target: Store, transform, *, passes: int = MOST_PASSES, limit=None
+    source: Store, target: Store, transform, *, passes: int = MOST_PASSES, limit=None, screen=None
 ) -> Caught:
     """Bring over what the application inserted, changed and deleted, until a pass finds nothing.
 
     Rows that the application itself wrote in the target stay as they are. Each pass looks at
     every row of the source; only rows that differ are translated and written.
     """
+    screen = screen or Screen(source)
     written = deleted = 0
     for number in range(1, passes + 1):
         found, after = 0, None
         while len(batch := source.read(after, limit, missing_in=target)):
-            found += int(_write(target, batch, transform).sum())
+            sound, bad = screen.take(batch)
+            if len(sound):
+                found += int(_write(target, sound, transform).sum())
+            if bad:  # such a row has had a vector that could be used, perhaps
+                deleted += _delete_ours(target, [one for one, _ in bad])
             after = batch.last
         gone, after = _delete_orphans(source, target, limit), None
         written, deleted = written + found, deleted + gone
@@ -104,9 +124,7 @@ def migrate(
     Returns the pointer's value. Raises UserError if the journal is of another migration, if a
     server goes away, or if the application goes on writing to the source after the switch.
     """
-    lock = Lock(Path(journal))
-    lock.take()
-    try:
+    with Lock(Path(journal)), one_line(source):
         journal = Journal(journal)
         what = {"source": str(source.uri), "target": str(target.uri)}
         begun = _last(journal, "begin") or journal.append("begin", **what)
@@ -128,7 +146,7 @@ def migrate(
                 check(source, target)
             if not switch:
                 return pointer.current()
-            _switch(pointer, target, calibration)
+            switch_to(pointer, target, calibration)
             journal.append("switched", generation=pointer.current()["generation"])
         last = catch_up(source, target, transform, limit=limit)
         journal.append("caught_up", **vars(last))
@@ -138,13 +156,18 @@ def migrate(
                 "write to the new store, and give the same command again"
             )
         return pointer.current()
-    except (*source.errors, *target.errors) as error:
+
+
+@contextlib.contextmanager
+def one_line(store: Store):
+    """Raise UserError, in a context, for what the client of a store raises."""
+    try:
+        yield
+    except store.errors as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{source.uri}: {reason}; once that is mended, the same command goes on"
+            f"{store.uri}: {reason}; once that is mended, the same command goes on"
         ) from error
-    finally:
-        lock.remove()
 
 
 def _last(journal: Journal, kind: str) -> dict | None:
@@ -152,7 +175,7 @@ def _last(journal: Journal, kind: str) -> dict | None:
     return next((r for r in reversed(journal.records) if r["kind"] == kind), None)
 
 
-def _switch(pointer, target: Store, calibration) -> None:
+def switch_to(pointer, target: Store, calibration) -> None:
     """Switch, unless a run that was killed just after its switch has done so."""
     now = pointer.current()
     if now["store"] != str(target.uri):
@@ -168,6 +191,14 @@ def _write(target: Store, batch, transform) -> np.ndarray:
             f"{target.dim} dimensions"
         )
     return target.write(batch.ids, vectors, TRANSLATED, batch.tokens, batch.extra)
+
+
+def _delete_ours(target: Store, ids: list) -> int:
+    """Delete those of some rows that an upgrade has written; return how many."""
+    ours = [one for one, (_, seen) in target.states(ids).items() if seen is not None]
+    if ours:
+        target.delete(ours)
+    return len(ours)
 
 
 def _delete_orphans(source: Store, target: Store, limit) -> int:

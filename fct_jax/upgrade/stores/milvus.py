@@ -32,6 +32,7 @@ _METRICS = {"COSINE": "cosine", "IP": "ip", "L2": "l2"}
 _INDEX = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}
 _STATE = "fct_jax"  # our collection of pointers
 TIMEOUT = 60  # seconds for a request
+_DEEPEST = 16_384  # candidates of one search
 _LEASE = 60.0  # seconds after which an unfinished switch counts as given up
 _FLOATS = ("FLOAT_VECTOR", "FLOAT16_VECTOR", "BFLOAT16_VECTOR")
 
@@ -126,6 +127,12 @@ class MilvusStore(Store):
         condition = f"{self._key} {sign} {self._literal(least if after is None else after)}"
         own = [SEEN] if SEEN in self._fields else []
         rows = self._rows(condition, ["*"] if vectors else [self._key, *own], limit)
+        return self._batch(rows, after, vectors)
+
+    def rows_of(self, ids):
+        return self._batch([dict(row) for row in self._of(ids, ["*"])], None)
+
+    def _batch(self, rows: list[dict], after, vectors: bool = True) -> Batch:
         ids = [row.pop(self._key) for row in rows]
         tokens = np.array([row.pop(SEEN, 0) or 0 for row in rows], np.int64)
         last = ids[-1] if ids else after
@@ -145,8 +152,8 @@ class MilvusStore(Store):
     def fetch(self, ids):
         return {row[self._key]: row[self._vector] for row in self._of(ids, [self._vector])}
 
-    def write(self, ids, vectors, version, tokens, extra=None):
-        allowed, rows = self.writable(ids, version, tokens), []
+    def write(self, ids, vectors, version, tokens, extra=None, *, over=False):
+        allowed, rows = self.writable(ids, version, tokens, over), []
         for place in np.flatnonzero(allowed):
             own = {self._key: plain(ids[place]), VERSION: int(version), SEEN: int(tokens[place])}
             own[self._vector] = np.asarray(vectors[place], np.float32)
@@ -159,7 +166,9 @@ class MilvusStore(Store):
         # ids=… is not used: the client does not escape quotation marks in them.
         self.db.delete(self.name, filter=self._among(ids))
 
-    def search(self, queries, k, *, only=None):
+    def search(self, queries, k, *, only=None, exact=False):
+        # There is no search without the index; this deep one stands for it.
+        how = {"params": {"ef": _DEEPEST}} if exact else {}
         asked = list(np.asarray(queries, np.float32))
         answers = (
             self.db.search(
@@ -168,6 +177,7 @@ class MilvusStore(Store):
                 anns_field=self._vector,
                 limit=k,
                 filter="" if only is None else f"{VERSION} == {int(only)}",
+                search_params=how,
                 output_fields=[self._key],
                 consistency_level="Strong",
             )

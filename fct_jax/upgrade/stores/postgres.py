@@ -157,6 +157,14 @@ class PostgresStore(Searching, Store):
         rows = rows.reshape(len(ids), self.dim if vectors else 0)
         return Batch(self.id_array(ids), rows, tokens, ids[-1] if ids else after)
 
+    def rows_of(self, ids):
+        some = self.sql.SQL("s.{id} = any({ids}::{kind}[])").format(
+            **self.names,
+            ids=self.sql.Literal([plain(one) for one in ids]),
+            kind=self.sql.SQL(self.id_type),
+        )
+        return self.page(None, max(len(ids), 1), where="{some}", some=some)
+
     def read(self, after=None, limit=None, *, missing_in=None):
         if not self.shares_server(missing_in):
             return super().read(after, limit, missing_in=missing_in)
@@ -183,7 +191,8 @@ class PostgresStore(Searching, Store):
         rows = self._of("select {id}, {v}::real[] from {t} where", ids)
         return {self.key(one): vector for one, vector in rows}
 
-    def write(self, ids, vectors, version, tokens, extra=None):
+    def write(self, ids, vectors, version, tokens, extra=None, *, over=False):
+        older = "o.{seen} <> excluded.{seen} or o.{ver} < excluded.{ver}"
         names = {
             "stage": self.sql.Identifier(f"fct_stage_{self.dim}_{self.id_type}"),
             "version": self.sql.Literal(int(version)),
@@ -202,8 +211,8 @@ class PostgresStore(Searching, Store):
             self.ask(
                 "insert into {t} as o ({id}, {v}, {ver}, {seen}) select id, vector, {version}, "
                 "token from {stage} order by id on conflict ({id}) do update set {v} = "
-                "excluded.{v}, {ver} = excluded.{ver}, {seen} = excluded.{seen} where o.{seen} "
-                "<> excluded.{seen} or o.{ver} < excluded.{ver}",
+                "excluded.{v}, {ver} = excluded.{ver}, {seen} = excluded.{seen} where "
+                + ("o.{seen} is not null" if over else older),
                 **names,
             )
             rows = self.ask(

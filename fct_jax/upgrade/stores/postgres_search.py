@@ -78,26 +78,30 @@ class Searching:
         return self.sql.SQL(text).format(**self.names, **names)
 
     @contextlib.contextmanager
-    def searching(self, k: int):
+    def searching(self, k: int, exact: bool = False):
         """Yield a function that runs a statement, in a context for searches with `nearest`."""
         with self.db.transaction():
+            if exact:
+                self.ask("set local enable_indexscan = off")
             # The index is scanned on, so that rows which a condition drops do not shorten the list.
             self.ask("set local hnsw.iterative_scan = 'strict_order'")
             self.ask(f"set local hnsw.ef_search = {min(1000, max(100, 2 * k))}")
             yield lambda text, *values: self.db.execute(text, values)
 
-    def search(self, queries, k, *, only=None):
+    def search(self, queries, k, *, only=None, exact=False):
         text = self.nearest(k, "true" if only is None else f"s.{{ver}} = {int(only)}")
         hits = []
-        with self.searching(k) as ask:
+        with self.searching(k, exact) as ask:
             for query in texts(queries):
                 hits.append([(score, self.key(one)) for one, score in ask(text, query, query)])
         return ranked(hits, k, self)
 
-    def search_half(self, new, queries_old, queries_new, k, affine, *, way="dual"):
+    def search_half(self, new, queries_old, queries_new, k, affine, *, way="dual", exact=False):
         """Search as `half.search_half` does; the factors are parameters of a statement a query."""
         if not self.shares_server(new):
-            return super().search_half(new, queries_old, queries_new, k, affine, way=way)
+            return super().search_half(
+                new, queries_old, queries_new, k, affine, way=way, exact=exact
+            )
         check_way(way, affine, len(queries_old), len(queries_new))
         other = {
             name: new.names[column]
@@ -117,7 +121,7 @@ class Searching:
             **self.names, **other, **parts
         )
         hits = []
-        with self.searching(depth) as ask:
+        with self.searching(depth, exact) as ask:
             for q, (old, new_) in enumerate(
                 zip(texts(queries_old), texts(queries_new), strict=True)
             ):

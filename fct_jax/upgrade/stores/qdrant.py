@@ -88,6 +88,12 @@ class QdrantStore(Store):
             with_payload=True if vectors else [SEEN, VERSION],
             with_vectors=vectors and self._which,
         )
+        return self._batch(found, after, vectors)
+
+    def rows_of(self, ids):
+        return self._batch(self._points(ids, with_payload=True, with_vectors=self._which), None)
+
+    def _batch(self, found, after, vectors=True) -> Batch:
         ids = [point.id for point in found]
         rows = [dict(point.payload or {}) for point in found]
         tokens = [row.pop(SEEN, 0) for row in rows]
@@ -122,8 +128,8 @@ class QdrantStore(Store):
         points = self._points(ids, with_payload=False, with_vectors=self._which)
         return {point.id: self._of(point) for point in points}
 
-    def write(self, ids, vectors, version, tokens, extra=None):
-        m, allowed, points = self.models, self.writable(ids, version, tokens), []
+    def write(self, ids, vectors, version, tokens, extra=None, *, over=False):
+        m, allowed, points = self.models, self.writable(ids, version, tokens, over), []
         for place in np.flatnonzero(allowed):
             row = {**(extra[place] if extra else {}), VERSION: int(version)}
             row[SEEN] = int(tokens[place])
@@ -139,13 +145,16 @@ class QdrantStore(Store):
         wanted = [plain(one) for one in ids]
         self.db.delete(self.name, self.models.PointIdsList(points=wanted), wait=True)
 
-    def search(self, queries, k, *, only=None):
+    def search(self, queries, k, *, only=None, exact=False):
         m, some = self.models, None
         if only is not None:
             match = m.MatchValue(value=int(only))
             some = m.Filter(must=[m.FieldCondition(key=VERSION, match=match)])
+        how = m.SearchParams(exact=exact)
         asked = [
-            m.QueryRequest(query=query, limit=k, filter=some, using=self._vector or None)
+            m.QueryRequest(
+                query=query, limit=k, filter=some, using=self._vector or None, params=how
+            )
             for query in np.asarray(queries, np.float32).tolist()
         ]
         answers = self.db.query_batch_points(self.name, asked) if asked else []

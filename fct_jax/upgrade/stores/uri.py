@@ -46,11 +46,6 @@ class Uri:
         return f"{self.text.partition('#')[0]}#{name}"
 
 
-def is_store(text) -> bool:
-    """Return whether a text names a store rather than a file or folder."""
-    return "://" in str(text)
-
-
 def parse(text: str) -> Uri:
     """Parse a store URI.
 

@@ -25,7 +25,11 @@ def test_parts():
 
 
 def test_what_is_a_store():
-    assert is_store("qdrant://host/items") and not is_store("folder/items")
+    for text in ("qdrant://host/items", "s3://bucket/dir#items", "mine.stores:Elastic://host/items"):
+        assert is_store(text)
+    files = ("folder/items", "s3://bucket/dir", "gs://bucket/dir#part", "hf://datasets/a/b", "C:/x")
+    for text in (*files, "file:///data/items.parquet", "qdrannt://host/items", ""):
+        assert not is_store(text)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +62,8 @@ def test_secrets_are_refused_and_not_repeated(uri, caplog):
         ("qdrant://host:99999/items", "port is not a number"),
         ("postgresql://host/db?table", "not a well-formed URI"),
         ("qdrant://host/items?vector=a&vector=b", "given twice"),
-        ("no.such.module:Store://host/items", "cannot import no.such.module:Store"),
-        ("fct_jax.errors:Missing://host/items", "cannot import fct_jax.errors:Missing"),
+        ("no.such.module:Store://host/items", "no.such.module:Store: there is no such module"),
+        ("fct_jax.errors:Missing://host/items", "'Missing'"),
     ],
 )
 def test_mistakes_take_one_line(uri, message):

@@ -1,0 +1,141 @@
+"""Batches of re-embedded items, each recorded when it is done, wherever the vectors are kept."""
+
+import abc
+import io
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.storage.files import write_synced
+from fct_jax.upgrade.migration.journal import Journal, Progress
+
+
+class Batches(abc.ABC):
+    """What `reembedding.Reembedding` takes new vectors for, batch by batch.
+
+    New vectors are written to ``pending.npy`` before they go to where they belong, since they may
+    have been paid for. A plan has ``ids``, a ``digest`` and a length; an item is known by its
+    place in the plan.
+
+    Attributes:
+      workdir: the upgrade's directory.
+      map: the map.
+      journal, progress: what is recorded, and what that says.
+    """
+
+    def __init__(self, workdir, mapping, progress: type[Progress] = Progress):
+        self.workdir, self.map = Path(workdir), mapping
+        self.journal = Journal(self.workdir / "journal.jsonl")
+        self.progress = progress(self.journal.records)
+
+    @abc.abstractmethod
+    def reopen(self) -> None:
+        """Open what vectors are put into."""
+
+    @abc.abstractmethod
+    def put(self, plan, places: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        """Put the new vectors (n, D) of items; return (n,) bool, False where to ask again."""
+
+    @abc.abstractmethod
+    def pairs(self, plan, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the old (n, do) and the translated (n, D) vectors of items; zeros: unknown."""
+
+    @abc.abstractmethod
+    def keep_plan(self, plan) -> None:
+        """Keep the plan that is followed, whatever plan is made later."""
+
+    @abc.abstractmethod
+    def followed(self):
+        """Return the plan whose batches were taken, whatever plan was made since."""
+
+    @abc.abstractmethod
+    def roll_back(self, plan, to: int) -> None:
+        """Give the items of all batches after batch ``to`` their translated vectors back."""
+
+    @abc.abstractmethod
+    def scaled(self, vectors: np.ndarray) -> np.ndarray:
+        """Return vectors as they are stored."""
+
+    def publish(self, plan, places: np.ndarray) -> None:  # noqa: B027 (most readers see it all)
+        """Make what was put for some items reach readers."""
+
+    def describe(self, state: str, reembedded: int | None = None, planned: int = 0) -> None:  # noqa: B027
+        """Tell readers how far the upgrade is."""
+
+    def record(self, kind: str, **values) -> None:
+        """Record a finished step; it is in the journal when this returns."""
+        self.progress.add(self.journal.append(kind, **values))
+
+    def follow(self, plan) -> None:
+        """Record the plan that batches are taken from. Raises UserError for a second one."""
+        done = self.progress
+        if done.plan is not None and done.plan["digest"] == plan.digest:
+            return
+        if done.items or done.pending:
+            raise UserError(
+                f"{self.workdir} follows another plan, of which {done.items} items are done; "
+                "roll back to batch 0 first"
+            )
+        self.keep_plan(plan)
+        self.record("plan", digest=plan.digest, items=len(plan))
+
+    def keep_pending(self, vectors: np.ndarray, start: int, stop: int, **places) -> None:
+        """Store the new vectors of a batch, before any of them goes to where it belongs.
+
+        Args:
+          vectors: (n, D) of the items from start to stop of the plan, without those that failed,
+            and then of those that were tried again.
+          start, stop: which items have their turn.
+          places: ``failed`` and ``retried``, places of items in the plan; left out where none are.
+        """
+        path, number = self.workdir / "pending.npy", len(self.progress.stops) + 1
+        write_array(path, self.scaled(vectors))
+        checksum = _checksum(path)
+        self.record("pending", batch=number, start=start, stop=stop, checksum=checksum, **places)
+
+    def put_pending(self, plan, begun: float) -> int:
+        """Put what is pending where it belongs; return how many items have had their turn.
+
+        begun: when work on the batch began, by ``time.monotonic``.
+        """
+        pending, path = self.progress.pending, self.workdir / "pending.npy"
+        batch = {key: pending[key] for key in pending if key not in ("kind", "checksum")}
+        items = np.arange(batch["start"], batch["stop"])
+        items = items[~np.isin(items, batch.get("failed", []))]
+        places = np.concatenate([items, batch.get("retried", [])]).astype(np.int64)
+        if len(places):
+            taken = self.put(plan, places, np.load(path, allow_pickle=False))
+            again = set(places[~taken].tolist())
+            if again:
+                batch["failed"] = sorted({*batch.get("failed", []), *again & set(items.tolist())})
+                batch["retried"] = [p for p in batch.get("retried", []) if p not in again]
+        self.record("batch", **batch, seconds=round(time.monotonic() - begun, 3))
+        path.unlink(missing_ok=True)
+        self.describe("migrating", self.progress.reembedded, len(plan))
+        return batch["stop"] - batch["start"]
+
+    def has_pending(self) -> bool:
+        """Return whether the vectors of the next batch are stored already."""
+        pending, path = self.progress.pending, self.workdir / "pending.npy"
+        return bool(pending and path.is_file() and _checksum(path) == pending["checksum"])
+
+    def leaving(self, to: int) -> np.ndarray:
+        """Return the places of the items that a rollback to a batch takes back."""
+        done = self.progress
+        first = done.stops[to - 1] if to else 0
+        last = max(done.items, done.published, done.pending["stop"] if done.pending else 0)
+        return np.union1d(np.arange(first, last), done.since(to)).astype(np.int64)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file, whole or not at all."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_synced(path, buffer.getbuffer())
+
+
+def _checksum(path: Path) -> int:
+    return zlib.crc32(path.read_bytes())

@@ -1,0 +1,158 @@
+"""Upgrades of galleries in files: translated into a new gallery beside the old one."""
+
+import contextlib
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.progress import console
+from fct_jax.upgrade.checks import guards
+from fct_jax.upgrade.galleries.base import Gallery, open_gallery
+from fct_jax.upgrade.migration.planning import Plan, Wanted, make_plan, read_plan
+from fct_jax.upgrade.migration.preflight import check_before, check_new_vectors
+from fct_jax.upgrade.migration.reading import Certificate, read_through, write_quarantine
+from fct_jax.upgrade.migration.reembed import open_reembed
+from fct_jax.upgrade.migration.reembedding import Reembedding
+from fct_jax.upgrade.migration.sides import Run, Side
+from fct_jax.upgrade.migration.status import status_of
+from fct_jax.upgrade.migration.steps import Migration, lock_of
+
+
+class GallerySide(Side):
+    """A gallery of any form; what is made of it is ``WORKDIR/gallery``."""
+
+    @staticmethod
+    def open(where, settings):
+        if isinstance(where, Gallery):
+            return where
+        return open_gallery(settings.gallery, **settings.open_options())
+
+    @staticmethod
+    def status(workdir, settings, probe, queries):
+        return status_of(workdir, settings, probe)
+
+    def switch(self, back, calibration):
+        raise UserError(
+            f"{self.workdir} upgrades files, which have no pointer to switch; "
+            f"let readers open {self.workdir}/gallery"
+        )
+
+    def plan(self, wanted: Wanted) -> Plan:
+        gallery, mapping = self.opened.source, self.opened.mapping
+        guards.check_gallery_fits(gallery, mapping)
+        with lock_of(self.workdir):
+            _, lookup = guards.check_known_pairs(gallery, mapping)
+            return self._planned(wanted, lookup)
+
+    def apply(self, run: Run) -> Gallery:
+        opened = self.opened
+        source, mapping, settings = opened.source, opened.mapping, opened.settings
+        if self.workdir.resolve().is_relative_to(source.path.resolve()):
+            raise UserError(
+                f"{self.workdir} is in the gallery, which is never changed; give another directory"
+            )
+        new = None if run.reembed is None else open_reembed(run.reembed, run.asking)
+        with lock_of(self.workdir):
+            work = Migration(self.workdir, source, mapping, settings.batch_size)
+            if new is None and work.progress.stops:
+                raise UserError(
+                    f"{self.workdir} has {work.progress.items} items re-embedded; "
+                    "say where new vectors come from (reembed) to go on"
+                )
+            lookup = None
+            if work.progress.begin is None:
+                lookup = check_before(source, mapping, new, opened.probe, unchecked=run.unchecked)
+            elif new is not None and not work.progress.stops:
+                check_new_vectors(source, mapping, new)  # until now it was only translated
+            if new is not None and not (self.workdir / "plan").is_dir():
+                self._planned(Wanted(), lookup)
+            plan = None
+            if (self.workdir / "plan").is_dir():
+                plan = read_plan(self.workdir / "plan", source, mapping)
+            if new is not None:
+                new.check_some(plan.ids)
+            certificate = None
+            if not work.progress.ready:
+                certificate = self._certified(plan, lookup)
+            if work.progress.begin is None:
+                opened.remember(self.workdir)
+                work.begin(new.meta if new else {})
+            with contextlib.closing(work.target):
+                work.translate(certificate)
+                if new is not None:
+                    again = Reembedding(work, plan, new, run.unchecked)
+                    again.run(run.batch_items, run.max_batches)
+        return open_gallery(
+            self.workdir / "gallery",
+            id_column=settings.id_column,
+            vector_column=settings.vector_column,
+            unfinished=True,
+        )
+
+    def rollback(self, to):
+        nothing = f"nothing to roll back in {self.workdir}"
+        if to is None:
+            raise UserError("give the number of a batch to roll back to (--to); 0: to its start")
+        opened = self.opened
+        with lock_of(self.workdir):
+            work = Migration(
+                self.workdir, opened.source, opened.mapping, opened.settings.batch_size
+            )
+            if not work.progress.ready:
+                raise UserError(f"{nothing}: the gallery is not translated yet")
+            if work.progress.plan is None:
+                raise UserError(f"{nothing}: no item is re-embedded")
+            plan = work.followed()
+            with contextlib.closing(work.target):
+                work.target.open(opened.mapping.dim_out)
+                if work.progress.rolling_back is not None:
+                    work.roll_back(plan, work.progress.rolling_back["to"])
+                if not 0 <= to <= len(work.progress.stops):
+                    raise UserError(
+                        f"give the number of a batch to roll back to, "
+                        f"0 … {len(work.progress.stops)}, not {to}"
+                    )
+                work.roll_back(plan, to)
+            left = work.progress.reembedded
+        console.print(
+            f"{self.workdir}: back at batch {to}; {left:,} of {len(plan):,} items are re-embedded",
+            soft_wrap=True,
+        )
+        return left
+
+    def _planned(self, wanted: Wanted, lookup) -> Plan:
+        """Make the plan, of what a finished translation knows or of a pass over the gallery."""
+        opened = self.opened
+        settings, gallery, mapping = opened.settings, opened.source, opened.mapping
+        work = Migration(self.workdir, gallery, mapping, settings.batch_size)
+        certificate, uncertainty, bad = work.certificate, work.uncertainty(), work.progress.bad
+        if uncertainty is None or not certificate.holds(gallery) or lookup is not None:
+            certificate, uncertainty, bad = read_through(
+                gallery, mapping, settings.batch_size, lookup
+            )
+        folder = self.workdir / "plan"
+        made = make_plan(
+            folder, gallery, mapping, opened.probe, wanted, certificate, uncertainty, bad
+        )
+        write_quarantine(self.workdir, gallery)
+        opened.remember(self.workdir)
+        return made
+
+    def _certified(self, plan: Plan | None, lookup) -> Certificate | None:
+        """Return what the translating pass must find; None if it is the first to read everything.
+
+        The gallery is read here only if files were changed since the plan was made, or vectors
+        are to be looked for in all rows before anything is written.
+        """
+        opened = self.opened
+        certificate = None if plan is None else plan.certificate
+        if certificate is not None and certificate.holds(opened.source):
+            return certificate
+        if certificate is None and lookup is None:
+            return None
+        settings = opened.settings
+        found, _, _ = read_through(opened.source, opened.mapping, settings.batch_size, lookup)
+        if certificate is not None and found.content != certificate.content:
+            raise UserError(
+                f"{opened.source.name} has other vectors than when it was planned; "
+                f"move {self.workdir}/plan away, and plan again"
+            )
+        return found

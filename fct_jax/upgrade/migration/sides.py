@@ -1,0 +1,108 @@
+"""The two things that can be upgraded, files of vectors and stores: each is a `Side`."""
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.plugins import imported
+from fct_jax.upgrade.maps.map import Map
+from fct_jax.upgrade.migration.planning import Wanted
+from fct_jax.upgrade.migration.probe import Probe
+from fct_jax.upgrade.migration.reembed import Asking
+from fct_jax.upgrade.migration.settings import Settings, named, remember
+from fct_jax.upgrade.stores import is_store
+
+# whether it is the URI of a store -> the side
+_SIDES = {
+    False: "fct_jax.upgrade.migration.gallery_side:GallerySide",
+    True: "fct_jax.upgrade.stores.upgrading:StoreSide",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """Everything that the settings name, opened.
+
+    source: a Gallery or a Store; unnamed: whether the map was given as an object.
+    """
+
+    settings: Settings
+    source: Any
+    mapping: Map
+    probe: Probe | None
+    unnamed: bool
+
+    def remember(self, workdir: Path) -> None:
+        """Write the settings; a map that was given as an object is saved beside them."""
+        settings, mapping = self.settings, self.mapping
+        if self.unnamed:
+            where = workdir / f"map-{mapping.fingerprint}"
+            if not where.exists():
+                mapping.save(where)
+            settings = dataclasses.replace(settings, map=named(where))
+        remember(workdir, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of ``apply``, as of `Upgrade.apply`."""
+
+    reembed: Any = None
+    asking: Asking = dataclasses.field(default_factory=Asking)
+    batch_items: int = 4096
+    max_batches: int | None = None
+    unchecked: bool = False
+
+    def check(self) -> None:
+        """Raise UserError for a value that cannot be."""
+        if self.batch_items < 1:
+            raise UserError(f"batch_items must be 1 or more, not {self.batch_items}")
+        if self.max_batches is not None and self.max_batches < 0:
+            raise UserError(f"max_batches must be 0 or more, not {self.max_batches}")
+
+
+class Side(abc.ABC):
+    """The methods of `Upgrade` for one kind of thing that is upgraded."""
+
+    def __init__(self, workdir: Path, opened: Opened):
+        self.workdir, self.opened = workdir, opened
+
+    @staticmethod
+    @abc.abstractmethod
+    def open(where, settings: Settings):
+        """Open what is upgraded: the thing itself, or what the settings call it."""
+
+    @abc.abstractmethod
+    def plan(self, wanted: Wanted):
+        """Make a plan. Raises UserError."""
+
+    @abc.abstractmethod
+    def apply(self, run: Run):
+        """Translate and re-embed; return what was made. Raises UserError."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def status(workdir: Path, settings: Settings, probe: str | None, queries: int):
+        """Return the `Status`."""
+
+    @abc.abstractmethod
+    def rollback(self, to: int | None) -> int:
+        """Go back to the end of a batch; return how many items stay re-embedded."""
+
+    @abc.abstractmethod
+    def switch(self, back: bool, calibration: str | None) -> dict:
+        """Point readers to what was made, or back; return the pointer."""
+
+
+def side_of(where) -> type[Side]:
+    """Return the side of a gallery, a store, or the name of one."""
+    return imported(_SIDES[is_store(place_of(where))], "side")
+
+
+def place_of(where) -> str | None:
+    """Return the name by which a gallery or a store that is open already is remembered."""
+    for attribute in ("uri", "path"):
+        where = getattr(where, attribute, where)
+    return None if where is None else str(where)

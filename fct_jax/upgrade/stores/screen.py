@@ -1,0 +1,64 @@
+"""Rows of a store that hold no usable vector are set aside, so that the others can be used."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.storage.files import write_synced
+from fct_jax.upgrade.galleries.quarantine import Quarantine, reasons
+from fct_jax.upgrade.stores.base import Batch, Store, plain
+
+
+class Screen:
+    """Looks at every row that is read.
+
+    Attributes:
+      bad: {id: reason} of the rows that are set aside.
+    """
+
+    def __init__(self, store: Store, on_bad: str = "quarantine", bad: dict | None = None):
+        """Look at rows of a store.
+
+        Args:
+          on_bad: "quarantine": set unusable vectors aside, at most one in a thousand; "raise":
+            stop at the first.
+          bad: what earlier runs have set aside.
+        """
+        self._store, self._on_bad, self.bad = store, on_bad, dict(bad or {})
+
+    def take(self, batch: Batch) -> tuple[Batch, list]:
+        """Return the usable rows, and [id, reason] of each that is not.
+
+        Raises UserError if there are more than may be.
+        """
+        found = reasons(batch.vectors)
+        if self.bad:
+            for one in batch.ids.tolist():
+                self.bad.pop(one, None)  # it may have been mended
+        if not found:
+            return batch, []
+        new = [[plain(batch.ids[row]), reason] for row, reason in sorted(found.items())]
+        self.bad.update(dict(new))
+        if self._on_bad == "raise":
+            one, reason = new[0]
+            raise UserError(f"{self._store.uri}: the vector of id {one} is {reason}")
+        self.check()
+        keep = np.ones(len(batch), bool)
+        keep[list(found)] = False
+        return batch.take(keep), new
+
+    def check(self) -> None:
+        """Raise UserError if more rows are unusable than may be set aside."""
+        listed = Quarantine()
+        for row, (one, reason) in enumerate(self.bad.items()):
+            listed.add(row, one, reason, "")
+        listed.check(self._store.count(), str(self._store.uri))
+
+    def write(self, path) -> None:
+        """Write ``quarantine.jsonl``: id and reason of every row that is set aside, if any."""
+        path = Path(path)
+        if self.bad or path.is_file():
+            rows = [{"id": one, "reason": reason} for one, reason in self.bad.items()]
+            write_synced(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
