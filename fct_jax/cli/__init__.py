@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": Command("plan", "choose what to re-embed first, within a budget"),
     "apply": Command("apply", "translate the gallery, then take re-embedded vectors"),
     "status": Command("status", "show how far an upgrade has come"),
+    "switch": Command("switch", "send the readers of a store to the upgraded one, or back"),
     "rollback": Command("rollback", "take an upgrade back to the end of an earlier batch"),
     "train": Command("experiments", "train a model from a config"),
     "embed": Command("experiments", "embed images with a model, or vectors with a transformation"),

@@ -11,6 +11,12 @@ interrupted at any moment, the same command goes on; the old gallery is never ch
   fct-jax apply upgrade --reembed vectors_new          # or mymodel:embed_ids
   fct-jax apply upgrade --reembed 'http://host:8000/v1/embeddings?model=NAME' --texts texts.jsonl
   fct-jax apply upgrade --map map --gallery gallery    # translate only, without a plan
+
+Of a store (--gallery postgresql://…, qdrant://…, lancedb://…, milvus://…) the new vectors go into a
+table or collection beside it, whose index is built once; what the application writes meanwhile is
+brought over. Readers are sent there by `fct-jax switch`.
+
+  fct-jax apply upgrade --map map --gallery qdrant://host:6333/items && fct-jax switch upgrade
 """
 
 
@@ -41,9 +47,13 @@ def add_arguments(parser) -> None:
 def run(arguments):
     """Apply the plan; return (result, exit code)."""
     from fct_jax.upgrade import Upgrade
+    from fct_jax.upgrade.migration.sides import place_of
 
     given = vars(arguments)
     workdir = given.pop("upgrade")
     made = Upgrade(workdir).apply(**given)
-    print(f"{made.name}: {len(made):,} vectors, {made.meta['state']}")
-    return {"gallery": made.name, "count": len(made), **made.meta}, DONE
+    name, count = place_of(made), len(made)
+    if hasattr(made, "close"):
+        made.close()  # a store
+    print(f"{name}: {count:,} vectors, {made.meta['state']}")
+    return {"gallery": name, "count": count, **made.meta}, DONE

@@ -8,6 +8,12 @@ Choose which items to re-embed, in which order, and how many; forecast what that
 directory of the upgrade remembers map, gallery and settings for the commands that follow.
 
   fct-jax plan upgrade --map map --gallery gallery_old --budget-items 400
+  fct-jax plan upgrade --map map --gallery qdrant://host:6333/items --budget-items 400
+  fct-jax plan upgrade --map map \\
+      --gallery 'postgresql://me@host/db?table=items&id=id&vector=embedding'
+
+A gallery is a file or folder of vectors, or the URI of a store; its password or key comes from the
+environment (PGPASSWORD, QDRANT_API_KEY, MILVUS_TOKEN, AWS_*).
 """
 
 
@@ -16,7 +22,8 @@ def add_gallery(parser) -> None:
     parser.add_argument("upgrade", metavar="UPGRADE", help="directory of the upgrade")
     parser.add_argument("--map", help="a map that `fct-jax fit` made, a run of a transformation, "
                         "or identity for a backward-compatible model")  # fmt: skip
-    parser.add_argument("--gallery", help="the old gallery, which is never changed")
+    parser.add_argument("--gallery", help="the old gallery, which is never changed: files, or the "
+                        "URI of a store")  # fmt: skip
     parser.add_argument("--probe", help="folder of queries by which quality is measured")
     parser.add_argument("--batch-size", type=int, help="vectors translated together")
     parser.add_argument("--id-column", help="column of ids; found if not given")

@@ -5,7 +5,8 @@ from fct_jax.cli import DONE
 FUNCTION = "fct_jax.upgrade.migration.upgrade:Upgrade.rollback"
 EXAMPLE = """
 Take an upgrade back to the end of an earlier batch: items of later batches get their translated
-vectors again. `fct-jax apply` goes on from there.
+vectors again. `fct-jax apply` goes on from there. Without --to, of a store: its readers are sent
+back, as by `fct-jax switch UPGRADE --back`.
 
   fct-jax rollback upgrade --to 2
 """
@@ -14,13 +15,12 @@ vectors again. `fct-jax apply` goes on from there.
 def add_arguments(parser) -> None:
     """Add the arguments of the subcommand."""
     parser.add_argument("upgrade", metavar="UPGRADE", help="directory of the upgrade")
-    parser.add_argument("--to", type=int, required=True, help="number of a batch; 0: nothing stays "
-                        "re-embedded")  # fmt: skip
+    parser.add_argument("--to", type=int, help="number of a batch; 0: nothing stays re-embedded")
 
 
 def run(arguments):
     """Roll back, and return (result, exit code)."""
     from fct_jax.upgrade import Upgrade
 
-    left = Upgrade(arguments.upgrade).rollback(arguments.to)
+    left = Upgrade(arguments.upgrade).rollback(getattr(arguments, "to", None))
     return {"reembedded": left}, DONE

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.runtime.progress import console
 from fct_jax.storage.files import write_synced
 from fct_jax.upgrade.migration.journal import Journal, Progress
 
@@ -121,6 +122,30 @@ class Batches(abc.ABC):
         """Return whether the vectors of the next batch are stored already."""
         pending, path = self.progress.pending, self.workdir / "pending.npy"
         return bool(pending and path.is_file() and _checksum(path) == pending["checksum"])
+
+    def return_to(self, to: int) -> int:
+        """Roll back to the end of a batch; return how many items stay re-embedded.
+
+        Raises UserError if there is no such batch.
+        """
+        if self.progress.plan is None:
+            raise UserError(f"nothing to roll back in {self.workdir}: no item is re-embedded")
+        plan = self.followed()
+        self.reopen()
+        if self.progress.rolling_back is not None:
+            self.roll_back(plan, self.progress.rolling_back["to"])
+        if not 0 <= to <= len(self.progress.stops):
+            raise UserError(
+                f"give the number of a batch to roll back to, "
+                f"0 … {len(self.progress.stops)}, not {to}"
+            )
+        self.roll_back(plan, to)
+        left = self.progress.reembedded
+        console.print(
+            f"{self.workdir}: back at batch {to}; {left:,} of {len(plan):,} items are re-embedded",
+            soft_wrap=True,
+        )
+        return left
 
     def leaving(self, to: int) -> np.ndarray:
         """Return the places of the items that a rollback to a batch takes back."""

@@ -3,7 +3,6 @@
 import contextlib
 
 from fct_jax.errors import UserError
-from fct_jax.runtime.progress import console
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import Gallery, open_gallery
 from fct_jax.upgrade.migration.planning import Plan, Wanted, make_plan, read_plan
@@ -88,7 +87,6 @@ class GallerySide(Side):
         )
 
     def rollback(self, to):
-        nothing = f"nothing to roll back in {self.workdir}"
         if to is None:
             raise UserError("give the number of a batch to roll back to (--to); 0: to its start")
         opened = self.opened
@@ -97,26 +95,9 @@ class GallerySide(Side):
                 self.workdir, opened.source, opened.mapping, opened.settings.batch_size
             )
             if not work.progress.ready:
-                raise UserError(f"{nothing}: the gallery is not translated yet")
-            if work.progress.plan is None:
-                raise UserError(f"{nothing}: no item is re-embedded")
-            plan = work.followed()
+                raise UserError(f"nothing to roll back in {self.workdir}: it is not translated yet")
             with contextlib.closing(work.target):
-                work.target.open(opened.mapping.dim_out)
-                if work.progress.rolling_back is not None:
-                    work.roll_back(plan, work.progress.rolling_back["to"])
-                if not 0 <= to <= len(work.progress.stops):
-                    raise UserError(
-                        f"give the number of a batch to roll back to, "
-                        f"0 … {len(work.progress.stops)}, not {to}"
-                    )
-                work.roll_back(plan, to)
-            left = work.progress.reembedded
-        console.print(
-            f"{self.workdir}: back at batch {to}; {left:,} of {len(plan):,} items are re-embedded",
-            soft_wrap=True,
-        )
-        return left
+                return work.return_to(to)
 
     def _planned(self, wanted: Wanted, lookup) -> Plan:
         """Make the plan, of what a finished translation knows or of a pass over the gallery."""

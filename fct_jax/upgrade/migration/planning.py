@@ -104,7 +104,7 @@ def make_plan(
       UserError: the order needs what is not there, or a target is never reached.
     """
     weights = None if wanted.traffic is None else read_traffic(wanted.traffic, gallery)
-    asked = _order(wanted, mapping, weights)
+    asked = order_of(wanted, mapping, weights is not None)
     rows = None if probe is None else probe.rows(gallery)
     order = ranked(asked, uncertainty, weights, wanted.seed)
     if bad:
@@ -148,17 +148,18 @@ def make_plan(
         np.save(partial / "rows.npy", made.rows)
         np.save(partial / "uncertainty.npy", uncertainty)
         (partial / "plan.json").write_text(json.dumps(made.description, indent=2) + "\n")
-    _show(made, found)
+    show(made.description, found)
     return made
 
 
-def _order(wanted: Wanted, mapping, weights) -> Order:
+def order_of(wanted: Wanted, mapping, has_traffic: bool) -> Order:
+    """Return the order that is wanted, or suits the map. Raises UserError."""
     if wanted.order is None:
         if mapping.has_uncertainty:
             return find_order("uncertainty")
-        return find_order("random" if weights is None else "traffic")
+        return find_order("traffic" if has_traffic else "random")
     asked = find_order(wanted.order)
-    if "uncertainty" in asked.needs and not mapping.has_uncertainty and weights is None:
+    if "uncertainty" in asked.needs and not mapping.has_uncertainty and not has_traffic:
         raise UserError(
             f"the map ({mapping.method}) gives no uncertainty to order by; "
             "take order=random, or give traffic"
@@ -196,9 +197,8 @@ def read_plan(folder: Path, gallery: Gallery, mapping) -> Plan:
     return Plan(ids, rows, description)
 
 
-def _show(made: Plan, found: Forecast) -> None:
-    """Print the forecast as a table of the columns that are known."""
-    described = made.description
+def show(described: dict, found: Forecast) -> None:
+    """Print the forecast of a described plan as a table of the columns that are known."""
     price, rate = described["cost_per_1000"], described["items_per_second"]
     columns = {
         "items": [f"{items:,}" for items in found.items],
@@ -212,6 +212,6 @@ def _show(made: Plan, found: Forecast) -> None:
         columns["cost"] = [f"{items * price / 1000:,.2f}" for items in found.items]
     if rate:
         columns["hours"] = [f"{items / rate / 3600:,.1f}" for items in found.items]
-    title = f"{len(made):,} of {described['count']:,} items: {described['cut']}"
+    title = f"{described['items']:,} of {described['count']:,} items: {described['cut']}"
     rows = list(zip(*columns.values(), strict=True))
     Table(title, list(columns), rows, text=()).show(console)

@@ -84,6 +84,7 @@ class NewVectors:
     Attributes:
       name: for messages.
       meta: what is known about them, as in ``meta.json``; {} for a function.
+      known: ids that there are vectors for; None: any.
       spending: what asking has cost so far, and may.
     """
 
@@ -92,7 +93,7 @@ class NewVectors:
         name: str,
         function: Callable[[np.ndarray], Sequence],
         meta: dict | None = None,
-        find: Finder | None = None,
+        known: np.ndarray | None = None,
         spending: Spending | None = None,
         parallel: int = 1,
         per_request: int | None = None,
@@ -100,12 +101,13 @@ class NewVectors:
     ):
         """Give vectors by a function from ids (n,) to vectors, None for those that have none.
 
-        find: which ids there are vectors for; None: any.
+        known: ids that there are vectors for; None: any.
         parallel: calls of the function at a time.
         per_request: the most ids that the function is asked for together; None: any number.
         stop: is set when a call has failed, so that others need not go on.
         """
-        self.name, self.meta, self._function, self._find = name, meta or {}, function, find
+        self.name, self.meta, self._function, self.known = name, meta or {}, function, known
+        self._find = None if known is None else Finder(known)
         self.spending = spending or Spending()
         self._parallel, self._per_request = parallel, per_request
         self._stop = stop or threading.Event()
@@ -266,4 +268,4 @@ def _of_set(found: EmbeddingSet) -> NewVectors:
     def vectors(ids: np.ndarray) -> np.ndarray:
         return np.asarray(found.vectors[find(ids)], np.float32)
 
-    return NewVectors(found.name, vectors, found.meta, find)
+    return NewVectors(found.name, vectors, found.meta, found.ids)

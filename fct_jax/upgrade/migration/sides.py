@@ -69,6 +69,9 @@ class Side(abc.ABC):
     def __init__(self, workdir: Path, opened: Opened):
         self.workdir, self.opened = workdir, opened
 
+    def close(self) -> None:  # noqa: B027 (files are closed when they are read)
+        """Give connections back that `open` made."""
+
     @staticmethod
     @abc.abstractmethod
     def open(where, settings: Settings):

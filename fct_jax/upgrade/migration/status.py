@@ -35,6 +35,9 @@ class Status:
       quarantined: source vectors that cannot be used; see ``quarantine.jsonl``.
       way: way of serving that quality is of.
       measure, measured, forecast: of the probe set, if there is one.
+      store, target, readers: of a store: itself, its sibling, and where the pointer sends readers.
+      recall, recall_half: of the sibling's index, and of the half-migrated search, against the
+        stores' own comparison with every row.
     """
 
     workdir: str
@@ -53,6 +56,11 @@ class Status:
     measure: str | None = None
     measured: float | None = None
     forecast: float | None = None
+    store: str | None = None
+    target: str | None = None
+    readers: str | None = None
+    recall: float | None = None
+    recall_half: float | None = None
 
     def to_json(self) -> dict:
         """Return the values by name, as JSON can hold them."""
@@ -88,6 +96,13 @@ class Status:
         ]
         if shown:
             lines.append(f"  {self.measure} ({self.way}): {', '.join(shown)}")
+        for name in ("store", "target", "readers"):
+            if getattr(self, name) is not None:
+                lines.append(f"  {name}: {getattr(self, name)}")
+        recalls = (self.recall, "the target"), (self.recall_half, "both stores together")
+        for value, what in recalls:
+            if value is not None:
+                lines.append(f"  recall@10 of {what}, against exact search: {value:.3f}")
         return "\n".join(lines)
 
 
@@ -105,11 +120,11 @@ def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
     count = done.begin["meta"]["count"] if done.begin else plan.get("count")
     planned = done.plan["items"] if done.plan else plan.get("items")
     kind, total, at = ("batch", planned, done.items) if done.ready else ("chunk", count, done.rows)
-    rate = _rate([r for r in records if r["kind"] == kind])
+    rate = rate_of([r for r in records if r["kind"] == kind])
     way = plan.get("serve", "translated")
     found = Status(
         workdir=str(workdir),
-        state=_state(done, planned),
+        state=state_of(done, planned),
         count=count,
         translated=count if done.ready else done.rows,
         planned=planned,
@@ -150,7 +165,8 @@ def _measured(asked: Probe, gallery, way: str, source: str, columns: dict) -> fl
     return asked.served(way, old.rows(rows), gallery.rows(rows), migrated, metric)
 
 
-def _state(done: Progress, planned: int | None) -> str:
+def state_of(done: Progress, planned: int | None) -> str:
+    """Return the state of an upgrade, one of those of `Status`."""
     if done.begin is None:
         return "not begun"
     if not done.ready:
@@ -162,7 +178,7 @@ def _state(done: Progress, planned: int | None) -> str:
     return "finished" if done.items == planned else "migrating"
 
 
-def _rate(steps: list[dict]) -> float | None:
+def rate_of(steps: list[dict]) -> float | None:
     """Return rows or items a second over the latest steps, without pauses between runs."""
     recent = steps[-_RECENT:]
     seconds = sum(step["seconds"] for step in recent)

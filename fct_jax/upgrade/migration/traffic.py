@@ -9,16 +9,15 @@ from fct_jax.upgrade.galleries.base import Gallery
 from fct_jax.upgrade.migration.settings import expanded
 
 
-def read_traffic(path, gallery: Gallery) -> np.ndarray:
-    """Read the weight of each row, (N,) float64; ids that the file does not name get 0.
+def load_traffic(path) -> tuple[np.ndarray, np.ndarray]:
+    """Read ids (n,), which may be repeated, and their weights (n,) float64.
 
     Args:
       path: a structured .npy array with the fields "id" and "weight", the number of queries that
         ask for the item.
-      gallery: whose rows are weighted.
 
     Raises:
-      UserError: the file cannot be read, or none of its ids is in the gallery.
+      UserError: the file cannot be read, or holds something else.
     """
     try:
         found = np.load(expanded(path), allow_pickle=False)
@@ -32,11 +31,25 @@ def read_traffic(path, gallery: Gallery) -> np.ndarray:
     given = found["weight"].astype(np.float64)
     if not (np.isfinite(given) & (given >= 0)).all() or not given.any():
         raise UserError(f"traffic={path}: weights must be finite, ≥ 0 and not all 0")
-    rows = find_rows(gallery.ids, found["id"])
+    return found["id"], given
+
+
+def read_traffic(path, gallery: Gallery) -> np.ndarray:
+    """Read the weight of each row, (N,) float64; ids that the file does not name get 0.
+
+    Args:
+      path: as of `load_traffic`.
+      gallery: whose rows are weighted.
+
+    Raises:
+      UserError: the file cannot be read, or none of its ids is in the gallery.
+    """
+    ids, given = load_traffic(path)
+    rows = find_rows(gallery.ids, ids)
     if (rows < 0).all():
         raise UserError(f"traffic={path}: none of its ids is in {gallery.name}")
     if (rows < 0).any():
-        console.print(f"traffic: {first_ten(found['id'][rows < 0])} not in the gallery, left out")
+        console.print(f"traffic: {first_ten(ids[rows < 0])} not in the gallery, left out")
     weights = np.zeros(len(gallery))
     np.add.at(weights, rows[rows >= 0], given[rows >= 0])
     return weights

@@ -1,5 +1,6 @@
 """One upgrade of a gallery or store: planned, applied, watched, switched and rolled back."""
 
+import contextlib
 from pathlib import Path
 
 from fct_jax.errors import UserError
@@ -110,7 +111,8 @@ class Upgrade:
             on_bad=on_bad,
             duplicates=duplicates,
         )
-        return side.plan(wanted)
+        with self._closing(side, gallery):
+            return side.plan(wanted)
 
     def apply(
         self,
@@ -160,7 +162,7 @@ class Upgrade:
 
         Returns:
           The new-space gallery, ``WORKDIR/gallery``; of a store, its sibling, which has no readers
-          before `switch`.
+          before `switch`; close it when you are done.
 
         Raises:
           UserError: something does not fit, before anything is written; a batch is unsound, before
@@ -192,7 +194,8 @@ class Upgrade:
             on_bad=on_bad,
             duplicates=duplicates,
         )
-        return side.apply(run)
+        with self._closing(side, gallery, at_end=False):
+            return side.apply(run)
 
     def status(self, *, probe=None, recall_queries: int = RECALL_QUERIES) -> Status:
         """Return how far the upgrade has come; it may be under way meanwhile.
@@ -230,7 +233,9 @@ class Upgrade:
         """
         if not (self.workdir / "journal.jsonl").is_file():
             raise UserError(f"nothing to roll back in {self.workdir}: it is not translated yet")
-        return self._side(map, gallery).rollback(to)
+        side = self._side(map, gallery)
+        with self._closing(side, gallery):
+            return side.rollback(to)
 
     def switch(self, *, back: bool = False, calibration=None, map=None, gallery=None) -> dict:
         """Point the readers of a store to the upgraded one, or back to the old one.
@@ -251,7 +256,22 @@ class Upgrade:
           UserError: the upgrade is not of a store, the store is not translated yet, rows differ,
             or somebody else switches at the same time.
         """
-        return self._side(map, gallery).switch(back, named(calibration))
+        side = self._side(map, gallery)
+        with self._closing(side, gallery):
+            return side.switch(back, named(calibration))
+
+    @contextlib.contextmanager
+    def _closing(self, side: Side, given, at_end: bool = True):
+        """Close, in a context, what this call has opened; on errors only if not ``at_end``."""
+        ours = given is None or isinstance(given, str | Path)
+        try:
+            yield
+        except BaseException:
+            if ours:
+                side.close()
+            raise
+        if ours and at_end:
+            side.close()
 
     def _side(self, map, gallery, **given) -> Side:
         """Open what a call names, or else the directory remembers."""

@@ -9,7 +9,7 @@ import json
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.upgrade.stores.uri import Uri
+from fct_jax.upgrade.stores.uri import Uri, parse
 
 Position = int | str | None  # the last id done; JSON, so that a journal can hold it
 TRANSLATED, NEW = 0, 1  # versions of a row: h(old), or embedded by the new model
@@ -79,6 +79,9 @@ class Store(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.uri)!r})"
+
+    def __len__(self) -> int:
+        return self.count()
 
     @property
     def batch_rows(self) -> int:
@@ -165,6 +168,10 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def pointer(self):
         """Return the `Pointer` that readers of this store follow."""
+
+    def beside(self, uri: str) -> "Store":
+        """Open another store of the same database, by the same connection."""
+        return type(self)(parse(uri), self.db)
 
     def close(self) -> None:  # noqa: B027 (many have nothing to give back)
         """Give connections back."""

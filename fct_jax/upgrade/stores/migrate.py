@@ -90,7 +90,7 @@ def catch_up(
             if len(sound):
                 found += int(_write(target, sound, transform).sum())
             if bad:  # such a row has had a vector that could be used, perhaps
-                deleted += _delete_ours(target, [one for one, _ in bad])
+                deleted += delete_ours(target, [one for one, _ in bad])
             after = batch.last
         gone, after = _delete_orphans(source, target, limit), None
         written, deleted = written + found, deleted + gone
@@ -193,7 +193,7 @@ def _write(target: Store, batch, transform) -> np.ndarray:
     return target.write(batch.ids, vectors, TRANSLATED, batch.tokens, batch.extra)
 
 
-def _delete_ours(target: Store, ids: list) -> int:
+def delete_ours(target: Store, ids: list) -> int:
     """Delete those of some rows that an upgrade has written; return how many."""
     ours = [one for one, (_, seen) in target.states(ids).items() if seen is not None]
     if ours:

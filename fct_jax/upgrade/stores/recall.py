@@ -6,6 +6,28 @@ from fct_jax.upgrade.stores.base import Store
 from fct_jax.upgrade.stores.half import scores
 
 
+def recall_of(store: Store, queries, k: int = 10, only: int | None = None) -> float:
+    """Return the share of the store's own exact k nearest that its index finds.
+
+    Args:
+      queries: (Q, D).
+      only: a version of the rows that count.
+
+    A row as near as the k-th counts as found, whichever of such rows the exact list holds.
+    """
+    have, _ = store.search(queries, k, only=only)
+    want, _ = store.search(queries, k, only=only, exact=True)
+    return share_found(have, want)
+
+
+def share_found(have: np.ndarray, want: np.ndarray) -> float:
+    """Return how many of the scores (Q, k) of an exact search the other scores reach."""
+    there = np.isfinite(want)
+    least = np.where(there, want, np.inf).min(axis=1, keepdims=True)
+    near = (have >= least - 1e-5 * np.abs(least)) & np.isfinite(have)
+    return float(near.sum() / max(there.sum(), 1))
+
+
 def recall(store: Store, queries, k: int = 10) -> float:
     """Return the share of the exact k nearest that `Store.search` finds; reads every row once.
 

@@ -25,7 +25,11 @@ def test_parts():
 
 
 def test_what_is_a_store():
-    for text in ("qdrant://host/items", "s3://bucket/dir#items", "mine.stores:Elastic://host/items"):
+    for text in (
+        "qdrant://host/items",
+        "s3://bucket/dir#items",
+        "mine.stores:Elastic://host/items",
+    ):
         assert is_store(text)
     files = ("folder/items", "s3://bucket/dir", "gs://bucket/dir#part", "hf://datasets/a/b", "C:/x")
     for text in (*files, "file:///data/items.parquet", "qdrannt://host/items", ""):

@@ -1,0 +1,111 @@
+"""Samples of stores, where whole galleries of files are read: drawn in the store, and bounded."""
+
+import re
+
+import numpy as np
+
+from fct_jax.runtime.progress import console
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.storage.named import vectors_of
+from fct_jax.upgrade.checks.guards import sound
+from fct_jax.upgrade.galleries.base import Gallery
+from fct_jax.upgrade.galleries.embedding_set import SetTarget
+from fct_jax.upgrade.stores import Store, is_store, open_store
+
+SAMPLE = 20_000  # items that a store is judged or learnt from by, unless it is said
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_METRICS = ("cosine", "l2")  # those that an EmbeddingSet's meta.json may name
+
+
+class Drawn(Gallery):
+    """Rows of a store in memory: a sample, and rows of some ids that are wanted besides.
+
+    Attributes:
+      store: where they are from.
+    """
+
+    writer = SetTarget
+    form = "store"
+
+    def __init__(self, store: Store, n: int = SAMPLE, seed: int = 0, also=()):
+        """Draw n rows, or all; ``also``: arrays of ids, whose rows are taken where they are."""
+        drawn = store.sample(n, seed)
+        wanted = [possible(store, np.asarray(ids)) for ids in also]
+        wanted = [ids for ids in wanted if len(ids)]
+        ids, vectors = drawn.ids, drawn.vectors
+        if wanted:
+            more = np.setdiff1d(np.concatenate(wanted), ids)
+            there, found = store.get(store.id_array(more.tolist()))
+            ids = np.concatenate([ids, store.id_array(more[there].tolist())])
+            vectors = np.concatenate([vectors, found])
+        order = np.argsort(ids, kind="stable")
+        super().__init__("", ids[order], store.dim, space_of(store))
+        self.store, self._vectors = store, np.asarray(vectors, np.float32)[order]
+
+    @property
+    def name(self) -> str:
+        return str(self.store.uri)
+
+    def read_stored(self, start, stop):
+        return self._vectors[start:stop]
+
+    def rows(self, rows):
+        return self._vectors[rows] if not len(self._gone) else super().rows(rows)
+
+    def place(self, row):
+        return f"id {self.ids[self.served(row)]}"
+
+
+def space_of(store: Store) -> dict:
+    """Return what is known of a store's vectors, by the keys of ``meta.json``."""
+    known = {k: store.meta[k] for k in ("fingerprint", "model", "prefix") if store.meta.get(k)}
+    if store.metric in _METRICS:
+        known["metric"] = store.metric
+    return {**known, "normalized": True} if store.normalises else known
+
+
+def possible(store: Store, ids: np.ndarray) -> np.ndarray:
+    """Return those ids that are of the store's kind; others cannot even be asked for."""
+    if (ids.dtype.kind == "U") != (store.id_kind != "int"):
+        return ids[:0]
+    if store.id_kind != "uuid":
+        return ids
+    return ids[[bool(_UUID.fullmatch(one)) for one in ids.tolist()]]
+
+
+def sample_of(where, n: int = SAMPLE, seed: int = 0, ids=None) -> EmbeddingSet:
+    """Return n rows of a store, or those of at most n of some ids, without unusable vectors."""
+    store = open_store(where)
+    if ids is None:
+        drawn = store.sample(n, seed)
+        ids, vectors, many = drawn.ids, drawn.vectors, store.count()
+    else:
+        wanted, many = np.asarray(ids), len(ids)
+        if len(wanted) > n:
+            wanted = wanted[np.sort(np.random.default_rng(seed).permutation(len(wanted))[:n])]
+        wanted = possible(store, wanted)
+        there, vectors = store.get(wanted)
+        ids = store.id_array(wanted[there].tolist())
+    good = sound(vectors)
+    bad = f", {int((~good).sum()):,} without a usable vector left out" if not good.all() else ""
+    console.print(
+        f"{store.uri}: {len(ids):,} of {many:,} rows are taken{bad}", markup=False, soft_wrap=True
+    )
+    meta, vectors = space_of(store), np.asarray(vectors, np.float32)[good]
+    return EmbeddingSet(vectors, ids[good], meta=meta, name=str(store.uri))
+
+
+def open_pair(old, new, n: int = SAMPLE, seed: int = 0) -> tuple[EmbeddingSet, EmbeddingSet]:
+    """Open vectors of the same items by two models, of which either may be a store.
+
+    Of a store those rows are taken whose ids the other side has, at most n; of two stores a sample
+    is drawn in the old one. Everything else is opened as of ``vectors_of``.
+    """
+    old_is, new_is = (is_store(w) or isinstance(w, Store) for w in (old, new))
+    opened_old = None if old_is else vectors_of(old, "old")
+    opened_new = None if new_is else vectors_of(new, "new")
+    if old_is:
+        opened_old = sample_of(old, n, seed, None if opened_new is None else opened_new.ids)
+    if new_is:
+        opened_new = sample_of(new, n, seed, opened_old.ids)
+    return opened_old, opened_new
