@@ -52,6 +52,7 @@ def benchmark():
             ),
         },
         "tests": {"digits": {}},  # test set: changes of the data section
+        "methods": recipes.published_bases(),  # method: changes of its config
         "transformations": {
             "FCT": recipes.digits_transformation(recipes.fct()),
             "FastFill": recipes.digits_transformation(recipes.fastfill()),

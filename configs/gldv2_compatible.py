@@ -43,6 +43,7 @@ def benchmark():
             "ROxford": {"data.name": "roxford5k", "data.dir": "data/roxford5k"},
             "GLDv2": {},
         },
+        "methods": recipes.published_bases(),  # method: changes of its config
         "transformations": {
             "FCT": recipes.compatible_transformation(recipes.fct()),
             "FastFill": recipes.compatible_transformation(recipes.fastfill()),

@@ -40,5 +40,6 @@ def benchmark():
         },
         # test set: changes of the config
         "tests": {"Market-1501": {}, "Market-1501 re-ranked": {"reid.rerank": True}},
+        "methods": recipes.published_bases(),  # method: changes of its config
         "transformations": {},
     }

@@ -46,10 +46,13 @@ def compatible() -> ConfigDict:
     config.task = "compatible"
     # "none" (a model alone), "bct", "bct_ract", "lce", "hot_refresh", "unibct", "advbct",
     # "contrastive", "triplet", "triplet_ract", "l2", "lwf", "focal_distillation", "oca" (wants a
-    # larger embedding than the old one's), "mixbct"; or one's own, "module:name"
+    # larger embedding than the old one's), "bt2" (wants a teacher), "mixbct"; or one's own,
+    # "module:name"
     config.method = "advbct"
     # Run of the old model, EmbeddingSet of the training images, or a function, "module:function".
     config.old = ""
+    # bt2: likewise, of the new model trained alone (method=none), whose vectors it follows
+    config.teacher = ""
     config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
     # class_statistics_KIND.npz or the directory that holds it; "": made of the old run's data
     config.statistics = ""
@@ -148,6 +151,8 @@ def compatibility() -> ConfigDict:
     config.adversarial_weight = 1.0  # advbct: 0 leaves the discriminator out
     config.mix_share = 0.3  # mixbct: share of a batch that old embeddings replace
     config.credible_share = 0.9  # mixbct: of a class's images, those nearest to their old mean
+    # bt2: numbers of the new vector beyond the teacher's; 0: a quarter of the old size
+    config.extra = 0  # published: 32 of 128
     config.lwf_temperature = 2.0
     config.focal_alpha = 1.0  # focal_distillation
     config.focal_beta = 5.0

@@ -86,13 +86,14 @@ def _row(module: str, table: str, what: str, group: str, fits: Callable | None =
 
 
 _TRANSFORMATIONS = ("fct", "fastfill", "lce")
+_EXPORTED = ("bt2",)  # what a method of compatible training leaves
 
 
 def _models_of_task(config: ConfigDict, names: Iterable[str]) -> list[str]:
     """Return the models that the task can train: transformations, or models of images."""
     if config.task == "transformation":
         return [name for name in names if name in _TRANSFORMATIONS and name != "lce"]
-    return [name for name in names if name not in _TRANSFORMATIONS]
+    return [name for name in names if name not in (*_TRANSFORMATIONS, *_EXPORTED)]
 
 
 def _check_data_set(config: ConfigDict, name: str) -> None:
@@ -150,6 +151,7 @@ RANGES: dict[str, tuple] = {
     "optimizer.schedule.warmup_epochs": (0, None),
     "compatibility.top_k": (0, None),
     "compatibility.mix_share": (0, 1),
+    "compatibility.extra": (0, None),
     "shard_size": (1, None),
     "map_at": (0, None),
     "steps": (0, None),

@@ -152,6 +152,14 @@ def ms1m_compatible() -> ConfigDict:
     return config
 
 
+def published_bases() -> dict[str, dict]:
+    """Return the changes of a config by method where its publication has another base loss.
+
+    MixBCT mixes directions of old embeddings into the batch, which ArcFace alone compares.
+    """
+    return {"mixbct": {"base_loss": "arcface", "scale": 64.0, "margin": 0.5}}
+
+
 def compatible_transformation(config: ConfigDict) -> ConfigDict:
     """Return FCT or FastFill between models trained without augmentation: one view."""
     config.views = 1

@@ -110,8 +110,10 @@ def _compatible(method: str, old: str):
     config.compatibility.temperature = 0.1  # published: 0.01, which magnifies rounding as well
     config.optimizer.lr = 5e-5
     config.optimizer.schedule.name = "cosine"
-    if METHODS[method].extends:
-        config.model.embedding_dim += 4  # the old space and some numbers of its own
+    size = config.model.embedding_dim
+    config.model.embedding_dim = METHODS[method].size.of(size, size, size)
+    if METHODS[method].teacher:
+        config.teacher = str(Path(old).with_name("new"))
     return config
 
 

@@ -25,6 +25,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
 
@@ -33,10 +34,27 @@ from fct_jax.embed.images import embed_images
 from fct_jax.errors import UserError
 from fct_jax.evaluate.metrics import retrieval_metrics
 from fct_jax.frozen.model import load_model
+from fct_jax.runtime import sharding
+from fct_jax.train.compatible.task import Compatible
 from fct_jax.train.image_batches import preprocessing_of
 from fct_jax.train.loop import train
+from fct_jax.train.optimizer import build_optimizer
+from fct_jax.train.state import fresh_state
+from tools.pytorch.check import load_strictly
+from tools.pytorch.parts import to_torch
 
 METHODS = ("hot_refresh", "none")
+HERE, ROUNDED = "here", "rounded"
+ROWS = {  # init -> row of the table
+    HERE: "PyTorch, weights and batches of here",
+    ROUNDED: "the same, weights changed by rounding",
+    "PyTorch": "PyTorch, initial weights of PyTorch",
+    "timm": "PyTorch, initial weights of timm",
+}
+PAIRS = (  # what, row, row that is subtracted
+    ("PyTorch minus here", ROWS[HERE], "here"),
+    ("rounding alone, in PyTorch", ROWS[ROUNDED], ROWS[HERE]),
+)
 
 
 def settings(arguments, **changes):
@@ -60,8 +78,31 @@ def images_of(config, split: str):
     return np.asarray(preprocessing.on_device(found["image"])), found["label"]
 
 
+def start_of(config):
+    """Return PyTorch's names of the weights that training starts from here, and the batches.
+
+    The batches are indices (steps, B) of training images, one row a step.
+    """
+    mesh = sharding.make_mesh()
+    task = Compatible(config, mesh)
+    per_epoch = task.feed.steps_per_epoch
+    optimizer = build_optimizer(config.optimizer, config.epochs, per_epoch)
+    variables = fresh_state(task, optimizer, config.seed, mesh).variables
+    batches = [
+        np.asarray(call)[:steps]
+        for epoch in range(config.epochs)
+        for steps, call in task.feed.calls(epoch * per_epoch)
+    ]
+    task.feed.close()
+    return to_torch(task.describe(), task.export(variables)), np.concatenate(batches)
+
+
 def torch_run(config, old_embeddings, seed: int, init: str, images, labels, test_images):
-    """Train by the published step, and return the embeddings of the test images."""
+    """Train by the published step, and return the embeddings of the test images.
+
+    ``init`` is "PyTorch" or "timm"; or HERE: the weights and batches of the training here; or
+    ROUNDED: these with every weight up or down by its last binary digit.
+    """
     import torch
     from torch.nn import functional
 
@@ -76,8 +117,15 @@ def torch_run(config, old_embeddings, seed: int, init: str, images, labels, test
         small_stem=True,
         width=config.model.width,
     )
+    batches = None
     if init == "timm":
         _init_as_timm(model.convnet)
+    elif init in (HERE, ROUNDED):
+        weights, batches = start_of(config)
+        if init == ROUNDED:
+            rng = np.random.default_rng(seed)
+            weights = {name: _nudged(weight, rng) for name, weight in weights.items()}
+        load_strictly(model, weights)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=config.optimizer.lr,
@@ -88,11 +136,14 @@ def torch_run(config, old_embeddings, seed: int, init: str, images, labels, test
     x = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     y, old = torch.from_numpy(labels).long(), torch.from_numpy(np.asarray(old_embeddings))
     size = config.batch_size
+    steps = len(x) // size  # drop_last=True, as published
     model.train()
-    for _ in range(config.epochs):
-        order = torch.randperm(len(x))
-        for start in range(0, len(x) - size + 1, size):  # drop_last=True, as published
-            rows = order[start : start + size]
+    for epoch in range(config.epochs):
+        if batches is None:
+            order = torch.randperm(len(x))[: steps * size].reshape(steps, size)
+        else:
+            order = torch.from_numpy(batches[epoch * steps : (epoch + 1) * steps]).long()
+        for rows in order:
             embedding = model(x[rows])
             loss = functional.cross_entropy(model.projection_cls(embedding), y[rows])
             if config.method == "hot_refresh":
@@ -104,6 +155,12 @@ def torch_run(config, old_embeddings, seed: int, init: str, images, labels, test
     model.eval()
     with torch.no_grad():
         return model(torch.from_numpy(test_images).permute(0, 3, 1, 2).contiguous()).numpy()
+
+
+def _nudged(weight, rng):
+    """Return the next float32 of each weight, up or down."""
+    weight = np.asarray(weight)
+    return np.nextafter(weight, rng.choice([-np.inf, np.inf], weight.shape).astype(np.float32))
 
 
 def _hot_refresh(embedding, old, labels, temperature: float = 0.01, top_k: int = 10):
@@ -145,6 +202,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", choices=METHODS, default="hot_refresh")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--starts", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--workdir", type=Path, help="keeps the runs (default: a temporary folder)")
     return parser
 
@@ -174,9 +232,12 @@ def run(arguments, workdir: Path) -> None:
         source = data.open_source(config.data, "validation")
         made = embed_images(load_model(where), source, where / "validation")
         note("here", np.asarray(made.vectors))
-        for init in ("PyTorch", "timm"):
+        with config.unlocked():
+            config.seed, config.old = seed, str(workdir / "old")
+        for init in arguments.starts:
+            name = ROWS[init]
             vectors = torch_run(config, sets["train"], seed, init, images, labels, test_images)
-            note(f"PyTorch, initial weights of {init}", vectors)
+            note(name, vectors)
         for name, values in results.items():
             print(f"seed {seed}: {name} {values[-1][0]:.1f} / {values[-1][1]:.1f}", file=sys.stderr)
     self_, cross = measured(sets["validation"], sets["validation"], test_labels)
@@ -187,6 +248,20 @@ def run(arguments, workdir: Path) -> None:
         mean, spread = np.mean(values, 0), np.std(values, 0, ddof=min(1, len(values) - 1))
         cells = [f"{m:.1f} ± {s:.1f}" for m, s in zip(mean, spread, strict=True)]
         print(f"{name:40} {cells[0]:>14} {cells[1]:>14}")
+    print(f"paired differences, 95 % of their means{'':1} (largest)")
+    for title, row, other in PAIRS:
+        if row in results and other in results and arguments.seeds > 1:
+            print(f"{title:40}", *paired(results[row], results[other]))
+
+
+def paired(values, others) -> list[str]:
+    """Return the mean of the differences with its 95 % interval (Student's t), and the largest."""
+    difference = np.array(values) - np.array(others)
+    count = len(difference)
+    half = stats.t.ppf(0.975, count - 1) * difference.std(0, ddof=1) / np.sqrt(count)
+    largest = np.abs(difference).max(0)
+    found = zip(difference.mean(0), half, largest, strict=True)
+    return [f"{m:+6.2f} ± {h:.2f} ({most:.2f})" for m, h, most in found]
 
 
 def main() -> int:

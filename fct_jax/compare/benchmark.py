@@ -1,7 +1,8 @@
 """A scenario benchmark: train what is missing of it, and compare all models.
 
 The config file of a benchmark has, beside ``get_config``, a function ``benchmark`` that names
-scenarios, test sets and transformations; ``configs/digits_compatible.py`` is an example.
+scenarios, test sets, transformations and, where a method's own publication asks for them, changes
+of its config; ``configs/digits_compatible.py`` is an example.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from fct_jax.runtime.config_files import find_config, run_config
 from fct_jax.storage.files import new_directory
 from fct_jax.train.compatible.methods import METHODS as KNOWN
 
-METHODS = ("bct", "lce", "hot_refresh", "unibct", "advbct")
+METHODS = ("bct", "lce", "hot_refresh", "unibct", "advbct", "oca", "bt2", "mixbct")
 
 
 def benchmark(
@@ -93,6 +94,7 @@ class Scenario:
         plan = config["benchmark"]()
         self._old_changes, self._new_changes = plan["scenarios"][name]
         self._tests, self._transformations = plan["tests"], plan["transformations"]
+        self._of_method = plan.get("methods", {})
         self.folder = folder
         # Scenarios with the same old model share its run.
         self.old = folder.parent.parent / f"old-{_slug(self._old_changes)}" / f"seed{seed}"
@@ -150,8 +152,13 @@ class Scenario:
         runs = [("old", self.old, old)]
         runs.append((ALONE, self.folder / "alone", self._new_config("none", self._new_changes)))
         for method in methods:
-            config = self._new_config(method, self._new_changes)
-            config.old = str(self.old)
+            changes = {**self._new_changes, **self._of_method.get(method, {})}
+            config = self._new_config(method, changes)
+            config.old, row = str(self.old), KNOWN[method]
+            size = config.model.embedding_dim
+            config.model.embedding_dim = row.size.of(size, old.model.embedding_dim, size)
+            if row.teacher:
+                config.teacher = str(self.folder / "alone")
             runs.append((method, self.folder / method, config))
         for name, template in self._transformations.items():
             config = template.copy_and_resolve_references()

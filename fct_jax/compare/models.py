@@ -11,7 +11,7 @@ from fct_jax.compare.scoring import Row, measure
 from fct_jax.compare.test_sets import TestSet
 from fct_jax.embed.transform import transform_set
 from fct_jax.errors import UserError
-from fct_jax.frozen.model import Transformer, is_run, load_model
+from fct_jax.frozen.model import Transformer, is_run, load_model, read_description
 from fct_jax.storage.embedding_set import EmbeddingSet, check_paired
 
 IDENTITY = "identity"
@@ -92,7 +92,7 @@ class _Rows:
         identity = isinstance(where, str) and where == IDENTITY
         transform = None if identity else _transformation(name, where)
         if transform is None and not identity:
-            return Row(*self._of_model(where), self.old.gallery)
+            return Row(*self._of_model(where), self._searched(where))
         model = where if _has_gallery_run(where) else self._new
         if model is None:
             raise UserError(f"{name}={where} translates to a new model's space; say which (new)")
@@ -100,6 +100,21 @@ class _Rows:
         if transform is None:
             return Row(query, gallery, self.old.gallery)
         return Row(query, gallery, *self._translated(name, where, transform, model))
+
+    def _searched(self, where) -> np.ndarray:
+        """Return the old gallery in the size of a model that begins with the old space (OCA, BT²).
+
+        The cosine of a query with zeros behind an old vector is that with the query's first
+        numbers, times a factor that is the same for the whole gallery.
+        """
+        gallery = self.old.gallery
+        if not (isinstance(where, str | Path) and is_run(where)):
+            return gallery
+        description = read_description(where)
+        if not description.get("compatible", {}).get("old_first"):
+            return gallery
+        missing = description["dim"] - gallery.shape[1]
+        return np.pad(gallery, ((0, 0), (0, max(missing, 0))))
 
     def _translated(self, name: str, where, transform, model):
         old = self._old_gallery

@@ -142,7 +142,7 @@ def embeddings_of(
 
     Args:
       where: a run, "module:function", or vectors as of `vectors_of`.
-      role: "old", "new" or "side", for messages.
+      role: "old", "new", "side" or "teacher", for messages.
       config: with ``data``, ``preprocessing`` (where a view is asked for), ``seed`` and
         ``callable_embeddings``.
       split: "train" or "validation".

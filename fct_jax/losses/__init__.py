@@ -8,7 +8,7 @@ from fct_jax.losses.adversarial import (
 )
 from fct_jax.losses.alignment import alignment, uncertainty_weighted
 from fct_jax.losses.boundary import advbct_boundary, advbct_point, elastic_radius, lce
-from fct_jax.losses.bt2 import BT2_WEIGHTS, bt2, bt2_embedding
+from fct_jax.losses.bt2 import BT2_SCALE, BT2_WEIGHTS, bt2, bt2_embedding
 from fct_jax.losses.classification import (
     arcface,
     cosface,
@@ -46,6 +46,7 @@ from fct_jax.losses.self_supervised import nt_xent
 
 __all__ = [
     "BASE_LOSSES",
+    "BT2_SCALE",
     "BT2_WEIGHTS",
     "CONVERTER_WEIGHTS",
     "HEADS",

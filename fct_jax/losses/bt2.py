@@ -13,7 +13,7 @@ from fct_jax.errors import UserError
 from fct_jax.losses.class_means import class_mean_cross_entropy
 from fct_jax.losses.precision import cosine, floating, smoothed_cross_entropy, unit
 
-SCALE = 2.0  # C, the length of the new model's part; the extra part has length 1
+BT2_SCALE = 2.0  # C, the length of the new model's part; the extra part has length 1
 
 
 class Bt2Embedding(NamedTuple):
@@ -43,7 +43,7 @@ def bt2_embedding(
     new_basis: jax.Array,
     old_basis: jax.Array,
     extra: int = 32,
-    scale: float = SCALE,
+    scale: float = BT2_SCALE,
 ) -> Bt2Embedding:
     """Put the new model's vector and ``extra`` further numbers into one basis that holds the old.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fct_jax.errors import UserError, unknown
+from fct_jax.models.basis import BasisChange
 from fct_jax.models.lce_transformation import GalleryTransformation
 from fct_jax.models.projection import ProjectionResNet
 from fct_jax.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -31,9 +32,13 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], dict]] = {
     "fct": (Transformation, {"uncertainty": False}),
     "fastfill": (Transformation, {"uncertainty": True}),
     "lce": (GalleryTransformation, {}),
+    "bt2": (BasisChange, {}),
 }
 
-_SIZES = ("num_classes", "embedding_dim", "inner_dim", "width", "blocks", "inner", "last_stride")
+_SIZES = (
+    *("num_classes", "embedding_dim", "inner_dim", "width", "blocks", "inner", "last_stride"),
+    *("old_dim", "extra"),
+)
 
 
 def build(name: str, **kwargs) -> nn.Module:

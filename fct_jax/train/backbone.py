@@ -44,8 +44,11 @@ class Backbone:
     @functools.cached_property
     def dim(self) -> int:
         """Return D, the size of an embedding."""
+        return self._dim_of(self._module)
+
+    def _dim_of(self, module) -> int:
         image = jnp.zeros((1, *self._preprocessing.shape, 3))
-        shapes = jax.eval_shape(lambda: self._module.init_with_output(jax.random.key(0), image))
+        shapes = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), image))
         return shapes[0][1].shape[-1]
 
     def init(self, key):

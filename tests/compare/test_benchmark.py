@@ -2,11 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
+import tiny_compatible
 import tiny_runs  # noqa: F401 - puts the repository on the path
 
+from fct_jax import data
 from fct_jax.compare import benchmark as benchmarks
 from fct_jax.errors import UserError
+from fct_jax.evaluate.metrics import retrieval_metrics
+from fct_jax.frozen.model import load_model
 from fct_jax.runtime.report import FILES
 
 pytestmark = pytest.mark.usefixtures("flat_model")
@@ -24,6 +29,7 @@ def benchmark():
             "extended-class": ({}, {}),
         },
         "tests": {"digits": {}},
+        "methods": {"mixbct": {"base_loss": "arcface"}},
         "transformations": {"FCT": tiny_runs.transformation("", "", epochs=2)},
     }
 """
@@ -45,9 +51,10 @@ def run(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_trains_and_reports(run, tmp_path, capsys):
-    settings = {"scenarios": ["extended-data"], "methods": ["bct"], "seeds": 2}
+    methods = ["bct", "oca", "bt2", "mixbct"]
+    settings = {"scenarios": ["extended-data"], "methods": methods, "seeds": 2}
     (report,) = run(**settings)
-    assert report.rows == ["new alone", "bct", "FCT"] and report.runs == 2
+    assert report.rows == ["new alone", *methods, "FCT"] and report.runs == 2
     folder = tmp_path / "runs" / "report"
     assert {file.name for file in folder.iterdir()} == set(FILES)
     written = json.loads((folder / "report.json").read_text())["comparisons"]
@@ -67,7 +74,19 @@ def test_trains_and_reports(run, tmp_path, capsys):
     (folder).rename(tmp_path / "first")
     capsys.readouterr()
     assert run(**settings)[0].to_json() == before
-    assert capsys.readouterr().out.count("is finished") == 8
+    assert capsys.readouterr().out.count("is finished") == 2 * 7
+    changed = json.loads((tmp_path / "runs/extended-data/seed1/mixbct/config.json").read_text())
+    assert (changed["base_loss"], changed["label_smoothing"]) == ("arcface", 0.0)
+    # A model with the old space in its first numbers searches as if it were cut to them.
+    source, of_seeds = data.open_source(tiny_compatible.config().data, "validation"), []
+    for seed in ("seed0", "seed1"):
+        runs = (f"extended-data/{seed}/oca", f"old-old_images_0.3/{seed}")
+        pixels = np.stack([source[row]["image"] for row in range(len(source))])
+        new, old = (load_model(tmp_path / "runs" / run).embed(pixels) for run in runs)
+        assert (new.shape[1], old.shape[1]) == (10, 8)
+        options = {"metric": "cosine", "ks": (1,)}
+        of_seeds.append(retrieval_metrics(new[:, :8], old, source.labels, **options)["map"])
+    assert report.tests["digits"]["oca"]["cross"] == pytest.approx(np.mean(of_seeds), abs=1e-6)
 
 
 def test_mistakes_are_named_before_training(run, tmp_path):

@@ -53,20 +53,30 @@ def refused(config, match, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, flat_model):
+    """A new model of all ten classes, trained without regard to the old one; 12 dimensions."""
+    run = tmp_path_factory.mktemp("runs") / "teacher"
+    train(config(data__subset=NEW_DATA, seed=4, model__embedding_dim=12), run)
+    return str(run)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains(method, old, tmp_path):
+def test_every_method_trains(method, old, teacher, tmp_path):
     run, row = tmp_path / "run", METHODS[method]
-    dim = 10 if row.extends else 8
-    train(new_config(old, method, model__embedding_dim=dim), run)
+    dim = row.size.of(8, 8, 12)
+    changes = {"teacher": teacher} if row.teacher else {}
+    train(new_config(old, method, model__embedding_dim=dim, **changes), run)
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first, *_, last = [entry for entry in entries if "train/base" in entry]
     assert last["train/base"] < first["train/base"]
     assert 0 <= last["train/share"] <= 1
     assert (last["train/share"] > 0) == (method != "none")
-    names = {*METHODS, "boundary", "alignment", "adversarial", "compatibility"}
+    names = {*METHODS, "boundary", "alignment", "adversarial", "compatibility", "teacher"}
     parts = {name for name in names if f"train/{name}" in last}
-    weights = losses.OCA_WEIGHTS._asdict() if method == "oca" else {}
+    known = {"oca": losses.OCA_WEIGHTS, "bt2": losses.BT2_WEIGHTS}
+    weights = known[method]._asdict() if method in known else {}
     # The last steps are of the epoch in which the adversarial loss has the weight 1.
     expected = sum(weights.get(name, 1.0) * last[f"train/{name}"] for name in parts)
     expected += row.base_weight * last["train/base"]
@@ -74,13 +84,105 @@ def test_every_method_trains(method, old, tmp_path):
     assert bool(parts) == (method not in ("none", "mixbct"))
     # An ordinary backbone, without what only its training needed.
     model = load_model(run)
-    assert model.description["kind"] == "backbone" and model.classifier.shape == (10, dim)
-    assert set(model.variables["params"]) == {"projection", "projection_bn", "classifier"}
-    assert model.embed(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, dim)
+    served = 12 + 8 // 4 if method == "bt2" else dim
+    assert model.description["kind"] == "backbone" and model.classifier.shape == (10, served)
+    trained = {"projection", "projection_bn", "classifier"}
+    if method == "bt2":
+        assert set(model.variables["params"]["backbone"]) == trained
+    else:
+        assert set(model.variables["params"]) == trained
+    assert model.embed(np.zeros((2, 8, 8, 3), np.uint8)).shape == (2, served)
+    if method != "none":
+        told = model.description["compatible"]
+        before = load_model(old).fingerprint
+        assert (told["method"], told["old_dim"], told["old_fingerprint"]) == (method, 8, before)
+        assert told["old_first"] == (served > 8)
+
+
+def test_bt2_is_exported_as_one_vector_that_begins_with_the_old_space(old, teacher, tmp_path):
+    refused(new_config(old, "bt2"), "needs config.teacher: the run of the new model", tmp_path)
+    given = {"teacher": teacher, "model__embedding_dim": 20}
+    small = new_config(old, "bt2", **{**given, "model__embedding_dim": 12})
+    refused(small, "dimension 8, the teacher's 12, so set config.model.embedding_dim=20", tmp_path)
+    much = new_config(old, "bt2", compatibility__extra=9, **given)
+    refused(much, "config.compatibility.extra=9 must be at most 8", tmp_path)
+
+    made = new_config(old, "bt2", epochs=6, evaluate_every_epochs=6, **given)
+    train(made, tmp_path / "new")
+    model, before = load_model(tmp_path / "new"), load_model(old)
+    source = data.open_source(config(data__subset=NEW_DATA).data, "train")
+    pixels = np.stack([source[i]["image"] for i in range(200)])
+    new, labels = model.embed(pixels), source.labels[:200]
+    assert new.shape == (200, 12 + 2) and model.dim == 14
+    # The transformation loses nothing: a unit part of 2 numbers, and one of length C = 2.
+    np.testing.assert_allclose(np.sum(new**2, axis=1), 5.0, rtol=1e-5)
+    # By hand in float64, from the exported parameters.
+    weights = load_file(tmp_path / "new" / "model" / "weights.safetensors")
+    weights = {name.removeprefix("params/"): np.float64(w) for name, w in weights.items()}
+    raw = np.float64(model.preprocessing.on_device(pixels)).reshape(200, -1)
+    raw = raw @ weights["backbone/projection/kernel"]
+    norm = {k: weights[f"backbone/projection_bn/{k}"] for k in ("scale", "bias")}
+    running = {k: weights[f"batch_stats/backbone/projection_bn/{k}"] for k in ("mean", "var")}
+    raw = (raw - running["mean"]) / np.sqrt(running["var"] + 1e-5) * norm["scale"] + norm["bias"]
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    branch = np.maximum(raw, 0) @ weights["branch/kernel"] + weights["branch/bias"]
+    own = unit(raw[:, :12])
+    z = np.hstack([unit(unit(branch)[:, :2]), 2 * own @ weights["new_basis"].T])
+    expected = np.hstack([z[:, :8] @ weights["old_basis"].T, z[:, 8:]])
+    np.testing.assert_allclose(new, expected, atol=1e-4)
+    for basis in ("new_basis", "old_basis"):
+        turn = weights[basis]
+        np.testing.assert_allclose(turn @ turn.T, np.eye(len(turn)), atol=1e-5)
+        assert np.abs(turn - np.eye(len(turn))).max() > 1e-3  # it was learned
+    # The exported classifier gives the logits of the new model's own vector.
+    logits = own @ weights["backbone/classifier/kernel"][:12]
+    np.testing.assert_allclose(new @ model.classifier.T, logits, atol=1e-4)
+    assert (logits.argmax(1) == labels).mean() > 0.6
+    # Cosine with the mean of the own class in the old space, beside those of other classes.
+    means = unit(class_statistics(before.embed(pixels), labels, 10).center)
+    likeness = unit(new[:, :8]) @ means.T
+    own = likeness[np.arange(200), labels]
+    assert (own > np.where(np.arange(10) == labels[:, None], -1, likeness).max(1)).mean() > 0.6
+
+
+def test_a_bt2_step_is_the_sum_of_its_published_parts(old, teacher):
+    task = task_of(new_config(old, "bt2", teacher=teacher, model__embedding_dim=20))
+    variables, batch = jax.jit(task.init)(jax.random.key(0)), first_batch(task)
+    step = jax.jit(lambda v: task.loss(v, task.frozen, batch, 0, jax.random.key(1), False))
+    loss, (_, metrics) = step(variables)
+    weights = {"base": 1, "teacher": 1, "compatibility": 10, "alignment": 5}
+    expected = sum(factor * float(metrics[name]) for name, factor in weights.items())
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    model = load_model(teacher)
+    images = model.preprocessing.on_device(batch["image"])
+    outputs = task._module.apply(
+        {part: variables[part]["model"] for part in variables}, images, train=True, mutable=True
+    )[0][1]
+    theirs = np.float64(model.forward(model.variables, batch["image"])[1])
+    ours = np.float64(outputs[:, :12])
+    cosines = np.sum(ours * theirs, 1) / np.linalg.norm(ours, axis=1)
+    cosines /= np.linalg.norm(theirs, axis=1)
+    assert float(metrics["teacher"]) == pytest.approx(1 - cosines.mean(), rel=1e-4)
+    # Where both bases are the identity, the compatible part is what z begins with.
+    learned = variables["params"]["method"]
+    assert not np.any(learned["new_turn"]) and not np.any(learned["old_turn"])
+    branch = np.maximum(outputs, 0) @ learned["branch"]["kernel"] + learned["branch"]["bias"]
+    head = np.asarray(branch)[:, :2]
+    z = np.hstack([head / np.linalg.norm(head, axis=1, keepdims=True), 2 * own_unit(ours)])[:, :8]
+    before = np.float64(task.frozen["embeddings"])[0][np.asarray(batch["index"])]
+    cosines = np.sum(own_unit(z) * own_unit(before), 1)
+    assert float(metrics["alignment"]) == pytest.approx(1 - cosines.mean(), rel=1e-4)
+
+
+def own_unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def test_oca_keeps_the_old_space_in_the_first_numbers(old, tmp_path):
-    refused(new_config(old, "oca"), "first 8 numbers of a larger.*embedding_dim=10", tmp_path)
+    refused(new_config(old, "oca"), "first numbers of a larger.*embedding_dim=10", tmp_path)
     changes = {"model__embedding_dim": 10, "epochs": 6, "evaluate_every_epochs": 6}
     train(new_config(old, "oca", **changes), tmp_path / "new")
     model, before = load_model(tmp_path / "new"), load_model(old)

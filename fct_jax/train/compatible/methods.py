@@ -6,9 +6,8 @@ function runs in, where a method that learns something itself declares it; ``opt
 named as ``config.method=module:name`` (docs/plugins.md).
 """
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,47 +15,22 @@ import jax.numpy as jnp
 
 from fct_jax import losses
 from fct_jax.errors import UserError
-from fct_jax.losses.numerics import normalize
 from fct_jax.models.discriminator import Discriminator
 from fct_jax.models.lce_transformation import LCETransformation
 from fct_jax.runtime import plugins
-from fct_jax.storage.class_statistics import ClassStatistics
+from fct_jax.train.compatible.extended import BT2, OCA
+from fct_jax.train.compatible.method import ANY, Method, Size, Step, Terms
 
-
-class Step(NamedTuple):
-    """A method's view of one step, over the global batch of B images."""
-
-    embedding: jax.Array  # (B, D) of the new model
-    logits: jax.Array  # (B, C) of its classifier
-    classifier: jax.Array  # (C, D) of the new model
-    labels: jax.Array  # (B,)
-    old_embedding: jax.Array | None  # (B, Do)
-    old_classifier: jax.Array | None  # (C_old, Do)
-    statistics: ClassStatistics | None
-    progress: jax.Array | float  # share of the training that is over, in [0, 1)
-    adversarial_weight: jax.Array | float  # of this epoch
-    base_logits: jax.Array | None = None  # (B, C) with the margin of the base loss
-    old_means: jax.Array | None = None  # (C, Do) of the old unit vectors of the training images
-    credible: jax.Array | None = None  # (B,) whether the old embedding is near its class's mean
-
-
-class Terms(NamedTuple):
-    """A method's addition to the loss.
-
-    Attributes:
-      losses: {name: loss}, as they are logged.
-      share: how much of the batch took part.
-      weights: {name: weight} where it is not 1; of an epoch, say.
-    """
-
-    losses: dict[str, jax.Array]
-    share: jax.Array | float
-    weights: Mapping[str, jax.Array | float] = MappingProxyType({})
-
-    @property
-    def total(self):
-        """Return the weighted sum of the losses."""
-        return sum(self.weights.get(name, 1.0) * loss for name, loss in self.losses.items())
+__all__ = [
+    "ANY",
+    "METHODS",
+    "Compatibility",
+    "Method",
+    "Size",
+    "Step",
+    "Terms",
+    "find_method",
+]
 
 
 def none(scope, step: Step, options):
@@ -190,33 +164,6 @@ def advbct(scope, step: Step, options):
     return Terms(found, share, {"adversarial": weight})
 
 
-def oca(scope, step: Step, options):
-    parts = losses.oca(step.base_logits, step.embedding, step.labels, step.old_means)
-    known = jnp.any(step.old_means != 0, -1)[step.labels]
-    found = {name: part.mean() for name, part in parts._asdict().items()}
-    del found["classification"]  # the base loss
-    return Terms(found, known.mean(), losses.OCA_WEIGHTS._asdict())
-
-
-def turned(scope, step: Step, options, key):
-    """Return OCA's input of the classifier: the embedding's direction after a learned rotation.
-
-    It starts as the identity. The published layer has a bias besides, which is left out here: with
-    it, the exported classifier, which is linear without bias, would not be the trained one.
-    """
-    size = step.embedding.shape[-1]
-    return normalize(step.embedding) @ _rotation(scope.param("turn", _zeros, (size, size))).T
-
-
-def with_turn(kernel: jax.Array, learned) -> jax.Array:
-    """Return OCA's classifier (D, C) of embeddings that are not turned."""
-    return _rotation(learned["turn"]).T @ kernel
-
-
-def _rotation(free: jax.Array) -> jax.Array:
-    return jax.scipy.linalg.expm(free - free.T)
-
-
 def mixbct(scope, step: Step, options):
     return Terms({}, jnp.minimum(options.mix_share, step.credible.mean()))
 
@@ -225,10 +172,6 @@ def mixed(scope, step: Step, options, key):
     """Return MixBCT's input of the classifier: old embeddings replace a share of the batch."""
     given = step.embedding, step.old_embedding, step.credible
     return losses.mix_old_embeddings(*given, key, options.mix_share)[0]
-
-
-def _zeros(key, shape):
-    return jnp.zeros(shape, jnp.float32)
 
 
 def _uniform_around_zero(key, shape):
@@ -241,38 +184,8 @@ def _logits_of_old_classes(step: Step) -> tuple[jax.Array, jax.Array]:
     return step.logits[:, : len(step.old_classifier)], old
 
 
-class Method(NamedTuple):
-    """A row of the table: a method, what it needs of the old model, and how it changes the base.
-
-    Attributes:
-      losses: ``(scope, step, options) -> Terms``.
-      classifier, embeddings, means, credible: whether it needs the old classifier; the old
-        embeddings of the training images; their means by class; which of them are near these.
-      statistics: kind of the class statistics that it needs; "": none.
-      same_size: whether old and new embeddings must have one size.
-      extends: whether the new embedding must be larger, the old space in its first numbers.
-      classified: ``(scope, step, options, key) -> (B, D)``, what the base loss classifies; None:
-        the new embedding.
-      base_weight: of the base loss.
-      folded: ``(kernel (D, C), learned parameters) -> kernel``: the classifier of new embeddings
-        where others were classified; None: as it was trained.
-    """
-
-    losses: Callable
-    classifier: bool = False
-    statistics: str = ""
-    embeddings: bool = False
-    same_size: bool = True
-    means: bool = False
-    credible: bool = False
-    extends: bool = False
-    classified: Callable | None = None
-    base_weight: float = 1.0
-    folded: Callable | None = None
-
-
 METHODS = {
-    "none": Method(none, same_size=False),
+    "none": Method(none, size=ANY),
     "bct": Method(bct, classifier=True),
     "bct_ract": Method(bct_ract, classifier=True),
     "lce": Method(lce, statistics="angle"),
@@ -283,19 +196,10 @@ METHODS = {
     "triplet": Method(triplet, embeddings=True),
     "triplet_ract": Method(triplet_ract, embeddings=True),
     "l2": Method(l2, embeddings=True),
-    "lwf": Method(lwf, classifier=True, embeddings=True, same_size=False),
-    "focal_distillation": Method(
-        focal_distillation, classifier=True, embeddings=True, same_size=False
-    ),
-    "oca": Method(
-        oca,
-        means=True,
-        same_size=False,
-        extends=True,
-        classified=turned,
-        base_weight=losses.OCA_WEIGHTS.classification,
-        folded=with_turn,
-    ),
+    "lwf": Method(lwf, classifier=True, embeddings=True, size=ANY),
+    "focal_distillation": Method(focal_distillation, classifier=True, embeddings=True, size=ANY),
+    "oca": OCA,
+    "bt2": BT2,
     "mixbct": Method(mixbct, embeddings=True, credible=True, classified=mixed),
 }
 

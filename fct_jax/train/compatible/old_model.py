@@ -1,4 +1,4 @@
-"""The old model's part of compatible training: embeddings, classifier, class statistics."""
+"""What frozen models give to compatible training: embeddings, classifier, class statistics."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from fct_jax.errors import UserError
 from fct_jax.frozen.model import Embedder, Transformer, is_model, load_model
 from fct_jax.storage.class_statistics import ClassStatistics, class_statistics
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.train.compatible.methods import Method
+from fct_jax.train.compatible.method import Method
 
 
 class OldModel(NamedTuple):
@@ -33,6 +33,7 @@ class OldModel(NamedTuple):
       statistics: of its C_old classes.
       means: (C, Do) of the unit embeddings of the training images of each class.
       credible: (N,) bool, whose old embeddings are near the mean of their class.
+      teacher: (V, N, Dt) embeddings by the teacher, a new model that was trained alone.
     """
 
     dim: int
@@ -42,6 +43,7 @@ class OldModel(NamedTuple):
     statistics: ClassStatistics | None = None
     means: np.ndarray | None = None
     credible: np.ndarray | None = None
+    teacher: np.ndarray | None = None
 
 
 def old_model(config: ConfigDict, method: Method, source) -> OldModel:
@@ -95,7 +97,7 @@ def old_model(config: ConfigDict, method: Method, source) -> OldModel:
             )
     if method.embeddings or method.means or method.credible:
         sets = [embeddings_of(config.old, "old", config, "train", view=view) for view in views]
-        embeddings = np.stack([_rows_of(found, source, config.data.on_error) for found in sets])
+        embeddings = _stacked(sets, config, source)
     found = OldModel(dim, fingerprint, embeddings, classifier, statistics)
     if method.means:
         of = class_statistics(embeddings[0], source.labels, source.num_classes)
@@ -104,7 +106,27 @@ def old_model(config: ConfigDict, method: Method, source) -> OldModel:
         share = config.compatibility.credible_share
         credible, _ = losses.credible_mask(embeddings[0], source.labels, share)
         found = found._replace(credible=credible)
+    if method.teacher:
+        found = found._replace(teacher=_teacher(config, source))
     return found if method.embeddings else found._replace(embeddings=None)
+
+
+def _teacher(config: ConfigDict, source) -> np.ndarray:
+    """Return the teacher's embeddings (V, N, Dt) of the training images."""
+    if not config.teacher:
+        raise UserError(
+            f"config.method={config.method} needs config.teacher: the run of the new model trained "
+            "alone (config.method=none), or its embeddings of the training images"
+        )
+    views = [None]
+    if config.preprocessing.flip and is_model(config.teacher):
+        views = [0, 1]
+    sets = [embeddings_of(config.teacher, "teacher", config, "train", view=view) for view in views]
+    return _stacked(sets, config, source)
+
+
+def _stacked(sets: list[EmbeddingSet], config: ConfigDict, source) -> np.ndarray:
+    return np.stack([_rows_of(found, source, config.data.on_error) for found in sets])
 
 
 def _check_numbering(config: ConfigDict, model: Embedder) -> None:

@@ -17,7 +17,7 @@ from fct_jax.errors import UserError
 from fct_jax.frozen.model import write_model
 from fct_jax.runtime import sharding
 from fct_jax.train.backbone import Backbone
-from fct_jax.train.compatible.methods import Compatibility, Step, find_method
+from fct_jax.train.compatible.methods import Compatibility, Method, Step, find_method
 from fct_jax.train.compatible.metric_losses import MetricLosses
 from fct_jax.train.compatible.old_model import OldModel, old_model
 
@@ -38,18 +38,8 @@ class Compatible(Backbone):
             old = OldModel(0)
         elif old is None:
             old = old_model(config, method, self._train)
-        if method.extends and old.dim >= self.dim:
-            raise UserError(
-                f"config.method={config.method} keeps the old space in the first {old.dim} numbers "
-                f"of a larger embedding: set config.model.embedding_dim={old.dim * 5 // 4} "
-                f"(a quarter more, as published), not {self.dim}"
-            )
-        if config.method != "none" and method.same_size and old.dim != self.dim:
-            raise UserError(
-                f"config.method={config.method} compares embeddings: the old model's have "
-                f"dimension {old.dim}, so set config.model.embedding_dim={old.dim}, "
-                f"not {self.dim}"
-            )
+        if config.method != "none":
+            _check_size(config, method, self.dim, old)
         self._old = old
         constants = {
             "embeddings": old.embeddings,
@@ -57,9 +47,18 @@ class Compatible(Backbone):
             "statistics": old.statistics,
             "means": old.means,
             "credible": old.credible,
+            "teacher": old.teacher,
         }
         self.frozen = sharding.put_replicated(constants, mesh)
         self._row = method
+        self._served_as = config.model.name, self._kwargs
+        self._served = self._module
+        if method.served is not None:
+            options = config.compatibility
+            self._served_as = method.served.build(*self._served_as, old.dim, options)
+        if self._served_as[0] != config.model.name:
+            name, kwargs = self._served_as
+            self._served = models.build(name, **kwargs)
         self._method = Compatibility(method, FrozenConfigDict(config.compatibility))
         self._metric = MetricLosses(FrozenConfigDict(config.reid), self._train.num_classes)
 
@@ -83,17 +82,31 @@ class Compatible(Backbone):
 
     def warm_start(self, variables):
         """Take the weights of ``config.pretrained`` if it is given."""
-        model = super().warm_start(self.export(variables))
+        model = super().warm_start(_model_of(variables))
         return {part: {**variables[part], "model": model[part]} for part in variables}
 
     def export(self, variables):
-        """Return the model without what the method learns, unless the classifier takes it in."""
-        model = {part: variables[part]["model"] for part in variables}
-        if self._row.folded is None:
+        """Return the variables of the exported model, without what only its training needs."""
+        model = _model_of(variables)
+        if self._row.served is None:
             return model
         learned = variables["params"]["method"]
-        kernel = self._row.folded(model["params"]["classifier"]["kernel"], learned)
-        return {**model, "params": {**model["params"], "classifier": {"kernel": kernel}}}
+        return self._row.served.variables(model, learned, self._config.compatibility)
+
+    def describe(self) -> dict:
+        """Return the entries of ``model.json``, with the old model that the new one fits."""
+        name, kwargs = self._served_as
+        described = {**super().describe(), "name": name, "kwargs": kwargs}
+        if self._served is not self._module:
+            described["dim"] = self._dim_of(self._served)
+        if self._config.method != "none":
+            described["compatible"] = {
+                "method": self._config.method,
+                "old_fingerprint": self._old.fingerprint,
+                "old_dim": self._old.dim,
+                "old_first": self._row.old_first,
+            }
+        return described
 
     def summary(self) -> list[str]:
         """Return what is trained on what, and compatible with which model."""
@@ -102,7 +115,8 @@ class Compatible(Backbone):
             return [*super().summary(), "no old model (config.method=none)"]
         model = f"model {self._old.fingerprint}, " if self._old.fingerprint else ""
         old = f"old: {config.old} ({model}dimension {self._old.dim})"
-        return [*super().summary(), f"{old}; method {config.method}, base loss {config.base_loss}"]
+        lines = [*super().summary(), f"{old}; method {config.method}, base loss {config.base_loss}"]
+        return [*lines, f"teacher: {config.teacher}"] if self._row.teacher else lines
 
     def finish(self, workdir, fingerprint: str, variables) -> None:
         """Write LCE's transformation of an old gallery as a run below the new model's."""
@@ -131,7 +145,7 @@ class Compatible(Backbone):
         images = self._preprocessing.on_device(batch["image"], batch["flip"])
         mix_key = None if self._row.classified is None else jax.random.fold_in(key, 1)
         outputs, new = self._module.apply(
-            {part: variables[part]["model"] for part in variables},
+            _model_of(variables),
             self.augmented(images, key),
             train=True,
             mutable=["batch_stats", *(["intermediates"] if self._config.reid.neck else [])],
@@ -154,7 +168,8 @@ class Compatible(Backbone):
             "method": learned.get("batch_stats", {}),
             "metric": {},
         }
-        accuracy = jnp.mean(jnp.argmax(seen.logits, -1) == batch["label"])
+        logits = seen.logits if self._row.served is None else base_logits
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
         metrics = {"base": base, **added, **terms.losses}
         metrics |= {"share": jnp.float32(terms.share), "accuracy": accuracy}
         return loss, (batch_stats, metrics)
@@ -174,28 +189,37 @@ class Compatible(Backbone):
         """Return what the method sees of a step."""
         logits, embedding = outputs
         credible = frozen["credible"]
-        old_embedding = frozen["embeddings"]
-        if old_embedding is not None:
-            view = batch["flip"].astype(jnp.int32) if len(old_embedding) == 2 else 0
-            old_embedding = old_embedding[view, batch["index"]]
+
+        def of_batch(embeddings):
+            if embeddings is None:
+                return None
+            view = batch["flip"].astype(jnp.int32) if len(embeddings) == 2 else 0
+            return embeddings[view, batch["index"]]
+
         per_epoch, epochs = self.feed.steps_per_epoch, self._config.epochs
         return Step(
             embedding=embedding,
             logits=logits,
             classifier=params["classifier"]["kernel"].T,
             labels=batch["label"],
-            old_embedding=old_embedding,
+            old_embedding=of_batch(frozen["embeddings"]),
             old_classifier=frozen["classifier"],
             statistics=frozen["statistics"],
             progress=step / (epochs * per_epoch),
             adversarial_weight=losses.adversarial_weight(step // per_epoch, epochs),
             old_means=frozen["means"],
             credible=None if credible is None else credible[batch["index"]],
+            teacher=of_batch(frozen["teacher"]),
         )
 
     def _head(self, seen: Step):
         """Return the function from embeddings to the logits of the base loss."""
-        return lambda embedding: self._base_logits(embedding, seen.classifier, seen.labels)
+
+        def logits(embedding):
+            classifier = seen.classifier[:, : embedding.shape[-1]]
+            return self._base_logits(embedding, classifier, seen.labels)
+
+        return logits
 
     def _base_logits(self, embedding, classifier, labels):
         config = self._config
@@ -205,13 +229,32 @@ class Compatible(Backbone):
 
     def _class_scores(self, variables, images):
         """Return the base loss's logits without a margin."""
-        embedding = self._module.apply(variables, images)[1]
+        embedding = self._served.apply(variables, images)[1]
         classifier = variables["params"]["classifier"]["kernel"].T
         return self._base_logits(embedding, classifier, jnp.full(len(images), -1))
 
     def evaluate(self, variables) -> dict[str, float]:
         """Evaluate the model as a backbone."""
         return super().evaluate(self.export(variables))
+
+
+def _model_of(variables) -> dict:
+    """Return the trained model's own variables."""
+    return {part: variables[part]["model"] for part in variables}
+
+
+def _check_size(config: ConfigDict, method: Method, own: int, old: OldModel) -> None:
+    """Raise UserError unless the model's outputs have the size that the method wants."""
+    teacher = 0 if old.teacher is None else old.teacher.shape[-1]
+    wanted = method.size.of(own, old.dim, teacher)
+    if own != wanted:
+        sizes = f"the old model's have dimension {old.dim}"
+        if teacher:
+            sizes += f", the teacher's {teacher}"
+        raise UserError(
+            f"config.method={config.method} {method.size.why}: {sizes}, so set "
+            f"config.model.embedding_dim={wanted}, not {own}"
+        )
 
 
 def _check_reid(config: ConfigDict) -> None:
