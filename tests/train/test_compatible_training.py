@@ -419,7 +419,7 @@ def test_vectors_of_another_program_may_be_the_old_side(old, tmp_path):
 
 
 def test_refusals(old, tmp_path):
-    refused(new_config(old, "bkt"), "unknown compatible training method 'bkt'.*'bct'", tmp_path)
+    refused(new_config(old, "bcct"), "unknown compatible training method 'bcct'.*'bct'", tmp_path)
     refused(new_config("", "bct"), "config.old is empty", tmp_path)
     refused(new_config(str(tmp_path), "bct"), "no gallery at", tmp_path)
     other_size = new_config(old, model__embedding_dim=16)
