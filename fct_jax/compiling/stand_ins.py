@@ -100,7 +100,10 @@ class ShapedInputs:
 
 def shaped_old_model(config: ConfigDict, method: Method, size: Size, given: Given) -> OldModel:
     """Return what a compatible method needs of the old model, as shapes."""
-    dim = given.old_dim or config.model.embedding_dim * (4 if method.extends else 5) // 5
+    own = config.model.embedding_dim
+    dim = given.old_dim or (
+        own // 2 if method.teacher else own * 4 // 5 if method.old_first else own
+    )
     classes, images = size.classes, size.images
     views = 2 if config.preprocessing.flip else 1
     statistics = None
@@ -115,6 +118,7 @@ def shaped_old_model(config: ConfigDict, method: Method, size: Size, given: Give
         statistics=statistics,
         means=_float32(classes, dim) if method.means else None,
         credible=jax.ShapeDtypeStruct((images,), np.bool_) if method.credible else None,
+        teacher=_float32(views, images, own - dim) if method.teacher else None,
     )
 
 
