@@ -2,8 +2,8 @@
 
 ``load_model(run)`` returns the frozen model of a run, ``load_map(directory)`` a fitted map,
 ``EmbeddingSet`` reads and writes vectors, and ``class_statistics(embeddings, labels, num_classes)``
-computes what backward-compatible training must know of an old model. ``upgrade`` and ``evaluate``
-are the packages for live galleries and for retrieval metrics:
+computes the class centres and radii of an old model, which backward-compatible training needs.
+``upgrade`` and ``evaluate`` are the packages for live galleries and for retrieval metrics:
 
     import fct_jax
 

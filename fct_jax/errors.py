@@ -1,11 +1,11 @@
-"""The one exception for mistakes that a user can make."""
+"""The only exception for users' mistakes."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in the input; its text is one line: what, where, nearest right value.
+    """A mistake in the input; its text is one line: what is wrong, where, the nearest right value.
 
     The commands print it without a traceback and exit with status 1.
     """

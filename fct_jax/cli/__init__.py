@@ -1,7 +1,7 @@
 """The command ``fct-jax``: one table of subcommands, each in a file of this folder.
 
-Exit codes: 0 done; 1 a mistake, said in one line; 2 look at this (a verdict other than "upgrade",
-findings of ``doctor``); 3 interrupted, and the same command goes on.
+Exit codes: 0 done; 1 a mistake, explained in one line; 2 look at this (a verdict other than
+"upgrade", findings of ``doctor``); 3 interrupted, and the same command resumes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("demo", "upgrade a small bundled gallery and show the verdict (a minute)"),
-    "doctor": Command("doctor", "look a file of vectors over before you trust it"),
+    "doctor": Command("doctor", "check a file of vectors before you trust it"),
     "fit": Command("fit", "learn a map from old to new vectors on a sample of pairs"),
-    "assess": Command("assess", "say what each way of upgrading would gain and cost"),
-    "plan": Command("plan", "choose what to re-embed first, within a budget"),
-    "apply": Command("apply", "translate the gallery, then take re-embedded vectors"),
-    "status": Command("status", "show how far an upgrade has come"),
+    "assess": Command("assess", "measure what each way of upgrading would gain and cost"),
+    "plan": Command("plan", "choose which items to re-embed first, within a budget"),
+    "apply": Command("apply", "translate the gallery, then replace vectors by re-embedded ones"),
+    "status": Command("status", "show how far an upgrade is"),
     "switch": Command("switch", "send the readers of a store to the upgraded one, or back"),
     "rollback": Command("rollback", "take an upgrade back to the end of an earlier batch"),
     "train": Command("experiments", "train a model from a config"),
     "embed": Command("experiments", "embed images with a model, or vectors with a transformation"),
     "evaluate": Command("experiments", "measure retrieval and draw backfilling curves"),
-    "compare": Command("compare", "judge compatible models side by side"),
-    "compile": Command("compile", "compile a config's programs for TPUs that are not there"),
+    "compare": Command("compare", "judge models, or orders of re-embedding, side by side"),
+    "compile": Command("compile", "compile a config's programs for TPUs that are not attached"),
     "completion": Command("completion", "print a script that completes this command in your shell"),
 }
 
@@ -60,10 +60,10 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code; never raises for a user's mistake.
+    """Run the command line and return its exit code; a user's mistake raises nothing.
 
     Args:
-      argv: the words behind ``fct-jax``; None: those of this process.
+      argv: the words after ``fct-jax``; None: those of this process.
     """
     from fct_jax.runtime import starting
 
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"fct-jax {__version__}")
         return DONE
-    # Modules are imported late, so that --help and mistakes are answered at once.
+    # Modules are imported late, so that --help answers at once.
     from fct_jax.cli.running import run
 
     return run(argv[0], argv[1:])

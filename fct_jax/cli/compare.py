@@ -6,21 +6,21 @@ from fct_jax.errors import UserError
 
 FUNCTION = "fct_jax.compare.command:compare"
 EXAMPLE = """
-Judge models beside each other in one table: retrieval with the model's own gallery (self) and with
+Judge models side by side in one table: retrieval in the model's own gallery (self) and in
 the old one (cross), P_up, P_comp and P_1, negative flips, update gain, and curves while the gallery
-is re-embedded. Backward-compatible models, transformations (FCT, FastFill), maps and vectors stand
-side by side.
+is re-embedded. Models may be backward-compatible models, transformations (FCT, FastFill), maps or
+vectors.
 
-Given models are judged, nothing is trained:
+If models are given, they are judged and nothing is trained:
 
   fct-jax compare --old runs/old --new runs/new --models bct=runs/bct,fct=runs/fct --data digits
   fct-jax compare --old old.npy --new new.npy --models map=MAP --labels labels.npy --out report
 
-With a config that has a benchmark(), everything that is missing is trained first:
+With a config that has a benchmark(), missing models are trained first:
 
   fct-jax compare digits_compatible --workdir runs/digits_compatible --seeds 3
 
-Orders of re-embedding are compared on the user's own pair of models, with intervals:
+Orders of re-embedding are compared on your own pair of models, with intervals:
 
   fct-jax compare orders map test_old.npy test_new.npy --labels labels.npy --out report
 """
@@ -41,35 +41,38 @@ _MODES = {
 def add_arguments(parser) -> None:
     """Add the arguments of the subcommand."""
     parser.add_argument("what", nargs="*", metavar="CONFIG",
-                        help="file of a benchmark, or the name of a packaged one; or the words "
-                        "orders MAP OLD NEW")  # fmt: skip
+                        help="config file of a benchmark, or the name of a packaged one; or the "
+                        "words orders MAP OLD NEW")  # fmt: skip
     judge = parser.add_argument_group("judging given models")
     judge.add_argument("--old", help="the old model: a run, module:function, or vectors")
-    judge.add_argument("--new", help="the new model trained alone, likewise")
+    judge.add_argument("--new", help="the new model trained alone: a run, module:function, or "
+                       "vectors")  # fmt: skip
     judge.add_argument("--models", type=named, metavar="NAME=RUN,…",
                        help="runs, maps, functions or vectors; \"identity\" is the new model "
-                       "before the old gallery")  # fmt: skip
-    judge.add_argument("--data", help="test sets, NAME or NAME=FOLDER with commas between")
-    judge.add_argument("--labels", help=".npy of one integer for each of the vectors")
-    judge.add_argument("--shares", type=shares, help="of the gallery re-embedded")
-    judge.add_argument("--seed", type=int, help="of the order of re-embedding")
-    judge.add_argument("--out", help="directory of the report to make")
+                       "with the old gallery")  # fmt: skip
+    judge.add_argument("--data", help="test sets, NAME or NAME=FOLDER, separated by commas")
+    judge.add_argument("--labels", help=".npy with one integer per vector")
+    judge.add_argument("--shares", type=shares, help="re-embedded shares of the gallery to "
+                       "measure, separated by commas")  # fmt: skip
+    judge.add_argument("--seed", type=int, help="seed of the order of re-embedding")
+    judge.add_argument("--out", help="directory to write the report to")
     benchmark = parser.add_argument_group("a benchmark")
     benchmark.add_argument("--config", help="the same as CONFIG")
-    benchmark.add_argument("--workdir", help="where runs and report go (default: runs/CONFIG)")
-    benchmark.add_argument("--seeds", type=int, help="trainings to average (default: 1)")
-    benchmark.add_argument("--scenarios", type=names, help="some of the config's (default: all)")
-    benchmark.add_argument("--methods", type=names, help="of compatible training (default: "
+    benchmark.add_argument("--workdir", help="directory of runs and report (default: runs/CONFIG)")
+    benchmark.add_argument("--seeds", type=int, help="number of trainings to average (default: 1)")
+    benchmark.add_argument("--scenarios", type=names, help="some of the config's scenarios "
+                           "(default: all)")  # fmt: skip
+    benchmark.add_argument("--methods", type=names, help="methods of compatible training (default: "
                            "bct,lce,hot_refresh,unibct,advbct)")  # fmt: skip
     orders = parser.add_argument_group("orders of re-embedding (also --labels, --shares, …)")
-    orders.add_argument("--orders", type=names, help="some of the table (default: all that the "
-                        "items allow)")  # fmt: skip
+    orders.add_argument("--orders", type=names, help="orders to compare (default: all whose needs "
+                        "are given)")  # fmt: skip
     orders.add_argument("--query-old", help="queries embedded by the old model")
     orders.add_argument("--query-new", help="the same queries embedded by the new model")
-    orders.add_argument("--query-labels", help=".npy of one integer for each query")
-    orders.add_argument("--judged", help="judged pairs, as of assess")
-    orders.add_argument("--traffic", help=".npy: how often each item is asked for")
-    orders.add_argument("--metric", choices=("l2", "cosine"), help="of the new space")
+    orders.add_argument("--query-labels", help=".npy with one integer per query")
+    orders.add_argument("--judged", help="judged pairs, in the forms that assess takes")
+    orders.add_argument("--traffic", help=".npy with the traffic of each item")
+    orders.add_argument("--metric", choices=("l2", "cosine"), help="metric of the new space")
 
 
 def named(text: str) -> dict[str, str]:

@@ -5,9 +5,9 @@ from pathlib import Path
 from fct_jax.cli import DONE
 
 EXAMPLE = """
-Upgrade a small bundled gallery: 797 handwritten digits, embedded by an old model that had seen only
-the digits 0 to 4, and by a new one that knows all ten. A map is fitted on 1,000 other digits, every
-way of serving is judged, and a report with a picture is written.
+Upgrade a small bundled gallery: 797 handwritten digits, embedded by an old model that has seen only
+the digits 0 to 4, and by a new one that knows all ten. The demo fits a map on 1,000 other digits,
+judges every way of serving, and writes a report with a picture.
 
   fct-jax demo
 """
@@ -15,7 +15,7 @@ way of serving is judged, and a report with a picture is written.
 
 def add_arguments(parser) -> None:
     """Add the arguments of the subcommand."""
-    parser.add_argument("--out", help="directory of the report (default: fct_jax_demo)")
+    parser.add_argument("--out", help="directory to write the report to (default: fct_jax_demo)")
 
 
 def run(arguments):
@@ -42,7 +42,7 @@ def run(arguments):
 
 
 def _free_name(name: str) -> Path:
-    """Return the first of NAME, NAME-2, NAME-3 … that does not exist: a demo may be repeated."""
+    """Return the first of NAME, NAME-2, NAME-3 … that is free, so that a demo can be repeated."""
     path, number = Path(name), 1
     while path.exists():
         number += 1

@@ -4,8 +4,8 @@ from fct_jax.cli import DONE, LOOK
 
 FUNCTION = "fct_jax.upgrade.checks.doctor:examine"
 EXAMPLE = """
-Look a file of vectors over before you trust it: rows, dimension, lengths, NaN and zero vectors,
-repeated ids, copies, vectors of two models mixed, and what it probably is.
+Check a file of vectors before you trust it: rows, dimension, lengths, NaN and zero vectors,
+repeated ids, copies, mixed vectors of two models, and what it probably is.
 
   fct-jax doctor vectors.npy
 
@@ -16,12 +16,12 @@ Exit code: 0 if nothing was found, 2 with findings.
 def add_arguments(parser) -> None:
     """Add the arguments of the subcommand."""
     parser.add_argument("where", metavar="VECTORS", help="a file or folder of vectors")
-    parser.add_argument("--id-column", help="name of the column of ids; found if not given")
-    parser.add_argument("--vector-column", help="name of the column of vectors")
+    parser.add_argument("--id-column", help="name of the id column; found if not given")
+    parser.add_argument("--vector-column", help="name of the vector column; found if not given")
 
 
 def run(arguments):
-    """Examine, print what was found, and return (result, exit code)."""
+    """Examine the vectors, print the findings, and return (result, exit code)."""
     from fct_jax.upgrade.checks.doctor import examine
 
     found = examine(**vars(arguments))
@@ -32,5 +32,5 @@ def run(arguments):
     for finding in found.findings:
         print(f"! {finding.kind}: {finding.text}")
     if not found.findings:
-        print("nothing to worry about was found")
+        print("no problems found")
     return found.to_json(), LOOK if found.findings else DONE

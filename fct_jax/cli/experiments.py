@@ -1,7 +1,7 @@
 """``fct-jax train``, ``embed`` and ``evaluate``: the commands that take a config.
 
-They are ``python -m fct_jax.train`` and so on, with shorter words: ``NAME`` for ``--config NAME``
-and ``key=value`` for ``--config.key=value``.
+They run ``python -m fct_jax.train`` and so on with shorter arguments: ``NAME`` for
+``--config NAME`` and ``key=value`` for ``--config.key=value``.
 """
 
 import re
@@ -13,11 +13,11 @@ from fct_jax.errors import UserError
 from fct_jax.runtime import starting
 
 _KEY = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
-_STOPPED = 130  # exit status of the module behind, for Ctrl-C
+_STOPPED = 130  # the module's exit status after Ctrl-C
 
 
 def translated(words: list[str]) -> list[str]:
-    """Return the words as ``python -m fct_jax.train`` takes them.
+    """Return the words in the form that ``python -m fct_jax.train`` takes.
 
     >>> translated(["digits_fct", "--workdir", "runs/fct", "optimizer.lr=0.5"])
     ['--config=digits_fct', '--workdir', 'runs/fct', '--config.optimizer.lr=0.5']
@@ -33,9 +33,7 @@ def translated(words: list[str]) -> list[str]:
         elif _KEY.fullmatch(word):
             made.append(f"--config.{word}")
         elif any(m.startswith("--config=") for m in made):
-            raise UserError(
-                f"{word!r} is neither key=value nor a flag; one config is named already"
-            )
+            raise UserError(f"{word!r} is neither key=value nor a flag; a config is already named")
         else:
             made.append(f"--config={word}")
     return made

@@ -6,8 +6,8 @@ from fct_jax.cli.parser import names
 
 FUNCTION = "fct_jax.upgrade.maps.fitting:fit"
 EXAMPLE = """
-Learn a map from the old model's vectors to the new model's space, on a sample of items that both
-have embedded. A fifth of the pairs is held out to judge every candidate.
+Learn a map from the old model's vectors to the new model's space, on a sample of items embedded by
+both models. A fifth of the pairs is held out to judge every candidate.
 
   fct-jax fit sample_old.npy sample_new.npy --out map
 """
@@ -19,19 +19,23 @@ def add_arguments(parser) -> None:
     parser.add_argument("old", help=f"the sample embedded by the old model: {what}")
     parser.add_argument("new", help="the same items embedded by the new model")
     add_images(parser)
-    parser.add_argument("--out", required=True, help="directory of the map to make")
-    parser.add_argument("--method", help="a map, or auto: the best of the candidates")
-    parser.add_argument("--candidates", type=names, help="maps that auto tries, with commas")
+    parser.add_argument("--out", required=True, help="directory to write the map to")
+    parser.add_argument("--method", help="method of the map, or auto: the best of the candidates")
+    parser.add_argument("--candidates", type=names, help="methods that auto tries, separated by "
+                        "commas")  # fmt: skip
     parser.add_argument("--direction", choices=("forward", "backward"), help="backward fits a "
                         "bridge, from new vectors to the old space")  # fmt: skip
-    parser.add_argument("--labels", help=".npy of one integer for each new vector")
-    parser.add_argument("--classifier", help="of the new model, for FastFill: a run or a .npy")
-    parser.add_argument("--held-out", type=float, help="share of the pairs that judges")
-    parser.add_argument("--metric", choices=("l2", "cosine"), help="by which vectors are searched")
+    parser.add_argument("--labels", help=".npy with one integer per new vector")
+    parser.add_argument("--classifier", help="classifier of the new model, for FastFill: a run or "
+                        "a .npy")  # fmt: skip
+    parser.add_argument("--held-out", type=float, help="share of the pairs held out for judging")
+    parser.add_argument("--metric", choices=("l2", "cosine"), help="metric of the search")
     parser.add_argument("--inner-dim", type=int, help="width of fct and fastfill")
-    parser.add_argument("--epochs", type=int, help="of fct and fastfill; 0: as many as pay")
-    parser.add_argument("--batch-size", type=int, help="of fct and fastfill; 0: by the sample")
-    parser.add_argument("--seed", type=int, help="of the split and of every fit")
+    parser.add_argument("--epochs", type=int, help="epochs of fct and fastfill; 0: chosen by the "
+                        "sample's size")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, help="batch size of fct and fastfill; 0: chosen "
+                        "by the sample's size")  # fmt: skip
+    parser.add_argument("--seed", type=int, help="seed of the split and of every fit")
 
 
 def run(arguments):
@@ -51,7 +55,7 @@ def run(arguments):
 
 
 def candidates(found):
-    """Return a table of what every candidate reached on the pairs that were held out."""
+    """Return a table of every candidate's quality on the held-out pairs."""
     from fct_jax.runtime.tables import Table
 
     scores = found.description["held_out"]
@@ -60,5 +64,5 @@ def candidates(found):
         [method, *(f"{quality[n]:.1f}" if n == "seconds" else f"{quality[n]:.3f}" for n in names)]
         for method, quality in scores.items()
     ]
-    title = f"{found.description['pairs_held_out']:,} pairs that were held out"
+    title = f"{found.description['pairs_held_out']:,} held-out pairs"
     return Table(title, ["method", *names], rows, emphasised=[list(scores).index(found.method)])

@@ -1,16 +1,16 @@
-"""Images by which a run, or a function of images, stands for vectors on the command line."""
+"""Command-line arguments for the images that a named run or function embeds."""
 
 
 def add_images(parser) -> None:
     """Add the arguments that say which images a model embeds."""
-    parser.add_argument("--data", help="where a run is named as OLD or NEW: the data set that it "
-                        "embeds, digits for example")  # fmt: skip
+    parser.add_argument("--data", help="data set to embed if OLD or NEW is a run, for example "
+                        "digits")  # fmt: skip
     parser.add_argument("--data-dir", help="folder of the data set")
-    parser.add_argument("--split", help="train or validation")
+    parser.add_argument("--split", help="split of the data set: train or validation")
 
 
 def embedded(given: dict, roles: tuple[str, ...]) -> dict:
-    """Return the arguments with vectors in place of each run that is named for one of the roles."""
+    """Return the arguments with each run named for one of the roles replaced by its vectors."""
     from fct_jax.storage.named import is_model, vectors_of
 
     name, folder = given.pop("data", ""), given.pop("data_dir", "")

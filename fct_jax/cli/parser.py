@@ -11,13 +11,13 @@ from fct_jax.errors import UserError
 class Parser(argparse.ArgumentParser):
     """The parser of one subcommand.
 
-    Options have no defaults of their own: what is not given is not passed on, so that a default
-    stands once, in the function's signature, and ``--help`` reads it there.
+    Options have no defaults of their own: an option that is not given is not passed on. Each
+    default thus stands once, in the function's signature, and ``--help`` reads it there.
 
     Args:
-      name: of the subcommand.
-      text: what it does, and an example; shown by ``--help``.
-      function: ``module:function`` whose signature holds the defaults; None: there is none.
+      name: name of the subcommand.
+      text: description and example that ``--help`` shows.
+      function: ``module:function`` whose signature holds the defaults; None if there is none.
     """
 
     def __init__(self, name: str, text: str, function: str | None = None):
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         self._function = function
 
     def parse_args(self, words=None, namespace=None):
-        """Parse the words; an option that is not known is told before what is missing."""
+        """Parse the words; unknown options are reported before missing arguments."""
         known = self._option_string_actions
         for word in words or ():
             option = word.split("=")[0]
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         try:
             target = importlib.import_module(module)
         except ModuleNotFoundError:
-            return {}  # of an extra that is not installed; the page is shown without defaults
+            return {}  # an extra is not installed: show the page without defaults
         for part in name.split("."):
             target = getattr(target, part)
         return {
@@ -71,7 +71,7 @@ class Parser(argparse.ArgumentParser):
         }
 
     def error(self, message: str):
-        """Raise UserError, where argparse would print its usage and exit with 2."""
+        """Raise UserError; argparse itself would print its usage and exit with 2."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
@@ -81,7 +81,7 @@ def shares(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} must be numbers with commas between, such as 0,0.1,0.5"
+            f"{text!r} must be numbers separated by commas, such as 0,0.1,0.5"
         ) from None
 
 

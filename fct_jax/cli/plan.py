@@ -4,8 +4,8 @@ from fct_jax.cli import DONE
 
 FUNCTION = "fct_jax.upgrade.migration.upgrade:Upgrade.plan"
 EXAMPLE = """
-Choose which items to re-embed, in which order, and how many; forecast what that will bring. The
-directory of the upgrade remembers map, gallery and settings for the commands that follow.
+Choose which items to re-embed, in which order, and how many; forecast the resulting quality. The
+directory of the upgrade remembers map, gallery and settings for later commands.
 
   fct-jax plan upgrade --map map --gallery gallery_old --budget-items 400
   fct-jax plan upgrade --map map --gallery qdrant://host:6333/items --budget-items 400
@@ -24,28 +24,30 @@ def add_gallery(parser) -> None:
                         "or identity for a backward-compatible model")  # fmt: skip
     parser.add_argument("--gallery", help="the old gallery, which is never changed: files, or the "
                         "URI of a store")  # fmt: skip
-    parser.add_argument("--probe", help="folder of queries by which quality is measured")
-    parser.add_argument("--batch-size", type=int, help="vectors translated together")
-    parser.add_argument("--id-column", help="column of ids; found if not given")
-    parser.add_argument("--vector-column", help="column of vectors; found if not given")
+    parser.add_argument("--probe", help="folder of queries for measuring quality")
+    parser.add_argument("--batch-size", type=int, help="number of vectors translated together")
+    parser.add_argument("--id-column", help="name of the id column; found if not given")
+    parser.add_argument("--vector-column", help="name of the vector column; found if not given")
     parser.add_argument("--on-bad", choices=("quarantine", "raise"), help="set unusable vectors "
                         "aside (at most one in a thousand), or stop at the first")  # fmt: skip
-    parser.add_argument("--duplicates", choices=("raise", "first", "last"), help="which row of a "
-                        "repeated id counts, or stop there")  # fmt: skip
+    parser.add_argument("--duplicates", choices=("raise", "first", "last"), help="keep the first "
+                        "or the last row of a repeated id, or stop")  # fmt: skip
 
 
 def add_arguments(parser) -> None:
     """Add the arguments of the subcommand."""
     add_gallery(parser)
     parser.add_argument("--order", help="order of re-embedding: uncertainty, random, …")
-    parser.add_argument("--traffic", help=".npy with the fields id and weight")
-    parser.add_argument("--budget-items", type=int, help="re-embed at most so many")
-    parser.add_argument("--budget-money", type=float, help="spend at most so much")
-    parser.add_argument("--target-quality", type=float, help="stop where the forecast reaches it")
-    parser.add_argument("--items-per-second", type=float, help="rate of the new model")
+    parser.add_argument("--traffic", help="traffic of the items: .npy with the fields id and "
+                        "weight")  # fmt: skip
+    parser.add_argument("--budget-items", type=int, help="largest number of items to re-embed")
+    parser.add_argument("--budget-money", type=float, help="largest amount to spend")
+    parser.add_argument("--target-quality", type=float, help="re-embed until the forecast reaches "
+                        "this quality")  # fmt: skip
+    parser.add_argument("--items-per-second", type=float, help="speed of the new model")
     parser.add_argument("--cost-per-1000", type=float, help="price of 1,000 new embeddings")
     parser.add_argument("--serve", help="way of serving that the forecast is made for")
-    parser.add_argument("--seed", type=int, help="of a random order")
+    parser.add_argument("--seed", type=int, help="seed of a random order")
 
 
 def run(arguments):

@@ -5,7 +5,7 @@ from fct_jax.cli import DONE
 FUNCTION = "fct_jax.upgrade.migration.upgrade:Upgrade.rollback"
 EXAMPLE = """
 Take an upgrade back to the end of an earlier batch: items of later batches get their translated
-vectors again. `fct-jax apply` goes on from there. Without --to, of a store: its readers are sent
+vectors again. `fct-jax apply` resumes from there. For a store, without --to its readers are sent
 back, as by `fct-jax switch UPGRADE --back`.
 
   fct-jax rollback upgrade --to 2
@@ -15,7 +15,8 @@ back, as by `fct-jax switch UPGRADE --back`.
 def add_arguments(parser) -> None:
     """Add the arguments of the subcommand."""
     parser.add_argument("upgrade", metavar="UPGRADE", help="directory of the upgrade")
-    parser.add_argument("--to", type=int, help="number of a batch; 0: nothing stays re-embedded")
+    parser.add_argument("--to", type=int, help="number of the last batch to keep; 0: no item stays "
+                        "re-embedded")  # fmt: skip
 
 
 def run(arguments):

@@ -1,4 +1,4 @@
-"""Running a subcommand: its parser, its output, and one line for everything that goes wrong."""
+"""Run a subcommand: build its parser, print its output, and report each error in one line."""
 
 import contextlib
 import json
@@ -26,9 +26,9 @@ def run(name: str, words: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return cli.MISTAKE
     except KeyboardInterrupt:
-        print("stopped; give the same command again to go on", file=sys.stderr)
+        print("stopped; repeat the command to resume", file=sys.stderr)
         return cli.INTERRUPTED
-    except BrokenPipeError:  # of `fct-jax … | head`
+    except BrokenPipeError:  # the reader ended, as in `fct-jax … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return cli.DONE
     except ModuleNotFoundError as error:
@@ -42,7 +42,7 @@ def run(name: str, words: list[str]) -> int:
     except OSError as error:  # a full disk, a folder that may not be written to
         where = error.filename or "the disk"
         reason = error.strerror or error
-        print(f"error: {where}: {reason}; give the same command again once that is mended",
+        print(f"error: {where}: {reason}; fix this and repeat the command",
               file=sys.stderr)  # fmt: skip
         return cli.MISTAKE
 
@@ -56,10 +56,10 @@ def build_parser(name: str) -> Parser:
         "--json",
         action="store_true",
         default=False,
-        help="print the result as one JSON object; all else goes to standard error",
+        help="print the result as one JSON object; everything else goes to standard error",
     )
     parser.add_argument(
-        "--quiet", action="store_true", default=False, help="no progress and no tables"
+        "--quiet", action="store_true", default=False, help="suppress progress and tables"
     )
     return parser
 
@@ -86,7 +86,7 @@ def _run(module, arguments) -> int:
 
 
 def _plain(value):
-    """Return a NumPy scalar or array, or a path, as JSON holds it."""
+    """Convert a NumPy scalar or array, or a path, to a JSON value."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return str(value)

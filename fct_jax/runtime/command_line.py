@@ -50,7 +50,7 @@ def define_process_flags() -> None:
 def run(
     main: Callable[[], None],
     help_text: str,
-    interrupted: str = "stopped; the same command goes on from the last checkpoint",
+    interrupted: str = "stopped; the same command resumes from the last checkpoint",
 ) -> None:
     """Parse the command line, run ``main`` and exit: 0, 1 (a UserError) or 130 (Ctrl-C).
 
@@ -94,7 +94,7 @@ def run(
                 _tell_missing(error)
             if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
                 where = f"{error.filename}: " if error.filename else ""
-                hint = "once that is mended, the same command goes on"
+                hint = "fix this and repeat the command to resume"
                 print(f"error: {where}{error.strerror}; {hint}", file=sys.stderr)
                 sys.exit(1)
             raise

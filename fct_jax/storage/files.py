@@ -25,7 +25,7 @@ def disk_errors(path: Path):
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"{path}: {reason}; once that is mended, the same command goes on"
+            f"{path}: {reason}; fix this and repeat the command to resume"
         ) from error
 
 

@@ -89,7 +89,7 @@ def test_words_of_experiments():
     words = ["digits_fct", "--workdir", "runs/a=b", "optimizer.lr=0.5"]
     made = ["--config=digits_fct", "--workdir", "runs/a=b", "--config.optimizer.lr=0.5"]
     assert translated(words) == made
-    with pytest.raises(UserError, match="config is named already"):
+    with pytest.raises(UserError, match="config is already named"):
         translated(["one", "two"])
 
 

@@ -355,7 +355,7 @@ def test_a_disk_that_fills_up(tmp_path, monkeypatch):
             try:
                 pixels(tiny_models.digits(), out)
             except UserError as error:
-                assert "No space left on device; once that is mended" in str(error)
+                assert "No space left on device; fix this" in str(error)
                 failures += 1
         if not out.exists():
             pixels(tiny_models.digits(), out)

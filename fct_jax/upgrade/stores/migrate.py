@@ -166,7 +166,7 @@ def one_line(store: Store):
     except store.errors as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{store.uri}: {reason}; once that is mended, the same command goes on"
+            f"{store.uri}: {reason}; fix this and repeat the command to resume"
         ) from error
 
 
