@@ -24,9 +24,7 @@ def disk_errors(path: Path):
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(
-            f"{path}: {reason}; fix this and repeat the command to resume"
-        ) from error
+        raise UserError(f"{path}: {reason}; fix this and repeat the command to resume") from error
 
 
 def sync_directory(path: Path) -> None:
