@@ -1,9 +1,9 @@
-"""Orders of re-embedding: which items of a gallery get their new vector first.
+"""Orders of re-embedding: they decide which items of a gallery get their new vector first.
 
-`ORDERS` is the only table of them. An order is an `Order`: what it needs to know of the items, and
-a score of which the largest comes first. `find_order` also takes ``module:name``, entry points of
-the group ``fct_jax.orders``, and ``NAME×traffic`` (or ``NAME*traffic``) for an order times the
-traffic of each item.
+`ORDERS` is the only table of them. An `Order` names the facts that it needs about the items, and
+gives each item a score; the largest score comes first. `find_order` also takes ``module:name``,
+entry points of the group ``fct_jax.orders``, and ``NAME×traffic`` (or ``NAME*traffic``) for an
+order multiplied by the traffic of each item.
 
 A new order is one file and one row. For example, the shortest old vectors first:
 
@@ -14,7 +14,7 @@ A new order is one file and one row. For example, the shortest old vectors first
         "shortest", ("old",), lambda items: -np.linalg.norm(items.old, axis=1), "shortest first"
     )
 
-which is found as ``mypackage.orders:SHORTEST``.
+It is then found as ``mypackage.orders:SHORTEST``.
 """
 
 import dataclasses
@@ -28,26 +28,26 @@ from fct_jax.runtime.plugins import find
 from fct_jax.upgrade.confidence import cell_mean_distance, class_mean_distance, nearest_distances
 
 TRAFFIC = "traffic"
-_CELLS = 64  # of k-means, where items have no classes
-_PER_CELL = 64  # items that a centre is fitted on
+_CELLS = 64  # k-means cells for items without classes
+_PER_CELL = 64  # items per centre that k-means is fitted on
 
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """The known facts about n gallery items, of which an order names those that it needs.
+    """The known facts about n gallery items; an order names those that it needs.
 
     Attributes:
       n: number of items.
-      seed: of random choices.
-      metric: "l2" or "cosine", by which vectors are compared.
+      seed: seed of random choices.
+      metric: "l2" or "cosine", the metric of the vectors.
       old: (n, do) the old model's vectors.
       new: (n, D) the new model's vectors, for orders by the true error.
       transformed: (n, D) the translated vectors h(old).
       uncertainty: (n,) log-variance of each translated vector.
-      traffic: (n,) how often each item is asked for, 0 or more.
+      traffic: (n,) traffic of each item, 0 or more.
       training: (m, do) old vectors that the map was fitted on.
-      classes: (n,) a class of each item; without them cells of k-means stand for classes.
-      candidates: (n,) how often each item was among the candidates of a query.
+      classes: (n,) class of each item; without them k-means cells replace classes.
+      candidates: (n,) number of queries that had the item among their candidates.
     """
 
     n: int
@@ -69,13 +69,13 @@ class Order:
 
     Attributes:
       name: its key in the table.
-      needs: names of attributes of `Items` that must be there.
+      needs: names of the attributes of `Items` that must be given.
       score: gives (n,) numbers for some `Items`; the largest comes first, equal ones by row.
-      text: ends a sentence: "re-embed 10 % …".
-      log_gain: turns scores into logarithms of the error that re-embedding an item removes, so
-        that traffic can multiply it; None where a score is no such thing.
+      text: the end of a sentence: "re-embed 10 % …".
+      log_gain: converts scores to logarithms of the error that re-embedding an item removes, so
+        that traffic can multiply it; None if a score has no such meaning.
       oracle: whether it needs the vectors that re-embedding is about to compute.
-      line: Matplotlib's line style of its curves.
+      line: Matplotlib line style of its curves.
     """
 
     name: str
@@ -87,13 +87,13 @@ class Order:
     line: str = "-"
 
     def lacks(self, items: Items) -> list[str]:
-        """Return the names of what the order needs and nobody knows of these items."""
+        """Return the names of the facts that the order needs and these items lack."""
         return [name for name in self.needs if getattr(items, name) is None]
 
     def rank(self, items: Items) -> np.ndarray:
-        """Return the rows of the items in their order, (n,) int64.
+        """Return the rows of the items in this order, (n,) int64.
 
-        Raises UserError where something that the order needs is missing or a score is NaN.
+        Raises UserError if a fact that the order needs is missing or a score is NaN.
         """
         for name in self.lacks(items):
             raise UserError(f"order of re-embedding {self.name!r} needs {name}=…")
@@ -113,8 +113,8 @@ class Order:
 def times_traffic(order: Order) -> Order:
     """Return the order by an order's gain times the traffic of each item.
 
-    Items that nobody asks for come last, in the order itself. Raises UserError for an order whose
-    score is no gain, such as "random".
+    Items without traffic come last, in the given order. Raises UserError for an order whose
+    score is not a gain, such as "random".
     """
     if order.log_gain is None:
         raise UserError(f"order of re-embedding {order.name!r} cannot be multiplied by traffic")
@@ -123,7 +123,7 @@ def times_traffic(order: Order) -> Order:
         plain = np.asarray(order.score(items), np.float64)
         with np.errstate(divide="ignore"):
             gain = order.log_gain(plain) + np.log(np.asarray(items.traffic, np.float64))
-        gain[np.isnan(gain)] = -np.inf  # infinite error of an item that nobody asks for
+        gain[np.isnan(gain)] = -np.inf  # infinite error of an item without traffic
         place = np.empty(items.n)
         place[np.lexsort((-plain, -gain))] = -np.arange(items.n)
         place[np.isnan(plain)] = np.nan
@@ -213,7 +213,7 @@ _ROWS = (
         TRAFFIC,
         (TRAFFIC,),
         lambda items: np.asarray(items.traffic, np.float64),
-        "most asked for first",
+        "by descending traffic",
         line=(0, (5, 1)),
     ),
     times_traffic(_UNCERTAINTY),
@@ -248,9 +248,9 @@ ORDERS: Mapping[str, Order] = {order.name: order for order in _ROWS}
 
 
 def find_order(name: str | Order) -> Order:
-    """Return the order of a name: a row, an entry point, ``module:name`` or ``NAME×traffic``.
+    """Return the order with a name: a row, an entry point, ``module:name`` or ``NAME×traffic``.
 
-    Raises UserError for a name that nothing has, with the nearest known one.
+    Raises UserError for an unknown name, with the nearest known one.
     """
     if isinstance(name, Order):
         return name
@@ -264,7 +264,10 @@ def find_order(name: str | Order) -> Order:
             return times_traffic(find_order(plain))
     found = find(ORDERS, name, "order of re-embedding", "orders")
     if not isinstance(found, Order):
-        raise UserError(f"{name} is no fct_jax.evaluate.orders.Order but {type(found).__name__}")
+        raise UserError(
+            f"{name} must be a fct_jax.evaluate.orders.Order, but it is of type "
+            f"{type(found).__name__}"
+        )
     return found
 
 
@@ -281,7 +284,7 @@ def backfill_order(
     """Return the order in which to re-embed n gallery items: a permutation (n,) int64.
 
     Args:
-      kind: a name of `ORDERS`: "random" (from ``seed``; n is given, or the length of any array);
+      kind: a name of `ORDERS`: "random" (by ``seed``; n is given, or the length of any array);
         "uncertainty" (descending; FastFill, ICLR 2023, section 4); "certainty"; "class_mean";
         "distance" (descending distance between an item's ``new`` and ``transformed`` vectors, an
         oracle: it needs the vectors that backfilling is about to compute).
@@ -290,8 +293,8 @@ def backfill_order(
       n, seed: number of items, seed of random choices.
       metric: "l2" or "cosine".
 
-    Items that are equal keep their order. Raises UserError for an unknown kind or metric, a missing
-    array, NaN, or lengths that differ.
+    Equal items keep their order. Raises UserError for an unknown kind or metric, a missing
+    array, NaN, or different lengths.
 
     >>> backfill_order("uncertainty", uncertainty=[0.1, 2.0, 0.5]).tolist()
     [1, 2, 0]

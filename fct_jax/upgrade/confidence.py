@@ -1,6 +1,6 @@
-"""Two signals of how far a translated vector can be trusted, and so what to re-embed first.
+"""Two signals of how reliable a translated vector is, and so of which items to re-embed first.
 
-Two signals that need no new vector of the item: its distance to the nearest training pair, and the
+Neither needs the item's new vector: its distance to the nearest training pair, and the
 distance of its translation to the mean of its class.
 """
 
@@ -18,8 +18,8 @@ from fct_jax.evaluate.search import knn
 from fct_jax.upgrade.maps.kmeans import kmeans, nearest_centre
 
 SPREADS = ("mean", "std", "local")
-DOUBTFUL = 0.3  # confidence below which the source advises to re-embed an item
-_PAIRS = 5000  # random pairs of training vectors that stand for all
+DOUBTFUL = 0.3  # the source advises re-embedding items with a lower confidence
+_PAIRS = 5000  # random pairs of training vectors that represent all pairs
 _NEIGHBOURS = 32
 _BLOCK = 8192  # rows worked through at a time
 
@@ -27,23 +27,25 @@ _BLOCK = 8192  # rows worked through at a time
 def translation_confidence(
     vectors, training_vectors, *, spread: str = "mean", seed: int = 0
 ) -> np.ndarray:
-    """Return ``exp(−δ / σ)`` for each vector, δ its distance to the nearest training vector. (N,)
+    """Return the confidence ``exp(−δ / σ)`` of each vector, (N,).
+
+    δ is the vector's distance to the nearest training vector.
 
     Args:
       vectors: (N, D) old vectors of the items to be translated; a memory map is read in blocks.
       training_vectors: (M, D) old vectors of the pairs that the map was fitted on.
-      spread: how σ is found. "mean" of the distances between training vectors, as in the public
-        code; "std", their standard deviation, as in the paper; "local": for each vector the
-        median distance to its 32 nearest training vectors. Of more than 5,000 pairs of training
-        vectors, 5,000 random ones are taken.
-      seed: which pairs.
+      spread: definition of σ. "mean" is the mean distance between training vectors, as in the
+        public code; "std" is the standard deviation of these distances, as in the paper; "local"
+        is each vector's median distance to its 32 nearest training vectors. If there are more than
+        5,000 pairs of training vectors, 5,000 random ones are used.
+      seed: seed of the random pairs.
 
-    As an order of re-embedding (lowest first) "mean" and "std" are the same as the largest δ first.
-    Where all training vectors are equal, σ is 0: a vector equal to them has confidence 1 and any
-    other 0.
+    As an order of re-embedding (lowest first), "mean" and "std" both put the largest δ first.
+    If all training vectors are equal, σ is 0: a vector equal to them has confidence 1 and any
+    other vector 0.
 
-    Raises UserError for sizes that differ, NaN or infinity, an unknown spread, or one training
-    vector alone with "mean" or "std".
+    Raises UserError for different sizes, NaN or infinity, an unknown spread, or a single training
+    vector with "mean" or "std".
 
     Example: ``doubtful = translation_confidence(gallery, sample) < DOUBTFUL``.
 
@@ -69,8 +71,7 @@ def translation_confidence(
 def nearest_distances(vectors, training_vectors, count: int) -> np.ndarray:
     """Return the Euclidean distances (N, count), float64, to the nearest training vectors.
 
-    The neighbours are found by an exact search in float32, their distances are then computed in
-    float64.
+    An exact search in float32 finds the neighbours; their distances are then computed in float64.
     """
     training = as_vectors("training_vectors", training_vectors)
     found = np.empty((len(vectors), count))
@@ -85,8 +86,8 @@ def nearest_distances(vectors, training_vectors, count: int) -> np.ndarray:
 def class_mean_distance(translated, labels, *, metric: str = "l2") -> np.ndarray:
     """Return the distance (N,) of each translated vector to the mean of its class.
 
-    An item far from its class's mean is re-embedded early: the order is
-    ``np.argsort(-distance, kind="stable")``, of equal distances the lower row first.
+    Items far from the mean of their class are re-embedded first: the order is
+    ``np.argsort(-distance, kind="stable")``, in which the lower of two tied rows comes first.
 
     Args:
       translated: (N, D), h(old); a memory map is read in blocks, twice. The means are not scaled
@@ -94,7 +95,7 @@ def class_mean_distance(translated, labels, *, metric: str = "l2") -> np.ndarray
       labels: (N,) integers or text. An item that is alone in its class has distance 0.
       metric: "l2" or "cosine".
 
-    Raises UserError for lengths that differ, NaN or infinity, or an unknown metric.
+    Raises UserError for different lengths, NaN or infinity, or an unknown metric.
 
     Example: ``order = np.argsort(-class_mean_distance(translated, labels), kind="stable")``.
 
@@ -123,14 +124,14 @@ def cell_mean_distance(
 ) -> np.ndarray:
     """Return `class_mean_distance` with k-means cells in place of classes, for unlabelled items.
 
-    The variant is ours.
+    This variant is ours.
 
     Args:
       translated: (N, D), h(old).
       cells: number of cells, at least 1.
       metric: "l2" or "cosine".
-      sample: rows, at most, on which k-means runs; all are assigned to its cells.
-      seed: of the sample and of k-means.
+      sample: largest number of rows on which k-means runs; all rows are assigned to its cells.
+      seed: seed of the sample and of k-means.
 
     Raises UserError for no rows, NaN or infinity, or fewer than 1 cell.
     """
@@ -155,11 +156,11 @@ def _blocks(count: int) -> list[slice]:
 
 
 def _distances_between(training, seed: int) -> np.ndarray:
-    """Return the distances of all pairs of training vectors, or of 5,000 random ones."""
+    """Return the distances of all pairs of training vectors, or of 5,000 random pairs."""
     count = len(training)
     if count < 2:
         raise UserError(
-            'the spread of training vectors needs at least 2 of them; spread="local" does with one'
+            'the spread of training vectors needs at least 2 of them; spread="local" needs only one'
         )
     if count * (count - 1) // 2 <= _PAIRS:
         first, second = np.triu_indices(count, 1)

@@ -1,6 +1,6 @@
 """Samples of vectors for fitting and assessing, paired by id.
 
-What a user named is opened by ``storage.named``.
+``storage.named`` opens whatever the user named.
 """
 
 import numpy as np
@@ -27,14 +27,14 @@ _NO_PAIRS = (
     "fct_jax.upgrade.maps.unpaired.fit_unpaired"
 )
 _LOOKED_AT = 100  # ids, for their spelling
-FEWEST = 20  # pairs without which nothing can be learnt or judged
+FEWEST = 20  # smallest number of pairs from which anything can be learnt or judged
 
 
 def paired(old: EmbeddingSet, new: EmbeddingSet) -> tuple[EmbeddingSet, EmbeddingSet]:
-    """Return both sets cut down to the ids that they share, in the order of ``new``.
+    """Return both sets reduced to the ids that they share, in the order of ``new``.
 
-    Raises UserError where fewer than 20 ids are shared, where labels contradict each other, or
-    where neither set has ids and they have different numbers of rows, so that nothing says which
+    Raises UserError if fewer than 20 ids are shared, if labels contradict each other, or
+    if neither set has ids and the numbers of rows differ, so that nothing says which
     rows belong together.
     """
     if old.numbered and new.numbered and len(old) != len(new):
@@ -46,7 +46,7 @@ def paired(old: EmbeddingSet, new: EmbeddingSet) -> tuple[EmbeddingSet, Embeddin
     if old.ids.dtype.kind != new.ids.dtype.kind and "U" in (old.ids.dtype.kind, new.ids.dtype.kind):
         raise UserError(
             f"{old.name} has ids of {old.ids.dtype} and {new.name} of {new.ids.dtype}; "
-            "pairs are found by id"
+            "pairs are matched by id, so both must have ids of one kind"
         )
     theirs, ours = old.ids, new.ids
     if not np.array_equal(old.ids, new.ids):
@@ -81,7 +81,7 @@ def take(found: EmbeddingSet, rows: np.ndarray) -> EmbeddingSet:
 
 
 def row_hashes(vectors, block: int = 1 << 16) -> np.ndarray:
-    """Return (N,) uint64: a number for each row's content as float32, equal for equal rows."""
+    """Return (N,) uint64 hashes of the rows as float32; equal rows have equal hashes."""
     factors = np.random.default_rng(2022).integers(1, 2**63, vectors.shape[1], np.uint64) * 2 + 1
     hashes = np.empty(len(vectors), np.uint64)
     for start in range(0, len(vectors), block):
@@ -91,7 +91,7 @@ def row_hashes(vectors, block: int = 1 << 16) -> np.ndarray:
 
 
 def nonzero_rows(vectors, block: int = 1 << 16) -> np.ndarray:
-    """Return (N,) bool: which rows are not all zeros."""
+    """Return (N,) bool: True for rows that are not all zeros."""
     parts = [
         np.any(np.asarray(vectors[start : start + block]) != 0, axis=1)
         for start in range(0, len(vectors), block)
@@ -100,6 +100,6 @@ def nonzero_rows(vectors, block: int = 1 << 16) -> np.ndarray:
 
 
 def are_unit(vectors, rows: int = 1000) -> bool:
-    """Return whether the first vectors have unit length, within what float16 leaves of it."""
+    """Return whether the first vectors have unit length, within the precision of float16."""
     norms = np.linalg.norm(np.asarray(vectors[:rows], np.float64), axis=1)
     return bool(np.all(np.abs(norms - 1) < 5e-3))

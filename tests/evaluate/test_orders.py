@@ -112,7 +112,7 @@ def test_mistakes_are_one_line():
         ("random×traffic", "cannot be multiplied by traffic"),
         ("sigma", "'sigma' is now called 'uncertainty'"),
         ("sigma×traffic", "'sigma' is now called 'uncertainty'"),
-        ("json:loads", "is no fct_jax.evaluate.orders.Order but function"),
+        ("json:loads", "must be a fct_jax.evaluate.orders.Order, but it is of type function"),
         ("no_such_module:X", "there is no such module"),
     ):
         with pytest.raises(UserError, match=message) as error:

@@ -283,7 +283,7 @@ def test_mistakes_are_one_line(text, text_map, tmp_path):
     mixed = EmbeddingSet.of(np.random.default_rng(0).permutation(text["new"]), text["ids"])
     queries = {"query_old": text["query_old"], "query_new": text["query_new"]}
     for arguments, keywords, message in (
-        ((text_map, new, old), {}, "has dimension 384, but the old model's 256"),
+        ((text_map, new, old), {}, "has dimension 384, but the map's old model has 256"),
         ((text_map, old, mixed), {}, "known-answer queries fail"),
         ((marked, old, other), {}, "comes from model other, but the new model is this"),
         (
@@ -295,13 +295,17 @@ def test_mistakes_are_one_line(text, text_map, tmp_path):
         ((text_map, text["old"][seen], text["new"][seen]), {}, "128 of 128 items are among those"),
         ((text_map, old, new), {"target": "mapp"}, "unknown target 'mapp'; did you mean 'map'"),
         ((text_map, old, new), {"ways": ("fuse",)}, "did you mean 'fused'"),
-        ((text_map, old, new), {"shares": (1.5,)}, "shares must be from 0 to 1"),
+        ((text_map, old, new), {"shares": (1.5,)}, "shares must be between 0 and 1"),
         ((text_map, old, new), {"query_old": text["query_old"]}, "give both query_old"),
         ((text_map, old, new), {"judged_calibration": 0.5}, "needs judged pairs or labels"),
         ((text_map, old, new), {"ways": ()}, "ways must be some of translated, bridge"),
         ((text_map, old, new), {"orders": ("uncertanty",)}, "did you mean 'uncertainty'"),
         ((text_map, old, new), {"metric": "l3"}, "unknown metric 'l3'"),
-        ((None, text["old"][:50], text["new"][:50]), {}, "20 of them are free to fit a map on"),
+        (
+            (None, text["old"][:50], text["new"][:50]),
+            {},
+            "only 20 of 50 pairs can be used to fit a map",
+        ),
         (
             (text_map, old, EmbeddingSet.of(np.ones_like(text["new"]), text["ids"])),
             {},
@@ -310,7 +314,7 @@ def test_mistakes_are_one_line(text, text_map, tmp_path):
         ((text_map, old, new), {"depth": -1}, "depth must be 0 or more, not -1"),
         ((text_map, old, new), {"max_queries": 0}, "max_queries must be 20 or more, not 0"),
         ((text_map, old, new), {"items_per_second": -1.0}, "items_per_second must be 0 or more"),
-        ((text_map, old, new), {"groups": np.zeros(7)}, "groups must be one for each"),
+        ((text_map, old, new), {"groups": np.zeros(7)}, "groups must have shape"),
         (
             (text_map, old, new),
             {**queries, "judged": np.full(120, -1)},

@@ -119,7 +119,7 @@ def test_a_cut_off_finds_its_place_on_other_scores(vectors):
 
 def test_a_cut_off_is_in_the_report(vectors):
     made = assessed(vectors, threshold=0.6)
-    assert "The cut-off of the service" in made.markdown()
+    assert "The service's cut-off" in made.markdown()
     assert made.to_json()["cutoffs"]["old to new"]["pairs"] == 120 * 90
 
 
@@ -129,7 +129,7 @@ def test_mistakes_are_one_line(vectors):
     with pytest.raises(UserError, match="threshold must be a cosine"):
         cutoffs(made, 3.0)
     far = dataclasses.replace(made, calibration=calibrate(old, new, metric="l2"))
-    with pytest.raises(UserError, match="compared by cosine; these are by l2"):
+    with pytest.raises(UserError, match="compared by cosine; these are compared by l2"):
         cutoffs(far, 0.5)
     for keywords, message in (
         ({"embeddings_a_query": -1}, "embeddings_a_query must be 0 or more"),

@@ -30,8 +30,10 @@ def test_unknown_ids_are_counted_and_named():
     queries, items = np.array(["q 1", "q2"]), np.arange(3)
     judged = np.array([["q 1", "2"], ["q 1", "9"], ["ü", "1"], ["ü", "7"]])
     asked, searched = unknown_ids(judged, queries, items)
-    assert asked.startswith("2 of 4 judged pairs name a query that is not there") and "(ü)" in asked
-    assert searched.startswith("2 of 4 judged pairs name an item that is not there")
+    assert (
+        asked.startswith("2 of 4 judged pairs name a query that does not exist") and "(ü)" in asked
+    )
+    assert searched.startswith("2 of 4 judged pairs name an item that does not exist")
     assert "2 ids (7, 9)" in searched
     assert unknown_ids(judged[:1], queries, items) == []
     assert relevance.by_table(judged, queries, items).total.tolist() == [1, 0]
@@ -81,9 +83,9 @@ def test_an_assessment_by_a_file_is_that_by_the_array(tmp_path, capsys):
     by_file = upgrade.assess(None, old, new, judged=path.parents[1], **asked, **settings)
     assert by_file.by == "judged pairs"
     assert [p.values for p in by_file.points] == [p.values for p in by_array.points]
-    said = [note for note in by_file.notes if "not there" in note]
+    said = [note for note in by_file.notes if "does not exist" in note]
     assert [note[:8] for note in said] == ["1 of 42 "] * 2 and "nobody knows" in said[1]
-    assert not [note for note in by_array.notes if "not there" in note]
+    assert not [note for note in by_array.notes if "does not exist" in note]
 
     for name, given in {"old": old, "new": new, "q_old": query_old, "q_new": query_new}.items():
         given.write(tmp_path / name)

@@ -163,7 +163,7 @@ def test_vectors_that_a_map_cannot_take(text):
         (text["new"], r"takes old vectors of dimension 256, but these have shape \(500, 384\)"),
         (
             old[0],
-            r"takes vectors \(N, 256\), but this is one of shape \(256,\); give vector\[None\]",
+            r"\(N, 256\), but this is a single vector of shape \(256,\); give vector\[None\]",
         ),
         (old[0, 0], r"these have shape \(\)"),
         (old[None], r"these have shape \(1, 500, 256\)"),
@@ -296,7 +296,7 @@ def test_mistakes_are_one_line(tmp_path):
         ((tmp_path / "ints.npy", new), {}, r"ints.npy: vectors must be \(N, D\) floats"),
         ((tmp_path / "junk.npy", new), {}, "junk.npy cannot be read: it is no .npy array"),
         ((old, new), {"labels": tmp_path / "none.npy"}, "none.npy does not exist"),
-        ((old, new), {"classifier": np.eye(3, 4)}, "a classifier is of use with labels alone"),
+        ((old, new), {"classifier": np.eye(3, 4)}, "a classifier can only be used with labels"),
         ((old, new), {"epochs": -1}, "epochs must be 0 or more, not -1"),
         ((old, new), {"inner_dim": 0}, "inner_dim must be 1 or more, not 0"),
     ):

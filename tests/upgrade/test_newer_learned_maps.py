@@ -183,7 +183,7 @@ def test_a_user_is_told_whether_the_seeds_agree():
         return unpaired.UnpairedMap(np.eye(2), np.zeros(2), np.zeros(2), agreement, np.ones(3))
 
     assert of(0.99, 0.95, 0.92).lowest_agreement == 0.92
-    assert "cannot be checked without 50 to 100 pairs" in of(0.99, 0.95, 0.92).text
+    assert "only 50 to 100 known pairs can check the map" in of(0.99, 0.95, 0.92).text
     assert "do not use this map" in of(0.99, 0.95, 0.4).text
 
 
@@ -202,7 +202,7 @@ def test_one_seed_cannot_agree_and_few_rows_are_refused():
     found = unpaired.fit_unpaired(x, x, seeds=1, settings=SMALL)
     assert np.isnan(found.lowest_agreement)
     assert "do not agree" in found.text
-    with pytest.raises(UserError, match="at least 30 rows on each side"):
+    with pytest.raises(UserError, match="at least 30 vectors on each side"):
         unpaired.fit_unpaired(x[:29], x, settings=SMALL)
     with pytest.raises(UserError, match="seeds must be"):
         unpaired.fit_unpaired(x, x, seeds=0, settings=SMALL)

@@ -37,7 +37,10 @@ def test_a_compatible_model_is_mapped_by_identity(tmp_path):
     changed = (gallery.read(0, 200) != x).any(axis=1)
     assert changed.sum() == 50
     np.testing.assert_array_equal(gallery.read(0, 200)[changed], y[changed])
-    with pytest.raises(UserError, match="identity: old vectors have dimension 8 and new ones 5"):
+    with pytest.raises(
+        UserError,
+        match="identity: it needs equal dimensions, but old vectors have 8 and new ones 5",
+    ):
         upgrade.fit(x, y[:, :5], method="identity")
 
 
@@ -165,7 +168,7 @@ def test_a_function_of_the_user_is_a_map(own, tmp_path):
     for name, message in (
         ("three", r"returned float32 \(3, 6\) for vectors \(4, 6\)"),
         ("fails", "failed for vectors .*ValueError: no luck"),
-        ("NUMBER", "is no map"),
+        ("NUMBER", "must be a map or a function, but it is of type int"),
         ("nothing", "unknown map"),
         ("SHIFT", "must be fitted on pairs first"),
     ):
@@ -205,7 +208,7 @@ def test_another_package_may_register_a_map(own, monkeypatch):
     for name, message in (
         ("halve", "no map in halve"),
         ("ridge", "ridge must be fitted on pairs first: `fct-jax fit OLD NEW --method ridge`"),
-        ("lce", "lce is no map by itself: it is trained together with the new model; name its run"),
+        ("lce", "lce is not a map by itself: it is trained together with the new model; name its"),
     ):
         with pytest.raises(UserError, match=message):
             load_map(name)

@@ -368,9 +368,12 @@ def test_mistakes_are_one_line(text):
         (("dual", *asked, old, new, 5, migrated, made), r"migrated must be \(N,\) of True"),
         (("dual", *asked, old, new, migrated.astype(int), 5, made), "it is int64"),
         (("dual", *asked, old[:9], new, migrated, 5, made), "old has 9 rows, but migrated"),
-        (("dual", asked[0][:9], asked[1], old, new, migrated, 5, made), "the same queries by both"),
+        (
+            ("dual", asked[0][:9], asked[1], old, new, migrated, 5, made),
+            "the numbers of queries must be equal",
+        ),
         (("dual", asked[0][0], asked[1], old, new, migrated, 5, made), "must have shape"),
-        (("dual", *asked, old, new, migrated, 0, made), "k must be a whole number from 1"),
+        (("dual", *asked, old, new, migrated, 0, made), "k must be a whole number of at least 1"),
         (("fused", *asked, old, new, migrated, 5, text), "calibration must be a Calibration"),
     ):
         with pytest.raises(UserError, match=message) as error:
@@ -394,7 +397,9 @@ def test_a_way_of_ones_own(text, tmp_path, monkeypatch):
     )
     near = text["query_old"].astype(np.float32) @ text["old"].astype(np.float32).T
     assert np.mean(rows == np.argsort(-near, axis=1)[:, :5]) > 0.99
-    with pytest.raises(UserError, match=r"is no fct_jax.upgrade.ways.Way but function"):
+    with pytest.raises(
+        UserError, match="must be a fct_jax.upgrade.ways.Way, but it is of type function"
+    ):
         search("json:loads", None, None, None, None, migrated, 5)
 
 

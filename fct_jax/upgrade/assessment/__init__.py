@@ -1,1 +1,1 @@
-"""The verdict before the spend: measured options and a recommendation."""
+"""The verdict before money is spent: measured options and a recommendation."""

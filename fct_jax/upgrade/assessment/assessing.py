@@ -1,4 +1,4 @@
-"""The verdict before the spend: what each way of upgrading would gain, on held-out queries."""
+"""The assessment: the gain of each way of upgrading, measured on held-out queries."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ from fct_jax.upgrade.ways.relevance import METRICS
 
 _ANSWERS = 1000  # items that must find their own translation
 _TARGETS = {"labels": "map", "judged pairs": "mrr", "groups": "map", "agreement": "recall@10"}
-_MARKS = (100, 1_000, 10_000, 100_000)  # queries after which a cascade's work is told
+_MARKS = (100, 1_000, 10_000, 100_000)  # queries after which a cascade's work is reported
 
 
 def assess(
@@ -84,49 +84,49 @@ def assess(
     runs_out=None,
     out=None,
 ) -> Assessment:
-    """Say whether to upgrade, how and how far: quality, safety, time and money of every way.
+    """Advise whether to upgrade, how and how far: quality, safety, time and money of every way.
 
     Args:
-      map: a Map, or the directory of one; None: one is fitted on a part of the pairs, and the
-        others judge it.
+      map: a Map, or the directory of one; with None a map is fitted on a part of the pairs and
+        judged on the others.
       old, new: a test gallery embedded by both models, as for ``fit``. Items that the map was
-        fitted on are recognised by their old vectors; they serve for the calibration and
-        are left out of the gallery, whose translation they would make look too good.
-      query_old, query_new: queries embedded by both models; None: items query the others.
+        fitted on are recognised by their old vectors. They serve for the calibration, but are
+        left out of the gallery, because their translation is better than that of other items.
+      query_old, query_new: queries embedded by both models; with None each item queries the others.
       labels, query_labels: (N,), (Q,) integers or ``.npy`` files; None: those of the sets.
       judged: judged pairs, as in ``relevance.by_table``, a TREC qrels file or a BEIR folder; they
-        go before labels. Clicks are judged pairs with their counts as gains. Without either, and
-        without groups of items, nothing says what is relevant: the figures are agreement with the
-        new model's own ten nearest, and the advice is "cannot tell".
-      groups: (Q,) integers, one a query (one an item, where items query), or a ``.npy`` file. Of
-        items they are weak evidence of relevance where there is no other.
-      target: the metric that decides; "": map by labels, mrr by judged pairs, else recall@10.
-      shares: of the gallery re-embedded, the points of each curve.
+        take precedence over labels. Clicks are judged pairs with their counts as gains. Without
+        judged pairs, labels and groups of items the relevant items are unknown: the figures are
+        then agreement with the new model's own ten nearest, and the advice is "cannot tell".
+      groups: (Q,) integers, one per query (one per item if items are the queries), or a ``.npy``
+        file. Groups of items are weak evidence of relevance, used if there is no other.
+      target: the metric that decides; "" means map with labels, mrr with judged pairs, otherwise
+        recall@10.
+      shares: re-embedded shares of the gallery, the points of each curve.
       ways: names of the table of ways of serving.
-      orders: names of orders of re-embedding to try; none: those that each way names.
-      depth: results of a query that are judged; 0: 1,000 by labels, where a query has many
-        relevant items, else 100.
-      max_queries: more queries are sampled down to so many.
+      orders: names of orders of re-embedding to try; empty: those that each way names.
+      depth: number of results judged per query; 0 means 1,000 with labels, where a query has many
+        relevant items, otherwise 100.
+      max_queries: if there are more queries, this number of them is sampled.
       judged_calibration: share of the judged queries from which the calibration of dual and
-        fused learns; these are not assessed. 0: the calibration does without judgements.
-      gallery_size: items of the whole gallery, for time and money; 0: as many as are given.
-      items_per_second, cost_per_1000, currency: of embedding with the new model.
-      resamples: of the bootstrap.
-      metric: "l2" or "cosine" in the new space; "": as meta.json says, cosine for unit vectors.
-      method: of the map that is fitted where ``map`` is None, as for ``fit``.
-      embeddings_a_query: most new vectors that a cascade makes while a query waits; the other
-        candidates keep their old score and are queued. None: all that it needs.
-      popularity: exponent of Zipf's law by which queries come again, for what a cascade embeds
-        over 10,000 of them; 0: each query is asked once.
-      threshold: cut-off of the service on the cosine of old vectors; the report says what it
-        becomes.
-      seed: of all random choices.
-      runs_out: directory for TREC runs of keep, of the new model and of the way that is advised
-        (without a limit of embeddings a query); None: none are written.
-      out: directory for the report and the calibration; None: nothing is written.
+        fused learns; these are not assessed. With 0 the calibration uses no judgements.
+      gallery_size: number of items in the whole gallery, for time and money; 0: as given.
+      items_per_second, cost_per_1000, currency: speed and price of embedding with the new model.
+      resamples: number of bootstrap resamples.
+      metric: "l2" or "cosine" in the new space; "": as meta.json says, or cosine for unit vectors.
+      method: method of the map that is fitted if ``map`` is None, as for ``fit``.
+      embeddings_a_query: largest number of new vectors that a cascade makes while a query waits;
+        the other candidates keep their old score and are queued. None: no limit.
+      popularity: exponent of the Zipf law by which queries repeat, for the vectors that a cascade
+        embeds over 10,000 queries; 0: each query is asked once.
+      threshold: the service's cut-off on the cosine of old vectors; the report converts it.
+      seed: seed of all random choices.
+      runs_out: directory for TREC runs of keep, of the new model and of the advised way
+        (without a limit of embeddings per query); None writes none.
+      out: directory for the report and the calibration; None writes nothing.
 
     Raises:
-      UserError: sets that do not fit the map or each other, or too little to judge by.
+      UserError: sets that do not match the map or each other, or too few queries or items.
 
     Example:
 
@@ -146,7 +146,8 @@ def assess(
     labels = load_array(labels, "labels")
     if labels is not None:
         if labels.shape != (len(given),) or len(given) != len(whole_new):
-            raise UserError(f"labels must be one integer for each of {len(given)} shared items")
+            raise UserError(f"labels must be {len(given)} integers, one per item, and every item "
+                            "must be in both sets")  # fmt: skip
         whole_new = dataclasses.replace(whole_new, labels=labels)
         whole_old = dataclasses.replace(whole_old, labels=labels)
     metric, why = metric_of(metric, whole_new)
@@ -168,7 +169,7 @@ def assess(
     mapped, _ = found.transform(some_old)
     check_known_answers(ask_map(found, some_old, mapped, some_new, metric), "the test gallery")
     sample = tuple(np.asarray(s.vectors[reference], np.float32) for s in (whole_old, whole_new))
-    # A sample of the gallery, where no other items are known.
+    # Rows of the gallery that serve as the sample if no other items are known.
     inside = np.flatnonzero(np.isin(unseen, reference))
     calibration = calibrate(*sample, metric=metric, old_metric=old_metric, seed=seed)
     judged = judged_of(judged)
@@ -263,7 +264,7 @@ def assess(
     behind, deep_enough = gaps(spots, measured, target, bootstrap)
     for label, gap in behind.items():
         replays[label] |= gap
-    # For serving, all items count that both models have embedded by now.
+    # The calibration for serving uses all items that both models have embedded.
     typical = typical_queries(len(kept))
     calibration = calibrate(
         whole_old.vectors,
@@ -309,7 +310,7 @@ def assess(
 def _replays(
     spots, measured, curves: Curves, world: World, budget, popularity, rate, price, seed
 ) -> dict[str, dict]:
-    """Return what each cascade embeds; with a budget a query, its quality becomes the replay's."""
+    """Return what each cascade embeds; a budget per query also replaces its quality."""
     total, found = len(world.queries["new"]), {}
     for spot in spots:
         if spot.way.reranked is None:
@@ -331,7 +332,7 @@ def _is_plain(value) -> bool:
 
 
 def _check_settings(given: dict) -> None:
-    """Raises UserError for numbers out of range and names that nothing has."""
+    """Raise UserError for numbers out of range and unknown names."""
     if given["target"] and given["target"] not in METRICS:
         raise unknown("target", given["target"], METRICS)
     if not given["ways"]:
@@ -355,12 +356,12 @@ def _check_settings(given: dict) -> None:
 def _checked_shares(shares) -> tuple[float, ...]:
     shares = tuple(sorted({0.0, 1.0, *(float(share) for share in shares)}))
     if shares[0] < 0 or shares[-1] > 1:
-        raise UserError(f"shares must be from 0 to 1, not {shares}")
+        raise UserError(f"shares must be between 0 and 1, not {shares}")
     return shares
 
 
 def _chosen(queries: Queries, most: int, judged_calibration: float, rng):
-    """Return the queries to assess with, those to learn from, and how many have nothing to find."""
+    """Return the queries to assess, those to learn from, and the number without relevant items."""
     kept = np.flatnonzero(queries.relevance.total > 0)
     dropped = len(queries.old) - len(kept)
     if len(kept) < FEWEST:
@@ -376,7 +377,7 @@ def _chosen(queries: Queries, most: int, judged_calibration: float, rng):
 
 
 def _with_translate(measured: dict, named: dict) -> dict:
-    """Return what was measured, with the translated gallery before anything is re-embedded."""
+    """Add the point of the translated gallery before anything is re-embedded."""
     start = next(
         (name for name, way in named.items() if way.name == "translated" and name[2] == 0), None
     )
@@ -394,5 +395,5 @@ def _notes(queries: Queries, by: str, dropped: int, fitted: int, found: Map) -> 
     if dropped:
         notes.append(f"{dropped} queries without a relevant item in the gallery are left out.")
     if not found.has_uncertainty:
-        notes.append("The map has no uncertainty to order items by.")
+        notes.append("The map has no uncertainty, so items cannot be ordered by it.")
     return notes

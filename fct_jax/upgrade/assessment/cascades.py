@@ -1,4 +1,4 @@
-"""Cascades in use: what they embed while people ask, what that costs, how deep they must look."""
+"""Cascades in use: the vectors they make on demand, their cost, and the depth they need."""
 
 from collections.abc import Mapping
 
@@ -10,14 +10,15 @@ from fct_jax.upgrade.ways.cascade_depth import candidate_reuse
 from fct_jax.upgrade.ways.on_demand import Replay, popular_stream, replay
 from fct_jax.upgrade.ways.relevance import Relevance, per_query
 
-EPSILON = 0.01  # gap to the new model that is as good as none
-POPULAR = 10_000  # queries that are drawn by a law of popularity
+EPSILON = 0.01  # gap to the new model that counts as none
+POPULAR = 10_000  # queries drawn by their popularity
 
 
 def stream_of(queries: int, popularity: float, seed: int) -> np.ndarray:
-    """Return the queries in the order in which they are asked.
+    """Return the queries in the order of time.
 
-    popularity: exponent of Zipf's law by which 10,000 queries are drawn; 0: each once, at random.
+    popularity: exponent of the Zipf law by which 10,000 queries are drawn; with 0 each query is
+    asked once, in random order.
     """
     if popularity:
         return popular_stream(queries, POPULAR, exponent=popularity, seed=seed)
@@ -27,7 +28,7 @@ def stream_of(queries: int, popularity: float, seed: int) -> np.ndarray:
 def replayed(
     spot: Spot, found: Candidates, stream: np.ndarray, size: int, budget: int | None
 ) -> Replay:
-    """Replay a stream of queries for one cascade; size: items; budget: new vectors a query."""
+    """Replay a stream for one cascade; size: number of items; budget: new vectors per query."""
     depth = min(spot.way.settings["depth"], found.rows.shape[1])
     part = slice(0, depth)
     return replay(
@@ -46,7 +47,7 @@ def quality_of(
 ) -> dict[str, np.ndarray]:
     """Return {metric: (Q,)} of a replay in which each query was asked once.
 
-    Behind the ranked candidates stand those that the first stage found further down.
+    The first stage's further results follow the ranked candidates.
     """
     ranked = np.full((len(stream), depth), -1, np.int64)
     width = min(made.rows.shape[1], depth)
@@ -59,7 +60,7 @@ def quality_of(
 def told(
     made: Replay, found: Candidates, depth: int, items_per_second: float, cost_per_1000: float
 ) -> dict:
-    """Return what a replay shows, for a report: counts, shares, seconds and money."""
+    """Summarise a replay for the report: counts, shares, seconds and money."""
     each = made.embeddings
     return {
         "reused": candidate_reuse(found.rows[:, :depth]),
@@ -75,10 +76,10 @@ def told(
 def gaps(
     spots, measured: Mapping[tuple, dict], target: str, bootstrap: Bootstrap
 ) -> tuple[dict[str, dict], dict[str, int | None]]:
-    """Return how far each cascade stays behind the new model, and how deep is deep enough.
+    """Return each cascade's gap to the new model, and the depths that are sufficient.
 
-    The first is {cascade: {"gap", "low", "high"}}, a mean with its 95 % interval; the second
-    {way and score: K*}, the smallest depth tried whose mean gap is 0.01 or less, or None.
+    The first is {cascade: {"gap", "low", "high"}}, a mean with its 95 % interval. The second is
+    {way and score: K*}, the smallest tried depth with a mean gap of at most 0.01, or None.
     """
     whole = measured[WHOLE, "", 1.0][target]
     found, deep = {}, {}

@@ -1,8 +1,8 @@
-"""Every point of every curve of an assessment, from scores that are computed once.
+"""All points of all curves of an assessment, from scores that are computed once.
 
-The queries are worked through a few at a time: their scores with all items, for each pair of
-spaces, then the best items at each point. What a point would need on its own, by
-`fct_jax.upgrade.search`, is the same to rounding (a test compares them).
+The queries are processed in small batches: first their scores with all items, for each pair of
+spaces, then the best items at each point. `fct_jax.upgrade.search` gives the same results for a
+single point, up to rounding (a test compares them).
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ from fct_jax.upgrade.ways.serving import second_stage
 if TYPE_CHECKING:
     from fct_jax.upgrade.assessment.tops import Scores
 
-TYPICAL = 256  # queries whose tails tell what spread is typical
+TYPICAL = 256  # queries whose tails define the typical spread
 _BLOCK = 1 << 22  # scores of one pair held by one thread
-_PLAIN = "plain "  # pairs of spaces without damping
+_PLAIN = "plain "  # prefix of pairs of spaces without damping
 
-# names of points that are no way of the table
+# names of points outside the table of ways
 KEEP, WHOLE = "keep", "re-embed all"
 
 
@@ -47,12 +47,12 @@ class World:
 
     Attributes:
       items: kind -> (N, D) float32 gallery vectors: "old", "new", "translated".
-      queries: kind -> (Q, D) float32: "old", "new", and "bridged" and "common" where there are.
-      relevance: of the Q queries.
-      own: (Q,) rows that are no results, or None.
-      calibration: of the sample; its spaces and weights hold everywhere.
-      sample: (R, do), (R, dn) items outside of the gallery that a calibration starts from.
-      inside: rows of the gallery that a calibration starts from, where there are no others.
+      queries: kind -> (Q, D) float32: "old", "new", and "bridged" and "common" if they exist.
+      relevance: relevance of the Q queries.
+      own: (Q,) rows that are not results, or None.
+      calibration: calibration on the sample; its spaces and weights hold everywhere.
+      sample: (R, do), (R, dn) items outside the gallery that a calibration starts from.
+      inside: rows of the gallery that a calibration starts from if there are no other items.
     """
 
     items: Mapping[str, np.ndarray]
@@ -84,9 +84,9 @@ class Spot:
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """Rows (Q, K) that a cascade's first stage found, and scores without and with re-ranking.
+    """Rows (Q, K) found by a cascade's first stage, and their scores before and after re-ranking.
 
-    Scores are on one scale, −inf where a row is −1.
+    Scores are on one scale, and −inf for a row of −1.
     """
 
     rows: np.ndarray
@@ -96,7 +96,7 @@ class Candidates:
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """A share of the gallery that is re-embedded, and the items that a calibration then has."""
+    """A re-embedded share of the gallery, and the items that a calibration then has."""
 
     migrated: np.ndarray
     columns: np.ndarray
@@ -107,25 +107,25 @@ class _State:
 
 
 def spots_of(ways: Sequence[Way], orders: Mapping[str, Sequence[str]], shares) -> list[Spot]:
-    """Return what is to be measured; orders: way -> names; shares include 0 and 1."""
+    """Return the points to measure; orders: way -> names; shares include 0 and 1."""
     found = []
     for way in (variant for row in ways for variant in row.all_variants()):
         if way.done is not None:
             found += [Spot(way, order, share) for order in orders[way.name] for share in shares]
         else:
-            # Nothing is re-embedded in advance; a cascade makes what it needs when asked.
+            # Nothing is re-embedded in advance; a cascade makes vectors on demand.
             found.append(Spot(way, "candidates" if way.reranked else "", 0.0))
     return found
 
 
 class Curves:
-    """Measures points; see the module.
+    """Measures points, as the module's docstring describes.
 
-    After `run`, ``candidates`` has what the cascades among them found, by (way, score).
+    After `run`, ``candidates`` has the `Candidates` of the cascades, by (way, score).
     """
 
     def __init__(self, world: World, known: Items, depth: int):
-        """Take ``known`` facts of the items, for orders; ``depth``: judged results a query."""
+        """Take ``known`` facts of the items for orders, and ``depth``, judged results per query."""
         self._world, self._known = world, known
         self.depth = max(10, min(depth, world.count))
         c = world.calibration
@@ -133,7 +133,7 @@ class Curves:
         self._plain["translated"] = self._plain["new"]
         self._damped = bool(c.old.damping)
         self.candidates: dict[tuple[str, str], Candidates] = {}
-        self._ranked: dict[tuple, dict[int, tuple]] | None = None  # kept where it is asked for
+        self._ranked: dict[tuple, dict[int, tuple]] | None = None  # kept by `rankings` only
 
     def run(self, spots: Sequence[Spot]) -> dict[tuple, dict[str, np.ndarray]]:
         """Return {name of a spot: {metric: (Q,)}}, with `KEEP` and `WHOLE`."""
@@ -176,7 +176,7 @@ class Curves:
         }
 
     def _judged(self, name: tuple, asked: np.ndarray, found, relevance) -> dict[str, np.ndarray]:
-        """Return the metrics of scores and rows found for some queries, given by their rows."""
+        """Return the metrics of the scores and rows found for the queries in rows ``asked``."""
         if self._ranked is not None:
             self._ranked.setdefault(name, {})[int(asked[0])] = found
         return per_query(found[1], relevance)
@@ -210,7 +210,7 @@ class Curves:
         return any(spot.way.calibrated for spot in spots)
 
     def _asked(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return pair -> (Q, E) queries and (M, E) items, as their inner product is the score."""
+        """Return pair -> (Q, E) queries and (M, E) items whose inner products are the scores."""
         world = self._world
         queries, items, sample = dict(world.queries), world.items, world.sample
         extra = {"old": sample[0], "new": sample[1]}
@@ -229,7 +229,7 @@ class Curves:
         return found
 
     def _scores(self, asked, rows: np.ndarray, pairs=None) -> "Scores":
-        from fct_jax.upgrade.assessment.tops import Scores  # late: Numba takes a second
+        from fct_jax.upgrade.assessment.tops import Scores  # late: importing Numba takes a second
 
         return Scores({name: asked[name][0][rows] @ asked[name][1].T for name in pairs or asked})
 
@@ -273,7 +273,7 @@ class Curves:
         return shifted(both, a, pair[0], b, pair[1])
 
     def _measure(self, spots, states, typical, asked, rows: np.ndarray):
-        """Return {name: {metric: (q,)}} of some queries, and what cascades recalled."""
+        """Return {name: {metric: (q,)}} of some queries, and the candidates of cascades."""
         world = self._world
         scores, own_scores = self._scores(asked, rows), self._own_scores(rows)
         own = np.full(len(rows), -1) if world.own is None else world.own[rows]
@@ -327,14 +327,14 @@ class Curves:
 
 
 def typical_queries(total: int) -> np.ndarray:
-    """Return the rows of the queries whose tails tell what spread is typical."""
+    """Return the rows of the queries whose tails define the typical spread."""
     if total <= TYPICAL:
         return np.arange(total)
     return np.sort(np.random.default_rng(0).permutation(total)[:TYPICAL])
 
 
 def _undamped(mix: Mix, way: Way, plain: Mapping[str, str]) -> Mix:
-    """Return the mix of a way of one space, which no calibration changes."""
+    """Return the mix without damping for ways of one space, which no calibration changes."""
     if way.calibrated:
         return mix
     return Mix({plain.get(pair, pair): f for pair, f in mix.factors.items()}, mix.shift)

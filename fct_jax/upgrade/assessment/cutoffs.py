@@ -1,4 +1,4 @@
-"""A service's cut-off on old scores, moved to the scores of the new and of the mixed gallery."""
+"""Conversion of a service's cut-off on old scores to scores of the new and translated vectors."""
 
 import dataclasses
 
@@ -11,23 +11,23 @@ from fct_jax.upgrade.assessment.curves import World
 from fct_jax.upgrade.checks.thresholds import recalibrated_threshold
 
 _QUERIES = 500
-_NEAREST, _RANDOM = 20, 50  # items of a query that are compared: by either model, and at random
+_NEAREST, _RANDOM = 20, 50  # items compared per query: nearest by each model, and random ones
 
 
 def cutoffs(world: World, threshold: float, seed: int = 0) -> dict[str, dict]:
-    """Return {"old to new", "new to old", "old to translated": what becomes of a threshold}.
+    """Convert a threshold in each direction: "old to new", "new to old", "old to translated".
 
-    The cut-off is a cosine of old vectors; the pairs are each query with its nearest items by
-    either model and with items at random, and a query's pairs are held out together. "new to old"
-    starts from the new model's cut-off and tells whether the way back ends where it began.
+    The cut-off is a cosine of old vectors. The pairs are each query with its nearest items by
+    either model and with random items; a query's pairs are held out together. "new to old"
+    starts from the new model's cut-off and shows whether the conversion can be reversed.
 
-    Raises UserError for spaces that are not compared by cosine, or a threshold beyond −1 to 1.
+    Raises UserError for spaces that are not compared by cosine, or a threshold outside −1 to 1.
     """
     if not -1 <= threshold <= 1:
-        raise UserError(f"threshold must be a cosine, from -1 to 1, not {threshold}")
+        raise UserError(f"threshold must be a cosine between -1 and 1, not {threshold}")
     metrics = {world.calibration.old.metric, world.calibration.new.metric}
     if metrics != {"cosine"}:
-        raise UserError("threshold needs vectors that are compared by cosine; these are by l2")
+        raise UserError("threshold needs vectors compared by cosine; these are compared by l2")
     rng = np.random.default_rng(seed)
     total = len(world.queries["new"])
     chosen = np.sort(rng.permutation(total)[:_QUERIES])

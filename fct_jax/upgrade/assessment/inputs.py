@@ -18,23 +18,23 @@ from fct_jax.upgrade.ways.judgements import judged_of, rows_of_ids
 from fct_jax.upgrade.ways.scores import Space, chosen_metric
 
 REFERENCE = 4000  # items of a calibration
-_LOOKED_AT = 64  # vectors, for their length
-_FITTED_SHARE, _FITTED = 0.4, 5000  # of the pairs, where a map is fitted on the way
+_LOOKED_AT = 64  # vectors whose length is measured
+_FITTED_SHARE, _FITTED = 0.4, 5000  # share and largest number of pairs to fit a map on
 _QUICK = ("procrustes", "ridge")  # methods that take seconds
 
 
 WEAK = {
-    "agreement": "agreement with the new model's own ten nearest, which cannot tell whether that "
+    "agreement": "agreement with the new model's own ten nearest cannot tell whether that "
     "model is better",
-    "groups": "groups, which say what is alike, not what a query is after",
+    "groups": "groups say which items are alike, not which items a query should find",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-    """The queries by both models, (Q, do) and (Q, dn), what is relevant, and their own rows.
+    """The queries by both models, (Q, do) and (Q, dn), their relevant items, and their own rows.
 
-    how: names what the queries are; ids: (Q,) their ids.
+    how: describes the queries for a sentence; ids: (Q,) their ids.
     """
 
     old: np.ndarray
@@ -51,17 +51,17 @@ class Queries:
 
 
 def metric_of(given: str, found: EmbeddingSet) -> tuple[str, str]:
-    """Return "l2" or "cosine", and why: it was given, meta.json says so, or vectors are unit."""
+    """Return "l2" or "cosine", and the reason: given, in meta.json, or the vectors' length."""
     return chosen_metric(given, found.vectors, found.meta.get("metric"))
 
 
 def fit_on_a_part(
     old: EmbeddingSet, new: EmbeddingSet, judged, *, method: str, metric: str, seed: int
 ) -> Map:
-    """Return a map fitted on some of the pairs; the others are left to judge it by.
+    """Fit a map on some of the pairs; the others are left to judge it.
 
-    The pairs are drawn from the items that no judged query is after. Raises UserError where there
-    are too few.
+    The pairs are drawn from items that are not relevant to a judged query. Raises UserError if
+    there are too few.
     """
     free = np.ones(len(new), bool)
     wanted = judged_of(judged)
@@ -72,8 +72,8 @@ def fit_on_a_part(
     count = min(int(_FITTED_SHARE * len(new)), _FITTED, len(free))
     if count < 2 * FEWEST:
         raise UserError(
-            f"there are {len(new)} pairs, and {count} of them are free to fit a map on; at least "
-            f"{2 * FEWEST} are needed: give more pairs, or a map"
+            f"only {count} of {len(new)} pairs can be used to fit a map; at least {2 * FEWEST} "
+            "are needed: give more pairs, or a map"
         )
     rows = np.sort(np.random.default_rng(seed).permutation(free)[:count])
     old, new = take(old, rows), take(new, rows)
@@ -84,14 +84,14 @@ def bridged_queries(
     ways, old: EmbeddingSet, new: EmbeddingSet, rows: np.ndarray, queries: Queries, inside, metric,
     seed: int,
 ) -> tuple[dict[str, np.ndarray], list[str]]:  # fmt: skip
-    """Return the new queries in the old space, by kind, and notes on what could not be made.
+    """Return the new queries in the old space, by kind, and notes on kinds that are left out.
 
-    old, new: pairs, of which ``rows`` may be fitted on; inside: those of the gallery among them.
+    old, new: pairs; only ``rows`` of them may be fitted on. inside: rows of the gallery among them.
     """
     wanted = {kind for way in ways for kind in way.queries} & {"bridged", "common"}
     left_out = ", ".join(way.name for way in ways if wanted & set(way.queries))
     if len(inside) and queries.own is not None:
-        reason = "no pairs are known beside the items that query the others"
+        reason = "the items are the queries, and no other pairs are known"
         return {}, [f"Left out: {left_out}; {reason}."]
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:_FITTED])
     old, new = take(old, rows), take(new, rows)
@@ -99,7 +99,7 @@ def bridged_queries(
     if "common" in wanted and metric == "cosine":
         turn = orthogonal_bridge(new.vectors, old.vectors)
         if new.dim > old.dim:
-            # The coordinates that old vectors do not have are free.
+            # Coordinates that old vectors lack are free.
             turn = closed_form_backward(unit_rows(new.vectors), unit_rows(old.vectors))
         moved = unit_rows(queries.new) @ turn[:, : old.dim]
         found["common"] = np.asarray(moved, np.float32)
@@ -115,27 +115,29 @@ def bridged_queries(
 
 
 def check_fit(found: Map, old: EmbeddingSet, new: EmbeddingSet) -> None:
-    """Raise UserError unless both sets are finite and of the map's models and spaces."""
+    """Raise UserError unless both sets are finite and match the map's models and spaces."""
     check_fingerprint(old, found.old_fingerprint, "old")
     check_fingerprint(new, found.new_fingerprint, "new")
     old.check_finite()
     new.check_finite()
     for role, given, dim in (("old", old, found.dim_in), ("new", new, found.dim_out)):
         if given.dim != dim:
-            raise UserError(f"{given.name} has dimension {given.dim}, but the {role} model's {dim}")
+            raise UserError(
+                f"{given.name} has dimension {given.dim}, but the map's {role} model has {dim}"
+            )
     for role, given, space in (("old", old, old_space(found)), ("new", new, new_space(found))):
         check_space(given.name, as_found(given.meta, given.vectors[:_LOOKED_AT]), space, role)
 
 
 def held_out_rows(found: Map, old: EmbeddingSet, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows that the map was not fitted on, those that it was, and some to calibrate."""
+    """Return the rows that the map was not fitted on, the fitted ones, and rows to calibrate on."""
     fitted = np.zeros(len(old), bool)
     if found.fitted is not None:
         fitted = np.isin(row_hashes(old.vectors), found.fitted)
     unseen, seen = np.flatnonzero(~fitted), np.flatnonzero(fitted)
     if len(unseen) < FEWEST:
         raise UserError(
-            f"{len(seen)} of {len(old)} items are among those that the map was fitted on; "
+            f"the map was fitted on {len(seen)} of the {len(old)} items; "
             f"at least {FEWEST} others are needed to judge it"
         )
     reference = seen if len(seen) >= min(1000, len(old) // 5) else unseen
@@ -152,19 +154,19 @@ def open_queries(
     judged,
     groups: np.ndarray | None = None,
 ) -> Queries:
-    """Return the queries and what is relevant to each; arguments as of ``assess``.
+    """Return the queries and their relevant items; the arguments are those of ``assess``.
 
-    old, new: the held-out gallery; space: that of the new model, for the agreement with it;
-    groups: (N,) of the gallery's items, or None.
+    old, new: the held-out gallery; space: space of the new model, for the agreement with it;
+    groups: (N,) groups of the gallery's items, or None.
     """
     judged = judged_of(judged)
     query_labels = load_array(query_labels, "query_labels")
-    own, how = None, "the queries that were given"
+    own, how = None, "the given queries"
     if _absent(query_old) != _absent(query_new):
         raise UserError("give both query_old and query_new, or neither")
     if _absent(query_old):
         asked_old, asked_new, own = old, new, np.arange(len(old))
-        how = "the items themselves, which stand for queries"
+        how = "the items themselves"
     else:
         asked_old, asked_new = (
             open_sample(query_old, "query_old"),
@@ -174,7 +176,9 @@ def open_queries(
         for asked, items in ((asked_old, old), (asked_new, new)):
             asked.check_finite()
             if asked.dim != items.dim:
-                raise UserError(f"{asked.name} has dimension {asked.dim}, {items.name} {items.dim}")
+                raise UserError(
+                    f"{asked.name} has dimension {asked.dim}, but {items.name} has {items.dim}"
+                )
             check_fingerprint(asked, items.fingerprint, "gallery's")
     if query_labels is None:
         query_labels = asked_new.labels if asked_new.labels is not None else asked_old.labels
@@ -184,7 +188,9 @@ def open_queries(
         found = judge.by_table(judged, asked_new.ids, new.ids)
     elif labels is not None and query_labels is not None:
         if len(query_labels) != len(asked_new):
-            raise UserError(f"{len(query_labels)} query labels for {len(asked_new)} queries")
+            raise UserError(
+                f"there are {len(query_labels)} query labels for {len(asked_new)} queries"
+            )
         found = judge.by_labels(query_labels, labels, own)
     elif groups is not None and own is not None:
         found = dataclasses.replace(judge.by_labels(groups, groups, own), by="groups")
@@ -199,11 +205,13 @@ def _absent(what) -> bool:
 
 
 def groups_of(groups: np.ndarray, queries: Queries, given: int, unseen: np.ndarray) -> np.ndarray:
-    """Return the group (Q,) of each query; ``given``: items before some were held out."""
+    """Return the group (Q,) of each query; ``given``: number of items before some were held out."""
     if queries.own is not None and len(groups) == given:
         groups = groups[unseen]
     if groups.shape != (len(queries.old),):
-        raise UserError(f"groups must be one for each of {len(queries.old)} queries")
+        raise UserError(
+            f"groups must have shape ({len(queries.old)},), one per query, not {groups.shape}"
+        )
     return groups
 
 
@@ -212,9 +220,12 @@ def split_judged(kept, share: float, by: str, rng) -> tuple[np.ndarray, np.ndarr
     if by == "agreement":
         raise UserError("judged_calibration needs judged pairs or labels")
     if not 0 < share < 1:
-        raise UserError(f"judged_calibration must be a share below 1, not {share}")
+        raise UserError(f"judged_calibration must be a share between 0 and 1, not {share}")
     order = rng.permutation(kept)
     count = int(share * len(kept))
     if min(count, len(kept) - count) < FEWEST:
-        raise UserError(f"judged_calibration={share} leaves fewer than {FEWEST} queries on a side")
+        raise UserError(
+            f"judged_calibration={share} leaves fewer than {FEWEST} of {len(kept)} queries for "
+            "learning or for judging"
+        )
     return np.sort(order[count:]), np.sort(order[:count])

@@ -1,4 +1,4 @@
-"""One point of an assessment: its figures with intervals, its groups, and what it costs."""
+"""One point of an assessment: its figures with intervals, its groups, and its cost."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ from fct_jax.upgrade.assessment.curves import KEEP
 from fct_jax.upgrade.assessment.verdict import Bootstrap
 from fct_jax.upgrade.ways import Way
 
-_SMALLEST_GROUP = 10  # queries; fewer say nothing
+_SMALLEST_GROUP = 10  # queries; smaller groups are not evidence
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """The cost of embedding: ``items`` of the whole gallery, items a second, money per 1,000."""
+    """The cost of embedding ``items``, the whole gallery: items per second, price of 1,000."""
 
     items: int
     items_per_second: float = 0.0
@@ -21,7 +21,7 @@ class Budget:
     currency: str = "USD"
 
     def of(self, share: float) -> dict:
-        """Return {"items", "hours", "cost"} of re-embedding a share; None without rate or price."""
+        """Return {"items", "hours", "cost"} of a re-embedded share; None without speed or price."""
         count = int(share * self.items)
         hours = count / self.items_per_second / 3600 if self.items_per_second else None
         cost = count * self.cost_per_1000 / 1000 if self.cost_per_1000 else None
@@ -34,17 +34,17 @@ class Point:
 
     Attributes:
       way: "keep", "translate", "re-embed all", or the name of a way of the table on a curve.
-      settings: of the way.
-      order: of re-embedding; "candidates" where a query's candidates are embedded when it comes,
-        "" where nothing is re-embedded.
-      share: re-embedded in advance.
+      settings: settings of the way.
+      order: order of re-embedding; "candidates" if candidates are embedded on demand, "" if
+        nothing is re-embedded.
+      share: share re-embedded in advance.
       values: every metric, as fractions.
-      interval: of the target, 95 %.
-      gain: of the target against keep, with its 95 % interval.
-      negative_flips: share of all queries whose first result was relevant with keep and is not.
-      groups: {group: target} and their gap, where groups are given.
+      interval: 95 % interval of the target.
+      gain: gain of the target against keep, with its 95 % interval.
+      negative_flips: share of all queries whose first result is relevant with keep, but not here.
+      groups: {group: target} and their gap, if groups are given.
       budget: items, hours and cost.
-      cost: what a query costs, in words.
+      cost: a query's cost in words.
     """
 
     way: str
@@ -71,7 +71,7 @@ class Point:
         budget: Budget,
         groups,
     ) -> "Point":
-        """Return the point of the values (Q,) of each metric, and of those with keep."""
+        """Make the point from the values (Q,) of each metric here and with keep."""
         label, order, share = name
         change = values[target] - keep[target]
         flips = (keep["cmc@1"] > 0) & (values["cmc@1"] == 0)
@@ -104,7 +104,7 @@ class Point:
 def group_values(values: np.ndarray, groups: np.ndarray) -> dict:
     """Return {"gap": best − worst, "best": [group, value], "worst": …, "values": {group: mean}}.
 
-    Groups of fewer than 10 queries are left out; gap is None where fewer than two are left.
+    Groups of fewer than 10 queries are left out; gap is None if fewer than two groups are left.
     """
     names, counts = np.unique(groups, return_counts=True)
     means = {

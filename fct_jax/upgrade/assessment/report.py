@@ -17,28 +17,28 @@ from fct_jax.upgrade.ways.calibration import Calibration
 from fct_jax.upgrade.ways.relevance import METRICS
 
 TITLES = {"map": "mAP", "mrr": "MRR", "ndcg@10": "nDCG@10"}
-PLAIN = (KEEP, "translate", WHOLE)  # points that are no way of the table
+PLAIN = (KEEP, "translate", WHOLE)  # points outside the table of ways
 
 
 @dataclasses.dataclass(frozen=True)
 class Assessment:
-    """The verdict and what it rests on; `str` of it is the report in Markdown.
+    """The verdict and its evidence; `str` of it is the report in Markdown.
 
     Attributes:
       by: "labels", "judged pairs", "groups" or "agreement" (with the new model's own neighbours).
       target: the metric that decides.
-      method: of the map.
-      queries, items: how many were searched with, and in.
+      method: method of the map.
+      queries, items: number of queries, and of items searched.
       points: every `Point`.
       verdict: the `Verdict`.
-      budget: what embedding costs.
-      notes: what the reader should know.
-      calibration: for serving dual or fused.
-      faithful: whether the figures are agreement with the new model, which is no quality.
-      replays: {cascade: what it embeds while people ask, and its gap to the new model}.
-      deep_enough: {cascade: the smallest depth with a gap of a point or less, or None}.
-      cutoffs: {direction: what becomes of the service's threshold}.
-      settings: of the call.
+      budget: cost of embedding.
+      notes: remarks for the reader.
+      calibration: calibration for serving dual or fused.
+      faithful: whether the figures are agreement with the new model, which is not quality.
+      replays: {cascade: vectors made on demand, and the gap to the new model}.
+      deep_enough: {cascade: the smallest depth with a gap of at most a point, or None}.
+      cutoffs: {direction: the converted threshold}.
+      settings: arguments of the call.
     """
 
     by: str
@@ -64,17 +64,17 @@ class Assessment:
 
     @property
     def way(self) -> str | None:
-        """Return the name of the way of serving that is advised, or None."""
+        """Return the name of the advised way of serving, or None."""
         return self.verdict.way
 
     @property
     def order(self) -> str | None:
-        """Return the name of the order of re-embedding that is advised, or None."""
+        """Return the name of the advised order of re-embedding, or None."""
         return self.verdict.order
 
     @property
     def share(self) -> float | None:
-        """Return the share of the gallery to re-embed that is advised, or None."""
+        """Return the advised share of the gallery to re-embed, or None."""
         return self.verdict.share
 
     @property
@@ -88,7 +88,7 @@ class Assessment:
         return [dataclasses.asdict(point) for point in self.points]
 
     def curve(self, way: str, order: str, metric: str | None = None) -> list[tuple[float, float]]:
-        """Return (share, value) along a path, of the target unless another metric is named."""
+        """Return (share, value) along a path; the metric is the target unless another is named."""
         metric = metric or self.target
         return [
             (p.share, p.values[metric])
@@ -117,17 +117,17 @@ class Assessment:
         self.report(brief=True).show(console)
 
     def to_json(self) -> dict:
-        """Return what ``report.json`` holds, and ``fct-jax assess --json`` prints."""
+        """Return the content of ``report.json``, which ``fct-jax assess --json`` also prints."""
         return self.report().to_json()
 
     def write(self, folder: Path) -> None:
-        """Write report.json, .md, .html, curves.png and calibration/, whole or not at all."""
+        """Write report.json, .md, .html, curves.png and calibration/, completely or not at all."""
         with new_directory(folder) as partial:
             self.report().write(partial)
             self.calibration.save(partial / "calibration")
 
     def report(self, brief: bool = False) -> Report:
-        """Return what all files are made from; brief: what a console has room for."""
+        """Return the report from which all files are made; ``brief`` is for a console."""
         tables = [self._option_table(), self._path_table()]
         if self.replays:
             tables.append(self._replay_table(brief))
@@ -185,12 +185,12 @@ class Assessment:
 
     @property
     def _measured(self) -> str:
-        """Name what the figures are, for a heading."""
+        """Return the name of the figures, for a heading."""
         name = title_of(self.target)
         return f"Faithfulness to the new model ({name}, %)" if self.faithful else f"{name} (%)"
 
     def _best(self) -> list[Point]:
-        """Return the points that are no curve's, and the highest of each way."""
+        """Return the points outside the curves, and each way's advised or highest point."""
         found = [p for p in self.points if p.way in PLAIN]
         for way in dict.fromkeys(p.way for p in self.points if p.way not in PLAIN):
             mine = [p for p in self.points if p.way == way]
@@ -273,7 +273,7 @@ class Assessment:
         rows = []
         for label, told in self.replays.items():
             if brief and not label.endswith(self._score_of_cascades):
-                continue  # what is embedded does not hang on the score
+                continue  # the embedded vectors do not depend on the score
             after = list(told["share_after"].items())[-1 if brief else 0 :]
             said = [f"{100 * share:.1f} % after {n:,}" for n, share in after]
             low, high = 100 * told["low"], 100 * told["high"]
@@ -288,9 +288,9 @@ class Assessment:
                     ", ".join(said),
                 ]
             )
-        columns = ["cascade", "behind new, 95 %", "reused (%)", "new a query", "median", "p99",
+        columns = ["cascade", "behind new, 95 %", "reused (%)", "new per query", "median", "p99",
                    "re-embedded"]  # fmt: skip
-        return Table("Cascades while people ask: new vectors made", columns, rows, text=(0, 6))
+        return Table("Cascades: new vectors made on demand", columns, rows, text=(0, 6))
 
     def _cutoff_table(self) -> Table:
         rows = [
@@ -308,7 +308,7 @@ class Assessment:
         ]
         columns = ["scores", "cut-off", "agree before", "after", "recall before", "after ",
                    "gained", "lost"]  # fmt: skip
-        return Table("The cut-off of the service (%)", columns, rows)
+        return Table("The service's cut-off (%)", columns, rows)
 
     def _panels(self) -> list[Panel]:
         levels = {p.way: 100 * p.values[self.target] for p in self.points if p.way in (KEEP, WHOLE)}
@@ -330,7 +330,7 @@ class Assessment:
 
 
 def title_of(metric: str) -> str:
-    """Return how a metric is written."""
+    """Return the spelling of a metric for readers."""
     return TITLES.get(metric, metric.upper() if metric.startswith("cmc") else metric)
 
 

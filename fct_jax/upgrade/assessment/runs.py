@@ -14,9 +14,9 @@ from fct_jax.upgrade.assessment.verdict import Verdict
 def write_runs(
     folder, curves: Curves, spots: Sequence[Spot], verdict: Verdict, query_ids, item_ids
 ) -> None:
-    """Write keep.run, re-embed_all.run and, where a way is advised, advised.run.
+    """Write keep.run, re-embed_all.run and, if a way is advised, advised.run.
 
-    folder: a directory to make. query_ids: (Q,); item_ids: (N,) of the gallery that was searched.
+    folder: directory to make. query_ids: (Q,); item_ids: (N,) ids of the searched gallery.
     """
     advised = [spot for spot in spots if _is_advised(spot, verdict)][:1]
     names = {(KEEP, "", 0.0): "keep", (WHOLE, "", 1.0): "re-embed_all"}

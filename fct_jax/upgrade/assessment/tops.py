@@ -1,7 +1,7 @@
-"""The best items of a batch of queries, from scores that were computed once.
+"""The best items of a batch of queries, from scores that are computed once.
 
-An assessment asks for the best items of the same queries at sixty and more points: ways of serving,
-times orders, times shares. Here the scores of a few queries with all items are held for each pair
+An assessment needs the best items of the same queries at sixty or more points: ways of serving
+times orders times shares. Here the scores of a few queries with all items are held for each pair
 of spaces, and every point is one pass over them.
 """
 
@@ -10,7 +10,7 @@ from numba import njit
 
 from fct_jax.upgrade.ways import Mix
 
-CHUNK = 2048  # items whose scores are made together
+CHUNK = 2048  # items whose scores are computed together
 _ONE = np.float32(1)
 
 
@@ -24,9 +24,9 @@ class Scores:
     def best(self, left: Mix, done: Mix, migrated, own, items: int, k: int):
         """Return the k best of the first ``items`` items, (q, k) scores float32 and rows int32.
 
-        left, done: the score of an item that is not re-embedded, and of one that is.
-        migrated: (items,) bool; own: (q,) rows that are no results, −1 for none.
-        Scores descend; of equal ones the lower row comes first; −inf and −1 fill the end.
+        left, done: the mix of items that are not re-embedded, and of re-embedded ones.
+        migrated: (items,) bool; own: (q,) rows that are not results, −1 for none.
+        Scores descend; of equal scores the lower row comes first; −inf and −1 fill the end.
         """
         scores = np.empty((self._count, k), np.float32)
         rows = np.empty((self._count, k), np.int32)
@@ -42,7 +42,7 @@ class Scores:
         return found
 
     def at(self, mix: Mix, rows: np.ndarray) -> np.ndarray:
-        """Return the scores of each query with its own items (q, K); −inf where a row is −1."""
+        """Return the scores of each query with its own items (q, K); −inf for a row of −1."""
         total = self._whole(mix.shift)[:, None].astype(np.float32)
         for name, factor in mix.factors.items():
             near = np.take_along_axis(self.by_pair[name], np.maximum(rows, 0), axis=1)
@@ -53,7 +53,7 @@ class Scores:
         return np.ascontiguousarray(np.broadcast_to(np.asarray(factor, np.float32), self._count))
 
     def _terms(self, mix: Mix):
-        """Return two scores with their factors, and the shift; a longer sum is made one score."""
+        """Return two scores with factors, and the shift; a longer sum is reduced to one score."""
         names, factors = list(mix.factors), [self._whole(f) for f in mix.factors.values()]
         parts = [self.by_pair[name] for name in names]
         if len(parts) > 2:
@@ -116,7 +116,7 @@ def _best(
         one, one_done = first[q], first_done[q]
         for start in range(0, items, CHUNK):
             stop = min(start + CHUNK, items)
-            # Without branches, so that it is vectorised; a look at the results comes after.
+            # No branches, so that it is vectorised; the heap is updated afterwards.
             here = migrated[start:stop]
             _fill(chunk, here, one[start:stop], one_done[start:stop],
                   by[q], shift[q], by_done[q], shift_done[q])  # fmt: skip
@@ -124,7 +124,7 @@ def _best(
                 _add(chunk, _ONE - here, second[q, start:stop], times[q])
             if two_done:
                 _add(chunk, here, second_done[q, start:stop], times_done[q])
-            # Rows ascend: an equal score is a later row.
+            # Rows ascend, so a later row with an equal score ranks lower.
             for j in range(start, stop):
                 score = chunk[j - start]
                 if score > heap[0] and j != own[q]:

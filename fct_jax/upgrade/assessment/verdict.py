@@ -1,4 +1,4 @@
-"""The verdict: upgrade or not, how, and how far; or that the evidence does not tell."""
+"""The verdict: whether to upgrade, how, and how far, or that the evidence cannot tell."""
 
 import dataclasses
 import itertools
@@ -13,11 +13,11 @@ from fct_jax.upgrade.assessment.curves import WHOLE, Spot
 from fct_jax.upgrade.ways import WAYS, Way, simplicity
 
 ADVICE = ("upgrade", "keep", "cannot tell")
-MARGIN = 0.01  # a gain that is worth having, in the target: one point
-_HEADROOM = 0.03  # below the best possible value: with less a better model cannot show itself
-_ENOUGH = 0.95  # of the gain that a path reaches
-_CERTAIN = 0.99  # chance that none of the gains that are called certain is below its bound
-_FEWEST_CHANGED = 10  # queries that must be answered differently before anything is certain
+MARGIN = 0.01  # smallest gain of the target that is worthwhile: one point
+_HEADROOM = 0.03  # distance to the best possible value below which no model can look better
+_ENOUGH = 0.95  # sufficient share of the gain that a path reaches
+_CERTAIN = 0.99  # probability that no gain called certain is below its bound
+_FEWEST_CHANGED = 10  # smallest number of changed queries for a certain gain
 _HALF_WIDTHS = (0.01, 0.02, 0.05)
 
 
@@ -27,11 +27,11 @@ class Verdict:
 
     Attributes:
       advice: one of `ADVICE`.
-      text: the same in a few sentences.
-      way, order, share: of the path, where there is one; share is the least with 95 % of its gain.
-      settings: of the way.
-      gain: what that changes in the target against keep, with its 95 % interval.
-      needed: {half-width of the interval: queries that would give it}.
+      text: the advice in a few sentences.
+      way, order, share: the advised path, if any; share is the smallest with 95 % of its gain.
+      settings: settings of the way.
+      gain: its change of the target against keep, with the 95 % interval.
+      needed: {half-width of the interval: number of queries that would give it}.
     """
 
     advice: str
@@ -45,7 +45,7 @@ class Verdict:
 
 
 class Bootstrap:
-    """Percentile intervals of means over queries, the queries drawn anew ``resamples`` times.
+    """Percentile intervals of means over queries, from ``resamples`` resamples of the queries.
 
     Differences are paired: both sides are means over the same draws.
     """
@@ -62,11 +62,11 @@ class Bootstrap:
         return float(low), float(high)
 
     def bounds(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return bounds (n,) below and above the means of values (n, Q), that hold all at once.
+        """Return simultaneous lower and upper bounds (n,) of the means of values (n, Q).
 
-        With probability 0.99 none of the n true means is below its lower bound, however many
-        were looked at; likewise above. The greatest of the n studentised deviations is
-        bootstrapped (Romano and Wolf, Econometrica 2005), and widened as Student's t is.
+        With probability 0.99 none of the n true means is below its lower bound, however large n
+        is; likewise for the upper bounds. The largest of the n studentised deviations is
+        bootstrapped (Romano and Wolf, Econometrica 2005), and widened like Student's t.
         """
         count = values.shape[1]
         means = values.mean(axis=1)
@@ -82,9 +82,9 @@ class Bootstrap:
 
 
 def queries_needed(variance: float) -> dict[float, int]:
-    """Return how many queries give 95 % intervals of some half-widths, in the target.
+    """Return the numbers of queries that give the target 95 % intervals of some half-widths.
 
-    variance: of the difference of two ways, over queries.
+    variance: variance over queries of the difference of two ways.
     """
     return {w: max(20, int(np.ceil(1.96**2 * variance / w**2))) for w in _HALF_WIDTHS}
 
@@ -100,12 +100,12 @@ class Option:
 
     @property
     def simplicity(self) -> int:
-        """Return the place among equals; what asks least of the service comes first."""
+        """Return the place among equals; the way that needs least of the service comes first."""
         return simplicity(self.way.name) if self.way else len(WAYS) + 1
 
 
 def options_of(spots: Sequence[Spot], measured: Mapping, target: str) -> list[Option]:
-    """Return the paths that points lie on, with the target of each query."""
+    """Group the points into paths, with the target of each query."""
     paths: dict[tuple, list[Spot]] = {}
     for spot in spots:
         paths.setdefault((spot.way.label, spot.order), []).append(spot)
@@ -125,15 +125,16 @@ def recommend(options: list[Option], keep: np.ndarray, whole: np.ndarray, bootst
 
     Args:
       options: `Option`s.
-      keep: (Q,) of the old model alone; whole: (Q,) of the new model alone.
+      keep: (Q,) values of the old model alone.
+      whole: (Q,) values of the new model alone.
       bootstrap: a `Bootstrap` over the queries.
 
-    *Upgrade* needs a path on which no point is below keep beyond its interval, and a point that
-    is above keep by a bound that holds for all points that were looked at together. Of several
-    the one with the highest bound leads; of those that may well bring 95 % of its gain and that
-    have half of its bound, the one with the fewest items to re-embed in advance is taken, then the
-    simplest. *Keep* needs evidence, too: the new model is clearly worse and no way promises a
-    point, or none can bring a point and there is room for one. All else is *cannot tell*.
+    *Upgrade* needs a path on which no point is below keep beyond its interval, with a point that
+    is above keep by a simultaneous bound over all points. The path with the highest bound leads.
+    Among the paths that may well bring 95 % of its gain and have at least half of its bound, the
+    one that re-embeds the fewest items in advance is taken, then the simplest. *Keep* needs
+    evidence, too: the new model is clearly worse and no way promises a point, or no way can
+    gain a point although there is room for one. Otherwise the verdict is *cannot tell*.
     """
     options = [*options, Option(None, "", (1.0,), whole[None])]
     changes = [option.values - keep for option in options]
@@ -155,7 +156,7 @@ def recommend(options: list[Option], keep: np.ndarray, whole: np.ndarray, bootst
 
 
 def _best(points: dict[int, int], options, changes, low, bootstrap) -> int:
-    """Return the option with the highest bound, or one that asks for less and brings nearly that.
+    """Return the option with the highest bound, or one that needs less and gains nearly as much.
 
     points: option -> its point to compare.
     """
@@ -163,7 +164,7 @@ def _best(points: dict[int, int], options, changes, low, bootstrap) -> int:
     leader, bound = changes[highest][points[highest]], low[highest][points[highest]]
 
     def asks(i: int) -> tuple:
-        """Return what an option asks for: items to re-embed in advance, then what serves them."""
+        """Return the needs of an option, to be compared: items to re-embed, then simplicity."""
         option = options[i]
         return option.shares[points[i]], option.simplicity, -changes[i][points[i]].mean()
 
@@ -181,8 +182,8 @@ def _upgrade(option: Option, change, point: int, bootstrap) -> Verdict:
     needed = queries_needed(float(change[point].var()))
     if option.way is None:
         text = (
-            "Upgrade: no half-migrated gallery is surely better than today's, so keep serving the "
-            "old one, re-embed all items beside it, and switch when that is done "
+            "Upgrade: no half-migrated gallery is certainly better than today's, so keep serving "
+            "the old one, re-embed all items beside it, and switch when that is done "
             f"({_said(gain)})."
         )
         return Verdict("upgrade", text, WHOLE, None, share, {}, gain, needed)
@@ -200,26 +201,26 @@ def _no_upgrade(options, changes, means, high, bootstrap, today: float) -> Verdi
     needed = queries_needed(float(changes[best][point].var() or changes[-1][0].var()))
     promised = max(float(m.max()) for m in means)
     bounded = max(float(h.max()) for h in high)
-    told = f"re-embedding all items would change {_said(whole_gain)}"
+    told = f"re-embedding all items would give {_said(whole_gain)}"
     if whole_gain[2] < 0 and promised < MARGIN:
         text = f"Don't upgrade: the new model is worse on these queries; {told}."
         return Verdict("keep", text, gain=whole_gain, needed=needed)
     if 1 - today < _HEADROOM:
         text = (
             f"Cannot tell: this test is too easy, since today's gallery already reaches "
-            f"{100 * today:.1f} of 100; {told}. Take a larger gallery or harder queries."
+            f"{100 * today:.1f} of 100; {told}. Use a larger gallery or harder queries."
         )
         return Verdict("cannot tell", text, gain=gain, needed=needed)
     if bounded < MARGIN:
         text = (
-            "Don't upgrade: no way of serving can bring more than "
+            "Don't upgrade: no way of serving can gain more than "
             f"{100 * max(bounded, 0):.1f} points; {told}."
         )
         return Verdict("keep", text, gain=whole_gain, needed=needed)
     label = options[best].way.label if options[best].way else WHOLE
     text = (
-        f"Cannot tell: the most promising way ({label}) changes {_said(gain)}, and no way is both "
-        f"safe and better beyond doubt; {told}. {_more(needed)}"
+        f"Cannot tell: the most promising way ({label}) gives {_said(gain)}, and no way is both "
+        f"safe and certainly better; {told}. {_more(needed)}"
     )
     return Verdict("cannot tell", text, gain=gain, needed=needed)
 
@@ -231,9 +232,9 @@ def _compared(change: np.ndarray, bootstrap) -> tuple[float, float, float]:
 def _advice(way: Way, order: str, share: float, gain) -> str:
     how = f"Upgrade ({way.label}): {way.text}"
     if way.done is None:
-        return f"{how}. No item need be re-embedded in advance ({_said(gain)})."
+        return f"{how}. No item needs to be re-embedded in advance ({_said(gain)})."
     if share == 0:
-        return f"{how}. No item need be re-embedded ({_said(gain)})."
+        return f"{how}. No item needs to be re-embedded ({_said(gain)})."
     return f"{how}; re-embed {100 * share:.0f} % {find_order(order).text} ({_said(gain)})."
 
 
@@ -249,21 +250,21 @@ def _said(gain) -> str:
 
 
 def without_evidence(overlap: np.ndarray, how: str) -> Verdict:
-    """Return the verdict where nothing says what is relevant.
+    """Return the verdict without any evidence of relevance.
 
-    overlap: (Q,) share of the new model's ten nearest that the old model has among its own; how:
-    names what the queries are.
+    overlap: (Q,) share of the new model's ten nearest that are also among the old model's. how:
+    describes the queries.
 
-    The number of judged queries is that for recall@10, if the relevant item is as likely to be
-    each of those that the two models find: of c common ones among 10 and 10, it is found by one
-    model alone with probability 2 (10 − c) / (20 − c), which is the variance of the difference.
+    The number of judged queries is that for recall@10, if the relevant item is equally likely to be
+    any of the items that the two models find. If c of their ten results are common, exactly one
+    model finds it with probability 2 (10 − c) / (20 − c), which is the variance of the difference.
     """
     common = 10 * overlap
     needed = queries_needed(float(np.mean(2 * (10 - common) / (20 - common))))
     text = (
-        f"Cannot tell: nothing says what is relevant to {how}, so that the new model may be better "
-        f"or worse. Both models agree on {100 * overlap.mean():.0f} % of the ten nearest. To "
-        "settle it, give labels, a column of groups, near-duplicates or clicks as judged pairs, or "
+        f"Cannot tell: nothing says which items are relevant to {how}, so the new model may be "
+        f"better or worse. Both models agree on {100 * overlap.mean():.0f} % of the ten nearest. "
+        "To settle it, give labels, groups, or judged pairs (near-duplicates or clicks), or "
         f"judge 50 to 200 queries by hand. {_more(needed)}"
     )
     return Verdict("cannot tell", text, needed=needed)

@@ -1,4 +1,4 @@
-"""Choice of a map by its retrieval on pairs that none was fitted on."""
+"""Choice of a map by its retrieval quality on held-out pairs."""
 
 from collections.abc import Mapping
 
@@ -11,20 +11,20 @@ _NEIGHBOURS = 10
 _RESAMPLES = 1000
 _LEVEL = 97.5  # percentile: the upper end of a 95 % interval
 
-Quality = dict[str, np.ndarray]  # name of a measure -> (Q,) its value for each held-out pair
+Quality = dict[str, np.ndarray]  # name of a measure -> (Q,) values, one per held-out pair
 
 
 def held_out_quality(
     found: Map, old: EmbeddingSet, new: EmbeddingSet, labels, metric: str
 ) -> Quality:
-    """Return how well new vectors find what they should in the same items' translated gallery.
+    """Return the retrieval quality of new vectors in the translated gallery of the same items.
 
-    "agreement@10": share of an item's 10 nearest others in the new space that are also among its
-    10 nearest in the translated gallery. "own": whether an item's own translation is the nearest
-    of all. With labels also "map" (average precision, NaN for an item that is alone with its label)
-    and "cmc@1", leave-one-out.
+    "agreement@10" is the share of an item's 10 nearest other items in the new space that are also
+    among its 10 nearest in the translated gallery. "own" is 1 if an item's own translation is the
+    nearest of all. With labels there are also "map" (average precision, NaN for an item whose label
+    no other item has) and "cmc@1", both leave-one-out.
     """
-    from fct_jax.evaluate.search import knn  # late: Faiss takes its time to import
+    from fct_jax.evaluate.search import knn  # late: Faiss is slow to import
 
     target = np.asarray(new.vectors, np.float32)
     mapped, _ = found.transform(old.vectors)
@@ -46,17 +46,17 @@ def held_out_quality(
 
 
 def choose(qualities: Mapping[str, Quality], seed: int = 0) -> tuple[str, str]:
-    """Return the name of the map to take, and the measure that decided.
+    """Return the name of the best map, and the measure that decided.
 
-    Candidates that are surely worse than the best are dropped: first by mAP, where there are labels
-    that any pair shares, then by the agreement with the new model's neighbours, which still
-    tells maps apart where labels are all found. Surely means that the 95 % interval of the paired
-    difference, by bootstrap over the held-out pairs, is below 0. Of those that are left, the
-    simplest is taken.
+    Candidates that are significantly worse than the best are dropped: first by mAP, if some pairs
+    share a label, then by the agreement with the new model's neighbours, which still
+    distinguishes maps when all of them find the right labels. Significantly worse means that the
+    95 % bootstrap interval of the paired difference over the held-out pairs is below 0. The
+    simplest of the remaining candidates is chosen.
 
     Args:
-      qualities: of each candidate, the simplest first.
-      seed: of the bootstrap.
+      qualities: quality of each candidate, the simplest candidate first.
+      seed: seed of the bootstrap.
     """
     alike, decided = list(qualities), "simplicity"
     for measure in ("map", "agreement@10"):

@@ -1,11 +1,10 @@
 """One space for old, translated and new vectors: an (almost) orthogonal map of the new ones.
 
-A *backward* map B takes a new vector to where the old ones are without changing (much of) what
-new vectors are among each other, and a *forward* map F takes an old vector to B(new). A query
-B(new) then searches untouched old vectors, translated ones F(old) and re-embedded ones B(new)
-alike, in any mixture.
+A *backward* map B moves new vectors close to the old ones and (almost) preserves the distances
+between new vectors. A *forward* map F takes an old vector to B(new). A query B(new) can then search
+untouched old vectors, translated vectors F(old) and re-embedded vectors B(new), in any mixture.
 
-Everything here is for rows: ``B(n) = n @ backward``. Source: "λ-Orthogonality Regularization for
+Vectors are rows everywhere: ``B(n) = n @ backward``. Source: "λ-Orthogonality Regularization for
 Compatible Representation Learning", NeurIPS 2025, https://arxiv.org/abs/2509.16664. The closed
 forms are ours.
 """
@@ -29,8 +28,9 @@ class CommonSpace:
     """The two affine maps into one space of the new model's size.
 
     Attributes (float64):
-      backward: (dn, dn), and backward_bias (dn,): of new vectors; orthogonal in the strict form.
-      forward: (do, dn), and forward_bias (dn,): of old vectors.
+      backward: (dn, dn), and backward_bias (dn,): map of new vectors; orthogonal in the strict
+        form.
+      forward: (do, dn), and forward_bias (dn,): map of old vectors.
     """
 
     backward: np.ndarray
@@ -48,17 +48,17 @@ class CommonSpace:
 
 
 def comparable(a, b) -> tuple[np.ndarray, np.ndarray]:
-    """Cut both sides to the smaller number of dimensions, then scale rows to unit length.
+    """Truncate both sides to the smaller number of dimensions, then scale rows to unit length.
 
-    So B(new) (N, dn) is compared with untouched old vectors (M, do), as in the evaluation code of
-    the same authors.
+    This is how B(new) (N, dn) is compared with untouched old vectors (M, do) in the evaluation code
+    of the same authors.
     """
     dim = min(np.shape(a)[1], np.shape(b)[1])
     return unit_rows(np.asarray(a)[:, :dim]), unit_rows(np.asarray(b)[:, :dim])
 
 
 def skew_symmetric(upper: np.ndarray, dim: int) -> np.ndarray:
-    """Return the skew-symmetric (dim, dim) whose upper triangle, row by row, is ``upper``.
+    """Return the skew-symmetric matrix (dim, dim) whose upper triangle, row by row, is ``upper``.
 
     Raises UserError unless there are dim · (dim − 1) / 2 numbers.
     """
@@ -76,7 +76,7 @@ def skew_symmetric(upper: np.ndarray, dim: int) -> np.ndarray:
 def rotation(skew: np.ndarray) -> np.ndarray:
     """Return the orthogonal matrix B = exp(skew); it maps rows as ``n @ B.T``.
 
-    Its determinant is always +1: reflections are out of its reach.
+    Its determinant is always +1, so it is never a reflection.
     """
     return scipy.linalg.expm(np.asarray(skew, np.float64))
 
@@ -84,8 +84,8 @@ def rotation(skew: np.ndarray) -> np.ndarray:
 def alignment_error(moved: np.ndarray, old: np.ndarray, tail: str = "free") -> float:
     """Return the sum of squared differences of B(new) (N, dn) and old vectors (N, do).
 
-    tail: where dn > do, "free" compares the first do numbers alone, and "zero" wants the others
-    to vanish too. Where dn < do, the first dn numbers are compared.
+    tail: if dn > do, "free" compares only the first do numbers, and "zero" also penalises the
+    others for differing from 0. If dn < do, the first dn numbers are compared.
     """
     if tail not in TAILS:
         raise unknown("tail", tail, TAILS)
@@ -98,9 +98,9 @@ def nearest_orthogonal(matrix: np.ndarray, proper: bool = False) -> np.ndarray:
     """Return the (semi-)orthogonal Q that maximises trace(Qᵀ matrix), its polar factor.
 
     Args:
-      matrix: (m, n); for cross products ``xᵀ y`` it is the Procrustes map from x to y.
-      proper: allow no reflection (square matrices only): the direction that fits worst is turned
-        over where that is needed for determinant +1.
+      matrix: (m, n); for cross products ``xᵀ y`` the result is the Procrustes map from x to y.
+      proper: allow no reflection (square matrices only): the direction that fits worst is flipped
+        if the determinant would otherwise be −1.
 
     Source: Schönemann, Psychometrika 1966; Kabsch, Acta Crystallographica 1976 (proper).
     """
@@ -123,17 +123,17 @@ def closed_form_backward(
     """Find the orthogonal map of new vectors that brings them nearest to the old ones.
 
     It minimises `alignment_error` over orthogonal matrices, without training and without labels.
-    With dn ≤ do, or ``tail="zero"``, it is Procrustes. With dn > do and a free tail, which is how
-    the paper is best understood, there is no closed form. We fill the missing coordinates of the
-    old vectors with those of the current map, solve Procrustes, and repeat; no step makes the
-    error larger (ten Berge's argument). All steps work on (dn, dn) sums.
+    With dn ≤ do, or ``tail="zero"``, it is Procrustes. With dn > do and a free tail, which is our
+    reading of the paper, there is no closed form. We fill the missing coordinates of the
+    old vectors with those of the current map, solve Procrustes, and repeat; no step increases the
+    error (ten Berge's argument). All steps work on (dn, dn) sums.
 
     Args:
-      new, old: (N, dn), (N, do) vectors of the same items, in whatever scale they are served.
-      proper: rotations alone, as ``exp(skew)`` can reach; the default also allows reflections,
-        which fit better, or as well.
+      new, old: (N, dn), (N, do) vectors of the same items, in the scale in which they are served.
+      proper: allow only rotations, which ``exp(skew)`` can represent; the default also allows
+        reflections, which fit at least as well.
       tail: see `alignment_error`.
-      iterations, tolerance: the repetition ends after so many steps, or when a step lowers the
+      iterations, tolerance: the loop ends after this number of steps, or when a step lowers the
         error by less than this share of Σ |old|². A step of 384 dimensions takes about 0.2 s.
 
     Returns the matrix (dn, dn), to be applied as ``new @ matrix``.
@@ -172,13 +172,13 @@ def closed_form_backward(
 def fit_forward(old, target, *, penalty: float | None = None, seed: int = 0) -> Linear:
     """Fit the affine map from old vectors (N, do) to their place in the common space (N, dn).
 
-    penalty: None chooses the ridge penalty by cross-validation; 0 is least squares, and the one of
-    least norm where there are fewer pairs than dimensions; other values are a ridge penalty in
-    units of the mean variance of an input dimension, summed over the pairs.
+    penalty: None chooses the ridge penalty by cross-validation; 0 is least squares, with the
+    solution of least norm if there are fewer pairs than dimensions; other values are a ridge
+    penalty in units of the mean variance of an input dimension, summed over the pairs.
 
     Raises UserError for fewer than two pairs, or a negative penalty.
     """
-    old, target = _pairs(old, target)
+    old, target = _pairs(old, target, ("old", "target"))
     if len(old) < 2:
         raise UserError("a forward map needs at least 2 pairs; there is 1")
     if penalty is not None and penalty < 0:
@@ -204,21 +204,21 @@ def fit_closed_form(
 ) -> CommonSpace:
     """Fit the common space without an optimiser and without labels.
 
-    It is the paper's "L_F + L_B": the backward map is `closed_form_backward`, and then the forward
-    map is `fit_forward`. Published cost of leaving out the contrastive loss: 1 to 7 points of
-    CMC@1 on the data of the old model, and 10 to 14 on a foreign data set, where labels matter.
+    It is the paper's "L_F + L_B": `closed_form_backward` gives the backward map, then `fit_forward`
+    gives the forward map. Leaving out the contrastive loss costs, as published, 1 to 7 points of
+    CMC@1 on the data of the old model, and 10 to 14 on another data set, where labels matter.
 
     old (N, do), new (N, dn); the other arguments are those of the two functions.
 
-    Example: ``space = fit_closed_form(old, new)``, then ``space.moved(query)`` searches
-    ``space.translated(gallery)``, and by `comparable` the untouched gallery.
+    Example: after ``space = fit_closed_form(old, new)``, ``space.moved(query)`` searches
+    ``space.translated(gallery)`` and, by means of `comparable`, the untouched gallery.
     """
     backward = closed_form_backward(new, old, proper=proper, tail=tail)
     forward = fit_forward(old, np.asarray(new, np.float64) @ backward, penalty=penalty, seed=seed)
     return CommonSpace(backward, np.zeros(len(backward)), forward.weight, forward.bias)
 
 
-def _pairs(first, second) -> tuple[np.ndarray, np.ndarray]:
-    first, second = as_vectors("new", first), as_vectors("old", second)
-    check_same_length("new", first, "old", second)
+def _pairs(first, second, names=("new", "old")) -> tuple[np.ndarray, np.ndarray]:
+    first, second = as_vectors(names[0], first), as_vectors(names[1], second)
+    check_same_length(names[0], first, names[1], second)
     return first.astype(np.float64), second.astype(np.float64)

@@ -1,8 +1,8 @@
-"""Training a common space by gradient: strictly or nearly orthogonal, with labels or without.
+"""Training of a common space by gradient descent: strictly or nearly orthogonal, labels optional.
 
 Source: "λ-Orthogonality Regularization for Compatible Representation Learning", NeurIPS 2025,
 https://arxiv.org/abs/2509.16664. The paper does not state the factors of its losses, the
-temperature, the steepness, the numbers of epochs and of samples in a batch, nor the start; the
+temperature, the steepness, the number of epochs, the batch size or the start; the
 defaults of `Settings` for these are ours.
 """
 
@@ -34,14 +34,14 @@ class Settings:
 
     Attributes:
       kind: "strict": an orthogonal backward map without bias, for the data that the models were
-        trained on. "relaxed": an affine one, held near orthogonal by L_λ, to adapt to other data.
-      factors: of L_F (forward), L_B (backward) and L_C (contrastive).
+        trained on. "relaxed": an affine map kept near orthogonal by L_λ, to adapt to other data.
+      factors: factors of L_F (forward), L_B (backward) and L_C (contrastive).
       limit, steepness: λ and α of `lambda_orthogonality`.
-      temperature: of the contrastive loss.
-      start: "closed form" begins at `fit_closed_form`, which may reflect; "identity" begins at
-        B = I and F = 0, from where the strict form can reach rotations alone.
-      epochs, batch_size, learning_rate: of Adam; published: a learning rate of 1e-3.
-      seed: of the order of the samples.
+      temperature: temperature of the contrastive loss.
+      start: "closed form" begins at `fit_closed_form`, which may include a reflection; "identity"
+        begins at B = I and F = 0, from where the strict form can only reach rotations.
+      epochs, batch_size, learning_rate: settings of Adam; the published learning rate is 1e-3.
+      seed: seed of the order of the samples.
     """
 
     kind: str = "strict"
@@ -64,17 +64,17 @@ def train_common_space(
 ) -> tuple[CommonSpace, np.ndarray]:
     """Train both maps together on stored vectors of the same items.
 
-    The loss is ``w1 · mean |F(o) - B(n)|² + w2 · mean |B(n) - o|² + w3 · L_C (+ L_λ)``, squares
-    summed over dimensions, the second over the first min(do, dn). L_C contrasts F(o) with B(n)
-    and with o; without labels each item's one positive is its own.
+    The loss is ``w1 · mean |F(o) - B(n)|² + w2 · mean |B(n) - o|² + w3 · L_C (+ L_λ)``. Squares are
+    summed over dimensions, in the second term over the first min(do, dn). L_C contrasts F(o) with
+    B(n) and with o; without labels an item's only positive is itself.
 
     Args:
       old, new: (N, do), (N, dn), in the scale in which they are served.
       labels: (N,) integers, or None.
       settings: see `Settings`.
 
-    Returns the space, and the mean of each of PARTS over the samples of each epoch, without its
-    factor, (epochs, 4).
+    Returns the space, and the mean of each part of the loss (PARTS) over the samples of each epoch,
+    without its factor, (epochs, 4).
 
     Raises UserError for an unknown kind or start, or fewer than 2 pairs.
 
@@ -87,7 +87,7 @@ def train_common_space(
         raise unknown("start", s.start, STARTS)
     if len(old) != len(new) or len(new) < 2:
         raise UserError(
-            f"a common space needs the same items by both models, at least 2: there are "
+            f"a common space needs at least 2 items embedded by both models; there are "
             f"{len(old)} old and {len(new)} new vectors"
         )
     if labels is not None and np.shape(labels) != (len(new),):
@@ -107,7 +107,7 @@ def train_common_space(
 
 
 def _start(old, new, s: Settings):
-    """Return the fixed matrix that the strict form turns, and the parameters at the beginning."""
+    """Return the fixed matrix that the strict form rotates, and the initial parameters."""
     do, dn = old.shape[1], new.shape[1]
     if s.start == "closed form":
         space = fit_closed_form(old, new, seed=s.seed)
@@ -129,7 +129,7 @@ def _single(x):
 @functools.partial(jax.jit, static_argnames="s")
 @jax.default_matmul_precision("highest")
 def _epoch(params, state, base, data, order, s: Settings):
-    """Train one pass over the batches ``order`` (steps, B); return the parts' means as well."""
+    """Train one pass over the batches ``order`` (steps, B); also return the means of the parts."""
     optimizer = optax.adam(s.learning_rate)
 
     def step(carry, rows):
@@ -178,7 +178,7 @@ def _rotation(upper, dim: int):
 def _space(params, base, s: Settings) -> CommonSpace:
     found = {name: np.asarray(value, np.float64) for name, value in params.items()}
     if s.kind == "strict":
-        # Once more in float64, so that the result is orthogonal to its last digits.
+        # Computed again in float64, so that the result is orthogonal to its last digits.
         backward = base @ rotation(skew_symmetric(found["skew"], len(base)))
         bias = np.zeros(len(base))
     else:

@@ -1,8 +1,8 @@
 """Embedding-Converter: an MLP from old to new vectors that also keeps relations between items.
 
 Source: "Embedding-Converter: A Unified Framework for Cross-Model Embedding Transformation", ACL
-2025, https://aclanthology.org/2025.acl-long.1237. Its code is not public: whether relations are
-compared by the absolute value and within a batch is our reading of it.
+2025, https://aclanthology.org/2025.acl-long.1237. Its code is not public: that relations are
+compared by the absolute value and within a batch is our reading of the paper.
 """
 
 import dataclasses
@@ -29,13 +29,14 @@ class Settings:
     """Settings of a converter's training; those of the architecture and of Adam are published.
 
     Attributes:
-      width: of the hidden layers, in multiples of the new size; layers: hidden ones.
-      global_weight, local_weight: α and β, of the two relational losses.
-      neighbours: k nearest items in the new space, of which each sample draws one a step.
+      width: width of the hidden layers, in multiples of the new size.
+      layers: number of hidden layers.
+      global_weight, local_weight: α and β, the weights of the two relational losses.
+      neighbours: k; each sample draws one of its k nearest items in the new space per step.
       squared: compare relations by squares instead of absolute values.
-      steps, batch_size, learning_rate: published: 50,000 steps of 64 samples over millions of
-        pairs. Fewer suffice for a sample.
-      seed: of the weights and of the draws.
+      steps, batch_size, learning_rate: the paper uses 50,000 steps of 64 samples over millions of
+        pairs; fewer steps suffice for a sample.
+      seed: seed of the weights and of the draws.
     """
 
     width: float = 5.0
@@ -54,7 +55,7 @@ class Settings:
 class Converter:
     """Dense layers with SELU between them and unit-length results.
 
-    layers: (weight (in, out), bias (out,)) each, float32.
+    layers: one (weight (in, out), bias (out,)) per layer, float32.
     """
 
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -74,17 +75,18 @@ class Converter:
 def train_converter(
     old: np.ndarray, new: np.ndarray, settings: Settings = Settings()
 ) -> tuple[Converter, np.ndarray]:
-    """Train a converter on vectors of the same items; no labels.
+    """Train a converter on vectors of the same items, without labels.
 
-    New vectors are compared by direction. The local relation takes a partner from the whole
-    training set, one of the nearest neighbours in the new space; the global one takes the batch.
+    New vectors are compared by direction. The local relation takes each item's partner from the
+    whole training set, among its nearest neighbours in the new space; the global relation uses the
+    batch.
 
     Args:
       old, new: (N, do), (N, dn).
       settings: see `Settings`.
 
-    Returns the converter, and the three parts of the loss without their factors, as means over
-    every 100 steps, (steps / 100, 3): prediction, global relation, local relation.
+    Returns the converter, and the three parts of the loss (prediction, global relation, local
+    relation) without their factors, as means over every 100 steps, (steps / 100, 3).
 
     Raises UserError for unequal numbers of rows, NaN or infinity, or fewer than 3 pairs.
 
@@ -122,7 +124,7 @@ def _start(key, dim_in: int, dim_out: int, s: Settings):
 @functools.partial(jax.jit, static_argnames="s")
 @jax.default_matmul_precision("highest")
 def _run(params, state, data, steps, key, s: Settings):
-    """Train some steps; the batch of each depends on its number alone."""
+    """Train some steps; the batch of each step depends only on its number."""
     optimizer = optax.adam(s.learning_rate)
 
     def step(carry, number):
@@ -137,7 +139,7 @@ def _run(params, state, data, steps, key, s: Settings):
 
 
 def _draw(key, data, s: Settings):
-    """Draw samples and a near partner of each: (B, …) old, new, and their partners' old, new."""
+    """Draw samples and near partners; return old, new, and the partners' old, new, (B, …) each."""
     old, target, near = data
     which, partner = jax.random.split(key)
     rows = jax.random.randint(which, (min(s.batch_size, len(old)),), 0, len(old))

@@ -56,31 +56,31 @@ def fit(
       old, new: the sample embedded by both models: EmbeddingSets, arrays (N, do) and (N, dn), or
         paths of EmbeddingSets, ``.npy`` files or Parquet folders. Pairs are found by id.
       method: a row of ``methods.METHODS``, "module:NAME", a Method, a Python function from old
-        vectors to new ones, or "auto": of the candidates that retrieve best among pairs that none
-        was fitted on, the simplest (see ``choosing.choose``). A method that needs more pairs than
-        there are is replaced by a simpler one, and that is said.
+        vectors to new ones, or "auto": the simplest of the candidates that retrieve best on
+        held-out pairs (see ``choosing.choose``). A method that needs more pairs than there are is
+        replaced by a simpler one, with a note.
       direction: "forward"; or "backward" for a *bridge*, which maps vectors of the new model, such
-        as queries, to the old model's space, where the old gallery is searched as it is.
-      labels: (N,) integers or a ``.npy`` file, in the order of ``new``; None: those of the sets,
-        where they have any. FastFill and the choice make use of them.
-      classifier: of the new model, for FastFill: (C, dn), a ``.npy`` file or a run; None: a
-        linear one is fitted on the new vectors, where there are labels.
-      candidates: what "auto" tries.
-      held_out: share of the pairs that no map is fitted on (5,000 pairs at most).
-      metric: "l2" or "cosine", by which the vectors of the space that is mapped to are searched;
-        "": as their set says.
-      inner_dim, epochs, batch_size: of the training of fct and fastfill; epochs 0: 80, or fewer
-        of a large sample, so that a training takes minutes on a CPU; batch_size 0: 1,024, or an
-        eighth of a smaller sample.
-      seed: of the split and of every fit.
-      out: directory for the map; None: it is not written.
+        as queries, to the old model's space, so that they search the unchanged old gallery.
+      labels: (N,) integers or a ``.npy`` file, in the order of ``new``; None uses the labels of the
+        sets, if they have any. FastFill and the choice of the map use them.
+      classifier: classifier of the new model, for FastFill: (C, dn), a ``.npy`` file or a run; with
+        None a linear classifier is fitted on the new vectors if there are labels.
+      candidates: methods that "auto" tries.
+      held_out: share of the pairs that no map is fitted on (at most 5,000 pairs).
+      metric: "l2" or "cosine", the metric of searches in the target space; "" takes the metric of
+        the target space's set.
+      inner_dim, epochs, batch_size: settings of the training of fct and fastfill; epochs 0 means
+        80, or fewer for a large sample, so that a training takes minutes on a CPU; batch_size 0
+        means 1,024, or an eighth of a smaller sample.
+      seed: seed of the split and of every fit.
+      out: directory to write the map to; None writes nothing.
 
     Returns:
       The map. ``description["held_out"]`` has the retrieval quality of each candidate.
 
     Raises:
-      UserError: fewer than 20 pairs, vectors that are not finite or all alike, sizes or labels
-        that do not fit, or pairs so unrelated that they must be wrong.
+      UserError: fewer than 20 pairs, vectors that are not finite or are all equal, sizes or labels
+        that do not match, or pairs so unrelated that they must be wrong.
 
     Example::
 
@@ -101,7 +101,7 @@ def fit(
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
     inside, outside = _split(pairs, held_out)
-    # Before a training that may take minutes. The rows keep their order, for shifts to be seen.
+    # Check before a training that may take minutes. The rows keep their order, so that shifts show.
     some = np.sort(np.random.default_rng(seed).permutation(len(pairs.new))[:MOST])
     answer = ask_pairing(pairs.old.vectors[some], pairs.new.vectors[some])
     check_known_answers(answer, "the sample")
@@ -161,7 +161,7 @@ def _tried(method, candidates: Sequence[str]) -> dict[str, Method]:
 
 
 def _pairs(old, new, labels, classifier, training: Training, seed: int) -> tuple[Pairs, int]:
-    """Return the sound pairs of what was given, and how many had a zero vector."""
+    """Return the usable pairs, and the number of pairs with a zero vector."""
     given_new = vectors_of(new, "new")
     old, new = paired(vectors_of(old, "old"), given_new)
     old.check_finite()
@@ -170,12 +170,12 @@ def _pairs(old, new, labels, classifier, training: Training, seed: int) -> tuple
     if _absent(classifier):
         classifier = None
     if labels is None and classifier is not None:
-        raise UserError("a classifier is of use with labels alone; give labels too")
+        raise UserError("a classifier can only be used with labels; give labels, too")
     pairs = Pairs(old, new, labels, classifier, training, seed)
     usable = np.flatnonzero(nonzero_rows(old.vectors) & nonzero_rows(new.vectors))
     zeros = len(new) - len(usable)
     if zeros:
-        # A zero vector is what some services return for what they could not embed.
+        # Some services return a zero vector for an item that they could not embed.
         if len(usable) < FEWEST:
             raise UserError(f"{zeros} of {len(new)} pairs have a zero vector")
         pairs = pairs.of(usable)
@@ -184,11 +184,11 @@ def _pairs(old, new, labels, classifier, training: Training, seed: int) -> tuple
 
 
 def check_alive(old: EmbeddingSet, new: EmbeddingSet) -> None:
-    """Raise UserError where the vectors of a model show that it is of no use."""
+    """Raise UserError if the vectors of a model show that it is degenerate."""
     for role, found, other in (("old", old, None), ("new", new, old.vectors)):
         metric = found.meta.get("metric", "l2")
         findings = check_degenerate(found.vectors, metric=metric, reference=other)
-        # An old model may be poor: that is why it is replaced. But nothing follows from a constant.
+        # An old model may be poor, which is why it is replaced; only a constant one is useless.
         fatal = [f for f in findings if role == "new" or f.kind == "not varied"]
         if fatal:
             why = "; ".join(f"{finding.kind}: {finding.text}" for finding in fatal)
@@ -200,11 +200,11 @@ def _absent(what) -> bool:
 
 
 def _labels(given, given_new: EmbeddingSet, old: EmbeddingSet, new: EmbeddingSet):
-    """Return (N,) labels of the pairs: those given for all of the new set, or those of a set."""
+    """Return (N,) labels of the pairs: those given for the whole new set, or those of a set."""
     if given is not None:
         if given.shape != (len(given_new),) or given.dtype.kind not in "iu":
             raise UserError(
-                f"labels must be {len(given_new)} integers, one for each new vector, "
+                f"labels must be {len(given_new)} integers, one per new vector, "
                 f"not {given.dtype} {given.shape}"
             )
         if len(given_new) == len(new):
@@ -226,7 +226,7 @@ def _split(pairs: Pairs, held_out: float) -> tuple[Pairs, Pairs]:
 
 
 def _fit_all(tried: dict[str, Method], inside: Pairs, outside: Pairs, metric: str):
-    """Return map, quality and seconds by method, and why some methods were left out."""
+    """Return maps, qualities and seconds by method, and the reasons for omitted methods."""
     maps, qualities, seconds, left_out = {}, {}, {}, {}
     waiting = list(tried.items())
     for name, method in waiting:
@@ -242,7 +242,7 @@ def _fit_all(tried: dict[str, Method], inside: Pairs, outside: Pairs, metric: st
         try:
             maps[name] = fit_method(name, method, inside)
         except ModuleNotFoundError as error:
-            # Of several candidates those are tried for which all is installed.
+            # Candidates whose packages are not installed are skipped if there are others.
             if len(tried) == 1 or extras.missing(error) is None:
                 raise
             left_out[name] = extras.missing(error)
@@ -258,7 +258,7 @@ def _fit_all(tried: dict[str, Method], inside: Pairs, outside: Pairs, metric: st
 
 
 def _means(quality) -> dict[str, float]:
-    """Return the mean of each measure over the held-out pairs that have one."""
+    """Return the mean of each measure over the held-out pairs for which it is defined."""
     known = {name: values[~np.isnan(values)] for name, values in quality.items()}
     return {name: float(v.mean()) if len(v) else float("nan") for name, v in known.items()}
 

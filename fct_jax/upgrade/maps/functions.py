@@ -1,7 +1,7 @@
-"""The functions h(old) that maps are made of: each knows its arrays, and how to apply them.
+"""The functions h(old) that maps are made of: each holds its arrays and applies them.
 
-`FUNCTIONS` is the table of kinds that ``map.json`` names. A class of another package is a kind,
-too, by its name "module:Class".
+`FUNCTIONS` is the table of kinds that ``map.json`` names. A class of another package is also a
+kind, by its name "module:Class".
 """
 
 import abc
@@ -21,15 +21,15 @@ Layers = list[tuple[np.ndarray, np.ndarray]]  # weight (in, out), bias (out,); a
 
 
 class Function(abc.ABC):
-    """Old vectors in, vectors of the new model's space out, before any scaling to unit length.
+    """A function from old vectors to the new model's space, before any scaling to unit length.
 
-    A subclass defines ``__call__``, ``arrays`` and, where its constructor does not take the arrays
+    A subclass defines ``__call__``, ``arrays`` and, if its constructor does not take the arrays
     by their names, ``of``.
 
     Attributes:
       parallel: whether several threads may call it at once.
-      has_uncertainty: whether ``__call__`` returns log-variances beside the vectors.
-      description: what ``map.json`` should say about it.
+      has_uncertainty: whether ``__call__`` also returns log-variances.
+      description: entries for ``map.json``.
     """
 
     parallel: bool = False
@@ -41,28 +41,28 @@ class Function(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, old: np.ndarray):
-        """Return (n, dn) of old vectors (n, do) float32, or a pair with log-variances (n,)."""
+        """Map old vectors (n, do) float32 to (n, dn), or to (these, log-variances (n,))."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return what ``weights.safetensors`` holds; it defines the function."""
+        """Return the arrays of ``weights.safetensors``, which define the function."""
         return {}
 
     @classmethod
     def of(cls, arrays: dict[str, np.ndarray], folder: Path | None = None) -> "Function":
-        """Return the function of these arrays; ``folder`` is the map's directory."""
+        """Build the function from these arrays; ``folder`` is the map's directory."""
         del folder
         return cls(**arrays)
 
     def layers(self, dim: int) -> Layers | None:
-        """Return the function of vectors (n, dim) as plain layers; None where it is none."""
+        """Return the function of vectors (n, dim) as plain layers; None if that is impossible."""
         del dim
 
     def write(self, folder: Path) -> None:
-        """Write what is no array into the map's directory."""
+        """Write everything but the arrays into the map's directory."""
         del folder
 
     def digest(self) -> bytes:
-        """Return what defines the function, for the fingerprint of its map."""
+        """Return a digest of what defines the function, for the fingerprint of its map."""
         digest = hashlib.sha256()
         for name, value in sorted(self.arrays().items()):
             digest.update(f"{name} {np.shape(value)}".encode())
@@ -70,7 +70,7 @@ class Function(abc.ABC):
         return digest.digest()
 
     def stream(self, blocks: Iterable[np.ndarray], batch_size: int) -> Iterator:
-        """Yield (block, function that returns the result of the block), in order."""
+        """Yield (block, function that returns the block's result) in order."""
         del batch_size
         for old in blocks:
             if self.parallel:
@@ -81,7 +81,7 @@ class Function(abc.ABC):
 
 
 def kind_of(function: Function) -> str:
-    """Return the name by which a function's class is found again."""
+    """Return the name under which `load_function` finds the function's class."""
     for kind, found in FUNCTIONS.items():
         if type(function) is found:
             return kind
@@ -89,17 +89,17 @@ def kind_of(function: Function) -> str:
 
 
 def load_function(kind: str, arrays: dict[str, np.ndarray], folder: Path) -> Function:
-    """Return the function of a map's directory. Raises UserError for an unknown kind."""
+    """Load the function of a map's directory. Raises UserError for an unknown kind."""
     return find(FUNCTIONS, kind, "kind of map", "functions").of(arrays, folder)
 
 
 def parts_of(result) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return vectors and log-variances, or None, of what a function returned."""
+    """Split a function's result into vectors and log-variances (or None)."""
     return result if isinstance(result, tuple) else (result, None)
 
 
 class Identity(Function):
-    """The vectors as they are: for a new model that was trained to be compatible with the old."""
+    """The unchanged vectors: for a new model that was trained to be compatible with the old one."""
 
     def __call__(self, old):
         return old
@@ -111,11 +111,11 @@ class Identity(Function):
 class Linear(Function):
     """``scale · old @ weight + bias``: weight (do, dn), scale (), bias (dn,).
 
-    In float64, as solved, or in float32, as a map keeps it (`single`).
+    The arrays are float64 as solved, or float32 as a map stores them (`single`).
 
     Attributes:
-      penalty: the λ that cross-validation chose, None without any.
-      error: mean over the left-out pairs of |new − prediction|², as a share of new's variance.
+      penalty: the λ that cross-validation chose; None if there was no choice.
+      error: mean of |new − prediction|² over the left-out pairs, as a share of new's variance.
     """
 
     parallel = True
@@ -146,9 +146,9 @@ class Linear(Function):
 
 
 class Local(Function):
-    """A linear map for each of K cells of the old space, of which a vector takes one or a blend.
+    """A linear map for each of K cells of the old space; a vector uses one of them or a blend.
 
-    centres (K, do), weight (K, do, dn), bias (K, dn), bandwidth () of the blend: NaN for none.
+    centres (K, do), weight (K, do, dn), bias (K, dn); bandwidth () of the blend, NaN without one.
     """
 
     parallel = True
@@ -159,7 +159,7 @@ class Local(Function):
 
     @classmethod
     def of_cells(cls, found) -> "Local":
-        """Return the function of a ``local.LocalMap``."""
+        """Build the function from a ``local.LocalMap``."""
         weight = np.stack([cell.rotation * cell.scale for cell in found.cells])
         bias = [cell.mean_y - cell.mean_x @ w for cell, w in zip(found.cells, weight, strict=True)]
         return cls(
@@ -234,9 +234,9 @@ def selu(x: np.ndarray) -> np.ndarray:
 
 
 class Network(Function):
-    """An exported transformation (FCT, FastFill, LCE …), times a scale; JAX computes it.
+    """An exported transformation (FCT, FastFill, LCE …) times a scale, computed by JAX.
 
-    Its directory is ``MAP/run``.
+    It is stored in ``MAP/run``.
     """
 
     def __init__(self, transformer, scale: float = 1.0):
@@ -265,7 +265,7 @@ class Network(Function):
     def stream(self, blocks, batch_size):
         from fct_jax.frozen.blocks import pipelined
 
-        kept = []  # blocks of which the result is not fetched yet
+        kept = []  # blocks whose results are not fetched yet
 
         def given():
             for old in blocks:
@@ -292,9 +292,9 @@ class Network(Function):
 
 
 class Called(Function):
-    """A Python function of the user, old (n, do) → (n, dn), found again by "module:name"."""
+    """A user's Python function, old (n, do) → (n, dn), found again by "module:name"."""
 
-    _ROWS = 4  # tried, to learn what the function returns
+    _ROWS = 4  # vectors of a trial call, which shows what the function returns
 
     def __init__(self, name: str, function):
         self.name, self._function = name, function
@@ -314,7 +314,7 @@ class Called(Function):
         }
 
     def tried(self, dim: int) -> int:
-        """Call it with a few vectors of the dimension; return the dimension of its results."""
+        """Call it with a few vectors of dimension ``dim``; return the dimension of its results."""
         result = self(np.random.default_rng(0).standard_normal((self._ROWS, dim), np.float32))
         mapped, log_variance = parts_of(result)
         self.has_uncertainty = log_variance is not None
@@ -323,7 +323,7 @@ class Called(Function):
     def __call__(self, old):
         try:
             result = self._function(old)
-        except Exception as error:  # it may be anything: the code is not ours
+        except Exception as error:  # a user's function may raise anything
             raise UserError(f"{self.name} failed for vectors {old.shape}: {told(error)}") from error
         mapped, log_variance = parts_of(result)
         mapped = np.asarray(mapped)

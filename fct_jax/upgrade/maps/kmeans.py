@@ -1,7 +1,7 @@
-"""k-means with a start that depends on the seed alone, for cells of a vector space.
+"""Reproducible k-means: its result depends only on the vectors and the seed.
 
-scikit-learn's version adds up its threads' sums in whatever order they end, so that two runs may
-differ in the last digit; here one matrix product does the work.
+scikit-learn's version adds up its threads' sums in the order in which they end, so two runs may
+differ in the last digit; here one matrix product computes the sums.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class Cells:
 
     Attributes:
       centres: (K, D) float64, the means of the cells.
-      assigned: (N,) the cell of each vector: the nearest centre, of equally near ones the first.
+      assigned: (N,) the cell of each vector: the nearest centre, the first of equally near ones.
     """
 
     centres: np.ndarray
@@ -36,14 +36,15 @@ class Cells:
 def kmeans(vectors, count: int, *, seed: int = 0, start=None, iterations: int = 100) -> Cells:
     """Divide vectors into ``count`` cells by Lloyd's iterations from a k-means++ start.
 
-    A cell that becomes empty starts again at the vector furthest from its own centre. There are
-    fewer cells where there are fewer *different* vectors. The same seed gives the same cells.
+    A cell that becomes empty starts again at the vector furthest from its own centre. If there are
+    fewer *different* vectors than ``count``, there are fewer cells. The same seed gives the same
+    cells.
 
     Args:
       vectors: (N, D).
       count: K, at least 1.
       start: (K, D) centres to start from; ``count`` must then be K.
-      iterations: at most; it ends earlier when no vector changes its cell.
+      iterations: largest number of iterations; they end earlier if no vector changes its cell.
 
     Raises UserError for no vectors, NaN or infinity, or a count below 1.
 
@@ -78,7 +79,7 @@ def kmeans(vectors, count: int, *, seed: int = 0, start=None, iterations: int = 
 def nearest_centre(vectors, centres) -> tuple[np.ndarray, np.ndarray]:
     """Return the nearest centre (N,) of each vector (N, D) and the squared distance (N,) to it.
 
-    Of equally near centres (K, D) the first is taken.
+    The first of equally near centres (K, D) is taken.
     """
     assigned, squared = np.empty(len(vectors), np.int64), np.empty(len(vectors))
     for rows in _blocks(len(vectors), len(centres)):
@@ -103,7 +104,7 @@ def _blocks(count: int, columns: int) -> list[slice]:
 
 
 def _spread_out(rows, count: int, rng) -> np.ndarray:
-    """Draw centres, each with a chance in proportion to its squared distance from the others."""
+    """Draw centres, each with a probability proportional to its squared distance to the others."""
     chosen = [int(rng.integers(len(rows)))]
     squared = _from_one(rows, chosen[0])
     while len(chosen) < count and squared.max() > 0:

@@ -1,7 +1,7 @@
-"""Linear maps in closed form, from sums over the pairs: any number of them, in float64.
+"""Linear maps in closed form, from float64 sums over any number of pairs.
 
 A closed form is a function ``(sums of each fold, centre) -> (Linear of all pairs, for each fold the
-Linear of the others)``, such as `procrustes_folds` and `ridge`, and a row of ``methods.METHODS``.
+Linear of the others)``, such as `procrustes_folds` and `ridge`, with a row in ``methods.METHODS``.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ PENALTIES = 10.0 ** np.arange(-9, 3.01, 0.5)
 
 @dataclasses.dataclass
 class Sums:
-    """Sums of n pairs (x, y), about a fixed centre, that a linear least-squares fit needs.
+    """The sums over n pairs (x, y), about a fixed centre, that a linear least-squares fit needs.
 
     xx (do, do) = Σ x xᵀ, xy (do, dn) = Σ x yᵀ, yy = Σ |y|², x (do,), y (dn,): all float64.
     """
@@ -60,9 +60,10 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Sums))
 
 @dataclasses.dataclass(frozen=True)
 class Centre:
-    """Points near the means of x and y, which the sums are relative to, so that no digit is lost.
+    """Points near the means of x and y; sums are taken relative to them to keep all digits.
 
-    A vector's common part (embeddings behind a ReLU, say) would otherwise drown its variation.
+    The large common part of vectors (of embeddings after a ReLU, say) would otherwise cost digits
+    of their variation.
     """
 
     x: np.ndarray
@@ -72,7 +73,7 @@ class Centre:
 def fold_sums(x, y, fold: np.ndarray, folds: int) -> tuple[list[Sums], Centre]:
     """Return the sums of each fold of pairs x (N, do), y (N, dn), and their centre.
 
-    ``fold`` (N,) names the fold of each pair, from 0. The pairs are read once, a block at a time.
+    ``fold`` (N,) gives the fold of each pair, from 0. The pairs are read once, block by block.
     """
     first = slice(0, ROWS)
     centre = Centre(*(np.asarray(a[first], np.float64).mean(axis=0) for a in (x, y)))
@@ -103,8 +104,8 @@ def fold_sums(x, y, fold: np.ndarray, folds: int) -> tuple[list[Sums], Centre]:
 def procrustes(sums: Sums, centre: Centre) -> Linear:
     """Return the rotation (with reflection), scale and shift that bring x nearest to y.
 
-    Weight has orthonormal rows or columns: as if the smaller vectors were padded with zeros, a
-    square orthogonal matrix found for the padded ones, and the padding cut off again.
+    The weight has orthonormal rows or columns: it is the square orthogonal matrix for the smaller
+    vectors padded with zeros, with the padding removed again.
 
     Source: Schönemann, "A generalized solution of the orthogonal Procrustes problem",
     Psychometrika 1966, https://doi.org/10.1007/BF02289451; the scale is that of least squares.
@@ -114,7 +115,7 @@ def procrustes(sums: Sums, centre: Centre) -> Linear:
     with threads.single():
         u, singular, vt = np.linalg.svd(inner.xy, full_matrices=False)
     weight = u @ vt
-    # |x W|² is not |x|² where columns were cut off.
+    # |x W|² differs from |x|² if columns were cut off.
     mapped = np.einsum("ij,ij->", inner.xx @ weight, weight)
     scale = float(singular.sum() / mapped) if mapped > 0 else 1.0
     bias = centre.y + mean_y - scale * (centre.x + mean_x) @ weight
@@ -122,7 +123,7 @@ def procrustes(sums: Sums, centre: Centre) -> Linear:
 
 
 def procrustes_folds(sums: list[Sums], centre: Centre) -> tuple[Linear, list[Linear]]:
-    """Return `procrustes` of all pairs, and for each fold that of the others."""
+    """Return `procrustes` of all pairs, and for each fold `procrustes` of the other folds."""
     total = _sum(sums)
     parts = [total, *(total - left_out for left_out in sums)]
     found = list(threads.in_order(lambda part: procrustes(part, centre), parts))
@@ -130,9 +131,9 @@ def procrustes_folds(sums: list[Sums], centre: Centre) -> tuple[Linear, list[Lin
 
 
 def ridge(sums: list[Sums], centre: Centre, penalties=PENALTIES) -> tuple[Linear, list[Linear]]:
-    """Return ridge regression with an intercept, λ chosen by cross-validation over the folds.
+    """Fit ridge regression with an intercept; cross-validation over the folds chooses λ.
 
-    The first is the map of all pairs; then follows, for each fold, the map of the others with the
+    Returns the map of all pairs and, for each fold, the map of the other folds with the
     same λ. λ is the candidate times the mean diagonal of the centred Σ x xᵀ that it is added to.
 
     Source: Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems",
@@ -156,7 +157,7 @@ def ridge(sums: list[Sums], centre: Centre, penalties=PENALTIES) -> tuple[Linear
 
 
 class _Solver:
-    """Every ridge solution of some sums at the price of one eigendecomposition."""
+    """All ridge solutions of some sums, for the cost of one eigendecomposition."""
 
     def __init__(self, sums: Sums, centre: Centre):
         self._centre, self._mean_x, self._mean_y = centre, sums.x / sums.n, sums.y / sums.n
@@ -170,7 +171,7 @@ class _Solver:
         return 1.0 / (self._values + penalty * self._unit)
 
     def squared_errors(self, left_out: Sums, penalties) -> np.ndarray:
-        """Return Σ |y − prediction|² over the pairs of other sums, for each candidate."""
+        """Return Σ |y − prediction|² over the left-out pairs, for each candidate."""
         other = left_out.centred(self._mean_x, self._mean_y)
         gram = self._basis.T @ other.xx @ self._basis
         gram *= self._rotated @ self._rotated.T

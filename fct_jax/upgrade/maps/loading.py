@@ -1,4 +1,4 @@
-"""Opening a map by what names it: a directory, a transformation's run, a name, a function."""
+"""Opening a map by its directory, a transformation's run, a name or a function."""
 
 import json
 from pathlib import Path
@@ -14,27 +14,27 @@ from fct_jax.upgrade.maps.functions import Called, Function, Network, load_funct
 from fct_jax.upgrade.maps.map import FORMAT_VERSION, KnownPairs, Map
 from fct_jax.upgrade.maps.methods import METHODS, Method
 
-_UNCERTAINTY = "uncertainty_"  # how the regressor's arrays begin
+_UNCERTAINTY = "uncertainty_"  # prefix of the names of the regressor's arrays
 
 
 def load_map(where) -> Map:
-    """Return the map that is named.
+    """Load a map.
 
     Args:
       where: the directory of a map that ``fit`` made; the run of a transformation's training (fct,
         fastfill, or the ``gallery`` that an LCE training leaves); "identity", for a new model that
         is compatible with the old one; or "module:name": a Python function from old vectors
         (n, do) to new ones (n, dn), or to a pair of these and log-variances (n,). Another package
-        may give such a function a name of its own, as an entry point of the group ``fct_jax.maps``.
+        may give such a function a short name by an entry point of the group ``fct_jax.maps``.
 
     Raises:
-      UserError: nothing of the kind is there, or it is damaged.
+      UserError: there is no such map, or it is damaged.
 
     Example::
 
         h = load_map("map")                     # a directory
         h = load_map("runs/lce/gallery")        # a run
-        h = load_map("identity").for_dim(384)   # the vectors as they are
+        h = load_map("identity").for_dim(384)   # the unchanged vectors
         h = load_map("mycode:whitened")         # a function in mycode.py
     """
     if isinstance(where, Map):
@@ -50,7 +50,7 @@ def load_map(where) -> Map:
             return found
     if (folder / "config.json").is_file():
         raise UserError(
-            f"{folder} is a run without its model/, which training exports at its end: "
+            f"{folder} is a run without model/, which training exports at its end: "
             "finish the training, or restore the folder"
         )
     raise UserError(
@@ -60,12 +60,12 @@ def load_map(where) -> Map:
 
 
 def map_of_run(run, scale: float = 1.0) -> Map:
-    """Return the run of a transformation's training as a map; results are times ``scale``."""
+    """Return the run of a transformation's training as a map with results times ``scale``."""
     from fct_jax.frozen.model import Transformer, load_model
 
     model = load_model(run)
     if not isinstance(model, Transformer):
-        raise UserError(f"{run} is the run of a backbone; a map needs a transformation's")
+        raise UserError(f"{run} is the run of a backbone; a map needs the run of a transformation")
     if model.needs_side:
         raise UserError(f"{run} was trained with side information, which a map cannot take")
     described = {
@@ -79,7 +79,7 @@ def map_of_run(run, scale: float = 1.0) -> Map:
 
 
 def _named(name: str) -> Map | None:
-    """Return the map of a name that needs no fitting; None for what is no name of anything."""
+    """Return the map of a name that needs no fitting; None if the text names nothing."""
     if not (is_import_name(name) or name.isidentifier()):
         return None
     try:
@@ -93,14 +93,16 @@ def _named(name: str) -> Map | None:
         return Map(described, found)
     if isinstance(found, Method):
         if found.fixed is None and not found.fitted:
-            raise UserError(f"{name} is no map by itself: {found.refusal(0, 0, 0)}")
+            raise UserError(f"{name} is not a map by itself: {found.refusal(0, 0, 0)}")
         if found.fixed is None:
             raise UserError(
                 f"{name} must be fitted on pairs first: `fct-jax fit OLD NEW --method {name}`"
             )
         return Map(described, found.fixed())
     if not callable(found):
-        raise UserError(f"{name} is no map and no function but {type(found).__name__}")
+        raise UserError(
+            f"{name} must be a map or a function, but it is of type {type(found).__name__}"
+        )
     return Map(described, Called(name, found))
 
 
@@ -130,7 +132,7 @@ def _of_directory(folder: Path) -> Map:
     saved = description.pop("fingerprint", None)
     found = Map(description, function, uncertainty, known, fitted)
     if version < 2:
-        # Its fingerprint also covered how long the fitting took. Upgrades under way name it.
+        # The old fingerprint also covered the time of fitting. Unfinished upgrades refer to it.
         found.fingerprint = found.description["fingerprint"] = saved
     elif saved != found.fingerprint:
         raise UserError(

@@ -1,8 +1,8 @@
 """Procrustes maps with a scale: one for all vectors, or one for each cell of the old space.
 
-Source of the cells: LA2M (SIGMOD 2026), whose public code maps every cell by its own Procrustes
+The cells come from LA2M (SIGMOD 2026), whose public code maps every cell by its own Procrustes
 rotation, with hard gating. Its default cells of ten pairs leave most of the rotation undetermined;
-here a small cell is drawn towards the map of all pairs instead.
+here the map of a small cell is drawn towards the map of all pairs instead.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from fct_jax.upgrade.maps.common_space import nearest_orthogonal
 from fct_jax.upgrade.maps.kmeans import Cells, kmeans, squared_distances
 
 GATINGS = ("hard", "soft")
-FEWEST = 5  # pairs without which a cell takes the map of all pairs
+FEWEST = 5  # a cell with fewer pairs takes the map of all pairs
 _BLOCK = 8192  # rows mapped at a time
-_NEGLIGIBLE = 1e-6  # a cell with a smaller share in a blend is left out
+_NEGLIGIBLE = 1e-6  # cells with a smaller share in a blend are left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +45,13 @@ def norm_ratio(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def least_squares(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the scale of rotated x that comes nearest to y, both centred; smaller under noise."""
+    """Return the least-squares scale of rotated x to y, both centred; noise makes it smaller."""
     size = float(np.vdot(x, x))
     return float(np.vdot(x, y)) / size if size > 0 else 1.0
 
 
 def no_scale(x: np.ndarray, y: np.ndarray) -> float:
-    """Return 1: distances stay what they are."""
+    """Return 1, which preserves distances."""
     return 1.0
 
 
@@ -74,8 +74,8 @@ def procrustes(
     Args:
       x, y: (N, do), (N, dn) vectors of the same items.
       scale: a row of SCALES.
-      prior: (do, dn), added to the cross products before the rotation is taken of them. It draws
-        the rotation towards the prior's own, and decides where the pairs do not.
+      prior: (do, dn), added to the cross products before the rotation is computed from them. It
+        draws the rotation towards the prior's, and decides where the pairs do not determine it.
 
     Raises UserError for unequal numbers of rows, NaN or infinity, or an unknown scale.
 
@@ -111,12 +111,12 @@ class LocalMap:
 
     Attributes:
       centres: (K, do).
-      cells: K similarities; a cell with fewer than FEWEST pairs has the ``whole``.
-      whole: the similarity of all pairs.
-      bandwidth: None: a vector is mapped by the cell of the nearest centre (hard gating). Else the
-        results of all cells are averaged with weights in proportion to ``exp(−d² / (2
-        bandwidth²))`` of the distances d to their centres (soft gating), which leaves no jumps.
-      sizes: (K,) pairs in each cell.
+      cells: K similarities; a cell with fewer than FEWEST pairs has ``whole``.
+      whole: the similarity fitted on all pairs.
+      bandwidth: with None the cell of the nearest centre maps a vector (hard gating). Otherwise the
+        results of all cells are averaged with weights proportional to ``exp(−d² / (2
+        bandwidth²))``, where d is the distance to the cell's centre (soft gating, without jumps).
+      sizes: (K,) number of pairs in each cell.
     """
 
     centres: np.ndarray
@@ -156,17 +156,18 @@ def fit_local(
     """Fit a Procrustes map with scale in each k-means cell of the old vectors.
 
     A cell with fewer than ``enough · do`` pairs does not determine its rotation. It gets as many
-    imagined pairs as it lacks, which follow the map of all pairs; so an almost empty cell is
-    mapped like everything else, and nothing jumps where a cell becomes large enough.
+    virtual pairs as it lacks, which follow the map of all pairs. An almost empty cell is thus
+    mapped like everything else, and the map changes smoothly as a cell becomes large enough.
 
     Args:
       old, new: (N, do), (N, dn) vectors of the same items.
-      cells: K; None: as many as leave ``pairs_per_dim · do`` pairs a cell on average, at least 1.
-      pairs_per_dim: 2 to 4 are advised.
-      enough: pairs per dimension from which a cell needs no help; 0: never help.
+      cells: K; None chooses K such that a cell has ``pairs_per_dim · do`` pairs on average, at
+        least 1.
+      pairs_per_dim: values from 2 to 4 are recommended.
+      enough: pairs per dimension from which a cell gets no virtual pairs; 0 never adds any.
       gating: "hard" or "soft", see `LocalMap`.
       scale: a row of `SCALES`.
-      seed: of k-means.
+      seed: seed of k-means.
 
     Raises UserError for unequal numbers of rows, NaN or infinity, or unknown names.
 
@@ -181,7 +182,7 @@ def fit_local(
     dim = old.shape[1]
     wanted = cells or max(1, int(len(old) / max(pairs_per_dim * dim, 1)))
     found = kmeans(old, min(wanted, len(old)), seed=seed)
-    # What one pair adds to the cross products along the rotation of all pairs, on average.
+    # The average contribution of one pair to the cross products along the rotation of all pairs.
     centred = (old - whole.mean_x) @ whole.rotation
     strength = max(float(np.vdot(centred, new - whole.mean_y)), 0.0) / len(old) / dim
     maps = []
@@ -198,10 +199,10 @@ def fit_local(
 
 
 def _bandwidth(old, found: Cells) -> float | None:
-    """Return the deviation per dimension from the own centre.
+    """Return the vectors' standard deviation per dimension from their centres.
 
-    With it the shares are the cells' probabilities in a mixture of equal round Gaussians. None if
-    no vector lies off its centre.
+    With this bandwidth the shares are the posterior probabilities of the cells in a mixture of
+    equal spherical Gaussians. Returns None if every vector equals its centre.
     """
     off = old - found.centres[found.assigned]
     width = float(np.sqrt(np.mean(np.square(off))))

@@ -2,12 +2,13 @@
 
 A map is a directory:
 
-    map.json              method, kind of function, sizes, fingerprints, what its fitting found
-    weights.safetensors   the arrays of the function, and of the uncertainty's regressor
+    map.json              method, kind of function, sizes, fingerprints, results of the fit
+    weights.safetensors   the arrays of the function and of the uncertainty's regressor
     run/                  the exported transformation (fct, fastfill, lce)
     numpy.safetensors     the same map as plain layers, for services without JAX
-    known.npz             pairs that took no part in the fitting: ids, old, new
-    fitted.npy            uint64 hashes of the old vectors that did (``inputs.row_hashes``)
+    known.npz             pairs that the map was not fitted on: ids, old, new
+    fitted.npy            uint64 hashes of the old vectors that it was fitted on
+                          (``inputs.row_hashes``)
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from fct_jax.upgrade.maps.uncertainty import predicted
 
 FORMAT_VERSION = 2
 _NORM_FLOOR = 1e-12
-_FEW_ROWS = 64  # a block this small is computed on one thread as it is
+_FEW_ROWS = 64  # vectors up to this number are computed without threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,26 +45,26 @@ class KnownPairs:
 
 
 class Map:
-    """A frozen map h: old vectors in, vectors of the new model's space out.
+    """A frozen map h from old vectors to the new model's space.
 
-    A *bridge* (``direction`` "backward") goes the other way, from the new model's queries to the
-    old gallery's space. Its ``old_…`` attributes are then those of the vectors it takes.
+    A *bridge* (``direction`` "backward") maps the other way, from the new model's queries to the
+    old gallery's space.
 
     Attributes:
       method: name of the row of METHODS that it was fitted by, such as "procrustes".
       direction: "forward" or "backward".
       dim_in, dim_out: sizes of the vectors it takes and gives. Both are None for a map that takes
         vectors of any size (``load_map("identity")``) until `for_dim` fixes them.
-      old_fingerprint, new_fingerprint: of the two models, None where unknown.
-      fingerprint: of what defines the map: its function and the spaces that it connects.
+      old_fingerprint, new_fingerprint: fingerprints of the two models, None if unknown.
+      fingerprint: hash of what defines the map: its function and the spaces that it connects.
       unit_output: whether results are scaled to unit length, as the new model's vectors are.
       has_uncertainty: whether it gives log-variances.
-      metric: "l2" or "cosine": by which the new vectors are searched.
+      metric: "l2" or "cosine", the metric of searches among new vectors.
       known: KnownPairs, or None.
       fitted: (n,) uint64 hashes of the old vectors that the map was fitted on, or None.
       function: the Function h, without scaling.
       uncertainty: arrays of the regressor of the uncertainty; {} without one.
-      description: what ``map.json`` holds.
+      description: content of ``map.json``.
 
     Example::
 
@@ -106,10 +107,10 @@ class Map:
         """Return (embeddings (N, dn) float32, log-variances (N,) float32 or None).
 
         Args:
-          vectors: (N, do) old vectors, as of `blocks`.
-          batch_size: rows worked through together.
+          vectors: (N, do) old vectors, as in `blocks`.
+          batch_size: number of rows computed together.
 
-        The second is None where the map has no uncertainty.
+        The second is None if the map has no uncertainty.
 
         Raises:
           UserError: vectors of another size or shape, or with NaN or infinity.
@@ -129,8 +130,8 @@ class Map:
         """Yield (embeddings (n, dn), log-variances (n,) or None) block by block, in order.
 
         Args:
-          vectors: (N, do) numbers; may be a memory map, of which a few blocks are read at a time.
-          batch_size: rows worked through together.
+          vectors: (N, do) numbers; may be a memory map, which is read a few blocks at a time.
+          batch_size: number of rows computed together.
         """
         vectors = self._checked(vectors)
         batch_size = max(1, min(batch_size, len(vectors)))
@@ -141,7 +142,7 @@ class Map:
             yield from threads.in_order(self._finished, stream)
 
     def for_dim(self, dim: int) -> "Map":
-        """Return the map for vectors of a dimension: itself, unless it takes those of any."""
+        """Return the map for vectors of dimension ``dim``: itself, unless it takes all sizes."""
         if self.dim_in is not None:
             return self
         out = self.function.tried(dim) if isinstance(self.function, Called) else dim
@@ -153,12 +154,12 @@ class Map:
         if self.direction != "forward":
             raise UserError(
                 "wrong direction: this map is a bridge, which takes queries of the new model to "
-                "the old space; fit one with direction='forward'"
+                "the old space; fit a map with direction='forward'"
             )
         return self
 
     def save(self, folder) -> Path:
-        """Write the directory, whole or not at all; never over an existing one."""
+        """Write the directory, completely or not at all; an existing one is never overwritten."""
         with new_directory(folder) as partial:
             safetensors.numpy.save_file(self.weights, partial / "weights.safetensors")
             if self.dim_in is not None:
@@ -174,7 +175,7 @@ class Map:
         return Path(folder)
 
     def _fingerprint(self) -> str:
-        """Return a name for what the map does; not for when, or how long, it was fitted."""
+        """Return a hash of what the map computes; the time of its fitting does not count."""
         names = ("function", "dim_in", "dim_out", "unit_output", "old_fingerprint")
         described = {name: self.description.get(name) for name in (*names, "new_fingerprint")}
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
@@ -188,7 +189,7 @@ class Map:
         vectors = vectors if isinstance(vectors, np.ndarray) else np.asarray(vectors)
         if vectors.ndim == 1 and len(vectors) == self.dim_in:
             raise UserError(
-                f"the map takes vectors (N, {self.dim_in}), but this is one of shape "
+                f"the map takes vectors (N, {self.dim_in}), but this is a single vector of shape "
                 f"{vectors.shape}; give vector[None]"
             )
         if vectors.ndim != 2 or vectors.shape[1] != self.dim_in:

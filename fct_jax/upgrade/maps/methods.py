@@ -1,19 +1,21 @@
-"""The table of ways to fit a map, one row each, and the fit of one of them with its uncertainty.
+"""The table of methods for fitting a map, and the fit of one of them with its uncertainty.
 
 A new method is one function and one row:
 
 - a closed form of sums over the pairs: ``closed_form(solve)``, see ``linear.py``;
-- any other: a function from `Pairs` to a `Function`.
+- any other method: a function from `Pairs` to a `Function`.
 
-A method of your own need not be in the table. Write it to a module, and name it "module:NAME"
-wherever a method is named (another package may register it under the entry points
+A method of your own need not be in the table. Write it in a module, and name it "module:NAME"
+wherever a method is named (another package may register it by an entry point of the group
 ``fct_jax.maps``)::
 
     # mymaps.py
+    import numpy as np
+
     from fct_jax.upgrade.maps.functions import Linear
     from fct_jax.upgrade.maps.methods import Method
 
-    def shift(pairs):                                       # a constant is added
+    def shift(pairs):                                       # adds a constant
         old, new = pairs.old.vectors, pairs.new.vectors
         return Linear(np.eye(old.shape[1]), 1.0, new.mean(axis=0) - old.mean(axis=0))
 
@@ -42,7 +44,7 @@ _LARGE = 1024  # dimensions from which fewer folds are solved
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Length and size of a network's training; 0 means what it means in ``fit``."""
+    """Size and length of a network's training; 0 has the same meaning as in ``fit``."""
 
     inner_dim: int
     epochs: int
@@ -53,8 +55,13 @@ class Training:
 class Pairs:
     """The items that a method is fitted on, embedded by both models, in one order.
 
-    old: N vectors (N, do); new: (N, dn); labels: (N,) integers or None.
-    classifier: of the new model, as of ``fit``. training: of a network. seed: of everything.
+    Attributes:
+      old: N vectors (N, do).
+      new: N vectors (N, dn).
+      labels: (N,) integers or None.
+      classifier: classifier of the new model, in the forms that ``fit`` takes.
+      training: settings of a network's training.
+      seed: seed of all random choices.
     """
 
     old: EmbeddingSet
@@ -84,18 +91,18 @@ class Method:
     """A way to fit a map.
 
     Attributes:
-      text: a line for people.
-      fit: the function of some pairs.
-      fit_folds: instead of ``fit``, for methods that get the functions of all folds at about the
-        price of one; the uncertainty is then learnt from all pairs.
-      fixed: makes the function of a method that nothing is fitted of.
-      own_uncertainty: its function gives log-variances.
-      quick: it is fitted twice, on all pairs, and without a tenth for the uncertainty; other
-        methods with ``fit`` do without this tenth.
-      same_size: old and new vectors must have one dimension.
-      fewest: number of pairs without which it is not fitted, by (do, dn).
-      instead: the method that is taken where there are fewer; "": none is.
-      auto: whether "auto" tries it; methods that take minutes beyond those of FCT are not.
+      text: a one-line description.
+      fit: fits the function on some pairs.
+      fit_folds: replaces ``fit`` for methods that fit the functions of all folds for about the
+        cost of one; the uncertainty is then learnt from all pairs.
+      fixed: makes the function of a method without anything to fit.
+      own_uncertainty: whether its function gives log-variances.
+      quick: whether to fit twice: without a tenth of the pairs, to learn the uncertainty from that
+        tenth, and then on all pairs. Other methods with ``fit`` are only fitted without the tenth.
+      same_size: whether old and new vectors must have the same dimension.
+      fewest: gives the smallest number of pairs to fit on, from (do, dn).
+      instead: the method used if there are fewer pairs; "" if there is none.
+      auto: whether "auto" tries it; methods that take minutes longer than FCT are not tried.
     """
 
     text: str
@@ -115,11 +122,11 @@ class Method:
         return self.fit is not None or self.fit_folds is not None
 
     def refusal(self, count: int, do: int, dn: int) -> str:
-        """Return why it cannot be fitted on so many pairs of these dimensions, or ""."""
+        """Return why it cannot be fitted on ``count`` pairs of these dimensions, or ""."""
         if not self.fitted:
             return "it is trained together with the new model; name its run instead"
         if self.same_size and do != dn:
-            return f"old vectors have dimension {do} and new ones {dn}, but it needs equal ones"
+            return f"it needs equal dimensions, but old vectors have {do} and new ones {dn}"
         if count < self.fewest(do, dn):
             return f"it needs {self.fewest(do, dn):,} pairs to fit on, and there are {count:,}"
         return ""
@@ -134,10 +141,10 @@ def closed_form(solve) -> FoldFit:
     return fit_folds
 
 
-# name -> method, the simplest first: of those that do equally well, "auto" takes the first.
+# name -> method, the simplest first: "auto" takes the first of equally good ones.
 METHODS: dict[str, Method] = {
     "identity": Method(
-        text="the old vectors as they are: for a new model trained to be compatible",
+        text="the unchanged old vectors: for a new model trained to be compatible",
         fit_folds=lambda pairs, fold, folds: (Identity(), [Identity()] * folds),
         fixed=Identity,
         same_size=True,
@@ -148,7 +155,7 @@ METHODS: dict[str, Method] = {
         fit_folds=closed_form(linear.procrustes_folds),
     ),
     "ridge": Method(
-        text="any linear map, shrunk by cross-validation",
+        text="a linear map with ridge regularisation, chosen by cross-validation",
         fit_folds=closed_form(linear.ridge),
     ),
     "local": Method(
@@ -193,14 +200,16 @@ METHODS: dict[str, Method] = {
 def find_method(name) -> tuple[str, Method]:
     """Return name and method for a name, "module:NAME", a Method, a Function or a Python function.
 
-    A Python function from old vectors (n, do) to new ones (n, dn) is a method without anything to
-    fit. Raises UserError for an unknown name.
+    A Python function from old vectors (n, do) to new ones (n, dn) becomes a method without anything
+    to fit. Raises UserError for an unknown name.
     """
     found = find(METHODS, name, "method", "maps") if isinstance(name, str) else name
     if isinstance(found, Method):
         return (name if isinstance(name, str) else "own"), found
     if not callable(found):
-        raise UserError(f"{name} is no method and no function but {type(found).__name__}")
+        raise UserError(
+            f"{name} must be a method or a function, but it is of type {type(found).__name__}"
+        )
     if not isinstance(name, str):
         name = f"{found.__module__}:{found.__qualname__}"
 
@@ -217,11 +226,11 @@ def find_method(name) -> tuple[str, Method]:
 
 
 def fit_method(name: str, method: Method, pairs: Pairs) -> Map:
-    """Return the map of all the pairs, with its uncertainty.
+    """Fit a method on all pairs and return the map with its uncertainty.
 
-    The uncertainty is learnt from pairs that the function in question was not fitted on, whose
-    errors are the true ones: those of each fold, under the function of the other folds, or a tenth
-    of the pairs that is kept for it. A function may also bring its own.
+    The uncertainty is learnt from errors on pairs that the function was not fitted on: the pairs of
+    each fold with the function of the other folds, or a tenth of the pairs that is held back. A
+    function may also have an uncertainty of its own.
     """
     rng = np.random.default_rng(pairs.seed)
     if method.fit_folds is not None:
@@ -254,7 +263,7 @@ def fit_method(name: str, method: Method, pairs: Pairs) -> Map:
 
 
 def _errors(pairs: Pairs, judged: list[tuple[np.ndarray, Function]], unit: bool):
-    """Return old vectors, lengths of what they are mapped to, and log squared errors."""
+    """Return old vectors, lengths of the mapped vectors, and log squared errors."""
     olds, norms, errors = [], [], []
     for rows, function in judged:
         old = np.asarray(pairs.old.vectors[rows], np.float32)

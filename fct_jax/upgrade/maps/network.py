@@ -1,4 +1,4 @@
-"""FCT and FastFill maps: the transformation task of the train command, on a sample of vectors."""
+"""FCT and FastFill maps, trained by the train command's transformation task on a sample."""
 
 import contextlib
 import io
@@ -23,27 +23,28 @@ from fct_jax.upgrade.maps.functions import Network
 from fct_jax.upgrade.maps.methods import Pairs
 
 _LARGEST_BATCH = 1024
-_BATCHES = 8  # a small sample is worked through in about as many batches an epoch
-_EPOCHS = (10, 80)  # fewest, and as published
-# Floating-point operations of a training, where its length is ours to choose: about five minutes
-# on two CPU cores.
+_BATCHES = 8  # batches per epoch, about, of a small sample
+_EPOCHS = (10, 80)  # the fewest, and the published number
+# Floating-point operations of a training whose length we choose: about five minutes on two CPU
+# cores.
 _WORK = 3e13
-_DECAY = 1e-4  # of the linear classifier, per sample
+_DECAY = 1e-4  # weight decay of the linear classifier, per sample
 
 
 def fit_learned(kind: str, pairs: Pairs) -> Network:
     """Train h(old) ≈ new as published, on vectors scaled to a standard deviation of about 1.
 
-    The scale matters for weight decay: the entries of unit vectors are so small that their
+    The scale matters because of weight decay: the entries of unit vectors are so small that their
     squared error would hardly count beside it.
 
     Args:
       kind: "fct" (CVPR 2022, https://arxiv.org/abs/2112.02805) or "fastfill" (ICLR 2023,
-        https://arxiv.org/abs/2303.04766). FastFill with labels also classifies what it maps;
-        without, it learns its uncertainty from the alignment alone, as the variance of a Gaussian.
-      pairs: their ``classifier`` is that of the new model: (C, dn) array, ``.npy`` or run; None:
-        a linear one is fitted on the new vectors. ``training.epochs`` 0: as of
-        `affordable_epochs`; ``training.batch_size`` 0: 1,024, or an eighth of a smaller sample.
+        https://arxiv.org/abs/2303.04766). With labels FastFill also classifies the mapped vectors;
+        without labels it learns its uncertainty only from the alignment, as a Gaussian variance.
+      pairs: the pairs to fit on. Their ``classifier`` is the new model's: (C, dn) array, ``.npy``
+        or run; with None a linear one is fitted on the new vectors. ``training.epochs`` 0 means
+        `affordable_epochs`; ``training.batch_size`` 0 means 1,024, or an eighth of a smaller
+        sample.
     """
     old, new, labels, training = pairs.old, pairs.new, pairs.labels, pairs.training
     epochs = training.epochs or affordable_epochs(len(new), old.dim, new.dim, training.inner_dim)
@@ -58,7 +59,7 @@ def fit_learned(kind: str, pairs: Pairs) -> Network:
     config.seed = pairs.seed
     config.views = 1
     config.evaluate_every_epochs = epochs
-    config.checkpoint_every_steps = 10**9  # at the end alone
+    config.checkpoint_every_steps = 10**9  # only at the end
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         scaled = np.asarray(new.vectors, np.float32) / np.float32(scale)
@@ -76,9 +77,9 @@ def fit_learned(kind: str, pairs: Pairs) -> Network:
 
 
 def affordable_epochs(count: int, do: int, dn: int, inner_dim: int) -> int:
-    """Return 80 epochs as published, or fewer, but at least 10, for a large sample.
+    """Return the published 80 epochs, or fewer (at least 10) for a large sample.
 
-    A sample passes each weight three times, with a multiplication and an addition.
+    Each sample passes each weight three times, with a multiplication and an addition.
     """
     branches = 2 * (do * 2 * do + 2 * do * 2 * dn)
     weights = branches + 4 * dn * inner_dim + inner_dim**2 + inner_dim * dn
@@ -94,7 +95,7 @@ def _batch_size(count: int) -> int:
 
 
 def _train(config, workdir: Path) -> None:
-    # The loop's lines name a folder that will not last; its progress bar still shows.
+    # The loop's messages name a temporary folder, so they are hidden; its progress bar is shown.
     from fct_jax.train.loop import train
 
     with contextlib.redirect_stdout(io.StringIO()), _own_sigterm():
@@ -103,7 +104,7 @@ def _train(config, workdir: Path) -> None:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Put the handler of SIGTERM back that the training loop replaces."""
+    """Restore the SIGTERM handler that the training loop replaces."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -113,7 +114,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _classifier(given, labels, scaled, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights (C, dn) for the scaled vectors, and the labels as rows of them."""
+    """Return weights (C, dn) for the scaled vectors, and the labels as row numbers of them."""
     weights = classifier_of(given)
     if weights is None:
         _, numbered = np.unique(labels, return_inverse=True)
@@ -131,7 +132,7 @@ def _classifier(given, labels, scaled, scale: float) -> tuple[np.ndarray, np.nda
 
 
 def fit_classifier(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return softmax regression (C, D) float32, without bias, of labels 0 … C−1 on (N, D)."""
+    """Fit softmax regression without bias of labels 0 … C−1 on (N, D); return (C, D) float32."""
     count, dim = labels.max() + 1, vectors.shape[1]
     x, y = jnp.asarray(vectors, jnp.float32), jnp.asarray(labels)
 

@@ -1,32 +1,32 @@
-"""Uncertainty of a map for a vector: a small regressor of the log squared error."""
+"""The uncertainty of a map for a vector: a small regressor of the log squared error."""
 
 import numpy as np
 
 from fct_jax.upgrade.maps.linear import fold_sums, ridge
 
 HIDDEN = 256  # rectified random projections
-SAMPLE = 20_000  # pairs that the regressor is fitted on, at most
+SAMPLE = 20_000  # largest number of pairs that the regressor is fitted on
 FOLDS = 5
-_SMALLEST = 1e-12  # a squared error below counts as this one
+_SMALLEST = 1e-12  # smaller squared errors are raised to this value
 _NORM_FLOOR = 1e-12
 
 
 def log_squared_error(mapped: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Return (N,): the logarithm of the mean over dimensions of the squared error."""
+    """Return the logarithm of the squared error's mean over dimensions, (N,)."""
     return np.log(np.maximum(np.mean(np.square(mapped - new), axis=1), _SMALLEST))
 
 
 def fit_regressor(old, norm, target, seed: int) -> dict[str, np.ndarray]:
-    """Return the arrays of the regressor, as a map holds them.
+    """Fit the regressor and return its arrays, as a map holds them.
 
-    It is a ridge regression of the target on `regressor_features`, in which nothing is trained
-    step by step, so that it is exact, quick and the same everywhere.
+    It is a ridge regression of the target on `regressor_features`. Because it has a closed form,
+    it is exact, quick and reproducible.
 
     Args:
       old: (N, do) float32 old vectors.
       norm: (N,) length of each mapped vector before it is scaled to unit length.
-      target: (N,) log squared errors of pairs that the map had not been fitted on.
-      seed: of the random projections.
+      target: (N,) log squared errors of pairs that the map was not fitted on.
+      seed: seed of the random projections.
     """
     old = np.asarray(old, np.float32)
     dim = old.shape[1]
@@ -45,15 +45,15 @@ def fit_regressor(old, norm, target, seed: int) -> dict[str, np.ndarray]:
         **weights,
         "uncertainty_weight": fitted.weight[:, 0],
         "uncertainty_bias": fitted.bias[0],
-        # No guess beyond what was seen.
+        # Predictions stay within the range of the fitted errors.
         "uncertainty_range": np.array([target.min(), target.max()]),
     }
 
 
 def regressor_features(weights, old: np.ndarray, norm: np.ndarray) -> np.ndarray:
-    """Return what the uncertainty is regressed on, (n, do + H + 1).
+    """Return the features of the uncertainty's regression, (n, do + H + 1).
 
-    That is the standardised old vector, H rectified random projections of it, and the logarithm of
+    They are the standardised old vector, H rectified random projections of it, and the logarithm of
     the length ``norm`` (n, 1) of the mapped vector before it is scaled to unit length.
     """
     standard = (old - weights["uncertainty_mean"]) * weights["uncertainty_scale"]
@@ -63,7 +63,7 @@ def regressor_features(weights, old: np.ndarray, norm: np.ndarray) -> np.ndarray
 
 
 def predicted(weights, old: np.ndarray, norm: np.ndarray) -> np.ndarray:
-    """Return the log-variances (n,) that the regressor gives old vectors (n, do)."""
+    """Return the regressor's log-variances (n,) for old vectors (n, do)."""
     features = regressor_features(weights, old, norm)
     guess = features @ weights["uncertainty_weight"] + weights["uncertainty_bias"]
     return np.clip(guess, *weights["uncertainty_range"])

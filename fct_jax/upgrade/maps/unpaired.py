@@ -1,7 +1,7 @@
-"""mini-vec2vec: an orthogonal map between two spaces of which not a single pair is known.
+"""mini-vec2vec: an orthogonal map between two spaces without any known pair.
 
-It needs two samples of the *same kind of content*, and nothing in the samples can prove that it
-worked: several seeds have to agree, and 50 to 100 pairs are needed to check the result.
+It needs two samples of the *same kind of content*. The samples cannot prove that the map is
+right: several seeds have to agree, and 50 to 100 pairs are needed to check the result.
 
 Source: "mini-vec2vec: Scaling Universal Geometry Alignment with Linear Transformations", 2025,
 https://arxiv.org/abs/2510.02348, and its public notebook.
@@ -18,8 +18,8 @@ from fct_jax.evaluate.distances import as_vectors, unit_rows
 from fct_jax.upgrade.maps.common_space import nearest_orthogonal
 from fct_jax.upgrade.maps.kmeans import kmeans
 
-AGREED = 0.9  # mean cosine of two seeds' results from which they count as the same map (ours)
-_KEPT = 0.5  # of the map, when it is averaged with a refined one
+AGREED = 0.9  # smallest mean cosine at which two seeds' maps count as the same (our choice)
+_KEPT = 0.5  # weight of the current map in its average with a refined one
 _JUDGED = 2000  # rows on which seeds are compared
 
 
@@ -28,10 +28,13 @@ class Settings:
     """The published numbers; smaller ones for tests and small samples.
 
     Attributes:
-      repetitions: of the search for anchors; rows: drawn for each; clusters: anchors of each.
-      restarts: of each matching of two kernels.
-      matched: nearest B-rows whose mean stands for the partner of an A-row.
-      refinements, refinement_rows: of the first refinement.
+      repetitions: number of searches for anchors.
+      rows: rows drawn for each search.
+      clusters: anchors found by each search.
+      restarts: restarts of each matching of two kernels.
+      matched: number of nearest B-rows whose mean serves as the partner of an A-row.
+      refinements: steps of the first refinement.
+      refinement_rows: rows drawn for each of these steps.
       centres: k-means cells of the second refinement.
     """
 
@@ -47,14 +50,14 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class UnpairedMap:
-    """An orthogonal map between centred, unit-length vectors, and how far it can be trusted.
+    """An orthogonal map between centred, unit-length vectors, with measures of its reliability.
 
     Attributes:
       weight: (do, dn) float64, the polar factor of the smoothed map of the best seed.
-      mean_old, mean_new: (do,), (dn,), of the two samples.
+      mean_old, mean_new: (do,), (dn,), means of the two samples.
       agreement: (S, S) mean cosines between the results of any two seeds.
-      self_consistency: (S,) mean cosine of each seed's mapped A-centres with the B-centres that
-        k-means makes of them. A wrong map reaches high values too.
+      self_consistency: (S,) for each seed, the mean cosine of its mapped A-centres with the
+        B-centres that k-means finds when started from them. A wrong map reaches high values, too.
     """
 
     weight: np.ndarray
@@ -64,7 +67,7 @@ class UnpairedMap:
     self_consistency: np.ndarray
 
     def __call__(self, old) -> np.ndarray:
-        """Map old vectors (N, do) to unit vectors (N, dn), to be compared with `prepared` ones."""
+        """Map old vectors (N, do) to unit vectors (N, dn), comparable with `prepared` new ones."""
         return unit_rows(unit_rows(old - self.mean_old) @ self.weight)
 
     def prepared(self, new) -> np.ndarray:
@@ -79,16 +82,16 @@ class UnpairedMap:
 
     @property
     def text(self) -> str:
-        """Return a sentence for a user: whether the seeds agree, and what is still not known."""
+        """Return a sentence for the user: whether the seeds agree, and what remains unknown."""
         seeds, lowest = len(self.agreement), self.lowest_agreement
         if not lowest >= AGREED:
             return (
                 f"the {seeds} seeds do not agree (lowest mean cosine {lowest:.2f}, "
-                f"{AGREED} wanted): do not use this map"
+                f"{AGREED} needed): do not use this map"
             )
         return (
-            f"the {seeds} seeds agree (lowest mean cosine {lowest:.2f}), but this cannot be "
-            "checked without 50 to 100 pairs"
+            f"the {seeds} seeds agree (lowest mean cosine {lowest:.2f}), but only 50 to 100 "
+            "known pairs can check the map"
         )
 
 
@@ -98,10 +101,9 @@ def fit_unpaired(
     """Fit the map from two unpaired samples of the same kind of content.
 
     Args:
-      old, new: (N, do), (M, dn) vectors; no row of one belongs to a row of the other. The smaller
-        size is padded with zeros (ours; published for equal sizes only).
-      seeds: how many independent maps are fitted. The one that agrees best with the others is
-        returned.
+      old, new: (N, do), (M, dn) vectors; their rows do not correspond to each other. The smaller
+        dimension is padded with zeros (our addition; the publication has equal dimensions only).
+      seeds: number of independent maps. The one that agrees best with the others is returned.
       settings: see `Settings`.
 
     Raises UserError for NaN or infinity, or for samples with fewer rows than the clusters need.
@@ -112,7 +114,7 @@ def fit_unpaired(
     fewest = 2 * max(settings.clusters, settings.matched)
     if min(len(old), len(new)) < fewest:
         raise UserError(
-            f"a map without pairs needs at least {fewest} rows on each side; there are "
+            f"a map without pairs needs at least {fewest} vectors on each side; there are "
             f"{len(old)} old and {len(new)} new vectors"
         )
     if seeds < 1:
@@ -132,10 +134,9 @@ def fit_unpaired(
 
 
 def share_found(found: UnpairedMap, old: np.ndarray, new: np.ndarray) -> float:
-    """Return the share of known pairs whose own new vector is the nearest to the mapped old one.
+    """Return the share of known pairs whose new vector is the nearest one to the mapped old vector.
 
-    old (P, do), new (P, dn): 50 to 100 pairs that did not take part in the fit. By chance it
-    would be 1 / P.
+    old (P, do), new (P, dn): 50 to 100 pairs that the map was not fitted on. Chance gives 1 / P.
     """
     scores = found(np.asarray(old)) @ found.prepared(np.asarray(new)).T
     return float(np.mean(scores.argmax(axis=1) == np.arange(len(scores))))
@@ -155,11 +156,11 @@ def match_kernels(
     restarts: int = 30,
     seed: int | np.random.Generator = 0,
 ) -> tuple[np.ndarray, float]:
-    """Match the items of two kernels: a quadratic assignment, by 2-opt from random starts.
+    """Match the items of two kernels: quadratic assignment by 2-opt from random starts.
 
     Args:
-      first, second: (c, c) symmetric.
-      restarts: random permutations that are each improved until no exchange of two items helps.
+      first, second: (c, c) symmetric matrices.
+      restarts: number of random permutations, each improved until no exchange of two items helps.
       seed: an integer or a generator.
 
     Returns the permutation p (c,) with the largest ``Σ first[i, j] · second[p_i, p_j]`` found, and
@@ -176,7 +177,7 @@ def match_kernels(
 
 
 def _two_opt(first, second, p):
-    """Make the best exchange of two items again and again, until none gains anything."""
+    """Repeat the best exchange of two items until none improves the sum."""
     own = np.diagonal(first)
     tolerance = 1e-12 * np.abs(first).max() * np.abs(second).max() * len(first)
     while True:
@@ -198,9 +199,9 @@ def _two_opt(first, second, p):
 def relative_partners(
     a: np.ndarray, b: np.ndarray, anchors_a: np.ndarray, anchors_b: np.ndarray, matched: int
 ) -> np.ndarray:
-    """Return for each A-row the mean (N, D) of the B-rows that relate alike to matched anchors.
+    """Return, for each A-row, the mean of the B-rows with the most similar profiles, (N, D).
 
-    Profiles (see `profiles`) are compared by cosine, and the ``matched`` best B-rows (M, D) are
+    Profiles (see `profiles`) are compared by cosine, and the ``matched`` best B-rows of (M, D) are
     averaged.
     """
     asked, searched = profiles(a, anchors_a), profiles(b, anchors_b)
@@ -223,7 +224,7 @@ def _mean_of_nearest(asked, searched, values, count: int):
 
 
 def smoothed(weight: np.ndarray, refined: np.ndarray) -> np.ndarray:
-    """Return half of each map. It is no longer orthogonal: its singular values fall below 1."""
+    """Return the average of both maps, which is not orthogonal: singular values fall below 1."""
     return _KEPT * weight + (1 - _KEPT) * refined
 
 
@@ -248,7 +249,7 @@ def _fit_once(a, b, s: Settings, rng) -> tuple[np.ndarray, float]:
 
 
 def _matched_centres(a, b, s: Settings, rng):
-    """Return k-means centres of a draw from each side, B's in the order of A's."""
+    """Return k-means centres of a sample of each side, with B's in the order of A's."""
     sides = [
         kmeans(_sample(side, s.rows, rng), s.clusters, seed=int(rng.integers(2**31))).centres
         for side in (a, b)
@@ -266,5 +267,5 @@ def _sample(rows, count: int, rng):
 
 
 def _padded(rows, dim: int):
-    """Return float32 rows with zeros up to ``dim`` numbers, as Faiss wants them."""
+    """Pad rows with zeros to ``dim`` columns; return contiguous float32 rows for Faiss."""
     return np.ascontiguousarray(np.pad(rows, ((0, 0), (0, dim - rows.shape[1]))), np.float32)

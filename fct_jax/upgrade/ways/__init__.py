@@ -1,15 +1,16 @@
 """Ways of serving a gallery that is only partly re-embedded.
 
-`WAYS` is the only table of them. A way is a `Way`: how an item that is not re-embedded scores, how
-one that is does, which vectors that asks of items and queries, and in which orders re-embedding may
-go. Searching, assessing, planning and probing go through these functions and compare no names.
+`WAYS` is the only table of them. A `Way` defines the score of an item that is not re-embedded, the
+score of one that is, the vectors that these scores need of items and queries, and the orders of
+re-embedding worth trying. Searching, assessing, planning and probing use these functions and
+compare no names.
 
 Scores are sums over *pairs of spaces* (`PAIRS`): the inner product of one kind of query vector with
-one kind of item vector, times a factor for each query. So every way is one search of ordinary
+one kind of item vector, times a factor per query. Every way is therefore one search of ordinary
 inner-product indexes, and an assessment computes the lists of each pair once.
 
 `find_way` also takes ``module:name`` and entry points of the group ``fct_jax.ways``. A new way is
-one file and one row. For example, old vectors only, which is what a service does today:
+one file and one row. For example, this way searches only old vectors, as the service does today:
 
     from fct_jax.upgrade.ways import Mix, Way
 
@@ -30,16 +31,16 @@ PAIRS = {
     "old": ("old", "old"),
     "new": ("new", "new"),
     "translated": ("new", "translated"),
-    "bridged": ("bridged", "old"),  # a new query, mapped to the old space
-    "common": ("common", "old"),  # a new query, turned towards the old space
+    "bridged": ("bridged", "old"),  # a new query mapped to the old space
+    "common": ("common", "old"),  # a new query rotated towards the old space
 }
-# Radians below which sin x is taken for x: relative error x² / 6, about 2e-11.
+# Below this angle in radians sin x is replaced by x: the relative error x² / 6 is about 2e-11.
 _SMALL_ANGLE = 1e-5
-# Where two directions are within this of opposite, no arc between them is the shortest.
+# Directions within this angle of opposite have no shortest arc between them.
 _ANTIPODAL = 1e-6
 _ONE_MODEL = ("uncertainty", "random")
-# Where the old model goes on searching, an item that the map is unsure of is often one that the
-# old model finds best.
+# If the old model is still queried, items with a high uncertainty are often those that the old
+# model finds best.
 _BOTH_MODELS = ("uncertainty", "random", "certainty")
 
 
@@ -55,14 +56,14 @@ class Mix:
 
 
 class Asked:
-    """A batch of queries, as a way sees it.
+    """A batch of queries, as the functions of a way see it.
 
     Attributes:
-      settings: of the way, such as the weight of a blend.
+      settings: settings of the way, such as the weight of a blend.
       affine: the factors and shifts that make scores of both spaces comparable; raises UserError
-        where there is no calibration.
-      product, length: (Q,) inner product of the unit old query with the bridged one, and the
-        latter's length, 1 at most.
+        without a calibration.
+      product: (Q,) inner product of the unit old query with the bridged query.
+      length: (Q,) length of the bridged query, at most 1.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Asked:
         affine: Callable[[], Any] | None = None,
         angle: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
     ):
-        """Take the factors, and ``angle``, which gives product and length."""
+        """Take functions that give the factors, and product and length (``angle``)."""
         self.settings, self._name = way.settings, way.name
         self._affine, self._angle = affine, angle
 
@@ -93,10 +94,10 @@ class Asked:
 
 
 def angle_between(query_old, query_bridged) -> tuple[np.ndarray, np.ndarray]:
-    """Return (Q,) inner products of unit old queries with bridged ones, and the lengths of these.
+    """Return inner products (Q,) of unit old queries with bridged ones, and the latter's lengths.
 
-    A bridged query (Q, do) that is longer than 1 is shortened. One that is shorter stays as it is:
-    it is the visible part of a unit vector, where the new space has more dimensions.
+    A bridged query (Q, do) that is longer than 1 is scaled to length 1. A shorter one is unchanged:
+    it is the projection of a unit vector of a new space with more dimensions.
     """
     u, v = (np.asarray(part, np.float64) for part in (query_old, query_bridged))
     length = np.linalg.norm(v, axis=1)
@@ -111,20 +112,20 @@ class Way:
 
     Attributes:
       name: its key in the table.
-      text: what to do, for a sentence of advice.
+      text: an imperative phrase for the advice.
       queries: kinds of query vectors that a search needs: "old", "new" (by these models),
-        "bridged" (new ones mapped to the old space), "common" (new ones turned towards it).
-      items: kinds of vectors that an item needs that is not re-embedded: "old" or "translated".
-      left: the `Mix` of an item that is not re-embedded, for some `Asked`.
-      done: that of one that is; None: the way does not re-embed.
+        "bridged" (new ones mapped to the old space), "common" (new ones rotated towards it).
+      items: kinds of vectors that an item that is not re-embedded needs: "old" or "translated".
+      left: gives the `Mix` of an item that is not re-embedded, for some `Asked`.
+      done: gives the `Mix` of a re-embedded item; None if the way does not re-embed.
       keeps_old: whether a re-embedded item's old vector is still needed.
-      calibrated: whether scores of two spaces meet.
-      orders: names of the orders of re-embedding worth trying, the best guess first; none: there
-        is nothing to order.
-      reranked: the `Mix` of a re-embedded candidate among the first ``settings["depth"]`` results
-        of ``left``, which it ranks anew; None: there is one stage.
+      calibrated: whether scores of two spaces are compared.
+      orders: names of the orders of re-embedding worth trying, the best guess first; empty if
+        there is nothing to order.
+      reranked: gives the `Mix` by which re-embedded candidates among the first
+        ``settings["depth"]`` results of ``left`` are re-ranked; None without a second stage.
       settings: numbers and names that the functions read.
-      variants: further settings that an assessment tries.
+      variants: other settings that an assessment tries.
     """
 
     name: str
@@ -152,7 +153,7 @@ class Way:
 
     @property
     def needs_calibration(self) -> bool:
-        """Return whether scores of two spaces meet."""
+        """Return whether scores of two spaces are compared."""
         return self.calibrated
 
     @property
@@ -165,7 +166,7 @@ class Way:
 
     @property
     def cost(self) -> str:
-        """Return a query's cost (calls of models, re-ranking) and the vectors an item keeps."""
+        """Describe a query's cost (models called, re-ranking) and the vectors stored per item."""
         models = [kind for kind in ("old", "new") if kind in self.queries]
         if "new" not in models and len(self.queries) > len(models):
             models.append("new")
@@ -175,13 +176,13 @@ class Way:
         return f"{asked}; {'2 vectors' if self.keeps_old else '1 vector'} an item"
 
     def all_variants(self) -> tuple["Way", ...]:
-        """Return the way with each of the settings that an assessment tries."""
+        """Return one way for each of the settings that an assessment tries."""
         if not self.variants:
             return (self,)
         return tuple(dataclasses.replace(self, settings=dict(tried)) for tried in self.variants)
 
     def having(self, **settings) -> "Way":
-        """Return the way with other settings. Raises UserError for one that it does not have."""
+        """Return the way with other settings. Raises UserError for an unknown setting."""
         known = {name for tried in (self.settings, *self.variants) for name in tried}
         for name in settings:
             if name not in known:
@@ -192,8 +193,8 @@ class Way:
 def slerp_factors(product: np.ndarray, weight) -> tuple[np.ndarray, np.ndarray]:
     """Return the factors (Q,) of the old and of the bridged query in their spherical mixture.
 
-    ``[sin((1−w)θ) u + sin(wθ) v] / sin θ`` with ``θ = arccos(product)``. Where both agree the
-    factors are 1 − w and w; opposite queries have no single arc, and the old one stays.
+    ``[sin((1−w)θ) u + sin(wθ) v] / sin θ`` with ``θ = arccos(product)``. For equal queries the
+    factors are 1 − w and w; opposite queries have no unique arc, so the old query is used.
     Source: https://arxiv.org/abs/2609.39836.
     """
     angle = np.arccos(np.clip(np.asarray(product, np.float64), -1, 1))
@@ -246,7 +247,7 @@ def _per_query_blend(asked: Asked, bias: float, slope: float) -> tuple:
 
 def _check_weight(weight: float) -> None:
     if not 0 <= weight <= 1:
-        raise UserError(f"the weight of a blend must be from 0 to 1, not {weight}")
+        raise UserError(f"the weight of a blend must be between 0 and 1, not {weight}")
 
 
 # kind of blend -> factors of the old and of the bridged query
@@ -266,24 +267,24 @@ def _reranked(asked: Asked) -> Mix:
 
 
 def _reranked_translated(asked: Asked) -> Mix:
-    # Translated and new vectors are of one space, so that the sum needs no calibration.
+    # Translated and new vectors share one space, so their sum needs no calibration.
     both = {"translated": 1.0, "new": 1.0}
     return Mix(both if asked.settings["score"] == "sum" else {"new": 1.0})
 
 
 def _recalled_translated(asked: Asked) -> Mix:
-    # Twice where it stands for both terms of a sum.
+    # Doubled in place of both terms of a sum.
     return Mix({"translated": 2.0 if asked.settings["score"] == "sum" else 1.0})
 
 
-# What ranks the re-embedded candidates of a cascade.
+# Scores that rank the re-embedded candidates of a cascade.
 SCORES: Mapping[str, Callable] = {"new": _dual, "sum": _fused}
 _CASCADES = tuple(
     {"depth": depth, "score": score} for depth in (20, 50, 100, 200) for score in SCORES
 )
 
-# Where two ways cannot be told apart, the one that asks less of the service is advised: the
-# earlier row.
+# Of two ways that cannot be distinguished, the advice names the one that needs less of the
+# service: the earlier row.
 _ROWS = (
     Way(
         "translated",
@@ -296,7 +297,7 @@ _ROWS = (
     ),
     Way(
         "bridge",
-        "map new queries to the old space and search the old index as it is",
+        "map new queries to the old space and search the unchanged old index",
         ("bridged",),
         ("old",),
         left=lambda asked: Mix({"bridged": 1.0}),
@@ -319,10 +320,10 @@ _ROWS = (
         ),
     ),
     Way(
-        # λ-orthogonality, strict: https://arxiv.org/abs/2509.16664. A turn changes no score among
-        # new vectors, so that re-embedded items score as the new model's own.
+        # λ-orthogonality, strict: https://arxiv.org/abs/2509.16664. A rotation changes no score
+        # among new vectors, so re-embedded items have the new model's own scores.
         "common",
-        "turn new vectors towards the old space and keep both kinds in one index",
+        "rotate new vectors towards the old space and keep both kinds in one index",
         ("common", "new"),
         ("old",),
         left=lambda asked: Mix({"common": 1.0}),
@@ -352,7 +353,7 @@ _ROWS = (
     ),
     Way(
         "cascade",
-        "let the old index recall candidates and rank these by their new vectors, made on demand",
+        "recall candidates from the old index and rank them by new vectors that are made on demand",
         ("old", "new"),
         ("old",),
         left=_keep,
@@ -364,7 +365,7 @@ _ROWS = (
     ),
     Way(
         "translated_cascade",
-        "let the translated index recall candidates and rank these by their new vectors, made on "
+        "recall candidates from the translated index and rank them by new vectors that are made on "
         "demand",
         ("new",),
         ("translated",),
@@ -379,20 +380,22 @@ WAYS: Mapping[str, Way] = {way.name: way for way in _ROWS}
 
 
 def find_way(name: str | Way) -> Way:
-    """Return the way of a name: a row, an entry point or ``module:name``.
+    """Return the way with a name: a row, an entry point or ``module:name``.
 
-    Raises UserError for a name that nothing has, with the nearest known one.
+    Raises UserError for an unknown name, with the nearest known one.
     """
     if isinstance(name, Way):
         return name
     found = find(WAYS, name, "way of serving", "ways")
     if not isinstance(found, Way):
-        raise UserError(f"{name} is no fct_jax.upgrade.ways.Way but {type(found).__name__}")
+        raise UserError(
+            f"{name} must be a fct_jax.upgrade.ways.Way, but it is of type {type(found).__name__}"
+        )
     return found
 
 
 def simplicity(name: str) -> int:
-    """Return a way's place in the table, simplest first; ways of others come last."""
+    """Return a way's place in the table, simplest first; ways outside the table come last."""
     names = list(WAYS)
     return names.index(name) if name in names else len(names)
 

@@ -1,4 +1,4 @@
-"""Calibration: each query's own scale, from its tails, makes scores of two spaces comparable."""
+"""Calibration: a scale for each query, from its tails, makes scores of two spaces comparable."""
 
 import dataclasses
 import json
@@ -24,10 +24,10 @@ from fct_jax.upgrade.stores.affine import (
 )
 from fct_jax.upgrade.ways.scores import Space, chosen_metric
 
-REFERENCE = 16_384  # items of a sample that are used, at most
-_FEWEST = 20  # items that both models must have embedded
-_ASKED = 500  # items that stand for queries
-CROWD = 8192  # of the reference items, which tell how crowded an item's place is
+REFERENCE = 16_384  # largest number of items that are used
+_FEWEST = 20  # smallest number of items embedded by both models
+_ASKED = 500  # items that serve as queries
+CROWD = 8192  # reference items against which crowding is measured
 
 
 def typical_spread(tails: Iterable[Tail]) -> float:
@@ -37,14 +37,14 @@ def typical_spread(tails: Iterable[Tail]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Each query's scale in two spaces, which makes their scores comparable.
+    """The scale of each query in two spaces, which makes their scores comparable.
 
     Attributes:
       old, new: the two spaces.
-      reference_old, reference_new: (R, …) prepared vectors of the same R items in each.
-      spread: typical spreads of the old, new and fused tail; a query's own spread, which is
-        measured on few items, is shrunk half of the way to it.
-      weights: of the two spaces.
+      reference_old, reference_new: (R, …) prepared vectors of the same R items in each space.
+      spread: typical spreads of the old, new and fused tail; each query's own spread, which is
+        measured on few items, is shrunk halfway towards the typical one.
+      weights: weights of the two spaces.
     """
 
     old: Space
@@ -56,13 +56,13 @@ class Calibration:
 
     @property
     def tail(self) -> int:
-        """Return how many of the reference items make a tail."""
+        """Return the number of reference items in a tail."""
         return tail_size(len(self.reference_old))
 
     def standardised(self, query_old, query_new) -> tuple[Tail, Tail, Tail]:
-        """Return tails of the old, the new and the fused standardised score of some queries.
+        """Return the tails of the old, the new and the fused standardised scores of queries.
 
-        query_old (Q, do), query_new (Q, dn): the same queries by both models, as they come.
+        query_old (Q, do), query_new (Q, dn): the same queries by both models, unprepared.
         """
         asked_old, asked_new = self.old.queries(query_old), self.new.queries(query_new)
         items_old, items_new = self.old.items(query_old), self.new.items(query_new)
@@ -75,9 +75,9 @@ class Calibration:
         return first, second, shifted(both, a, first, b, second)
 
     def _tail(self, asked, reference, itself, which: int) -> Tail:
-        """Return the tail of inner products of queries (Q, E) with the reference (R, E).
+        """Return the tail of the inner products of queries (Q, E) with the reference (R, E).
 
-        itself: each query as an item; one like it, which is the query's own, does not count.
+        itself: each query as an item; an equal reference item is the query itself and is left out.
         """
         largest, _ = faiss.knn(asked, reference, self.tail + 1, metric=faiss.METRIC_INNER_PRODUCT)
         return tail_of(largest, np.einsum("qe,qe->q", asked, itself), self.spread[which])
@@ -137,23 +137,25 @@ def calibrate(
     weights: Weights | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Return a calibration from items that both models embedded; no labels.
+    """Make a calibration from items embedded by both models, without labels.
 
-    The more items, the better: a sample at first, and all that are re-embedded later on.
+    More items are better: use a sample at first, and later all re-embedded items.
 
     Args:
-      old, new: (R, do), (R, dn) vectors of the same items; of more than 16,384 some are taken.
-      query_old, query_new: (Q, do), (Q, dn) typical queries, by both models; without, items of
-        the sample stand for them.
-      metric, old_metric: "l2" or "cosine", of the new and of the old space. "": cosine for unit
-        vectors, else l2, which is said; an old_metric of None: that of the new space, where one
-        is given.
-      weights: of the two spaces, learnt before; None: equal ones.
-      seed: which items are taken and which stand for queries.
+      old, new: (R, do), (R, dn) vectors of the same items; at most 16,384 of them are used.
+      query_old, query_new: (Q, do), (Q, dn) typical queries, by both models; without them items of
+        the sample serve as queries.
+      metric, old_metric: "l2" or "cosine", of the new and of the old space. "" chooses cosine for
+        unit vectors and otherwise l2, and prints the choice; an old_metric of None is the given
+        metric of the new space.
+      weights: weights of the two spaces, learnt before; None means equal weights.
+      seed: seed of the choice of items.
+
+    Raises UserError for unequal numbers of rows or fewer than 20 items.
     """
     if len(old) != len(new) or len(old) < _FEWEST:
         raise UserError(
-            f"a calibration needs the same items by both models, at least {_FEWEST}: "
+            f"a calibration needs at least {_FEWEST} items embedded by both models; "
             f"there are {len(old)} old and {len(new)} new vectors"
         )
     order = np.random.default_rng(seed).permutation(len(old))[:REFERENCE]
@@ -182,12 +184,12 @@ def calibrate(
 
 
 def with_spread(calibration: Calibration, query_old, query_new) -> Calibration:
-    """Return the same with the typical spreads of these queries."""
+    """Return the calibration with the typical spreads of these queries."""
 
     def typical(spread):
         tails = dataclasses.replace(calibration, spread=spread).standardised(query_old, query_new)
         return tuple(typical_spread([tail]) for tail in tails)
 
     old, new, _ = typical((0.0, 0.0, 0.0))
-    _, _, both = typical((old, new, 0.0))  # which depends on the first two
+    _, _, both = typical((old, new, 0.0))  # depends on the first two
     return dataclasses.replace(calibration, spread=(old, new, both))

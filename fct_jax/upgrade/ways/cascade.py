@@ -1,7 +1,7 @@
 """Cascade: the old index recalls candidates, and their new vectors rank them.
 
-Only the candidates' new vectors are read, so they may be made on demand (`on_demand`), and the
-gallery re-embeds itself in the order in which people ask.
+Only the candidates' new vectors are read, so they may be made on demand (`on_demand`); the
+gallery is then re-embedded in the order of the queries.
 """
 
 import numpy as np
@@ -33,21 +33,21 @@ def cascade(
 
     Args:
       query_old, query_new: (Q, do), (Q, dn) the queries by both models.
-      old, new: (N, do), (N, dn) the gallery by both models, memory maps or not; of ``new`` the
-        candidates alone are read.
-      depth: candidates a query; the whole gallery where it has fewer items.
-      k: results a query; at most ``depth`` are found.
-      score: "new" ranks by the new model's score. "sum" adds the old one, both brought to one
-        scale by the calibration; without a calibration the two cosines are added.
-      calibration: of `calibrate`; its spaces are then used, and its scale of scores.
-      metric, old_metric: "l2" or "cosine", without a calibration (None: the same).
+      old, new: (N, do), (N, dn) the gallery by both models, memory maps or not; only the
+        candidates' rows of ``new`` are read.
+      depth: candidates per query; the whole gallery if it has fewer items.
+      k: results per query; at most ``depth`` are found.
+      score: "new" ranks by the new model's score. "sum" adds the old score after the calibration
+        has brought both to one scale; without a calibration it adds the two cosines.
+      calibration: a result of `calibrate`; its spaces and its scale of scores are then used.
+      metric, old_metric: "l2" or "cosine", used without a calibration (old_metric None: the same).
       own: (Q,) the row that is never a query's result, or None.
-      candidates: (Q, K) rows that something else recalled, best first, −1 for none: those of a
-        translated index, say, or of both (see `union`). The old gallery is then read for "sum"
-        alone, and of each query the first ``depth`` candidates count.
+      candidates: (Q, K) rows recalled by another index, best first, −1 for none: a translated
+        index, say, or both indexes (see `union`). The old gallery is then read only for "sum", and
+        only the first ``depth`` candidates of each query count.
 
-    Returns scores (Q, k) float32, descending, and rows (Q, k) int64; −inf and −1 where there are
-    fewer. Equal scores keep the order of the candidates.
+    Returns scores (Q, k) float32, descending, and rows (Q, k) int64, filled with −inf and −1 if
+    there are fewer. Equal scores keep the order of the candidates.
 
     Raises UserError for a depth or k below 1, an unknown score, or a sum of scores that cannot be
     added.
@@ -56,13 +56,13 @@ def cascade(
     """
     for name, value in (("depth", depth), ("k", k)):
         if int(value) != value or value < 1:
-            raise UserError(f"{name} must be a whole number from 1 on, not {value}")
+            raise UserError(f"{name} must be a whole number of at least 1, not {value}")
     if score not in SCORES:
         raise unknown("score of a cascade", score, SCORES)
     if len(query_old) != len(query_new):
         raise UserError(
-            f"a cascade needs each query by both models: there are {len(query_old)} old and "
-            f"{len(query_new)} new ones"
+            f"a cascade needs each query embedded by both models; there are {len(query_old)} old "
+            f"and {len(query_new)} new queries"
         )
     spaces = _spaces(query_old, query_new, calibration, metric, old_metric, score)
     if candidates is None:
@@ -93,7 +93,7 @@ def cascade(
 def candidate_scores(space: Space, queries, gallery, rows: np.ndarray) -> np.ndarray:
     """Return the score of each query with its own candidates, (Q, K) float64; −inf for row −1.
 
-    queries (Q, D); gallery (N, D), of which the rows (Q, K) are read, each once a block of
+    queries (Q, D); gallery (N, D), of which only the rows (Q, K) are read, each once per block of
     queries.
     """
     asked = space.queries(queries)
@@ -112,7 +112,7 @@ def candidate_scores(space: Space, queries, gallery, rows: np.ndarray) -> np.nda
 
 
 def reranked(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best candidates by score, of equal ones the earlier candidate.
+    """Return the k best candidates by score; of equal scores the earlier candidate comes first.
 
     rows, scores (Q, K) → scores (Q, k) float32, rows (Q, k) int64, filled with −inf and −1.
     """
@@ -124,19 +124,19 @@ def reranked(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, 
 
 
 def union(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Join two lists of candidates by turns, each row once: (Q, K), (Q, L) → (Q, K + L).
+    """Interleave two lists of candidates, each row once: (Q, K), (Q, L) → (Q, K + L).
 
-    Candidate i of the first stands before candidate i of the second; −1 fills the end.
+    Candidate i of the first list comes before candidate i of the second; −1 fills the end.
     """
     place = np.concatenate([2 * np.arange(first.shape[1]), 2 * np.arange(second.shape[1]) + 1])
     return _once(np.concatenate([first, second], axis=1)[:, place.argsort()])
 
 
 def continued(ranked: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Let the rest of the candidates follow the ranked rows: (Q, k), (Q, K) → (Q, k + K).
+    """Append the remaining candidates to the ranked rows: (Q, k), (Q, K) → (Q, k + K).
 
-    Each row stands once; −1 fills the end. So measures that look beyond the depth of a cascade,
-    such as the average precision, see the old order there.
+    Each row appears once; −1 fills the end. Measures that look beyond the depth of a cascade,
+    such as average precision, thus see the old order there.
     """
     return _once(np.concatenate([ranked, candidates], axis=1))
 
@@ -161,7 +161,7 @@ def _spaces(query_old, query_new, calibration, metric, old_metric, score):
     )
     if score == "sum" and any(space.metric != "cosine" for space in spaces):
         raise UserError(
-            "the sum of two L2 scores means nothing without a calibration; give one of "
+            "two L2 scores can only be added with a calibration; give one from "
             'fct_jax.upgrade.calibrate, or metric="cosine"'
         )
     return spaces

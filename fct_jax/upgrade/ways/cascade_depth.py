@@ -1,4 +1,4 @@
-"""Depth of a cascade: the gap to the new model, candidates reused, and rules of thumb.
+"""The depth of a cascade: its gap to the new model, reuse of candidates, and rules of thumb.
 
 Source of the definitions and thresholds: two public projects on staged migrations
 (arnsri33/embedflow and batuhanzorbeyzengin/rebasis).
@@ -13,21 +13,21 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.upgrade.ways.cascade import reranked
 
-WORTH = 1.025  # advantage above which a way is recommended
-NOT_WORTH = 0.975  # and at or below which it is advised against
-SHELLS = (50, 100, 200, 500)  # depths at which `ranking_stability` looks
+WORTH = 1.025  # a way is recommended above this advantage
+NOT_WORTH = 0.975  # and not recommended at or below this one
+SHELLS = (50, 100, 200, 500)  # depths that `ranking_stability` compares
 _TOP = 10
 _COMPARED = 1 << 24  # pairs of rows compared at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class GapCurve:
-    """Gap to the new model at each depth of a cascade, per query, so that intervals can be drawn.
+    """The gap to the new model at each depth of a cascade, per query to allow intervals.
 
     Attributes:
       depths: (D,) ascending.
-      quality: (Q, D) of the cascade.
-      gap: (Q, D) quality of the new model over everything, less that of the cascade. The mean
+      quality: (Q, D) quality of the cascade.
+      gap: (Q, D) quality of the new model in the whole gallery minus that of the cascade. The mean
         may be slightly below 0.
       containment: (Q, D) share of the new model's own first k that are among the candidates.
     """
@@ -62,9 +62,9 @@ def gap_curve(
       candidates: (Q, K) rows of the old index, best first, −1 for none.
       new_scores: (Q, K) of these candidates by the new model.
       native: (Q, ≥ k) the new model's own ranking of the gallery.
-      quality: turns ranked rows (Q, k) into one number a query, more is better: nDCG, say.
-      depths: to be tested.
-      k: results that are judged.
+      quality: computes one number per query from ranked rows (Q, k); more is better, as in nDCG.
+      depths: depths to test.
+      k: number of results that are judged.
 
     Raises UserError for a depth below 1 or beyond the candidates, or a native ranking that is too
     short.
@@ -74,11 +74,13 @@ def gap_curve(
     depths = np.unique(np.asarray(depths, np.int64))
     if not len(depths) or depths[0] < 1 or depths[-1] > candidates.shape[1]:
         raise UserError(
-            f"depths must lie between 1 and the {candidates.shape[1]} candidates a query, "
+            f"depths must be between 1 and the {candidates.shape[1]} candidates per query, "
             f"not {depths.tolist()}"
         )
     if native.shape[1] < k and not np.any(native < 0):
-        raise UserError(f"the new model's ranking has {native.shape[1]} rows a query, not {k}")
+        raise UserError(
+            f"the new model's ranking has {native.shape[1]} rows per query; it must have {k}"
+        )
     native = native[:, :k]
     best = np.asarray(quality(native), np.float64)
     reached, contained = [], []
@@ -92,24 +94,24 @@ def gap_curve(
 
 
 def candidate_reuse(candidates: np.ndarray) -> float:
-    """Return ``1 − |union| / Σ sizes``: the share of candidates that an earlier query had too.
+    """Return ``1 − |union| / Σ sizes``: the share of candidates that an earlier query also had.
 
-    candidates (Q, K), −1 for none; each query's are different from each other. NaN for none.
+    candidates (Q, K), distinct for each query, −1 for none. The result is NaN without candidates.
     """
     rows = candidates[candidates >= 0]
     return 1 - len(np.unique(rows)) / len(rows) if len(rows) else float("nan")
 
 
 def embeddings_per_query(candidates: np.ndarray) -> float:
-    """Return how many new vectors the queries need on average, if each is made once and kept."""
+    """Return the average number of new vectors per query, if each vector is made once and kept."""
     return len(np.unique(candidates[candidates >= 0])) / max(1, len(candidates))
 
 
 def cascade_advantage(gain: float, retention: float) -> float:
-    """Return ``gain · retention``: what a cascade is expected to reach, as a share of today.
+    """Return ``gain · retention``: the expected quality of a cascade relative to today's.
 
-    gain: recall@10 of the new model over that of the old one; retention: the share of that
-    recall which survives when the old index recalls the candidates (recall at that depth). The
+    gain: recall@10 of the new model divided by that of the old one. retention: the share of that
+    recall that remains if the old index recalls the candidates (recall at that depth). The
     same product with a single stage's retention is the advantage of a bridge or translation.
     """
     return gain * retention
@@ -124,13 +126,13 @@ def worth(advantage: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """Change of the first ten results when a cascade looks deeper.
+    """The change of the first ten results with the depth of a cascade.
 
     Attributes:
       tail50: mean share of the first ten at depth 500 that depth 50 misses.
-      stab50: mean share that it has.
+      stab50: mean share of the first ten at depth 500 that depth 50 has.
       deepest_p90: 90th percentile of the deepest old rank (from 1) among the first ten at 500.
-      late: mean number of entrants in the steps 50 → 100 → 200 → 500, together, over ten.
+      late: mean number of entrants in the steps 50 → 100 → 200 → 500, together, divided by ten.
       last_shell: share of queries with an entrant from the old ranks 201 to 500.
       margin: share of queries whose tenth score at depth 50 is not above the best of ranks 51 to
         100.
@@ -147,7 +149,7 @@ class Stability:
     def verdict(self) -> str:
         """Return "SAFE", "EXPAND" (look deeper) or "UNSAFE_OR_UNCERTAIN".
 
-        The thresholds are the published, frozen ones of a heuristic; they guarantee nothing.
+        The thresholds are those of a published heuristic; they guarantee nothing.
         """
         if self.tail50 > 0.10 or self.stab50 < 0.90 or self.last_shell > 0.25 or self.margin > 0.50:
             return "UNSAFE_OR_UNCERTAIN"
@@ -156,12 +158,12 @@ class Stability:
 
 
 def ranking_stability(new_scores: np.ndarray) -> Stability:
-    """Look at probe queries when the new model has no index of its own, and no judgements exist.
+    """Measure ranking stability on probe queries, without a new index and without judgements.
 
     new_scores (Q, 500): the new model's scores of each probe query's first 500 candidates, in the
-    order of the old index; −inf where the gallery has fewer.
+    order of the old index; −inf if the gallery has fewer.
 
-    That ``late`` adds up the three steps is our reading of the source.
+    Our reading of the source is that ``late`` adds up the three steps.
 
     Raises UserError for fewer than 500 columns or no queries.
 
@@ -169,8 +171,7 @@ def ranking_stability(new_scores: np.ndarray) -> Stability:
     """
     if new_scores.ndim != 2 or not len(new_scores) or new_scores.shape[1] < SHELLS[-1]:
         raise UserError(
-            f"the stability of a ranking needs scores of {SHELLS[-1]} candidates a query, "
-            f"not {new_scores.shape}"
+            f"ranking_stability needs scores of shape (Q, {SHELLS[-1]}), not {new_scores.shape}"
         )
     places = np.broadcast_to(np.arange(SHELLS[-1]), (len(new_scores), SHELLS[-1]))
     first, tenth = {}, None
@@ -191,7 +192,7 @@ def ranking_stability(new_scores: np.ndarray) -> Stability:
 
 
 def _shared(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Return how many wanted rows (Q, k) are among the found (Q, K), (Q,); −1 is never wanted."""
+    """Count the wanted rows (Q, k) among the found ones (Q, K), giving (Q,); −1 never counts."""
     counts = np.empty(len(wanted), np.int64)
     size = max(1, _COMPARED // max(1, wanted.shape[1] * found.shape[1]))
     for start in range(0, len(wanted), size):

@@ -1,6 +1,6 @@
-"""Blending a query by the old model with the new model's query brought to the old space.
+"""Blending the old model's query with the new model's query mapped to the old space.
 
-The old index is searched as it is. What gains is the *combination*: in the published comparison
+The old index is searched unchanged. The *combination* brings the gain: in the published comparison
 the plain midpoint was compatible in 72 of 90 configurations, SLERP with a chosen weight in 85,
 and the map alone in 45.
 
@@ -23,12 +23,12 @@ GRID = tuple(round(0.1 * step, 1) for step in range(11))
 
 
 def orthogonal_bridge(new: np.ndarray, old: np.ndarray) -> np.ndarray:
-    """Return the matrix (dn, do) that turns unit new vectors towards the old ones of their items.
+    """Return the matrix (dn, do) that rotates unit new vectors towards their items' old vectors.
 
-    new (N, dn), old (N, do): vectors of the same items, made unit length here, neither centred
-    nor scaled. Where dn > do its columns are orthonormal, and a bridged vector is *shorter* than
-    1: it is the visible part of a unit vector among zero-padded old ones. Where dn < do its rows
-    are orthonormal.
+    new (N, dn), old (N, do): vectors of the same items. They are scaled to unit length here, but
+    not centred. If dn > do, the matrix has orthonormal columns, and a bridged vector is *shorter*
+    than 1: it is the projection of a unit vector in the space of zero-padded old ones. If dn < do,
+    the rows are orthonormal.
 
     Raises UserError for unequal numbers of rows, NaN or infinity.
 
@@ -40,13 +40,13 @@ def orthogonal_bridge(new: np.ndarray, old: np.ndarray) -> np.ndarray:
 
 
 def slerp(old_query: np.ndarray, bridged_query: np.ndarray, weight) -> np.ndarray:
-    """Go the share ``weight`` of the way on the arc from the old to the bridged query.
+    """Return the point at the share ``weight`` of the arc from the old to the bridged query.
 
-    ``[sin((1-w)θ) u + sin(wθ) v] / sin θ`` with ``θ = arccos⟨u, v⟩``, u the old query at unit
-    length. v is the bridged query, which is shortened to unit length where it is longer; one that
-    is shorter stays as it is, see `orthogonal_bridge`: the result is then the visible part of the
-    arc between padded vectors. (Scale the results of a ridge bridge to unit length first.) Where
-    both agree the result is u. Opposite ones have no single arc: the result is u.
+    It is ``[sin((1-w)θ) u + sin(wθ) v] / sin θ`` with ``θ = arccos⟨u, v⟩``. u is the old query at
+    unit length. v is the bridged query, scaled down to unit length if it is longer; a shorter one
+    is unchanged (see `orthogonal_bridge`), and the result is then the projection of the arc between
+    padded vectors. (Scale the results of a ridge bridge to unit length first.) If both queries are
+    equal the result is u. Opposite queries have no unique arc; the result is also u.
 
     Args:
       old_query, bridged_query: (Q, D).
@@ -54,7 +54,7 @@ def slerp(old_query: np.ndarray, bridged_query: np.ndarray, weight) -> np.ndarra
 
     Returns (Q, D) float64, to be compared with the old gallery by cosine.
 
-    Raises UserError for shapes that differ or a weight out of range.
+    Raises UserError for different shapes or a weight out of range.
 
     Example: ``slerp(query_old, unit_rows(query_new) @ bridge, 0.5)``.
 
@@ -67,12 +67,12 @@ def slerp(old_query: np.ndarray, bridged_query: np.ndarray, weight) -> np.ndarra
 
 
 def midpoint(old_query: np.ndarray, bridged_query: np.ndarray) -> np.ndarray:
-    """Return the middle of the arc, ``slerp(…, 0.5)``: nothing needs to be chosen. (Q, D)"""
+    """Return the middle of the arc, ``slerp(…, 0.5)``, (Q, D); it needs no choice of a weight."""
     return slerp(old_query, bridged_query, 0.5)
 
 
 def nlerp(old_query: np.ndarray, bridged_query: np.ndarray, weight) -> np.ndarray:
-    """Mix both queries linearly and scale to unit length. Arguments as of `slerp`; (Q, D).
+    """Mix both queries linearly and scale to unit length, (Q, D). The arguments are `slerp`'s.
 
     It ranks exactly like `summed_scores` of the two queries' own cosines.
     """
@@ -93,10 +93,10 @@ def summed_scores(old_scores: np.ndarray, bridged_scores: np.ndarray, weight) ->
 def per_query_weight(
     old_query: np.ndarray, bridged_query: np.ndarray, bias: float, slope: float
 ) -> np.ndarray:
-    """Return a weight (Q,) for each query from how well its two vectors agree.
+    """Return a weight for each query from the agreement of its two vectors, (Q,).
 
-    ``σ(bias + slope · cosine)``. Published candidates: bias −3, −1.5, 0, 1.5, 3 and slope −3, 0,
-    3, 6, chosen on the support set; compatible in 88 of 90.
+    It is ``σ(bias + slope · cosine)``. The published candidates are bias −3, −1.5, 0, 1.5, 3 and
+    slope −3, 0, 3, 6, chosen on the support set; this was compatible in 88 of 90 configurations.
     """
     cosine = np.sum(unit_rows(old_query) * unit_rows(bridged_query), axis=1)
     return scipy.special.expit(bias + slope * cosine)
@@ -107,9 +107,11 @@ class WeightChoice:
     """A weight chosen on a support set.
 
     Attributes:
-      weight: the choice; 0 means that the old query alone is best.
-      candidates, quality: (A,) the weights tried, ascending, and the mean quality of each.
-      gain: mean gain over weight 0, and gain_low: that less ``caution`` standard errors.
+      weight: the chosen weight; 0 means that the old query alone is best.
+      candidates: (A,) the tried weights, ascending.
+      quality: (A,) the mean quality of each.
+      gain: mean gain over weight 0.
+      gain_low: the mean gain minus ``caution`` standard errors.
     """
 
     weight: float
@@ -122,16 +124,16 @@ class WeightChoice:
 def choose_weight(
     quality: Callable[[float], np.ndarray], candidates: Iterable[float] = GRID, caution: float = 0.0
 ) -> WeightChoice:
-    """Choose the weight with the best mean quality on a support set; of equal ones the smallest.
+    """Choose the weight with the best mean quality on a support set (the smallest if equal).
 
-    Weight 0 always takes part, so the choice is never worse than the old query there.
+    Weight 0 is always a candidate, so on this set the choice is never worse than the old query.
 
     Args:
       quality: returns the quality (Q,) of each support query at a weight, for example whether the
         right item comes first. More is better.
       candidates: weights from 0 to 1.
-      caution: 0 as published. Above 0, a weight is taken only if its mean gain, less this number
-        of standard errors of the paired differences, is above 0; 1.645 is a one-sided 95 % bound.
+      caution: 0 as published. Above 0, a weight is taken only if its mean gain minus this number
+        of standard errors of the paired differences is above 0; 1.645 is a one-sided 95 % bound.
 
     Raises UserError for a weight out of range or no support queries.
 
@@ -139,10 +141,12 @@ def choose_weight(
     """
     tried = np.unique(np.append(np.asarray(list(candidates), np.float64), 0.0))
     if not (tried[0] >= 0 and tried[-1] <= 1):
-        raise UserError(f"weights must lie between 0 and 1, not {tried[0]} to {tried[-1]}")
+        raise UserError(f"weights must be between 0 and 1, not {tried[0]} to {tried[-1]}")
     found = np.array([np.asarray(quality(float(weight)), np.float64) for weight in tried])
     if found.ndim != 2 or not found.shape[1]:
-        raise UserError(f"the quality must be one number a support query, not {found.shape[1:]}")
+        raise UserError(
+            f"quality must return one number per support query, not shape {found.shape[1:]}"
+        )
     means = found.mean(axis=1)
     gains = found - found[0]
     error = gains.std(axis=1) / np.sqrt(found.shape[1])
@@ -164,6 +168,6 @@ def _prepared(old_query, bridged_query, weight):
         )
     weight = np.broadcast_to(np.asarray(weight, np.float64), (len(u),))
     if not np.all((weight >= 0) & (weight <= 1)):
-        raise UserError("the weight of a blend must lie between 0 and 1")
+        raise UserError("the weight of a blend must be between 0 and 1")
     length = np.linalg.norm(v, axis=1, keepdims=True)
     return u, v / np.maximum(length, 1.0), weight

@@ -1,4 +1,4 @@
-"""The calibration's weights from judged queries."""
+"""Learning the calibration's weights from judged queries."""
 
 import dataclasses
 import itertools
@@ -10,11 +10,11 @@ from fct_jax.upgrade.ways.relevance import Relevance
 from fct_jax.upgrade.ways.scores import chosen_metric, crowding
 from fct_jax.upgrade.ways.serving import search
 
-_CANDIDATES = 100  # best items of each space and of both
-_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # re-embedded, at random, in what is learnt from
-_BALANCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the new space in a fused score
+_CANDIDATES = 100  # best items of each space and of both together
+_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # randomly re-embedded shares of the galleries
+_BALANCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weight of the new space when fused
 _DAMPINGS = (0.0, 0.25, 0.5)
-_FEW_CANDIDATES = 1.645  # standard errors, where there are but two to choose from
+_FEW_CANDIDATES = 1.645  # standard errors needed if there are only two alternatives
 _SCALES = (0.6, 0.8, 1.0, 1.25, 1.6)
 _SHIFTS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
@@ -32,21 +32,21 @@ def fit_weights(
     own=None,
     seed: int = 0,
 ) -> Weights:
-    """Return the weights that find judged items of half-migrated galleries first.
+    """Return the weights that rank judged items of half-migrated galleries highest.
 
-    Those of a grid that give the highest mean reciprocal rank over random migrations of 0 to
-    100 %, ranked among the best candidates of each query: first the damping, then the rest. They
-    are taken only where they beat those that need no judgements by more than two standard errors
-    over the queries (the damping: 1.6), since the best of many looks better than it is.
+    A grid search maximises the mean reciprocal rank over random migrations of 0 to 100 %, among
+    the best candidates of each query: first of the damping, then of the other weights. The result
+    is taken only if it beats the default weights by more than two standard errors over the
+    queries (for the damping 1.6), because the best of many looks better than it is.
 
     Args:
       pairs: (R, do), (R, dn) other items by both models, for the calibration.
       query_old, query_new: (Q, do), (Q, dn) judged queries.
       old, new: (N, do), (N, dn) the gallery by both models.
-      relevance: of the Q queries.
-      metric, old_metric: as of `calibrate`.
+      relevance: relevance of the Q queries.
+      metric, old_metric: as in `calibrate`.
       own: (Q,) rows that do not count.
-      seed: of the migrations.
+      seed: seed of the migrations.
     """
     both = np.concatenate([pairs[0], old]), np.concatenate([pairs[1], new])
     old_metric, _ = chosen_metric(old_metric or metric, both[0])
@@ -64,7 +64,7 @@ def fit_weights(
     masks = [(rng.random(len(old)) < share)[rows] for share in _SHARES]
 
     def scores(weights: Weights):
-        """Return scores (Q, n) standardised by the old space, by the new one, and fused."""
+        """Return standardised scores (Q, n): of the old space, of the new one, and fused."""
         tails = made(weights).standardised(query_old, query_new)
         z = [
             (s - weights.damping * c - tail.mean[:, None]) / tail.spread[:, None]
@@ -74,7 +74,7 @@ def fit_weights(
         return *z, (fused - tails[2].mean[:, None]) / tails[2].spread[:, None]
 
     def quality(z_old: np.ndarray, moved: np.ndarray) -> np.ndarray:
-        """Return quality (Q,) if re-embedded items score ``moved`` (Q, n) and the others z_old."""
+        """Return the quality (Q,) if re-embedded items score ``moved`` (Q, n), others z_old."""
         found = [
             _reciprocal_rank(np.where(mask, moved, z_old), relevant, rows >= 0) for mask in masks
         ]
@@ -102,7 +102,7 @@ def fit_weights(
 
 
 def _balanced(weights: Weights, balance: float) -> Weights:
-    # Twice, so that equal shares are the weights 1 and 1.
+    # Doubled, so that equal shares give the weights 1 and 1.
     return dataclasses.replace(weights, fused_old=2 * (1 - balance), fused_new=2 * balance)
 
 
@@ -111,14 +111,14 @@ def _grid():
 
 
 def _clearly_best(found: dict, default, errors: float = 2.0):
-    """Return the best of those that beat the default by so many standard errors, or else it."""
+    """Return the best key that beats the default by ``errors`` standard errors, or the default."""
     gains = {key: values - found[default] for key, values in found.items()}
     clear = [k for k, g in gains.items() if g.mean() > errors * g.std() / len(g) ** 0.5]
     return max(clear, key=lambda key: gains[key].mean(), default=default)
 
 
 def _candidates(calibration, query_old, query_new, old, new, own) -> np.ndarray:
-    """Return rows (Q, n) that may come first in some migration, each once, −1 for none."""
+    """Return the rows (Q, n) that can come first in some migration, each once, −1 for none."""
     none, every = np.zeros(len(old), bool), np.ones(len(old), bool)
     found = [
         search(way, query_old, query_new, old, new, state, _CANDIDATES, calibration, own=own)[1]
@@ -130,7 +130,7 @@ def _candidates(calibration, query_old, query_new, old, new, own) -> np.ndarray:
 
 
 def _raw_scores(calibration, query_old, query_new, old, new, rows) -> list[np.ndarray]:
-    """Return scores (Q, n) of the candidates in each space; that of row −1 means nothing."""
+    """Return the candidates' scores (Q, n) in each space; the score of row −1 is meaningless."""
     return [
         np.stack(
             [space.items(vectors[r]) @ q for q, r in zip(space.queries(queries), rows, strict=True)]
@@ -143,7 +143,7 @@ def _raw_scores(calibration, query_old, query_new, old, new, rows) -> list[np.nd
 
 
 def _reciprocal_rank(scores, relevant, used) -> np.ndarray:
-    """Return one over the rank (Q,) of the first relevant candidate, 0 without one."""
+    """Return the reciprocal rank (Q,) of the first relevant candidate, 0 without one."""
     scores = np.where(used, scores, -np.inf)
     first = np.where(relevant & used, scores, -np.inf).max(axis=1)
     rank = 1 + (scores > first[:, None]).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Judged pairs as people have them: an array, a ``.npy`` file, TREC qrels, or a BEIR folder."""
+"""Judged pairs from an array, a ``.npy`` file, TREC qrels, or a BEIR folder."""
 
 import re
 from pathlib import Path
@@ -14,15 +14,15 @@ _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
 def judged_of(judged, role: str = "judged") -> np.ndarray | None:
-    """Return judged pairs as ``relevance.by_table`` takes them; None for None and "".
+    """Return judged pairs in the form of ``relevance.by_table``; None for None and "".
 
     Args:
       judged: an array, a ``.npy`` file, a TREC qrels file, a BEIR ``.tsv``, or a BEIR folder,
-        whose qrels/test.tsv is read, or the only file there.
-      role: what they are, for messages.
+        of which qrels/test.tsv or the only file there is read.
+      role: name of the argument, for messages.
 
     Raises:
-      UserError: what is not there or cannot be read, with file and line.
+      UserError: a file is missing or cannot be read; the message names file and line.
     """
     if not isinstance(judged, str | Path) or not str(judged):
         return array_of(judged, role)
@@ -33,7 +33,7 @@ def judged_of(judged, role: str = "judged") -> np.ndarray | None:
 
 
 def rows_of_ids(ids: np.ndarray, given) -> np.ndarray:
-    """Return the row of each given id, −1 where it is not there; the text "7" is the integer 7.
+    """Return the row of each given id, −1 for unknown ids; the text "7" is the integer 7.
 
     ids: (N,) integers or text; given: (P,) numbers or text.
     """
@@ -53,9 +53,9 @@ def rows_of_ids(ids: np.ndarray, given) -> np.ndarray:
 
 
 def unknown_ids(judged: np.ndarray, query_ids: np.ndarray, item_ids: np.ndarray) -> list[str]:
-    """Return sentences about judged pairs (P, 2) or (P, 3) whose ids are not there.
+    """Return notes about judged pairs (P, 2) or (P, 3) with unknown ids.
 
-    Raises UserError where that is so of every pair: then the ids are of another kind.
+    Raises UserError if every pair has an unknown id: then the ids are of another kind.
     """
     if judged.ndim != 2:
         return []
@@ -67,14 +67,14 @@ def unknown_ids(judged: np.ndarray, query_ids: np.ndarray, item_ids: np.ndarray)
         if missing.any():
             some = first_ten(np.unique(names[missing]))
             notes.append(
-                f"{int(missing.sum()):,} of {len(judged):,} judged pairs name {what} that is not "
-                f"there, and are left out: {some}."
+                f"{int(missing.sum()):,} of {len(judged):,} judged pairs name {what} that does "
+                f"not exist and are left out: {some}."
             )
     if len(judged) and not usable.any():
         raise UserError(
-            f"none of {len(judged):,} judged pairs names a query and an item that are there: they "
-            f"are such as {_shown(judged[0, 0])} and {_shown(judged[0, 1])}, the ids of the "
-            f"vectors such as {_shown(query_ids[0])} and {_shown(item_ids[0])}"
+            f"none of {len(judged):,} judged pairs names an existing query and item: the pairs "
+            f"have ids such as {_shown(judged[0, 0])} and {_shown(judged[0, 1])}, the vectors "
+            f"have ids such as {_shown(query_ids[0])} and {_shown(item_ids[0])}"
         )
     return notes
 

@@ -1,10 +1,10 @@
-"""Progressive materialisation: a cascade that makes the new vectors it needs, a few a query.
+"""Progressive materialisation: a cascade that makes a few of the new vectors it needs per query.
 
 A query embeds at most ``budget`` of its candidates while it waits. The others keep their
-calibrated old score in the ranking and are queued. What is embedded is kept. `replay` tells from
-a stream of queries what that costs and gives, before anything is embedded.
+calibrated old score in the ranking and are queued. New vectors are kept. `replay` simulates a
+stream of queries to measure cost and quality before anything is embedded.
 
-Source of the scheme: the public project arnsri33/embedflow.
+The scheme is that of the public project arnsri33/embedflow.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ from fct_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """The course of each query of a stream of S.
+    """The results and costs of each of S queries of a stream.
 
     Attributes:
-      scores, rows: (S, k) the results served, −inf and −1 where there are fewer candidates.
-      embedded: (S,) vectors made while the query waited, failures included.
-      queued: (S,) candidates that it added to the queue.
-      old_scored: (S,) candidates that were ranked by their old score.
-      present: (S,) items that have a new vector after the query and what the queue did after it.
-      failed: candidates whose embedding failed; they keep their old score for good.
-      size: items of the gallery.
+      scores, rows: (S, k) the results served, −inf and −1 if there are fewer candidates.
+      embedded: (S,) number of vectors made while the query waited, including failures.
+      queued: (S,) number of candidates that it added to the queue.
+      old_scored: (S,) number of candidates that were ranked by their old score.
+      present: (S,) number of items with a new vector after the query and the queue's work after it.
+      failed: number of items whose embedding failed; they keep their old score permanently.
+      size: number of items in the gallery.
     """
 
     scores: np.ndarray
@@ -40,7 +40,7 @@ class Replay:
 
     @property
     def embeddings(self) -> dict[str, float]:
-        """Return mean, median and 99th percentile of the vectors made while a query waited."""
+        """Return mean, median and 99th percentile of the vectors made per waiting query."""
         return {
             "mean": float(self.embedded.mean()),
             "median": float(np.median(self.embedded)),
@@ -48,17 +48,20 @@ class Replay:
         }
 
     def share_after(self, queries: int) -> float:
-        """Return the share of the gallery that has a new vector after so many queries.
+        """Return the share of the gallery that has a new vector after this number of queries.
 
         Raises UserError if the stream is shorter.
         """
         if not 1 <= queries <= len(self.present):
-            raise UserError(f"the stream has {len(self.present)} queries; {queries} were asked for")
+            raise UserError(
+                f"the stream has {len(self.present)} queries; the number must be between 1 and "
+                f"that, not {queries}"
+            )
         return float(self.present[queries - 1] / self.size)
 
     @property
     def shares(self) -> dict[int, float]:
-        """Return the share after 10², 10³, … queries, as far as the stream goes, and at its end."""
+        """Return the share after 10², 10³, … queries and at the end of the stream."""
         marks = [10**e for e in range(2, 12) if 10**e < len(self.present)]
         return {mark: self.share_after(mark) for mark in [*marks, len(self.present)]}
 
@@ -76,20 +79,21 @@ def replay(
     present: np.ndarray | None = None,
     failing: np.ndarray | None = None,
 ) -> Replay:
-    """Replay a stream of queries against a gallery that is re-embedded as it is asked for.
+    """Replay a stream of queries against a gallery that is re-embedded on demand.
 
     Args:
-      stream: (S,) numbers of queries, in the order asked; a query may come again.
+      stream: (S,) numbers of queries, in the order of time; a query may repeat.
       candidates: (Q, K) gallery rows of each query, best first, −1 for none.
-      old_scores, new_scores: (Q, K) calibrated scores of the candidates, without and with their
-        new vector; both on one scale, as `Calibration.affine` makes them.
-      size: N, items of the gallery.
-      budget: b, most vectors made while a query waits, first candidates first; None: all.
-      k: results served.
+      old_scores, new_scores: (Q, K) scores of the candidates without and with their new vector,
+        calibrated to one scale by `Calibration.affine`.
+      size: N, number of items in the gallery.
+      budget: largest number of vectors made while a query waits, for its first candidates;
+        None: no limit.
+      k: number of results served.
       background: queued items that are embedded between two queries, oldest first; None: all.
-      present: (N,) bool, which items have a new vector at the start; None: none.
+      present: (N,) bool, items that have a new vector at the start; None: none has.
       failing: (N,) bool, items whose embedding fails. Each is tried once and counts as made; the
-        query goes on with its old score.
+        query uses its old score.
 
     Raises UserError for a negative budget, an empty stream, or queries and rows out of range.
 
@@ -97,7 +101,7 @@ def replay(
     """
     stream = _checked(stream, candidates, size, budget, background)
     has = np.zeros(size, bool) if present is None else np.array(present, bool)
-    lost = np.zeros(size, bool)  # tried in vain
+    lost = np.zeros(size, bool)  # items whose embedding failed
     fails = np.zeros(size, bool) if failing is None else np.asarray(failing, bool)
     waiting, queue, count = np.zeros(size, bool), deque(), int(has.sum())
     done = Replay(
@@ -130,10 +134,10 @@ def replay(
 def popular_stream(
     queries: int, length: int, *, exponent: float = 1.0, seed: int = 0
 ) -> np.ndarray:
-    """Draw a stream (length,) of queries whose popularity falls by Zipf's law.
+    """Draw a stream (length,) of queries whose popularity follows Zipf's law.
 
-    The query of popularity rank r has a chance in proportion to ``r ** -exponent``; which query
-    has which rank is drawn too. An exponent of 0 makes all equally likely.
+    The query of popularity rank r has a probability proportional to ``r ** -exponent``; the ranks
+    are assigned at random. With an exponent of 0 all queries are equally likely.
 
     Raises UserError for no queries, a length below 1 or a negative exponent.
     """
@@ -176,8 +180,8 @@ def _checked(stream, candidates, size, budget, background) -> np.ndarray:
         raise UserError("the stream of queries is empty")
     if stream.min() < 0 or stream.max() >= len(candidates):
         raise UserError(
-            f"the stream names queries {stream.min()} to {stream.max()}; there are "
-            f"{len(candidates)}, from 0 on"
+            f"the stream names queries {stream.min()} to {stream.max()}; they must be between 0 "
+            f"and {len(candidates) - 1}"
         )
     if candidates.size and candidates.max() >= size:
         raise UserError(f"candidate {candidates.max()} is beyond the gallery of {size} items")

@@ -9,7 +9,7 @@ from fct_jax.upgrade.ways.judgements import rows_of_ids
 from fct_jax.upgrade.ways.scores import Space, top
 
 METRICS = ("cmc@1", "cmc@5", "recall@10", "ndcg@10", "mrr", "map")
-_CUT = 10  # of recall and nDCG
+_CUT = 10  # rank at which recall and nDCG are cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Relevance:
 
     Attributes:
       by: "labels", "judged pairs" or "agreement".
-      total: (Q,) how many relevant rows there are.
-      ideal: (Q, 10) their gains in descending order, 0 where there are fewer.
+      total: (Q,) number of relevant rows.
+      ideal: (Q, 10) their gains in descending order, filled with 0.
       labels: ((Q,), (N,)) labels of queries and gallery, or None.
-      keys, values: query · N + row of each judged pair, ascending, and its gain; or None.
+      keys, values: for each judged pair ``query · N + row``, ascending, and the gain; or None.
       own: (Q,) the row that does not count, or None.
     """
 
@@ -35,7 +35,7 @@ class Relevance:
     size: int = 0
 
     def gains(self, rows: np.ndarray) -> np.ndarray:
-        """Return gains (Q, K) of results (Q, K), rows of the gallery or −1; not relevant: 0."""
+        """Return the gains (Q, K) of results (Q, K), gallery rows or −1; 0 if not relevant."""
         if self.labels is not None:
             query, gallery = self.labels
             found = (gallery[rows] == query[:, None]) & (rows >= 0)
@@ -48,7 +48,7 @@ class Relevance:
         return np.where(found, self.values[place], 0.0)
 
     def of(self, queries: np.ndarray) -> "Relevance":
-        """Return the same of some queries."""
+        """Return the relevance of some of the queries."""
         labels = keys = values = own = None
         if self.labels is not None:
             labels = self.labels[0][queries], self.labels[1]
@@ -95,12 +95,13 @@ def by_pairs(asked, rows, gains, queries: int, size: int, by: str = "judged pair
 
 
 def by_table(judged: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> Relevance:
-    """Read judged pairs as a user writes them.
+    """Return the relevance by a user's table of judged pairs.
 
     Args:
-      judged: (Q,) the one relevant id of each query in order, or (P, 2) rows of query id and
-        relevant id, or (P, 3) with a gain; gains of 0 and less are no relevance.
-      query_ids: (Q,); gallery_ids: (N,). Pairs with ids that are not there are left out.
+      judged: (Q,) the only relevant id of each query in order, or (P, 2) rows of query id and
+        relevant id, or (P, 3) with a gain; a gain of 0 or less means not relevant.
+      query_ids: (Q,).
+      gallery_ids: (N,). Pairs with unknown ids are left out.
     """
     judged = np.asarray(judged)
     if judged.ndim == 1:
@@ -126,7 +127,7 @@ def _gains(given: np.ndarray) -> np.ndarray:
 
 
 def by_agreement(query_new, new, space: Space, own: np.ndarray | None = None) -> Relevance:
-    """Take the new model's own 10 nearest, in the gallery that it embedded whole."""
+    """Take the new model's own 10 nearest items, in the gallery that it has embedded completely."""
     k = min(_CUT, len(new) - (own is not None))
     rows = np.arange(len(new))
     _, found = top(space.queries(query_new), lambda r: space.items(new[r]), rows, k, own)
@@ -135,13 +136,13 @@ def by_agreement(query_new, new, space: Space, own: np.ndarray | None = None) ->
 
 
 def per_query(rows: np.ndarray, relevance: Relevance) -> dict[str, np.ndarray]:
-    """Return metrics (Q,) of ranked results (Q, K): those of `METRICS`, from 0 to 1.
+    """Return the `METRICS` (Q,) of ranked results (Q, K), from 0 to 1.
 
-    cmc@k: a relevant item is among the k first. recall@10: share of the relevant items among the
-    10 first. ndcg@10: gains over log2(rank + 1), as a share of the best possible. mrr: one over
-    the rank of the first relevant item, 0 behind K. map: mean, over the relevant items that could
-    be among the K results, of the precision at their rank (trec's definition cut at K).
-    Every query must have a relevant item.
+    cmc@k: 1 if a relevant item is among the first k. recall@10: share of the relevant items that
+    are among the first 10. ndcg@10: gains divided by log2(rank + 1), as a share of the best
+    possible sum. mrr: reciprocal rank of the first relevant item, 0 beyond K. map: mean, over the
+    relevant items that could be among the K results, of the precision at their rank (TREC's
+    definition cut at K). Every query must have a relevant item.
     """
     gains = relevance.gains(rows)
     hit = gains > 0

@@ -1,4 +1,4 @@
-"""The score of a query and an item as an inner product, whatever the metric: what indexes hold."""
+"""Scores of queries and items as inner products, for every metric, as indexes compute them."""
 
 import dataclasses
 
@@ -9,16 +9,16 @@ from fct_jax.evaluate.distances import check_metric, unit_rows
 from fct_jax.upgrade.stores.affine import without_own
 
 BLOCK = 1 << 16  # gallery rows read together
-_NEIGHBOURS = 5  # of an item in the crowd
-_LOOKED_AT = 1000  # vectors, for their length
-_UNIT = 5e-3  # from length 1: what float16 leaves of it
+_NEIGHBOURS = 5  # nearest neighbours of an item in the crowd
+_LOOKED_AT = 1000  # vectors whose length is measured
+_UNIT = 5e-3  # tolerance of unit length, enough for float16
 
 
 def chosen_metric(given: str | None, vectors, said: str | None = None) -> tuple[str, str]:
-    """Return "l2" or "cosine", and why.
+    """Return "l2" or "cosine", and the reason.
 
-    given: by the caller, "" or None to choose; vectors (N, D): of which the first are looked at;
-    said: what the vectors' meta.json says, or None. Raises UserError for an unknown metric.
+    given: the caller's metric, "" or None to choose. vectors (N, D): the first ones are measured.
+    said: the metric in the vectors' meta.json, or None. Raises UserError for an unknown metric.
     """
     if given:
         check_metric(given)
@@ -34,15 +34,16 @@ def chosen_metric(given: str | None, vectors, said: str | None = None) -> tuple[
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """A model's space with its way of comparing vectors: more is nearer.
+    """A model's space and its score; a larger score means nearer.
 
-    metric: "cosine": the score is the cosine; "l2": q·g − |g|²/2, which orders as the distance.
+    metric: with "cosine" the score is the cosine; with "l2" it is q·g − |g|²/2, which ranks as the
+      distance does.
     centre (D,): for "l2", subtracted from both sides, so that float32 keeps its digits.
-    damping: share of an item's crowding (mean score of its five nearest of the crowd) that is
-      taken off its score, so that items which are near to everything do not come first
-      everywhere. It is one more column of what an index stores. Source: Conneau et al., "Word
+    damping: share of an item's crowding (mean score with its five nearest items of the crowd) that
+      is subtracted from its score, so that hubs, which are near to everything, do not come first
+      everywhere. An index stores it as one more column. Source: Conneau et al., "Word
       translation without parallel data", ICLR 2018 (CSLS).
-    crowd (M, E): plain prepared items, where there is damping.
+    crowd (M, E): plain prepared items, with damping only.
     """
 
     metric: str
@@ -58,13 +59,13 @@ class Space:
         return cls(metric, mean.astype(np.float32) if metric == "l2" else 0 * mean)
 
     def damped(self, damping: float, crowd: np.ndarray) -> "Space":
-        """Return the same with a damping by a crowd of vectors (M, D)."""
+        """Return the space with a damping by a crowd of vectors (M, D)."""
         if not damping:
             return dataclasses.replace(self, damping=0.0, crowd=None)
         return dataclasses.replace(self, damping=damping, crowd=self._plain_items(crowd))
 
     def items(self, vectors) -> np.ndarray:
-        """Return (N, E) float32 of vectors (N, D), as an inner-product index stores them."""
+        """Prepare vectors (N, D) for an inner-product index: (N, E) float32."""
         plain = self._plain_items(vectors)
         if not self.damping:
             return plain
@@ -72,7 +73,7 @@ class Space:
         return np.concatenate([plain, column[:, None].astype(np.float32)], axis=1)
 
     def queries(self, vectors) -> np.ndarray:
-        """Return (Q, E) float32 of (Q, D), whose inner product with an item is the score."""
+        """Prepare queries (Q, D): (Q, E) float32, whose inner product with an item is the score."""
         plain = self._plain_queries(vectors)
         return np.pad(plain, ((0, 0), (0, 1)), constant_values=1) if self.damping else plain
 
@@ -92,9 +93,9 @@ class Space:
 
 
 def crowding(space: Space, vectors) -> np.ndarray:
-    """Return each vector's mean score (N,) with its five nearest of the space's crowd.
+    """Return each vector's mean score (N,) with its five nearest items of the space's crowd.
 
-    The score of two items: their cosine, or minus half their squared distance.
+    The score of two items is their cosine, or minus half their squared distance.
     """
     asked, itself = space._plain_queries(vectors), space._plain_items(vectors)
     near, _ = faiss.knn(asked, space.crowd, _NEIGHBOURS + 1, metric=faiss.METRIC_INNER_PRODUCT)
@@ -103,17 +104,17 @@ def crowding(space: Space, vectors) -> np.ndarray:
 
 
 def top(queries: np.ndarray, items, rows: np.ndarray, k: int, own=None):
-    """Return the k best of some gallery rows by inner product, a block of rows at a time.
+    """Return the k best of some gallery rows by inner product, read block by block.
 
     Args:
       queries: (Q, E) float32.
-      items: rows (n,) → (n, E) float32, of the rows asked for.
+      items: function that returns the items (n, E) float32 of rows (n,).
       rows: (n,) the gallery rows to search, ascending.
-      k: results a query.
+      k: results per query.
       own: (Q,) the gallery row that is never a query's result, or None.
 
-    Returns scores (Q, k) float32, descending, −inf where there are fewer, and rows (Q, k) int64,
-    −1 there. Of equal scores the lower row comes first.
+    Returns scores (Q, k) float32, descending, and rows (Q, k) int64, filled with −inf and −1. Of
+    equal scores the lower row comes first.
     """
     wanted = k + (own is not None)
     scores = np.full((len(queries), 0), -np.inf, np.float32)

@@ -1,11 +1,12 @@
-"""Searching a gallery of which a part is re-embedded, so that it is never worse than before.
+"""Searching a partly re-embedded gallery, so that it is never worse than before.
 
-Scores of two spaces are not comparable: merged as they are they rank worse than either space
+Scores of two spaces are not comparable: merged unchanged, they rank worse than either space
 alone. Here each query's scores are brought to one scale by their *tail*, the scores of the best
-items of a reference sample embedded by both models; the sample's items are the same in both
-spaces, so that no label is needed. The correction is one factor and one shift a query, known
-before the search: it multiplies the query, and ordinary inner-product indexes do the rest
-(`Calibration.affine`). What is added up is the row of the table (`fct_jax.upgrade.ways.WAYS`).
+items of a reference sample embedded by both models. The sample's items are the same in both
+spaces, so no label is needed. The correction is one factor and one shift per query, known
+before the search: the factor multiplies the query, and ordinary inner-product indexes do the rest
+(`Calibration.affine`). The way's row of the table (`fct_jax.upgrade.ways.WAYS`) says which scores
+are added.
 """
 
 import functools
@@ -40,23 +41,25 @@ def search(
 
     Args:
       way: a name of `WAYS`, or a `Way`.
-      query_old, query_new: (Q, do), (Q, dn) the queries by both models; those that the way does
+      query_old, query_new: (Q, do), (Q, dn) the queries by both models; queries that the way does
         not need may be None.
-      old, new: (N, do), (N, dn) the gallery by both models, memory maps or not; of ``new`` the
-        migrated rows alone are read.
-      migrated: (N,) bool, which items are re-embedded.
-      k: results a query.
-      calibration: of `calibrate`, for ways that need both models.
+      old, new: (N, do), (N, dn) the gallery by both models, memory maps or not; only the
+        migrated rows of ``new`` are read.
+      migrated: (N,) bool, True for re-embedded items.
+      k: results per query.
+      calibration: a result of `calibrate`, for ways that need both models.
       translated: (N, dn) h(old), for ways that need it.
-      metric: "l2" or "cosine", where there is no calibration; "": cosine for unit vectors,
-        else l2.
+      metric: "l2" or "cosine", used without a calibration; "" chooses cosine for unit vectors,
+        otherwise l2.
       own: (Q,) the row that is never a query's result, or None.
       query_bridged: (Q, do) new queries mapped to the old space, for ways that need them.
-      query_common: (Q, do) new queries turned towards the old space, likewise.
-      settings: of the way, {"weight": 0.3} for a blend, say; None: its own.
+      query_common: (Q, do) new queries rotated towards the old space, for ways that need them.
+      settings: settings of the way, for example {"weight": 0.3} for a blend; None: its defaults.
 
-    Returns scores (Q, k) float32, descending, and rows (Q, k) int64; −inf and −1 where the
-    gallery has fewer items.
+    Returns scores (Q, k) float32, descending, and rows (Q, k) int64, filled with −inf and −1 if
+    the gallery has fewer items.
+
+    Raises UserError for arguments that are missing or do not match.
 
     Example:
 
@@ -89,10 +92,10 @@ def search(
 
 
 def _two_stages(way: Way, asked, left: Mix, queries, items, spaces, migrated, k: int, own):
-    """Return the results of ``left``, the first of which are ranked anew."""
+    """Return the results of ``left`` with the first ones re-ranked."""
     depth = int(way.settings["depth"])
     if depth < 1:
-        raise UserError(f"depth must be 1 or more, not {depth}")
+        raise UserError(f"depth must be at least 1, not {depth}")
     everything = np.arange(len(migrated))
     scores, rows = _part(left, everything, queries, items, spaces, max(k, depth), own)
     anew = way.reranked(asked)
@@ -109,11 +112,11 @@ def _two_stages(way: Way, asked, left: Mix, queries, items, spaces, migrated, k:
 
 
 def second_stage(scores, rows, anew, migrated, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rank the first candidates anew, by their new score where they are re-embedded.
+    """Re-rank the first candidates, re-embedded ones by their new score.
 
-    scores, rows: (Q, n) results of the first stage; anew: (Q, depth) new scores of the first of
-    them, which count for migrated (N,) rows. Results behind the depth keep their place behind all
-    candidates; their scores are lowered to the last candidate's where they are above it.
+    scores, rows: (Q, n) results of the first stage. anew: (Q, depth) new scores of the first of
+    them, used for migrated (N,) rows. Results beyond the depth stay behind all
+    candidates; higher scores among them are lowered to the last candidate's.
     """
     depth = anew.shape[1]
     known = rows[:, :depth] >= 0
@@ -141,7 +144,7 @@ def _part(mix: Mix, rows, queries: dict, items: dict, spaces: dict, k: int, own)
 
 
 def _spaces(items: dict, calibration: Calibration | None, metric: str) -> dict[str, Space]:
-    """Return how item vectors of each kind are compared."""
+    """Return the space of each kind of item vectors."""
     if calibration is not None:
         return {"old": calibration.old, "new": calibration.new, "translated": calibration.new}
     found = {}
@@ -154,14 +157,14 @@ def _spaces(items: dict, calibration: Calibration | None, metric: str) -> dict[s
 
 
 def _check(way: Way, queries: dict, items: dict, migrated, k) -> None:
-    """Raises UserError for what is missing or does not fit together."""
+    """Raise UserError for arguments that are missing or do not match."""
     if np.ndim(migrated) != 1 or np.asarray(migrated).dtype != bool:
         raise UserError(
-            "migrated must be (N,) of True and False, one for each item of the gallery; "
+            "migrated must be (N,) of True and False, one per item of the gallery; "
             f"it is {np.asarray(migrated).dtype} {np.shape(migrated)}"
         )
     if not isinstance(k, int | np.integer) or k < 1:
-        raise UserError(f"k must be a whole number from 1 on, not {k!r}")
+        raise UserError(f"k must be a whole number of at least 1, not {k!r}")
     moved = way.done is not None or way.reranked is not None
     needed = [kind for kind in items if kind in way.items or (kind == "new" and moved)]
     asked = {f"query_{kind}": queries[kind] for kind in way.queries}
@@ -174,12 +177,12 @@ def _check(way: Way, queries: dict, items: dict, migrated, k) -> None:
     for name, array in stored.items():
         if len(array) != len(migrated):
             raise UserError(
-                f"{name} has {len(array):,} rows, but migrated says of {len(migrated):,} items "
-                "whether they are re-embedded"
+                f"{name} has {len(array):,} rows, but migrated has {len(migrated):,}; both must "
+                "have one per item"
             )
     counts = {name: len(array) for name, array in asked.items()}
     if len(set(counts.values())) > 1:
-        raise UserError(f"the same queries by both models are needed; there are {counts}")
+        raise UserError(f"the numbers of queries must be equal; they are {counts}")
     widths = {name: array.shape[1] for name, array in (asked | stored).items()}
     for by, of in PAIRS.values():
         query = f"query_{by}"
