@@ -292,7 +292,7 @@ def test_mistakes_are_one_line(text, text_map, tmp_path):
             "prefix 'query: ', but the old space of the map has 'passage: '",
         ),
         ((known, old, longer), {}, "normalized False, but the new space of the map has True"),
-        ((text_map, text["old"][seen], text["new"][seen]), {}, "128 of 128 items are among those"),
+        ((text_map, text["old"][seen], text["new"][seen]), {}, "fitted on 128 of the 128 items"),
         ((text_map, old, new), {"target": "mapp"}, "unknown target 'mapp'; did you mean 'map'"),
         ((text_map, old, new), {"ways": ("fuse",)}, "did you mean 'fused'"),
         ((text_map, old, new), {"shares": (1.5,)}, "shares must be between 0 and 1"),

@@ -101,7 +101,7 @@ def test_an_assessment_by_a_file_is_that_by_the_array(tmp_path, capsys):
     wrong.unlink()
     trec.write_qrels(wrong, [["a", "b"]])
     assert main([*command, "--judged", str(wrong)]) == 1
-    assert "none of 1 judged pairs names a query and an item" in capsys.readouterr().err
+    assert "none of 1 judged pairs names an existing query and item" in capsys.readouterr().err
 
 
 def test_runs_are_the_rankings_that_were_judged(tmp_path):

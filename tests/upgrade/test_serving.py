@@ -379,7 +379,9 @@ def test_mistakes_are_one_line(text):
         with pytest.raises(UserError, match=message) as error:
             search(*arguments)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="at least 20: there are 500 old and 30 new"):
+    with pytest.raises(
+        UserError, match="at least 20 items embedded by both models; there are 500 old and 30 new"
+    ):
         calibrate(old, new[:30])
 
 
