@@ -16,8 +16,8 @@ counts, where the pointer sends readers, and the recall of the indexes against e
 def add_arguments(parser) -> None:
     """Add the arguments of the subcommand."""
     parser.add_argument("upgrade", metavar="UPGRADE", help="directory of the upgrade")
-    parser.add_argument("--recall-queries", type=int, help="for a store: number of items with which "
-                        "the recall of its indexes is measured; 0: not measured")  # fmt: skip
+    parser.add_argument("--recall-queries", type=int, help="for a store: number of items with "
+                        "which the recall of its indexes is measured; 0: not measured")  # fmt: skip
     parser.add_argument("--probe", help="folder of other queries for measuring quality")
 
 
