@@ -120,7 +120,7 @@ def run(arguments: list[str]) -> list[dict]:
 
     from fct_jax.evaluate.report import Evaluation
     from fct_jax.runtime.report import Report
-    from fct_jax.storage.embedding_set import new_directory
+    from fct_jax.storage.files import new_directory
 
     seeds = [
         train_and_evaluate(flags.data, flags.data_dir, seed, workdir / f"seed{seed}")

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a m
 from fct_jax.errors import UserError, unknown
 from fct_jax.frozen.model import read_description, write_model
 from fct_jax.models.preprocessing import Preprocessing
-from fct_jax.storage.embedding_set import new_directory
+from fct_jax.storage.files import new_directory
 from tools.pytorch.archives import Weights, read_weights, torch_or_none
 from tools.pytorch.check import compare
 from tools.pytorch.parts import ARCHITECTURES, Part, read_parts

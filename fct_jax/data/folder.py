@@ -9,6 +9,7 @@ from PIL import Image
 
 from fct_jax.data.decoding import decode
 from fct_jax.errors import UserError
+from fct_jax.storage.ids import listed
 
 _FOLDERS = {"train": "training", "validation": "validation"}
 
@@ -111,7 +112,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 def _check_same(root: str, classes: dict[str, tuple[str, ...]]) -> None:
     training, validation = (set(names) for names in classes.values())
     differences = [
-        f"{len(extra)} only in {where} ({', '.join(sorted(extra)[:5])}{', …' * (len(extra) > 5)})"
+        f"{len(extra)} only in {where} ({listed(sorted(extra))})"
         for where, extra in (
             ("training", training - validation),
             ("validation", validation - training),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import faiss
 import numpy as np
 
 from fct_jax.errors import UserError
@@ -15,6 +14,7 @@ from fct_jax.evaluate.distances import (
     unit_rows,
 )
 from fct_jax.evaluate.metrics import PerQuery, check_ks
+from fct_jax.evaluate.nearest import best, nearest
 
 # The results' distances are computed again from this many values at a time.
 GATHERED = 2**23
@@ -40,7 +40,7 @@ def knn(
     "cosine": 1 − cosine), and ids (Q, k) int64, rows of the gallery. Where the gallery has fewer
     than k items, ids are −1 and distances infinite. Distances are of the vectors
     themselves, not of Faiss's matrix product, so equal vectors are equally far and the
-    lower row comes first; only which of several equal items takes the last place is Faiss's choice.
+    lower row comes first; which of several equal items takes the last place is Faiss's choice.
 
     Raises UserError for empty sets, NaN or infinity, sizes that do not agree, k or block below 1.
 
@@ -61,32 +61,22 @@ def knn(
     k, wanted = int(k), int(k) + bool(exclude_self)
 
     query = _rows(query, metric)
-    measure = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
-    nearness, ids = np.empty((len(query), 0), np.float32), np.empty((len(query), 0), np.int64)
-    for start in range(0, len(gallery), block):
-        part = as_vectors(f"gallery rows from {start}", gallery[start : start + block])
-        found, rows = faiss.knn(query, _rows(part, metric), min(wanted, len(part)), measure)
-        rows = np.where(rows < 0, -1, rows + start)
-        nearness, ids = np.hstack([nearness, found]), np.hstack([ids, rows])
-        if ids.shape[1] > wanted:
-            signed = nearness if metric == "l2" else -nearness
-            keep = np.argpartition(signed, wanted - 1, axis=1)[:, :wanted]
-            nearness = np.take_along_axis(nearness, keep, axis=1)
-            ids = np.take_along_axis(ids, keep, axis=1)
-        if progress is not None:
-            progress(len(part))
 
+    def blocks():
+        for start in range(0, len(gallery), block):
+            part = as_vectors(f"gallery rows from {start}", gallery[start : start + block])
+            yield np.arange(start, start + len(part)), _rows(part, metric)
+            if progress is not None:
+                progress(len(part))
+
+    _, ids = nearest(query, blocks(), wanted, "l2" if metric == "l2" else "dot")
     distance = _distances_of(query, gallery, ids, metric)
     if exclude_self:
         # It goes last, and is cut off as the one result too many.
         own = ids == np.arange(len(query))[:, None]
         distance[own], ids[own] = np.inf, -1
-    order = np.lexsort((np.where(ids < 0, len(gallery), ids), distance), axis=1)[:, :k]
-    missing = ((0, 0), (0, k - order.shape[1]))
-    distance = np.take_along_axis(distance, order, axis=1)
-    ids = np.take_along_axis(ids, order, axis=1)
-    distance = np.pad(distance, missing, constant_values=np.inf)
-    return distance, np.pad(ids, missing, constant_values=-1)
+    scores, ids = best(-distance, ids, k)
+    return -scores, ids
 
 
 def ranked_metrics(

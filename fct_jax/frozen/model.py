@@ -23,7 +23,7 @@ from fct_jax.frozen.callable_model import CallableModel
 from fct_jax.frozen.program import embedder_program, transformer_program
 from fct_jax.frozen.runs import is_callable_name, is_model, is_run, read_description
 from fct_jax.models.preprocessing import Preprocessing
-from fct_jax.storage.embedding_set import new_directory
+from fct_jax.storage.files import new_directory
 
 __all__ = [
     "Embedder",

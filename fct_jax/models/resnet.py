@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fct_jax.losses.numerics import normalize
 from fct_jax.models.batch_norm import BatchNorm
 from fct_jax.models.convolution import Conv
 from fct_jax.models.linear import Linear
@@ -173,14 +174,8 @@ class ResNet(nn.Module):
         maps = trunk(images, train)
         embedding = jnp.mean(maps.astype(jnp.float32), (1, 2))
         if self.normalize_embedding:
-            embedding = l2_normalize(embedding)
+            embedding = normalize(embedding)
         if not self.has_classifier:
             return embedding[:, :0], embedding
         logits = Linear(self.num_classes, use_bias=False, name="classifier")(embedding)
         return logits, embedding
-
-
-def l2_normalize(x: jax.Array) -> jax.Array:
-    """Divide the rows of ``x`` (N, D) by their length; zero rows stay, with zero gradient."""
-    square = jnp.sum(jnp.square(x), -1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

@@ -8,6 +8,7 @@ import safetensors
 import safetensors.numpy
 
 from fct_jax.errors import UserError
+from fct_jax.storage.ids import listed
 
 # Training scripts put the weights of a checkpoint under these keys.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -56,7 +57,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
             state = state[key]
     tensors = isinstance(state, dict) and all(torch.is_tensor(value) for value in state.values())
     if not tensors or not state:
-        keys = ", ".join(map(str, list(state)[:10])) if isinstance(state, dict) else ""
+        keys = listed(list(state)) if isinstance(state, dict) else ""
         found = f"the keys {keys}" if keys else type(state).__name__
         raise UserError(
             f"{path} holds no weights: expected a mapping from name to tensor, or one under "

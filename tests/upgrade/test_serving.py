@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.nearest import best
 from fct_jax.upgrade.ways import relevance
 from fct_jax.upgrade.ways import scores as spaces
 from fct_jax.upgrade.ways.calibration import Calibration, Weights, calibrate
@@ -94,8 +95,8 @@ def test_search_is_the_definition(way, metric, share, seed):
         way, w["query_old"], w["query_new"], w["old"], w["new"], migrated, 12, made
     )
     expected = slow_search(way, w, sample, metric, migrated, 12, weights, made.spread)
-    for i, (order, best) in enumerate(expected):
-        np.testing.assert_allclose(scores[i], best, atol=2e-4)
+    for i, (order, wanted) in enumerate(expected):
+        np.testing.assert_allclose(scores[i], wanted, atol=2e-4)
         # Ranks may differ where scores are all but equal.
         assert np.mean(rows[i] == order) > 0.9
 
@@ -199,7 +200,7 @@ def test_blocks_own_rows_and_small_galleries(monkeypatch):
 
 def test_equal_scores_go_by_row():
     scores = np.array([[1.0, 2.0, 2.0, 1.0]], np.float32)
-    _, rows = spaces.best(scores, np.array([[7, 9, 3, 1]]), 3)
+    _, rows = best(scores, np.array([[7, 9, 3, 1]]), 3)
     np.testing.assert_array_equal(rows, [[3, 9, 1]])
 
 

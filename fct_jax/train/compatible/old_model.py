@@ -19,6 +19,7 @@ from fct_jax.errors import UserError
 from fct_jax.frozen.model import Embedder, Transformer, is_model, load_model
 from fct_jax.storage.class_statistics import ClassStatistics, class_statistics
 from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.storage.ids import find_rows, listed
 from fct_jax.train.compatible.method import Method
 
 
@@ -158,7 +159,8 @@ def _check_list(config: ConfigDict, model: Embedder, source) -> None:
     if not Path(known).is_file():
         return
     lines = read_list(known)
-    _check_labels(known, [line.path for line in lines], [line.label for line in lines], source)
+    paths, labels = zip(*((line.path, line.label) for line in lines), strict=True)
+    _check_labels(known, np.array(paths), np.array(labels), source)
 
 
 def _same_images(old: dict, config: ConfigDict) -> bool:
@@ -174,17 +176,19 @@ def _check_labels_beside(config: ConfigDict, source) -> None:
         found = EmbeddingSet.read(folder)
         same = _same_images(found.meta.get("data", {}), config)
         if same and found.meta.get("split") == "train" and found.labels is not None:
-            _check_labels(folder, found.ids.tolist(), found.labels.tolist(), source)
+            _check_labels(folder, found.ids, found.labels, source)
 
 
-def _check_labels(where, ids, labels, source) -> None:
+def _check_labels(where, ids: np.ndarray, labels: np.ndarray, source) -> None:
     """Raise UserError unless ids present in both have the same label."""
-    label_of = dict(zip(source.ids.tolist(), source.labels.tolist(), strict=True))
-    for id_, label in zip(ids, labels, strict=True):
-        if label_of.get(id_, label) != label:
-            raise UserError(
-                f"id {id_} has label {label} in {where} and {label_of[id_]} in {source.name}"
-            )
+    rows = find_rows(source.ids, ids)
+    known = np.asarray(source.labels)[rows]
+    wrong = np.flatnonzero((rows >= 0) & (known != labels))
+    if len(wrong):
+        i = wrong[0]
+        raise UserError(
+            f"id {ids[i]} has label {labels[i]} in {where} and {known[i]} in {source.name}"
+        )
 
 
 def _statistics(config, kind, model, num_classes, fingerprint) -> ClassStatistics:
@@ -209,17 +213,15 @@ def _rows_of(found: EmbeddingSet, source, on_error: str) -> np.ndarray:
     Images that could not be read, and so have none, are zero: they are never trained on.
     """
     found.check_finite()
-    row_of = {id_: row for row, id_ in enumerate(found.ids.tolist())}
-    rows = np.array([row_of.get(id_, -1) for id_ in source.ids.tolist()])
+    rows = find_rows(found.ids, source.ids)
     missing = rows < 0
     if missing.any() and (missing.all() or on_error != "skip"):
-        first = ", ".join(map(str, source.ids[missing][:10]))
         raise UserError(
             f"{missing.sum()} of {len(rows)} training images have no embedding in {found.name}, "
-            f"first {first}"
+            f"first {listed(source.ids[missing])}"
         )
     if found.labels is not None:
-        _check_labels(found.name, found.ids.tolist(), found.labels.tolist(), source)
+        _check_labels(found.name, found.ids, found.labels, source)
     vectors = np.asarray(found.vectors, np.float32)[rows]
     vectors[missing] = 0
     return vectors

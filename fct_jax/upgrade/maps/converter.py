@@ -17,6 +17,7 @@ import optax
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import as_vectors, check_same_length, unit_rows
 from fct_jax.evaluate.search import knn
+from fct_jax.losses.precision import unit
 from fct_jax.losses.relational import embedding_converter, relation_change
 from fct_jax.upgrade.maps.functions import selu
 
@@ -163,5 +164,4 @@ def _forward(params, x):
     for weight, bias in params[:-1]:
         x = jax.nn.selu(x @ weight + bias)
     weight, bias = params[-1]
-    x = x @ weight + bias
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return unit(x @ weight + bias)

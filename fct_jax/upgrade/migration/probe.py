@@ -18,6 +18,7 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.evaluate.metrics import retrieval_metrics
+from fct_jax.evaluate.search import knn
 from fct_jax.storage.embedding_set import EmbeddingSet, check_paired
 from fct_jax.storage.ids import rows_of
 from fct_jax.upgrade.checks.guards import as_found, check_space, new_space
@@ -155,10 +156,7 @@ class Probe:
         return total / len(self.query)
 
     def _nearest(self, vectors: np.ndarray) -> np.ndarray:
-        k = min(_NEIGHBOURS, len(vectors))
-        return np.concatenate(
-            [np.argsort(-near, axis=1, kind="stable")[:, :k] for _, near in self._nearness(vectors)]
-        )
+        return knn(self.query, vectors, min(_NEIGHBOURS, len(vectors)), metric=self.metric)[1]
 
 
 def open_probe(where, mapping) -> Probe | None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fct_jax.errors import UserError
+from fct_jax.storage.ids import listed
 
 WINDOW = 1 << 19
 
@@ -75,7 +76,7 @@ class Ordered:
             raise UserError(f"{self._store.uri}: {ids.null_count} rows have no id")
         same = np.flatnonzero(pc.equal(ids[1:], ids[:-1]).to_numpy()) if len(ids) > 1 else []
         if len(same):
-            some = ", ".join(str(ids[int(at)].as_py()) for at in same[:10])
+            some = listed([ids[int(at)].as_py() for at in same])
             raise UserError(
                 f"{self._store.uri}: {len(same)} repeated ids ({some}), which Lance permits but "
                 "an upgrade does not; keep one row of each"

@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 
 from fct_jax.evaluate.distances import check_metric, unit_rows
+from fct_jax.evaluate.nearest import best, nearest
 from fct_jax.upgrade.stores.affine import without_own
 
 BLOCK = 1 << 16  # gallery rows read together
@@ -116,28 +117,9 @@ def top(queries: np.ndarray, items, rows: np.ndarray, k: int, own=None):
     Returns scores (Q, k) float32, descending, and rows (Q, k) int64, filled with −inf and −1. Of
     equal scores the lower row comes first.
     """
-    wanted = k + (own is not None)
-    scores = np.full((len(queries), 0), -np.inf, np.float32)
-    found = np.full((len(queries), 0), -1, np.int64)
-    for start in range(0, len(rows), BLOCK):
-        part = rows[start : start + BLOCK]
-        block = np.ascontiguousarray(items(part), np.float32)
-        score, place = faiss.knn(
-            queries, block, min(wanted, len(part)), metric=faiss.METRIC_INNER_PRODUCT
-        )
-        scores, found = np.hstack([scores, score]), np.hstack([found, part[place]])
-        if found.shape[1] > 4 * wanted:
-            scores, found = best(scores, found, wanted)
+    parts = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+    blocks = ((part, items(part)) for part in parts)
+    scores, found = nearest(queries, blocks, k + (own is not None))
     if own is not None:
         scores[found == own[:, None]] = -np.inf
     return best(scores, found, k)
-
-
-def best(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k best of (Q, n) candidates, descending; the rest is −inf and row −1."""
-    missing = max(0, k - scores.shape[1])
-    scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
-    rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
-    rows = np.where(np.isneginf(scores), -1, rows)
-    order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)

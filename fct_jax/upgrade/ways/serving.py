@@ -15,9 +15,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.nearest import best
 from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between, find_way, weighted
 from fct_jax.upgrade.ways.calibration import Calibration
-from fct_jax.upgrade.ways.scores import Space, best, chosen_metric, top
+from fct_jax.upgrade.ways.scores import Space, chosen_metric, top
 
 
 def search(
