@@ -77,7 +77,7 @@ def test_fit_refuses_a_dead_model(text):
             np.ones_like(new),
             "the new model is degenerate, by 500 vectors: not varied: .* by 0",
         ),
-        (new[:, :4], "fill 3.9 effective dimensions, beside 162.1 of the other"),
+        (new[:, :4], "have 3.9 effective dimensions, against 162.1 of the other"),
     ):
         with pytest.raises(UserError, match=message) as error:
             upgrade.fit(old, vectors, method="ridge")

@@ -129,7 +129,7 @@ def test_faiss_inner_indexes(tmp_path):
     index.train(np.tile(old, (2, 1)))
     index.add_with_ids(old, ids)
     faiss.write_index(index, path)
-    with pytest.raises(UserError, match="IndexPreTransform gives no vectors"):
+    with pytest.raises(UserError, match="IndexPreTransform cannot reconstruct vectors"):
         open_gallery(path)
 
 
@@ -140,7 +140,7 @@ def test_quantised_faiss_vectors_are_said_to_be_inexact(tmp_path, capsys):
     index.add_with_ids(old, ids)
     faiss.write_index(index, str(tmp_path / "x.faiss"))
     gallery = open_gallery(tmp_path / "x.faiss")
-    assert not gallery.exact and "holds likenesses of the vectors" in capsys.readouterr().err
+    assert not gallery.exact and "holds approximations of the vectors" in capsys.readouterr().err
     np.testing.assert_allclose(gallery.read(0, 100), old, atol=0.05)
 
 
@@ -184,7 +184,7 @@ def test_no_gallery(tmp_path):
     ):
         open_gallery(tmp_path / "nowhere")
     (tmp_path / "x.faiss").write_text("no index")
-    with pytest.raises(UserError, match="is no Faiss index"):
+    with pytest.raises(UserError, match="is not a Faiss index"):
         open_gallery(tmp_path / "x.faiss")
     (tmp_path / "bad.parquet").write_text("no table")
     with pytest.raises(UserError, match=r"bad.parquet cannot be read"):

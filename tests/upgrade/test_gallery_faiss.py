@@ -49,7 +49,7 @@ def test_faiss_indexes_of_likenesses(tmp_path, kind, mapped, capsys, one_thread)
     else:
         made.add(values)
     gallery = open_gallery(faiss_file(tmp_path / "x.faiss", made))
-    assert not gallery.exact and "likenesses of the vectors" in capsys.readouterr().err
+    assert not gallery.exact and "approximations of the vectors" in capsys.readouterr().err
     expected = ids if mapped or kind == "own" else np.arange(300)
     assert set(gallery.ids.tolist()) == set(expected.tolist())
     rows = np.argsort(expected)[np.searchsorted(np.sort(expected), gallery.ids)]
@@ -77,5 +77,5 @@ def test_faiss_bits_are_refused(tmp_path):
     index = faiss.IndexBinaryFlat(64)
     index.add(np.zeros((3, 8), np.uint8))
     faiss.write_index_binary(index, str(tmp_path / "x.faiss"))
-    with pytest.raises(UserError, match="holds vectors of bits"):
+    with pytest.raises(UserError, match="holds binary vectors"):
         open_gallery(tmp_path / "x.faiss")

@@ -47,13 +47,13 @@ def test_an_upgrade_of_a_plain_file(tmp_path, form, capsys):
     np.testing.assert_array_equal(made.read(0, 200), new)
     np.testing.assert_array_equal(EmbeddingSet.read(tmp_path / "w" / "gallery").ids, ids)
     said = " ".join(capsys.readouterr().err.split())
-    assert "is only read; the new gallery is an EmbeddingSet" in said
+    assert "cannot be written; the new gallery is an EmbeddingSet" in said
 
 
 def test_npy_of_no_use(tmp_path):
     path = tmp_path / "x.npy"
     for values, message in (
-        (np.zeros((2, 3, 4), np.float32), "many vectors an item"),
+        (np.zeros((2, 3, 4), np.float32), "several vectors per item"),
         (np.zeros(3, np.float32), r"must hold numbers \(N, D\), not float32 \(3,\)"),
         (np.array([["a", "b"]]), "must hold numbers"),
         (np.zeros((0, 3), np.float32), "is empty"),
@@ -110,16 +110,16 @@ def test_shards_that_do_not_fit(tmp_path):
     laion(tmp_path / "h")
     metadata = tmp_path / "h" / "metadata"
     (metadata / "metadata_7.parquet").rename(metadata / "metadata_70.parquet")
-    with pytest.raises(UserError, match="img_emb_7.npy has no metadata of its number in"):
+    with pytest.raises(UserError, match="img_emb_7.npy has no metadata file of the same number in"):
         open_gallery(tmp_path / "h")
     table = pa.table({"key": ["a"]})
     pq.write_table(table, metadata / "metadata_7.parquet")
-    with pytest.raises(UserError, match="metadata_7.parquet has 1 rows, but img_emb_7.npy 3"):
+    with pytest.raises(UserError, match="metadata_7.parquet has 1 rows, but img_emb_7.npy has 3"):
         open_gallery(tmp_path / "h")
     (metadata / "metadata_7.parquet").unlink()
     (metadata / "metadata_70.parquet").rename(metadata / "metadata_7.parquet")
     np.save(tmp_path / "h" / "img_emb" / "img_emb_3.npy", values[:3, :2])
-    with pytest.raises(UserError, match=r"img_emb_3.npy has dimension 2, but img_emb_0.npy 4"):
+    with pytest.raises(UserError, match=r"img_emb_3.npy has dimension 2, but img_emb_0.npy has 4"):
         open_gallery(tmp_path / "h" / "img_emb")
 
 
@@ -148,7 +148,7 @@ def test_headers_that_do_not_fit(tmp_path):
     data = bytearray((tmp_path / "w.fvecs").read_bytes())
     data[24 * 7 : 24 * 7 + 4] = b"\1\0\0\0"
     (tmp_path / "w.fvecs").write_bytes(data)
-    with pytest.raises(UserError, match="row 7 says that it has dimension 1, the first row 5"):
+    with pytest.raises(UserError, match="row 7 has dimension 1, but the first row has 5"):
         open_gallery(tmp_path / "w.fvecs").read(0, 30)
     (tmp_path / "v.fbin").write_bytes(b"abc")
     with pytest.raises(UserError, match="it has 3 bytes"):
@@ -222,7 +222,7 @@ def test_json_lines(tmp_path, name):
         open_gallery(tmp_path / name).read(1, 2), np.float32([[0.5, 1e-3]])
     )
     (tmp_path / name).write_text('{"id": 1, "vector": [[1, 2]]}\n')
-    with pytest.raises(UserError, match="many vectors an item"):
+    with pytest.raises(UserError, match="several vectors per item"):
         open_gallery(tmp_path / name)
     (tmp_path / name).write_text('{"id": 1, "vec\n')
     with pytest.raises(UserError, match="x.* cannot be read"):

@@ -346,7 +346,7 @@ def test_integers_as_ids(tmp_path, kind):
 
 def test_bytes_that_are_no_text_are_no_ids(tmp_path):
     write(tmp_path / "a.parquet", pa.array([b"\xff\xfe", b"a"]), random(2))
-    with pytest.raises(UserError, match="ids are bytes but no text; write UUIDs as such"):
+    with pytest.raises(UserError, match="ids are bytes that are not text; write UUIDs as"):
         open_gallery(tmp_path)
 
 
@@ -356,11 +356,11 @@ def test_many_vectors_an_item_are_refused(tmp_path):
     many = pa.array([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]]], kind)
     pq.write_table(pa.table({"id": [1, 2], "colbert": many}), tmp_path / "a.parquet")
     for options in ({}, {"vector_column": "colbert"}):
-        with pytest.raises(UserError, match="holds many vectors an item .*pool them"):
+        with pytest.raises(UserError, match="holds several vectors per item .*pool them"):
             open_gallery(tmp_path, **options)
     bits = pa.array([[255, 3], [0, 1]], pa.list_(pa.uint8()))
     pq.write_table(pa.table({"_id": [1, 2], "emb_ubinary": bits}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="packed bits, which are no numbers; unpack"):
+    with pytest.raises(UserError, match="packed bits, which are not numbers; unpack"):
         open_gallery(tmp_path)
     sparse = pa.array([{"indices": [1], "values": [0.5]}] * 2)
     pq.write_table(pa.table({"id": [1, 2], "vector": sparse}), tmp_path / "a.parquet")

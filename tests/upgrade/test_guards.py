@@ -80,7 +80,7 @@ def test_wrong_space(made, tmp_path):
         ("f", "has fingerprint 'x', but the new space", new, {"fingerprint": "x"}),
         ("m", "has model 'bge', but the new space", new, {"model": "bge"}),
         ("c", "has metric 'cosine', but the new space", new, {"metric": "cosine"}),
-        ("d", r"gave float32 \(100, 6\) for 100 ids; floats \(100, 5\)", old, {}),
+        ("d", r"gave float32 \(100, 6\) for 100 ids; it must give floats \(100, 5\)", old, {}),
     ):
         where = as_set(tmp_path / name, vectors, ids, **meta)
         refused(tmp_path, good, message, map, reembed=str(where))
@@ -214,7 +214,7 @@ def test_a_damaged_gallery(made, tmp_path):
 def test_no_room(made, tmp_path, monkeypatch):
     usage = SimpleNamespace(free=10**3)
     monkeypatch.setattr("fct_jax.upgrade.galleries.target.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"has 0.0 GB free, but the new gallery takes"):
+    with pytest.raises(UserError, match=r"has 0.0 GB free, but the new gallery needs"):
         upgraded(made, "set", tmp_path)
 
 

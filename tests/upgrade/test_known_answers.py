@@ -99,8 +99,8 @@ def test_a_weak_map_cannot_tell_and_says_how_many_items_would(sample, capsys):
     assert answer.outcome == CANNOT_TELL and answer.would_do > 16
     assert check_known_answers(answer, "the batch") == 16
     said = capsys.readouterr().err
-    assert "warning: known answers cannot tell whether the batch is right, by 16 items" in said
-    assert f"about {answer.would_do} items would do" in said
+    assert "warning: known answers cannot tell whether the batch is right, with 16 items" in said
+    assert f"about {answer.would_do} items would be enough" in said
     # With so many, it tells.
     enough = min(answer.would_do, 236)
     rest = slice(264, 264 + enough)
@@ -126,7 +126,9 @@ def test_what_is_wrong_is_named(sample):
         new[:100] @ turn, new[:100] @ turn @ turn, new[:100], "l2", UNKNOWN, lambda x: x @ turn
     )
     assert back.outcome == WRONG and back.why.startswith("wrong direction")
-    with pytest.raises(UserError, match="known-answer queries fail on it, by 100 items: wrong dir"):
+    with pytest.raises(
+        UserError, match="known-answer queries fail on it, with 100 items: wrong dir"
+    ):
         check_known_answers(back, "it")
 
 
@@ -140,10 +142,10 @@ def test_items_that_are_all_alike_answer_nothing():
 
 def test_fit_refuses_before_it_trains(sample, capsys):
     old, new = (part.astype(np.float32) for part in sample)
-    with pytest.raises(UserError, match="fail on the sample, by 500 items: .* is shuffled"):
+    with pytest.raises(UserError, match="fail on the sample, with 500 items: .* is shuffled"):
         fit(old, np.random.default_rng(0).permutation(new), method="ridge")
     assert "fitting" not in capsys.readouterr().err
     # 30 pairs are too few to tell; a map of them is made, with a warning.
     few = np.random.default_rng(0).permutation(new[:30])
     fit(old[:30], few, method="ridge")
-    assert "cannot tell whether the sample is right, by 30 items" in capsys.readouterr().err
+    assert "cannot tell whether the sample is right, with 30 items" in capsys.readouterr().err

@@ -127,7 +127,7 @@ def test_p1_binary_copy_of_no_use(tmp_path):
     }
     mixed = [[struct.pack(">q", i), as_vector(values[0])] for i in range(70)]
     path.write_bytes(copied([*mixed, [struct.pack(">i", 70), as_vector(values[0])]]))
-    with pytest.raises(UserError, match="of mixed types: a cell has not 8 bytes"):
+    with pytest.raises(UserError, match="of mixed types: a cell does not have 8 bytes"):
         open_gallery(path)
 
 
@@ -284,7 +284,7 @@ def test_p7_and_p10_bits(tmp_path):
     index = faiss.IndexBinaryFlat(64)
     index.add(np.zeros((3, 8), np.uint8))
     faiss.write_index_binary(index, str(tmp_path / "x.faiss"))
-    with pytest.raises(UserError, match="holds vectors of bits, which no map translates"):
+    with pytest.raises(UserError, match="holds binary vectors, which no map can translate"):
         open_gallery(tmp_path / "x.faiss")
     packed = pa.array([[255, 3]] * 3, pa.list_(pa.uint8()))
     pq.write_table(pa.table({"_id": [1, 2, 3], "emb_ubinary": packed}), tmp_path / "x.parquet")
@@ -386,10 +386,12 @@ def test_p24_many_vectors_an_item(tmp_path):
     tokens = random(6, 128).astype(np.float16)
     many = pa.array([list(tokens[:4]), list(tokens[4:])], kind)
     pq.write_table(pa.table({"id": [1, 2], "vector": many}), tmp_path / "x.parquet")
-    with pytest.raises(UserError, match="many vectors an item.*ColBERT; one vector an item.*pool"):
+    with pytest.raises(
+        UserError, match="several vectors per item.*ColBERT gives; an item needs one vector: pool"
+    ):
         open_gallery(tmp_path / "x.parquet")
     np.save(tmp_path / "x.npy", np.zeros((3, 4, 128), np.float16))
-    with pytest.raises(UserError, match="many vectors an item, as of ColBERT"):
+    with pytest.raises(UserError, match="several vectors per item, as ColBERT"):
         open_gallery(tmp_path / "x.npy")
 
 

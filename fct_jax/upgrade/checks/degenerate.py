@@ -1,7 +1,7 @@
-"""Signs of a dead model in its vectors: all alike, of a few dimensions, hubs, or copies.
+"""Signs of a degenerate model in its vectors: no variation, low rank, hubs, or copies.
 
-A gallery of such vectors has neighbours like any other, so that a comparison with itself looks
-perfect; no map to it, and no advice about it, is worth anything.
+A gallery of such vectors has neighbours like any other, so a comparison with itself looks
+perfect; but no map to it, and no advice about it, is worth anything.
 """
 
 import dataclasses
@@ -11,27 +11,27 @@ import numpy as np
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime import threads
 
-SAMPLE = 1000  # vectors looked at
+SAMPLE = 1000  # vectors that are examined
 
-_SPREAD = 0.01  # of the root mean square length: mean cosine 0.9999
+_SPREAD = 0.01  # share of the root mean square length; the mean cosine is then 0.9999
 _RANK = 5.0  # effective dimensions
-_OF_REFERENCE = 1 / 8  # of the effective dimensions that could be
-_CLUSTERED = 0.85  # share of the variance: as many clusters as a low rank allows for explain it
+_OF_REFERENCE = 1 / 8  # share of the effective dimensions that are possible
+_CLUSTERED = 0.85  # share of the variance that the clusters of a low rank must explain
 _NEIGHBOURS = 10
 _FEWEST_FOR_HUBS = 200
-_HUBS = 0.01  # of the items: so few fill half of all lists of neighbours
-_SAME = 1e-3  # of the root mean square distance: as good as equal
-_DISTINCT = 0.05  # of the items
+_HUBS = 0.01  # share of the items that fills half of all lists of neighbours
+_SAME = 1e-3  # share of the root mean square distance below which vectors count as equal
+_DISTINCT = 0.05  # share of the items
 
 _FLOOR = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something wrong with vectors.
+    """A fault of vectors.
 
-    kind: "not varied", "low rank", "hubs" or "copies"; count: how many vectors were looked at;
-    text: a sentence with its figures.
+    kind: "not varied", "low rank", "hubs" or "copies"; count: number of examined vectors;
+    text: a sentence with the figures.
     """
 
     kind: str
@@ -40,21 +40,22 @@ class Finding:
 
 
 def check_degenerate(vectors, *, metric: str = "cosine", reference=None) -> list[Finding]:
-    """Return what shows that vectors are of no use for retrieval; [] where nothing does.
+    """Return the signs that vectors are useless for retrieval; [] if there are none.
 
     Args:
-      vectors: (N, D), any number of them; a sample of 1,000 is looked at.
-      metric: "cosine" or "l2", by which they are searched.
-      reference: (N, E) vectors of the same items by another model, or None. A low rank is only
-        found where the reference (without one: the dimension D) has many times more.
+      vectors: (N, D), any number of them; a sample of 1,000 is examined.
+      metric: "cosine" or "l2", the metric of their search.
+      reference: (N, E) vectors of the same items by another model, or None. A low rank is a sign
+        only if the reference's rank (without a reference the dimension D) is many times larger.
 
-    Four things are looked for. *Not varied*: the vectors differ from their mean by less than 1 % of
+    There are four signs. *Not varied*: the vectors differ from their mean by less than 1 % of
     their length. *Low rank*: the effective rank, exp of the entropy of the covariance's
-    eigenvalues (Roy and Vetterli, EUSIPCO 2007, https://ieeexplore.ieee.org/document/7098875), is 5
-    or less, and an eighth of what could be, or less; unless the vectors lie in as few
-    tight clusters as such a rank has room for, as those of a classifier of few classes do. *Hubs*:
+    eigenvalues (Roy and Vetterli, EUSIPCO 2007, https://ieeexplore.ieee.org/document/7098875), is
+    at most 5 and at most an eighth of the possible rank, and the vectors are not a few tight
+    clusters, as those of a classifier with few classes are. *Hubs*:
     1 % of the items fill half of all lists of 10 neighbours (Radovanović et al., JMLR 2010,
-    https://jmlr.org/papers/v11/radovanovic10a.html). *Copies*: hardly one vector in 20 is new.
+    https://jmlr.org/papers/v11/radovanovic10a.html). *Copies*: fewer than one vector in 20 is
+    distinct.
 
     Example::
 
@@ -106,11 +107,11 @@ def _low_rank(centred: np.ndarray, reference: np.ndarray | None) -> tuple[str, s
     explained = _explained(centred, int(np.ceil(rank)) + 1)
     if explained >= _CLUSTERED:
         return None
-    return "low rank", f"the vectors fill {rank:.1f} effective dimensions, beside {of}"
+    return "low rank", f"the vectors have {rank:.1f} effective dimensions, against {of}"
 
 
 def _explained(centred: np.ndarray, clusters: int) -> float:
-    """Return the share of the variance that so many clusters explain (k-means)."""
+    """Return the share of the variance that this number of k-means clusters explains."""
     centres = centred[[int(np.argmax(np.sum(centred**2, axis=1)))]]
     for _ in range(clusters - 1):  # the farthest from all so far
         nearest = _squares(centred, centres).min(axis=1)
@@ -138,7 +139,7 @@ def _neighbours(centred: np.ndarray):
     first = np.argmax(squares <= _SAME**2 * typical, axis=1)
     distinct = len(np.unique(first))
     if distinct < max(2, _DISTINCT * count):
-        yield "copies", f"only {distinct} of {count} vectors are no copies of another"
+        yield "copies", f"only {distinct} of {count} vectors are distinct"
         return
     if count < _FEWEST_FOR_HUBS:
         return

@@ -1,4 +1,4 @@
-"""A look at vectors before they are trusted: what they hold, what is wrong, what they may be."""
+"""Examination of a file of vectors: its facts, its faults, and what the vectors probably are."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.galleries.quarantine import REPEATED
 
 _BLOCK = 1 << 14
-_SAMPLE = 4000  # rows that structure is looked for in
-_UNIT = 5e-3  # how far from 1 the length of a unit vector stored as float16 may be
-_CUT = (0.3, 0.995)  # mean length of what was cut from longer unit vectors
-_STEADY = 0.15  # relative spread of the lengths of cut vectors: nearly all alike
-_STEM = 0.02  # share of equal vectors that is worth a word
+_SAMPLE = 4000  # rows that are searched for structure
+_UNIT = 5e-3  # tolerance for the length of a unit vector stored as float16
+_CUT = (0.3, 0.995)  # mean length of vectors cut from longer unit vectors
+_STEADY = 0.15  # largest relative spread of the lengths of cut vectors
+_STEM = 0.02  # share of equal vectors that is worth reporting
 
-# dimension -> models that are known to give vectors of it; only hints
+# dimension -> models that are known to give such vectors; only hints
 _KNOWN_DIMENSIONS = {
     256: "WordLlama, Matryoshka cuts",
     384: "all-MiniLM-L6, bge-small, e5-small, gte-small",
@@ -40,11 +40,11 @@ class Examination:
     """Facts and findings about a file of vectors.
 
     Attributes:
-      name, form: where the vectors are, and the form that they are kept in.
-      rows, dim, dtype: of what is stored; rows counts bad ones, too.
-      lengths: shortest, mean and longest vector.
+      name, form: place of the vectors, and their form.
+      rows, dim, dtype: properties of the stored vectors; rows includes bad ones.
+      lengths: lengths of the shortest, the mean and the longest vector.
       likely: a sentence about what the vectors probably are.
-      findings: what should be looked at; empty: nothing.
+      findings: faults that should be examined, if any.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Examination:
     findings: list[Finding]
 
     def to_json(self) -> dict:
-        """Return everything as JSON holds it."""
+        """Return all attributes as JSON values."""
         return dataclasses.asdict(self)
 
 
@@ -65,7 +65,7 @@ def examine(where, *, id_column: str | None = None, vector_column: str | None = 
     """Read every vector once and return an `Examination`.
 
     Args:
-      where: a gallery of any form, as of ``open_gallery``.
+      where: a gallery of any form that ``open_gallery`` reads.
       id_column, vector_column: names of columns; None: found.
 
     Raises:
@@ -131,7 +131,7 @@ def _bad_rows(gallery) -> list[Finding]:
         ids = np.array([str(id_) for id_, why, _ in gallery.bad.entries.values() if why == reason])
         rows = "row has" if count == 1 else "rows have"
         what = (
-            "an id that another row has, too"
+            "an id that another row also has"
             if reason == REPEATED
             else f"no usable vector ({reason})"
         )
@@ -140,14 +140,14 @@ def _bad_rows(gallery) -> list[Finding]:
 
 
 def _equal(hashed: np.ndarray) -> list[Finding]:
-    """Return a finding where many rows hold the same vector."""
+    """Return a finding if many rows hold the same vector."""
     _, counts = np.unique(hashed, return_counts=True)
     copies = int(counts[counts > 1].sum())
     if copies <= max(_STEM * len(hashed), 1):
         return []
     text = (
         f"{copies:,} rows share their vector with another row, one vector {counts.max():,} times: "
-        "copies, or a default for what could not be embedded"
+        "they are copies, or a default for items that could not be embedded"
     )
     return [Finding("equal vectors", copies, text)]
 
@@ -161,7 +161,7 @@ def _lengths(length: np.ndarray, meta: dict) -> list[Finding]:
     others = int((~unit).sum())
     if share > 0.01:
         text = (
-            f"{others:,} of {len(length):,} vectors have no unit length, the others do: "
+            f"{others:,} of {len(length):,} vectors do not have unit length, but the others do: "
             "were some of them not normalised?"
         )
         return [Finding("mixed lengths", others, text)]
@@ -172,13 +172,13 @@ def _lengths(length: np.ndarray, meta: dict) -> list[Finding]:
         )
         return [Finding("cut", others, text)]
     if meta.get("normalized"):
-        text = f"they are said to be normalized, but lengths go to {length.max():.4g}"
+        text = f"they are declared normalized, but their lengths go up to {length.max():.4g}"
         return [Finding("not normalized", others, text)]
     return []
 
 
 def _structure(sample: np.ndarray) -> list[Finding]:
-    """Return findings about a whole sample: a dead model, two models mixed."""
+    """Return findings about a whole sample: a degenerate model, two mixed models."""
 
     found = check_degenerate(sample)
     share = None if found else mixed_spaces(sample)
@@ -194,7 +194,7 @@ def _structure(sample: np.ndarray) -> list[Finding]:
 def _likely(gallery, length: np.ndarray) -> str:
     """Return a sentence about what the vectors probably are."""
     unit = (np.abs(length - 1) <= _UNIT).mean() > 0.999
-    kind = "unit vectors, compared by cosine" if unit else "vectors with lengths of their own"
+    kind = "unit vectors, compared by cosine" if unit else "vectors of different lengths"
     models = _KNOWN_DIMENSIONS.get(gallery.dim)
     hint = f"; {gallery.dim} dimensions are those of {models}, for example" if models else ""
     return f"{kind}{hint}"

@@ -1,15 +1,15 @@
 """Statistics of paired vectors: how far their agreement is above chance.
 
-Three chances are ruled out, each by the deviation that it would have, so that a poor map or hard
-items, whose answers are faint, are told from wrong ones, which give none:
+Three null hypotheses are tested, each with its own standard deviation. This distinguishes a poor
+map or hard items, which give weak evidence, from wrong pairs, which give none:
 
-- the same vectors, paired at random: the sum of own inner products of centred unit vectors,
+- the same vectors, paired at random: the sum of the pairs' inner products of centred unit vectors,
   against its deviation over all permutations (Hoeffding, "A combinatorial central limit theorem",
   Annals of Mathematical Statistics 1951);
-- the right pairs, but the vectors of an unrelated model: the same sum, against its deviation
+- the right pairs, but vectors of an unrelated model: the same sum, against its deviation
   over all rotations of the space;
-- without any map: whether items that are alike to one model are alike to the other, by the
-  correlation of their similarities, against its deviation over all permutations (Mantel, "The
+- without any map, unrelated similarities: the correlation of the items' similarities in both
+  models, against its deviation over all permutations (Mantel, "The
   detection of disease clustering and a generalized regression approach", Cancer Research 1967).
 """
 
@@ -24,7 +24,7 @@ _FLOOR = 1e-12
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """Deviations of the own pairs above chance, under random pairing and under random rotation."""
+    """Standard deviations of the given pairs above random pairing and above random rotation."""
 
     paired: float
     related: float
@@ -39,7 +39,7 @@ class Agreement:
 
     @property
     def deviations(self) -> float:
-        """Return how many deviations the correlation is above a random pairing."""
+        """Return the number of deviations by which the correlation exceeds a random pairing."""
         return self.correlation / max(self.deviation, _FLOOR)
 
 
@@ -53,15 +53,15 @@ def evidence(translated, new) -> Evidence:
 
 
 def agreement(old, new) -> Agreement:
-    """Return how far items alike in ``old`` (m, do) are alike in ``new`` (m, dn), for m of 4 up."""
+    """Return the agreement of the similarities in ``old`` (m, do) and ``new`` (m, dn), m >= 4."""
     return _mantel(_similarities(old), _similarities(new))
 
 
 def best_order(old, new) -> tuple[str, float]:
     """Return the simple order of the new rows that agrees best with the old, and its deviations.
 
-    Tried are all shifts, and the reversed rows. Shifts are compared with the order as it is by
-    the caller.
+    The candidates are shifts by up to 20 rows and the reversed rows. The caller compares them with
+    the given order.
     """
     left, right = _similarities(old), _similarities(new)
     count = len(left)
@@ -79,10 +79,10 @@ def _shifts(count: int, most: int = 20) -> list[int]:
 
 
 def own_places(translated, new, metric: str = "l2") -> np.ndarray:
-    """Return how well each item finds itself (m,): 1 first of all, 0 in the middle, -1 last.
+    """Return the scaled rank at which each item finds itself (m,): 1 first, 0 middle, -1 last.
 
     translated (m, D): h(old) of m items; new (m, D): the new model's vectors of the same items,
-    which are the queries. The mean is 0 by chance.
+    which are the queries. By chance the mean is 0.
     """
     translated = np.asarray(translated, np.float64)
     new = np.asarray(new, np.float64)
@@ -93,20 +93,20 @@ def own_places(translated, new, metric: str = "l2") -> np.ndarray:
     if metric != "cosine":
         near -= (translated**2).sum(axis=1)
     own = np.diagonal(near)[:, None]
-    # Half of equally near items count as coming first: equal vectors are no answer.
+    # Half of the equally near items count as nearer: equal vectors are not evidence.
     place = (near > own).sum(axis=1) + ((near == own).sum(axis=1) - 1) / 2
     return 1 - 2 * place / max(len(new) - 1, 1)
 
 
 def centred(vectors) -> np.ndarray:
-    """Return unit vectors around their mean, none of which counts more for its length."""
+    """Return centred unit vectors, so that no vector counts more because of its length."""
     rows = np.asarray(vectors, np.float64)
     rows = unit_rows(rows - rows.mean(axis=0))
     return rows - rows.mean(axis=0)
 
 
 def _similarities(vectors) -> np.ndarray:
-    """Return (m, m) similarities without own ones, around their mean, of length 1."""
+    """Return centred similarities (m, m) with a zero diagonal, scaled to norm 1."""
     rows = centred(vectors)
     found = rows @ rows.T
     count = len(rows)
@@ -127,7 +127,7 @@ def _mantel(left: np.ndarray, right: np.ndarray) -> Agreement:
 
 
 def _products(a: np.ndarray) -> tuple[float, float, float]:
-    """Return Σ of products of entries that share both items, one item, none; Σ a is 0."""
+    """Return the sums of products of entries with two, one and no common items; Σ a is 0."""
     same = np.vdot(a, a)
     one = np.vdot(a.sum(axis=1), a.sum(axis=1)) - same
     return same, one, -4 * one - 2 * same

@@ -8,25 +8,25 @@ from fct_jax.upgrade.checks.known_answers import Answer, Expected, ask
 from fct_jax.upgrade.galleries.base import Gallery
 from fct_jax.upgrade.galleries.quarantine import reasons
 
-# Two sets of one space must agree on these keys, if both give them.
+# Two sets of one space must agree on these keys if both have them.
 SPACE = ("fingerprint", "model", "prefix", "normalized", "metric")
 SAMPLE = 256  # items of a known-answer check
-_FEWEST_KNOWN = 8  # tested pairs of a map, from which its power is taken
-_AGREE = 0.9  # share of test pairs that a gallery must hold as they were
+_FEWEST_KNOWN = 8  # smallest number of tested pairs from which a map's power is estimated
+_AGREE = 0.9  # share of test pairs whose vectors a gallery must hold unchanged
 _LOOKED_UP = 64
-_UNIT = 1e-2  # how far from 1 the length of a float16 unit vector may be
-_SAME = 2e-2  # relative difference of a vector and its float16 copy at most
+_UNIT = 1e-2  # tolerance for the length of a float16 unit vector
+_SAME = 2e-2  # largest relative difference of a vector and its float16 copy
 
 
 def sound(vectors: np.ndarray) -> np.ndarray:
-    """Return which vectors (n, D) can be used, (n,) bool."""
+    """Return (n,) bool: True for the usable ones of vectors (n, D)."""
     good = np.ones(len(vectors), bool)
     good[list(reasons(vectors))] = False
     return good
 
 
 def without(vectors: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """Return vectors (n, D) with zeros in place of those that are not ``good`` (n,)."""
+    """Return vectors (n, D) with zeros in place of those that are not ``good``, (n,) bool."""
     return vectors if good.all() else np.where(good[:, None], vectors, np.float32(0))
 
 
@@ -43,7 +43,7 @@ def check_batch(ids: np.ndarray, vectors, dim: int, meta: dict, where: str) -> n
     if vectors.shape != (len(ids), dim) or vectors.dtype.kind != "f":
         raise UserError(
             f"{where} gave {vectors.dtype} {vectors.shape} for {len(ids)} ids; "
-            f"floats ({len(ids)}, {dim}) are needed"
+            f"it must give floats ({len(ids)}, {dim})"
         )
     vectors = vectors.astype(np.float32, copy=False)
     length = np.linalg.norm(vectors, axis=1)
@@ -56,20 +56,20 @@ def check_batch(ids: np.ndarray, vectors, dim: int, meta: dict, where: str) -> n
 
 
 def check_lengths(name: str, meta: dict, lengths: np.ndarray) -> None:
-    """Raise UserError if vectors that are said to be normalized have other lengths (n,) than 1."""
+    """Raise UserError if vectors that are declared normalized have lengths (n,) other than 1."""
     shortest, longest = float(lengths.min()), float(lengths.max())
     if meta.get("normalized") and max(abs(shortest - 1), abs(longest - 1)) > _UNIT:
         cut = ""
         if longest <= 1 + _UNIT:
             cut = ": cut to fewer dimensions (Matryoshka)? Then normalise them again"
         raise UserError(
-            f"{name} is said to be normalized, but lengths go from {shortest:.4g} to "
+            f"{name} is declared normalized, but lengths go from {shortest:.4g} to "
             f"{longest:.4g}{cut}"
         )
 
 
 def check_space(name: str, found: dict, expected: dict, role: str) -> None:
-    """Raise UserError, with what differs, if two sets are known to be of different spaces."""
+    """Raise UserError, naming the difference, if two sets are known to be of different spaces."""
     for key in SPACE:
         ours, theirs = found.get(key), expected.get(key)
         if ours is not None and theirs is not None and ours != theirs:
@@ -99,7 +99,7 @@ def check_gallery_fits(gallery: Gallery, mapping) -> None:
 
 
 def old_space(mapping) -> dict:
-    """Return the map's knowledge of the old model's vectors, by the keys of ``meta.json``."""
+    """Return what the map knows about the old model's vectors, with the keys of ``meta.json``."""
     known = mapping.known
     meta = {**(mapping.description.get("old_meta") or {})}
     meta["fingerprint"] = mapping.old_fingerprint
@@ -107,19 +107,19 @@ def old_space(mapping) -> dict:
 
 
 def new_space(mapping) -> dict:
-    """Return the map's knowledge of the new model's vectors, by the keys of ``meta.json``."""
+    """Return what the map knows about the new model's vectors, with the keys of ``meta.json``."""
     known = mapping.known
     meta = {**(mapping.description.get("new_meta") or {})}
-    # These are the sample's own words, though it may have been fitted for another metric.
+    # The sample's own description takes precedence over the metric that the map was fitted for.
     meta = {"metric": mapping.metric, **meta, "fingerprint": mapping.new_fingerprint}
     return as_found(meta, None if known is None else known.new)
 
 
 def as_found(meta: dict, vectors) -> dict:
-    """Return ``meta`` with what the vectors show themselves, if there are any (None: unknown).
+    """Return ``meta`` corrected by measuring the vectors, if there are any (None: unknown).
 
-    That they are not normalized is what ``meta.json`` says by default, so it is measured; and
-    by which metric unit vectors are compared makes no difference.
+    ``meta.json`` says "not normalized" by default, so this is measured. The metric of unit vectors
+    is dropped, because it makes no difference.
     """
     if vectors is not None:
         vectors = np.asarray(vectors, np.float32)
@@ -132,15 +132,15 @@ def as_found(meta: dict, vectors) -> dict:
         return as_found(meta, None)
     unit = bool(np.abs(lengths - 1).max() <= _UNIT)
     if meta.get("normalized") and not unit:
-        return dict(meta)  # a contradiction in itself, which is reported with its lengths
+        return dict(meta)  # a contradiction, which is reported with the lengths
     kept = {k: v for k, v in meta.items() if not (unit and k == "metric")}
     return {**kept, "normalized": unit}
 
 
 def ask_map(mapping, old, translated, new, metric: str, hard: bool = False) -> Answer:
-    """Ask whether items fit the map, by what it showed on the pairs that it was tested on.
+    """Test whether items fit the map, given its performance on its tested pairs.
 
-    old, translated, new: (m, ·), as of `known_answers.ask`; ``hard``: as of `Expected.of`.
+    old, translated, new: (m, ·), as in `known_answers.ask`; ``hard``: as in `Expected.of`.
     """
     known, expected = mapping.known, None
     if known is not None and len(known.ids) >= _FEWEST_KNOWN:
@@ -152,13 +152,13 @@ def ask_map(mapping, old, translated, new, metric: str, hard: bool = False) -> A
 
 
 def check_known_pairs(gallery: Gallery, mapping) -> "tuple[int, Lookup | None]":
-    """Compare the gallery with the old vectors of the map's test pairs, where it has their ids.
+    """Compare the gallery with the old vectors of the map's test pairs that have the same ids.
 
-    Row numbers serve as ids of any set, so that equal ids alone do not mean equal items: ids are
-    taken as shuffled only where the vectors are there under other ids.
+    Row numbers serve as ids of many sets, so equal ids alone do not mean equal items: ids count
+    as shuffled only if the gallery has the vectors under other ids.
 
     Returns:
-      How many pairs agree, and a `Lookup` that is to see all rows where some do not.
+      The number of pairs that agree, and, if some do not, a `Lookup` that must see all rows.
 
     Raises:
       UserError: the gallery is migrated already.
@@ -176,13 +176,13 @@ def check_known_pairs(gallery: Gallery, mapping) -> "tuple[int, Lookup | None]":
         return int(same.sum()), None
     if known.new.shape[1] == gallery.dim and _same(vectors, known.new[held]).mean() > 0.5:
         raise UserError(
-            f"wrong direction: {gallery.name} holds the new model's vectors already, "
-            f"as {len(held)} items show that the map was tested on"
+            f"wrong direction: {gallery.name} already holds the new model's vectors, "
+            f"as {len(held)} items show on which the map was tested"
         )
     differ = held[~same]
     message = (
-        f"{gallery.name} does not pair ids and vectors as the sample did that the map was "
-        f"tested on: of {len(held)} items {len(differ)} have other vectors, such as "
+        f"{gallery.name} does not pair ids and vectors as the sample did on which the map was "
+        f"tested: of {len(held)} items {len(differ)} have other vectors, such as "
         f"{first_ten(np.asarray(known.ids)[differ])}"
     )
     if same.any():
@@ -191,7 +191,7 @@ def check_known_pairs(gallery: Gallery, mapping) -> "tuple[int, Lookup | None]":
 
 
 class Lookup:
-    """A search for some vectors in rows that are read anyway, whatever their ids."""
+    """A search for some vectors under any id, in rows that are read anyway."""
 
     def __init__(self, wanted: np.ndarray, message: str):
         """Take vectors (m, D) and a ``message`` for the error if over half of them are found."""
@@ -200,12 +200,12 @@ class Lookup:
         self._nearest = np.full(len(wanted), np.inf)
 
     def take(self, vectors: np.ndarray) -> None:
-        """Look at some rows (n, D)."""
+        """Search some rows (n, D)."""
         gap = (vectors**2).sum(axis=1)[:, None] - 2 * (vectors @ self._wanted.T) + self._squares
         self._nearest = np.fmin(self._nearest, np.fmin.reduce(gap, axis=0))
 
     def finish(self) -> None:
-        """Raise UserError where more than half of the vectors were among the rows."""
+        """Raise UserError if more than half of the vectors were among the rows."""
         if (self._nearest <= _SAME**2 * self._squares).mean() > 0.5:
             raise UserError(self._message)
 

@@ -1,14 +1,14 @@
 """Test whether new vectors belong to their ids by comparing them with h(old).
 
 There are three answers. *Fits*: h(old) and the new vectors agree far beyond chance. *Wrong*: there
-is evidence for something else, which is named: another order of the rows, other items, the other
-direction, another model. *Cannot tell*: what was seen is no surprise under either, because the
-map is weak or the items are few; then it says how many items would do.
+is evidence for a fault, which is named: another order of the rows, other items, the reversed
+direction, another model. *Cannot tell*: the evidence is compatible with both, because the
+map is weak or the items are few; the answer then says how many items would be enough.
 
-Absence of agreement is evidence only where a right pairing would have shown. What it would show is
-taken from pairs that the map was tested on (`Expected.of`). Without any, it is taken that the
-similarities of items in two models worth a map correlate by `LEAST` (published encoders: 0.24 and
-more, see docs/known-answers.md).
+Absence of agreement is evidence only if a right pairing would have shown agreement. Its expected
+size comes from pairs that the map was tested on (`Expected.of`). Without such pairs the check
+assumes that the similarities of items in two models correlate by `LEAST` (published encoders: 0.24
+and more, see docs/known-answers.md).
 """
 
 import dataclasses
@@ -27,29 +27,29 @@ from fct_jax.upgrade.checks.evidence import (
 )
 
 FITS, WRONG, CANNOT_TELL = "fits", "wrong", "cannot tell"
-LEAST = 0.1  # correlation of similarities in two models, where nothing is known of them
-MOST = 1000  # items that are looked at together: time and memory grow with the square
+LEAST = 0.1  # assumed correlation of similarities in two models of which nothing is known
+MOST = 1000  # largest number of items examined together: time and memory are quadratic
 
-_PAIRED = 4.0  # deviations above a random pairing
-_SHARE = 0.05  # of what the right vectors would show: clusters make the tails of chance heavy
-_RELATED = 4.0  # deviations above an unrelated model
-_ALIKE = 1.6  # the right vectors themselves must be so many times above what is asked for
-_SEEN = 5.0  # deviations of agreeing similarities, from which on the pairing is right
-_POWER = 7.0  # deviations that are expected, from which on their absence is evidence: if right,
-# fewer than `_ABSENT` are 4 deviations away, 3 of 100,000
-_ABSENT = 3.0  # deviations: no more than chance
-_FRACTION = 0.25  # of what is expected: less is as good as absent
-_SCORE = 0.75  # of the expected score, below which some of the pairs are wrong
-_ERRORS = 4.0  # standard errors by which it must be below the expected one, too
+_PAIRED = 4.0  # deviations above a random pairing that are needed
+_SHARE = 0.05  # and this share of the right vectors' deviations: clusters give chance heavy tails
+_RELATED = 4.0  # deviations above an unrelated model that are needed
+_ALIKE = 1.6  # the right vectors themselves must exceed the needed value by this factor
+_SEEN = 5.0  # deviations of agreeing similarities at which the pairing is right
+_POWER = 7.0  # expected deviations at which their absence is evidence: in a right pairing a value
+# below `_ABSENT` is then 4 deviations away, a chance of 3 in 100,000
+_ABSENT = 3.0  # deviations that count as chance
+_FRACTION = 0.25  # share of the expected deviations below which they count as absent
+_SCORE = 0.75  # share of the expected score below which some of the pairs are wrong
+_ERRORS = 4.0  # standard errors by which the score must also be below the expected one
 _FEWEST = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """The figures of a right pairing: deviations as of `Evidence`, correlation, and mean place.
+    """The expected figures of a right pairing: the deviations of `Evidence`, and a correlation.
 
-    score, spread: mean and deviation of `own_places` over the ``tested`` pairs. A score of 0 is
-    none: items that the map finds hard are not held to that of all.
+    score, spread: mean and deviation of `own_places` over the ``tested`` pairs. A score of 0 means
+    that none is expected, as for items that are hard for the map.
     """
 
     paired: float = 0.0
@@ -61,11 +61,11 @@ class Expected:
 
     @classmethod
     def of(cls, translated, old, new, metric: str, count: int, hard: bool = False) -> "Expected":
-        """Return what ``count`` items should show, by tested pairs: h(old), old and new, (n, ·).
+        """Estimate the figures of ``count`` items from tested pairs: h(old), old and new, (n, ·).
 
         Args:
-          hard: the items may be those that the map is least sure of: taken like the quarter of the
-            tested pairs that it maps worst.
+          hard: the items may be those with the largest uncertainty, so the quarter of the tested
+            pairs that the map maps worst is used.
         """
         rng = np.random.default_rng(0)
         rows = np.arange(len(new))
@@ -75,8 +75,8 @@ class Expected:
         taken = min(count, len(rows))
         drawn = [rng.permutation(rows)[:taken] for _ in range(5)]
         found = [evidence(translated[some], new[some]) for some in drawn]
-        # Evidence against a random pairing grows with the root of the number of items. The least
-        # that was drawn is what can be relied on.
+        # Evidence against a random pairing grows with the root of the number of items. The smallest
+        # value of the draws is reliable.
         paired = min(e.paired for e in found) * np.sqrt(count / taken)
         related = min(e.related for e in found)
         correlation = agreement(old, new).correlation * (0.5 if hard else 1.0)
@@ -87,16 +87,16 @@ class Expected:
         return cls(paired, related, correlation, float(places.mean()), spread, len(places))
 
 
-# Nothing is expected of a map that is being made.
+# A map that is being fitted has no expected figures.
 UNKNOWN = Expected()
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One of `FITS`, `WRONG` and `CANNOT_TELL`, why, and how many items would do (0: unknown).
+    """The outcome `FITS`, `WRONG` or `CANNOT_TELL`, its reason, and the number of items needed.
 
-    ``count``: items that were asked; 0 where they are so much alike that not even their new
-    vectors would tell them apart.
+    ``count``: number of tested items; 0 if they are too similar to be distinguished even by their
+    new vectors. ``would_do``: number of items that would be enough; 0 if unknown.
     """
 
     outcome: str
@@ -113,14 +113,14 @@ def ask(
     expected: Expected | None = None,
     translate: Callable | None = None,
 ) -> Answer:
-    """Ask whether the pairing and the map are right; see the module for the answers.
+    """Test whether the pairing and the map are right; the module explains the answers.
 
     Args:
       old (m, do), translated (m, D), new (m, D): old vectors, h(old), and the new model's vectors
-        of the same items, in this order; of more than `MOST` so many are looked at.
-      metric: of the new space.
-      expected: what is known of the map; None: nothing. `UNKNOWN`: it may be a bad one.
-      translate: h, from (n, do) to (n, D), to ask for the other direction; None: not asked.
+        of the same items, in this order; at most `MOST` of them are used.
+      metric: metric of the new space.
+      expected: figures that the map should show; None: unknown. `UNKNOWN`: the map may be bad.
+      translate: h, from (n, do) to (n, D), to test the reversed direction; None: no such test.
     """
     if len(new) > MOST:
         rows = np.sort(np.random.default_rng(0).permutation(len(new))[:MOST])
@@ -132,7 +132,7 @@ def ask(
         return Answer(CANNOT_TELL, 0, "the new vectors are too much alike")
     found = evidence(translated, new)
     why = f"{found.paired:.1f} deviations above a random pairing ({needed:.1f} needed)"
-    # In few dimensions a rotation can do little harm.
+    # In few dimensions even a random rotation leaves high values.
     related = min(_RELATED, best.related / _ALIKE)
     why += f", {found.related:.1f} above an unrelated model ({related:.1f} needed)"
     if found.paired >= needed and found.related >= related:
@@ -149,20 +149,20 @@ def ask(
 
 
 def _by_score(translated, new, metric: str, expected: Expected | None, why: str) -> Answer:
-    """Answer where most pairs are right: items that do not find themselves show the wrong ones."""
+    """Answer if most pairs are right: items that do not find themselves reveal the wrong pairs."""
     if expected is not None and expected.score:
         count, score = len(new), float(own_places(translated, new, metric).mean())
         # The tested pairs were right ones, too.
         error = expected.spread * np.sqrt(1 / count + 1 / expected.tested)
         if score < min(_SCORE * expected.score, expected.score - _ERRORS * error):
-            why = f"score {score:.2f} where {expected.score:.2f} ± {error:.2f} is expected"
-            why += " (1: all find themselves first, 0: chance)"
+            why = f"score {score:.2f}, but {expected.score:.2f} ± {error:.2f} is expected"
+            why += " (1: all items find themselves first, 0: chance)"
             return Answer(WRONG, count, f"some pairs are shuffled: {why}")
     return Answer(FITS, len(new), why)
 
 
 def _by_power(old, new, found: Evidence, expected, pairing: Answer, why: str) -> Answer:
-    """Answer where the map shows nothing: by its own fault, or because of another model."""
+    """Answer if the map shows nothing: it may be weak, or another model's."""
     count = len(new)
     reach = expected
     if expected is None:
@@ -172,7 +172,7 @@ def _by_power(old, new, found: Evidence, expected, pairing: Answer, why: str) ->
             why += f"; a map learnt from half of these items reaches {other.paired:.1f}"
             return Answer(WRONG, count, f"the map is of another model: {why}")
     elif _missing(found, expected):
-        why += f"; {expected.paired:.1f} and {expected.related:.1f} are expected of this map"
+        why += f"; this map should reach {expected.paired:.1f} and {expected.related:.1f}"
         what = "the new or old vectors are another model's"
         if pairing.outcome != FITS:
             what = "the pairing of ids and vectors is shuffled, or another model made one of them"
@@ -182,7 +182,7 @@ def _by_power(old, new, found: Evidence, expected, pairing: Answer, why: str) ->
 
 
 def _missing(found: Evidence, expected) -> bool:
-    """Return whether evidence is absent that was sure to be there."""
+    """Return whether evidence is absent that a right pairing would certainly show."""
     return any(
         hope >= _POWER and seen < max(_ABSENT, _FRACTION * hope)
         for seen, hope in ((found.paired, expected.paired), (found.related, expected.related))
@@ -190,13 +190,13 @@ def _missing(found: Evidence, expected) -> bool:
 
 
 def ask_pairing(old, new, correlation: float = LEAST) -> Answer:
-    """Ask whether rows of old (m, do) and new (m, dn) belong together, without any map.
+    """Test whether rows of old (m, do) and new (m, dn) belong together, without any map.
 
-    correlation: of the similarities in both spaces, that a right pairing has at least.
+    correlation: smallest correlation of the similarities in both spaces in a right pairing.
     """
     count = len(new)
     if count < _FEWEST:
-        return Answer(CANNOT_TELL, count, "too few items for their similarities", 4 * _FEWEST)
+        return Answer(CANNOT_TELL, count, "too few items to compare similarities", 4 * _FEWEST)
     found = agreement(old, new)
     why = f"similarities of the items correlate by {found.correlation:.2f}"
     if found.deviations < _SEEN:
@@ -208,7 +208,7 @@ def ask_pairing(old, new, correlation: float = LEAST) -> Answer:
         absent = power >= _POWER and found.deviations < max(_ABSENT, _FRACTION * power)
         # If the old model is poor, a map may still see what similarities do not.
         if absent and _cross_fitted(old, new).paired < _ABSENT:
-            why += f", {found.deviations:.1f} deviations above chance, where {power:.1f} are due"
+            why += f", {found.deviations:.1f} deviations above chance ({power:.1f} expected)"
             what = "the pairing of ids and vectors is shuffled, or nothing relates the models"
             return Answer(WRONG, count, f"{what}: {why}")
         # The deviation falls with the number of items.
@@ -217,18 +217,18 @@ def ask_pairing(old, new, correlation: float = LEAST) -> Answer:
 
 
 def check_known_answers(answer: Answer, what: str) -> int:
-    """Return the number of items that were asked; warn where their answer cannot be told.
+    """Return the number of tested items; print a warning if they cannot tell.
 
-    Raises UserError where the answer is `WRONG`.
+    Raises UserError if the answer is `WRONG`.
     """
     if answer.outcome == WRONG:
         raise UserError(
-            f"known-answer queries fail on {what}, by {answer.count} items: {answer.why}"
+            f"known-answer queries fail on {what}, with {answer.count} items: {answer.why}"
         )
     if answer.outcome == CANNOT_TELL:
-        more = f"; about {answer.would_do:,} items would do" if answer.would_do else ""
+        more = f"; about {answer.would_do:,} items would be enough" if answer.would_do else ""
         console.print(
-            f"warning: known answers cannot tell whether {what} is right, by {answer.count} "
+            f"warning: known answers cannot tell whether {what} is right, with {answer.count} "
             f"items: {answer.why}{more}",
             markup=False,
             highlight=False,

@@ -1,4 +1,4 @@
-"""Detection of two models' vectors in one file, where half of all comparisons mean nothing."""
+"""Detection of two models' vectors in one file, which makes many comparisons meaningless."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from fct_jax.evaluate.distances import unit_rows
 
 _DIRECTIONS = 16  # principal directions of a part that are compared
-_FEWEST_DIMENSIONS = 64  # in fewer, random directions are too much alike
+_FEWEST_DIMENSIONS = 64  # in fewer dimensions random directions are too similar
 _FEWEST = 200  # vectors in a part
 _PASSES = 30
 _UNRELATED = 1.5  # times the overlap of random directions
@@ -17,9 +17,9 @@ def mixed_spaces(vectors: np.ndarray) -> float | None:
     """Return the share of the smaller of two unrelated parts, or None if one space is plausible.
 
     The vectors are split in two, by 2-means and in the middle of the file. Parts of one model's
-    space share principal directions, whatever they are about; those of two models share no more
-    than random directions do. A mixture that neither split takes apart (two similar image models,
-    in random order) is not seen, nor a part of less than a tenth.
+    space share principal directions, whatever their content; those of two models share no more
+    than random directions do. A mixture that neither split separates (two similar image models,
+    in random order) is not detected, nor is a part of less than a tenth.
 
     Args:
       vectors: (N, D) a sample in the order of the file, float32.
@@ -44,7 +44,7 @@ def mixed_spaces(vectors: np.ndarray) -> float | None:
 
 
 def _two_means(rows: np.ndarray) -> np.ndarray:
-    """Return which rows are in the second of two clusters; the first direction starts them."""
+    """Return (N,) bool: the second of two clusters, started from the first principal direction."""
     centred = rows - rows.mean(axis=0)
     first = np.linalg.svd(centred[:: max(1, len(rows) // 1000)], full_matrices=False)[2][0]
     second = centred @ first > 0
@@ -61,7 +61,7 @@ def _two_means(rows: np.ndarray) -> np.ndarray:
 
 
 def _overlap(left: np.ndarray, right: np.ndarray, directions: int) -> float:
-    """Return how much the leading principal directions share: 1 all, directions / D by chance."""
+    """Return the overlap of the leading directions: 1 if equal, directions / D by chance."""
 
     def leading(rows):
         rows = rows[:: max(1, len(rows) // 1500)]

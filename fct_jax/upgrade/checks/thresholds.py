@@ -1,10 +1,10 @@
 """Recalibration of a service's cut-off on scores when the model changes.
 
-Scores of two models are related by isotonic regression: the best increasing function. It serves
-thresholds only. Ranking stays on raw scores, because an isotonic fit is a step function that makes
+Isotonic regression, the best increasing function, relates the scores of two models. It is used
+for thresholds only. Ranking uses raw scores, because an isotonic fit is a step function that makes
 different scores equal.
 
-Source of the procedure: the public project krish1925/isotrieve; the direction from old to new
+The procedure is that of the public project krish1925/isotrieve; the direction from old to new
 scores and the held-out figures are ours.
 """
 
@@ -41,7 +41,7 @@ def fit_isotonic(scores_from, scores_to) -> Isotonic:
       scores_from, scores_to: (N,) scores of the same query–item pairs. Equal ``scores_from`` are
         pooled first, so that the order of the pairs does not matter.
 
-    Raises UserError for lengths that differ, no pairs, NaN or infinity.
+    Raises UserError for different lengths, no pairs, NaN or infinity.
 
     Example: ``fit_isotonic(mapped, true)(0.8)``.
 
@@ -65,9 +65,9 @@ def agreement(scores, truth, threshold: float, truth_threshold: float | None = N
 
 
 def recall(scores, truth, threshold: float, truth_threshold: float | None = None) -> float:
-    """Return the share of pairs above the threshold by the truth that are above it by the score.
+    """Return the share of the pairs above the threshold in truth that the score also puts above it.
 
-    Arguments as of `agreement`. NaN where the truth has none above.
+    The arguments are those of `agreement`. The result is NaN if no pair is above it in truth.
     """
     kept, wanted = _sides(scores, truth, threshold, truth_threshold)
     return float(np.mean(kept[wanted])) if wanted.any() else float("nan")
@@ -75,18 +75,18 @@ def recall(scores, truth, threshold: float, truth_threshold: float | None = None
 
 @dataclasses.dataclass(frozen=True)
 class RecalibratedThreshold:
-    """The cut-off for another model's scores, and what it does on held-out pairs.
+    """The cut-off for another model's scores, and its effect on held-out pairs.
 
-    Each pair counts as a result of the service as it was if ``scores_from >= threshold``. "Before"
+    A pair is a result of the old service if ``scores_from >= threshold``. "Before"
     applies the unchanged threshold to ``scores_to``, "after" the recalibrated one.
 
     Attributes:
-      threshold: for ``scores_to``, of all pairs.
-      agreement_before, agreement_after: share of pairs on the same side as they were.
-      recall_before, recall_after: share of the old results that are results again; NaN if there
+      threshold: cut-off for ``scores_to``, fitted on all pairs.
+      agreement_before, agreement_after: share of pairs that stay on the same side.
+      recall_before, recall_after: share of the old results that are still results; NaN if there
         were none.
-      gained, lost: after, as shares of all pairs: new results, and results that are none any more.
-      pairs: how many there were.
+      gained, lost: shares of all pairs that become results, or stop being results, after.
+      pairs: number of pairs.
     """
 
     threshold: float
@@ -104,17 +104,18 @@ def recalibrated_threshold(
 ) -> RecalibratedThreshold:
     """Find the cut-off on another model's scores that corresponds to a known one.
 
-    From old to new scores it moves a service's threshold; from mapped to true new-space scores it
-    corrects those of a translated gallery. The figures "after" are cross-fitted: each fifth of
-    the pairs is judged by the threshold of the others.
+    From old to new scores it converts a service's threshold; from mapped to true new-space scores
+    it corrects the threshold for a translated gallery. The figures "after" are cross-fitted: each
+    fifth of the pairs is judged by a threshold fitted on the others.
 
     Args:
       scores_from, scores_to: (N,) scores of the same query–item pairs, at least 10.
-      threshold: on ``scores_from``; more is nearer.
-      groups: (N,) the query of each pair, say: a group is held out as a whole. None: each alone.
-      seed: which pairs are held out together.
+      threshold: cut-off on ``scores_from``, which are larger for nearer items.
+      groups: (N,) for example the query of each pair: a group is held out as a whole. None: each
+        pair is its own group.
+      seed: seed of the folds.
 
-    Raises UserError for fewer than 10 pairs, lengths that differ, NaN or infinity.
+    Raises UserError for fewer than 10 pairs, different lengths, NaN or infinity.
 
     Example: ``recalibrated_threshold(old_scores, new_scores, 0.80).threshold``.
     """
@@ -159,7 +160,7 @@ def _scores(first, second) -> tuple[np.ndarray, np.ndarray]:
     first, second = (np.asarray(a, np.float64).ravel() for a in (first, second))
     if first.shape != second.shape or not len(first):
         raise UserError(
-            f"scores of the same pairs are needed, at least one; there are {len(first)} and "
+            f"both scores must be of the same pairs, at least one; there are {len(first)} and "
             f"{len(second)}"
         )
     if not (np.isfinite(first).all() and np.isfinite(second).all()):

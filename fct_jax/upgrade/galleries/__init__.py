@@ -1,4 +1,4 @@
-"""Forms that galleries are kept in: each is a row of FORMS and one file with reader and writer."""
+"""The forms of galleries: each is a row of FORMS and one file with reader and writer."""
 
 from fct_jax.upgrade.galleries.forms import (
     Form,
@@ -12,8 +12,8 @@ from fct_jax.upgrade.galleries.forms import (
 
 _HERE = "fct_jax.upgrade.galleries"
 
-# Forms are asked in this order whether a path is theirs. EmbeddingSets, Faiss files and Parquet are
-# written in their own form; galleries of the other forms become EmbeddingSets.
+# A path belongs to the first form of this order that recognises it. EmbeddingSets, Faiss files and
+# Parquet are written in their own form; galleries of the other forms become EmbeddingSets.
 FORMS: dict[str, Form] = {
     form.name: form
     for form in (
@@ -94,7 +94,7 @@ FORMS: dict[str, Form] = {
         ),
         Form(
             "parquet",
-            "a .parquet file or a folder of such (also s3://, gs://, hf://)",
+            "a .parquet file or a folder of such files (also s3://, gs://, hf://)",
             either(
                 suffix(".parquet"),
                 folder_with("**/*.parquet"),

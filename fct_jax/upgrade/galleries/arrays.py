@@ -16,13 +16,13 @@ IDS = ("id", "ids", "keys", "_id")
 
 @dataclass(frozen=True)
 class Array:
-    """One part.
+    """One part of a gallery.
 
     Attributes:
-      name: for messages.
+      name: name for messages.
       shape: (n, D).
-      dtype: of what is stored.
-      slice: returns rows from start to stop, (stop − start, D) of any number type.
+      dtype: type of the stored values.
+      slice: returns the rows from start to stop, (stop − start, D) of any number type.
     """
 
     name: str
@@ -32,17 +32,17 @@ class Array:
 
 
 class ArraysGallery(Gallery):
-    """Rows of arrays one after the other; integers are read as floats. Written as EmbeddingSet."""
+    """Concatenated rows of arrays; integers are read as floats. Written as an EmbeddingSet."""
 
     writer = SetTarget
 
     def __init__(self, path, arrays: list[Array], ids: np.ndarray | None, meta: dict):
-        """Take ``ids``, or None for row numbers. Raises UserError if shapes do not fit."""
+        """Take ``ids``, or None for row numbers. Raises UserError if shapes do not match."""
         for array in arrays:
             if len(array.shape) == 3:
                 raise UserError(
-                    f"{array.name} has shape {array.shape}, many vectors an item, as of ColBERT; "
-                    "one vector an item is needed: pool them, or give each its own row and id"
+                    f"{array.name} has shape {array.shape}, several vectors per item, as ColBERT "
+                    "gives; an item needs one vector: pool them, or give each its own row and id"
                 )
             if len(array.shape) != 2 or array.dtype.kind not in "fiu":
                 raise UserError(
@@ -51,7 +51,7 @@ class ArraysGallery(Gallery):
             if array.shape[1] != arrays[0].shape[1]:
                 raise UserError(
                     f"{array.name} has dimension {array.shape[1]}, "
-                    f"but {arrays[0].name} {arrays[0].shape[1]}"
+                    f"but {arrays[0].name} has {arrays[0].shape[1]}"
                 )
         self.arrays = arrays
         self.starts = np.cumsum([0, *(array.shape[0] for array in arrays)])
@@ -77,7 +77,7 @@ class ArraysGallery(Gallery):
             part = int(np.searchsorted(self.starts, at, side="right")) - 1
             last = min(stop, int(self.starts[part + 1]))
             first = int(self.starts[part])
-            with np.errstate(over="ignore"):  # of float64, which is then reported by id
+            with np.errstate(over="ignore"):  # float64 overflows are later reported by id
                 found[at - start : last - start] = self.arrays[part].slice(at - first, last - first)
             at = last
         return found
@@ -96,7 +96,7 @@ def as_ids(ids: np.ndarray, name: str) -> np.ndarray:
     except UnicodeDecodeError:
         if ids.dtype == "S16":
             return _uuids(ids)
-        raise UserError(f"{name}: ids are bytes but no text; write them as text") from None
+        raise UserError(f"{name}: ids are bytes that are not text; write them as text") from None
     if ids.dtype.kind not in "iuU":
         raise UserError(f"{name}: ids must be integers or text, not {ids.dtype}")
     return ids
@@ -107,14 +107,14 @@ def _uuids(ids: np.ndarray) -> np.ndarray:
 
 
 def pick(given: str | None, shapes: dict[str, tuple], usual: tuple[str, ...], what: str, name: str):
-    """Return the name of the array that is meant, or None if no name is usual.
+    """Return the name of the wanted array, or None if no array has a usual name.
 
     Args:
-      given: by the user, or None.
-      shapes: of all arrays that there are.
-      usual: names that it goes by.
+      given: the user's name for it, or None.
+      shapes: shapes of all arrays by name.
+      usual: usual names of such an array.
       what: kind of array, for messages.
-      name: of the file.
+      name: name of the file, for messages.
     """
     if given is not None and given not in shapes:
         raise UserError(f"{name}: {unknown(f'array of {what}', given, shapes)}")
@@ -122,7 +122,7 @@ def pick(given: str | None, shapes: dict[str, tuple], usual: tuple[str, ...], wh
 
 
 def pick_vectors(given: str | None, shapes: dict[str, tuple], name: str) -> str:
-    """Return the name of the array of vectors: given, usual, or the only one of two dimensions."""
+    """Return the name of the array of vectors: given, usual, or the only two-dimensional one."""
     found = pick(given, shapes, VECTORS, "vectors", name)
     if found is not None:
         return found

@@ -29,7 +29,7 @@ class ArrowGallery(TableGallery):
 
 
 class ArrowPart(Part):
-    """One file, in the format for files or for streams; it is mapped, and read where needed."""
+    """One file, in Arrow's file or stream format; it is memory-mapped and read where needed."""
 
     def __init__(self, path: Path):
         self.path, self.name = path, path.name

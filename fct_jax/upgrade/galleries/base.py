@@ -1,4 +1,4 @@
-"""Galleries of vectors: read row by row, whatever their form and size.
+"""Galleries of vectors: reading rows of any form and size.
 
 A form of gallery (`fct_jax.upgrade.galleries.FORMS`) is a `Gallery`, which reads, and a `Target`,
 which writes a new-space gallery of the same form in place. A gallery that ``apply`` made has a
@@ -31,9 +31,9 @@ class Options:
 
     Attributes:
       id_column, vector_column: names of columns; None: found by their kind.
-      unfinished: read also a gallery of which only a part is re-embedded yet.
-      on_bad: "raise" or "quarantine" when a row is found that holds no usable vector.
-      duplicates: "raise", or which of the rows with one id is kept: "first" or "last".
+      unfinished: also read a gallery whose re-embedding is unfinished.
+      on_bad: "raise" or "quarantine" for a row without a usable vector.
+      duplicates: "raise", or "first" or "last" to keep that row of a repeated id.
     """
 
     id_column: str | None = None
@@ -52,34 +52,34 @@ class Options:
 
 
 class Gallery(abc.ABC):
-    """N vectors of dimension D with unique ids, read from disk as they are asked for.
+    """N vectors of dimension D with unique ids, read from disk when they are needed.
 
-    A form's reader gives ids, dimension and `read_stored`; the rest is here. Memory: the ids are
-    held, 8 bytes an integer and 4 bytes for each character of the longest text (144 for a UUID).
+    A form's reader gives ids, dimension and `read_stored`; the rest is here. The ids are held in
+    memory: 8 bytes per integer, 4 bytes for each character of the longest text (144 per UUID).
 
-    A row is bad if it holds no vector that can be used: NaN, infinity, zeros, null, or another
-    dimension. With ``on_bad="quarantine"`` whoever reads the whole gallery anyway sets such rows
-    aside in the same pass, and works with what is left:
+    A row is bad if it has no usable vector: NaN, infinity, zeros, null, or another dimension. With
+    ``on_bad="quarantine"`` a pass over the whole gallery sets such rows aside, and the later work
+    uses the remaining rows:
 
         for first, (ids, vectors) in ...:        # `blocks`
             good = gallery.screen(first, vectors)
-        gallery.set_aside()                      # from now on these rows are not there
+        gallery.set_aside()                      # the gallery no longer has these rows
         gallery.bad.write("quarantine.parquet")  # and `set_aside(Quarantine.read(…))` next time
 
     Attributes:
       form: name of its row in the table of forms.
-      writer: the `Target` that a new-space gallery of this form is written with.
-      path: where it is.
+      writer: the `Target` class that writes a new-space gallery of this form.
+      path: its path.
       ids: (N,) integers or text.
       dim: D.
-      dtype: floats that new vectors are kept in, those of the stored ones (float32 for integers
-        and text); what is read is float32.
-      exact: whether what is read is what was stored, rather than a quantised index's likeness.
-      meta: what is known of the vectors' space, as in an EmbeddingSet's ``meta.json``.
-      versions: (N,) uint8, places in `VERSIONS`, or None where there is no such column.
+      dtype: float type of new vectors, the type of the stored ones (float32 for integers
+        and text); vectors that are read are float32.
+      exact: whether vectors are read exactly as stored; quantised indexes give approximations.
+      meta: known facts about the vectors' space, as in an EmbeddingSet's ``meta.json``.
+      versions: (N,) uint8, indices in `VERSIONS`, or None without such a column.
       labels: (N,) integers, or None.
-      numbered: whether ids are row numbers, for want of others.
-      bad: the rows that were found to be unusable so far.
+      numbered: whether ids are row numbers, because there are no others.
+      bad: the unusable rows found so far.
     """
 
     form: str = ""
@@ -104,19 +104,19 @@ class Gallery(abc.ABC):
 
     @property
     def fingerprint(self) -> str | None:
-        """Return the fingerprint of the model in whose space the vectors live, or None."""
+        """Return the fingerprint of the vectors' model, or None."""
         return self.meta.get("fingerprint")
 
     @abc.abstractmethod
     def read_stored(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from start to stop of what is stored, (stop − start, D) float32."""
+        """Return the stored rows from start to stop, (stop − start, D) float32."""
 
     def place(self, row: int) -> str:
-        """Return where a stored row is, for messages."""
+        """Return the place of a stored row, for messages."""
         return f"row {row}"
 
     def settle(self, options: Options) -> "Gallery":
-        """Deal with repeated ids, and with what was found unusable at opening; return self."""
+        """Handle repeated ids and rows that were found unusable at opening; return self."""
         self.options = options
         self.set_aside()
         again = repeated(self.ids)
@@ -139,24 +139,24 @@ class Gallery(abc.ABC):
         return self.read_stored(first, last + 1)[self.kept(first, last + 1)]
 
     def stored(self, rows):
-        """Return the stored number of a row, or of rows, that are numbered without bad ones."""
+        """Return the stored numbers of rows that are numbered without the bad ones."""
         gaps = self._gone - np.arange(len(self._gone))
         found = np.asarray(rows) + np.searchsorted(gaps, rows, side="right")
         return int(found) if np.ndim(rows) == 0 else found
 
     def served(self, rows):
-        """Return the number without bad rows of a stored row, or of the next one that is kept."""
+        """Return the number, without bad rows, of a stored row or of the next kept one."""
         return np.asarray(rows) - np.searchsorted(self._gone, rows)
 
     def kept(self, start: int, stop: int) -> np.ndarray:
-        """Return which of the stored rows from start to stop are not set aside, bool."""
+        """Return bool for the stored rows from start to stop: True if not set aside."""
         kept = np.ones(stop - start, bool)
         first, last = np.searchsorted(self._gone, [start, stop])
         kept[self._gone[first:last] - start] = False
         return kept
 
     def screen(self, start: int, vectors: np.ndarray) -> np.ndarray:
-        """Return which vectors (n, D), of the rows from ``start`` on, are usable; note the others.
+        """Return bool: True for usable vectors (n, D) of the rows from ``start``; note the others.
 
         Raises UserError for unusable ones unless the gallery was opened with "quarantine".
         """
@@ -170,9 +170,9 @@ class Gallery(abc.ABC):
         return good
 
     def set_aside(self, bad: Quarantine | None = None) -> np.ndarray:
-        """Leave out all rows that were found bad, or those of a quarantine; return which they were.
+        """Leave out all bad rows found so far, or those of a quarantine; return their numbers.
 
-        Rows are numbered anew; what is returned are the numbers that they had before, ascending.
+        The remaining rows are renumbered; the returned numbers are the previous ones, ascending.
         """
         if bad is not None:
             self.bad.entries.update(bad.entries)
@@ -188,10 +188,10 @@ class Gallery(abc.ABC):
         return gone
 
     def sound(self, progress=None, batch_size: int = 1 << 14) -> "Gallery":
-        """Read every vector once and set bad ones aside; return self. For readers of a small one.
+        """Read every vector once and set bad ones aside; return self. Meant for small galleries.
 
-        ``progress`` is called with the number of rows done. Raises UserError unless the gallery
-        was opened with "quarantine", or if more than a thousandth of it is bad.
+        ``progress`` is called with the number of rows done. Raises UserError for a bad row unless
+        the gallery was opened with "quarantine", and if more than a thousandth of it is bad.
         """
         start = 0
         for ids, vectors in self.blocks(batch_size):
@@ -204,7 +204,7 @@ class Gallery(abc.ABC):
         return self
 
     def unusable(self, row: int, reason: str) -> None:
-        """Record a stored row without a vector, which the reader found and reads as NaN."""
+        """Record a stored row in which the reader found no vector and which it reads as NaN."""
         if row in self.bad.entries:
             return
         id_ = self.ids[self.served(row)]
@@ -216,15 +216,15 @@ class Gallery(abc.ABC):
         self.bad.add(row, id_, reason, self.place(row))
 
     def spread_rows(self, count: int) -> np.ndarray:
-        """Return at most ``count`` row numbers from everywhere, ascending, quick to read."""
+        """Return at most ``count`` evenly spread row numbers, ascending."""
         return np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64))
 
     def verify(self) -> None:
-        """Compare its files with their checksums, where it has some. Raises UserError."""
+        """Check its files against their checksums, if any. Raises UserError for a difference."""
         checksums.check_content(self.path, self.meta)
 
     def rows(self, rows) -> np.ndarray:
-        """Return the rows in the order asked for, (len(rows), D) float32."""
+        """Return the rows in the given order, (len(rows), D) float32."""
         rows = np.asarray(rows, np.int64)
         found = np.empty((len(rows), self.dim), np.float32)
         for place in np.argsort(rows, kind="stable"):  # forwards: tables are read in one pass
@@ -249,22 +249,22 @@ def open_gallery(
     duplicates: str = "raise",
     form: str | None = None,
 ) -> Gallery:
-    """Open the gallery at a path, in whichever form it is.
+    """Open the gallery at a path, of any form.
 
     Args:
-      where: a path, or ``FORM@PATH`` to say its form, where FORM is as below.
-      id_column, vector_column: names of columns, where the form has such; None or "": ``id`` and
-        ``vector``.
-      unfinished: also one of which only a part of the planned vectors is re-embedded yet.
-      on_bad: "quarantine": rows without a usable vector can be set aside, as `Gallery` shows;
-        "raise": the first of them is an error.
-      duplicates: "raise", or which of several rows with one id is kept, "first" or "last"; the
+      where: a path, or ``FORM@PATH`` to name its form.
+      id_column, vector_column: names of columns, if the form has columns; None or "" finds them,
+        ``id`` and ``vector`` first.
+      unfinished: also open a gallery whose re-embedding is unfinished.
+      on_bad: with "quarantine" rows without a usable vector can be set aside, as `Gallery` shows;
+        with "raise" the first of them is an error.
+      duplicates: "raise", or "first" or "last" to keep that row of a repeated id; the
         others are in `Gallery.bad`.
       form: a name in `FORMS`, an entry point of ``fct_jax.galleries``, or ``module:name`` of a
-        `Form`; None: recognised.
+        `Form`; None recognises it.
 
     Raises:
-      UserError: nothing of the kind is there, it is damaged or unfinished, or ids are repeated.
+      UserError: there is no such gallery, it is damaged or unfinished, or ids are repeated.
 
     Example:
 
@@ -296,7 +296,7 @@ def _is_form(name: str) -> bool:
 
 
 def _offered() -> list:
-    """Return the forms of other packages that are installed."""
+    """Return the forms that other installed packages offer."""
     names = [name for name in _entry_points() if name not in FORMS]
     return [plugins.find(FORMS, name, "form of gallery", "galleries") for name in names]
 

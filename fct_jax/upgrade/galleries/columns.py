@@ -1,4 +1,4 @@
-"""Columns of Arrow tables as ids and vectors, in all the types that people keep them in."""
+"""Columns of Arrow tables as ids and vectors, in all the types that occur."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,24 +9,24 @@ from fct_jax.runtime.progress import console
 from fct_jax.storage.ids import uuid_text
 
 _IDS = ("id", "_id", "ids", "uuid", "key", "item_id", "doc_id", "image_id")
-_PACKED = ("ubinary", "packed")  # names that vectors of packed bits go by
-_BYTES = (np.float32, np.float64, np.float16)  # what vectors kept as bytes may be
+_PACKED = ("ubinary", "packed")  # usual names of columns of packed bits
+_BYTES = (np.float32, np.float64, np.float16)  # possible types of vectors stored as bytes
 
 
 def numpy_dtype(kind: pa.DataType) -> np.dtype:
-    """Return the NumPy type of a type of numbers; Arrow's own way needs pandas."""
+    """Return the NumPy type of an Arrow number type; Arrow's own conversion needs pandas."""
     return pa.array([], kind).to_numpy(zero_copy_only=False).dtype
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type that an extension or dictionary type is stored as."""
+    """Return the storage type of an extension or dictionary type."""
     while isinstance(kind, pa.BaseExtensionType) or pa.types.is_dictionary(kind):
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind.storage_type
     return kind
 
 
 def plain_array(column: pa.Array) -> pa.Array:
-    """Return a column in the type that it is stored as."""
+    """Return a column in its storage type."""
     while column.type != plain(column.type):
         is_dictionary = pa.types.is_dictionary(column.type)
         column = column.dictionary_decode() if is_dictionary else column.storage
@@ -72,7 +72,7 @@ def _is_multi(kind: pa.DataType) -> bool:
 def choose(schema: pa.Schema, name: str, options, taken=()) -> tuple[str | None, str]:
     """Return the columns of ids (None: row numbers) and of vectors.
 
-    Those that the user names; else ``id`` and ``vector``; else the only ones of their kinds.
+    The user's names come first, then ``id`` and ``vector``, then the only column of each kind.
     Raises UserError if there is none, or more than one.
     """
     kinds = {n: plain(schema.field(n).type) for n in schema.names if n not in taken}
@@ -85,7 +85,7 @@ def choose(schema: pa.Schema, name: str, options, taken=()) -> tuple[str | None,
 
 
 def choose_ids(schema: pa.Schema, name: str, options, taken=()) -> str | None:
-    """Return the column of ids as `choose` does; ``taken``: columns that are something else."""
+    """Return the column of ids as `choose` does; ``taken``: columns with another meaning."""
     kinds = {n: plain(schema.field(n).type) for n in schema.names if n not in taken}
     identity = options.id_column
     if identity and identity not in kinds:
@@ -144,14 +144,14 @@ def check_vectors(kind: pa.DataType, column: str, name: str) -> None:
     """Raise UserError if a column of this type cannot hold one vector a row."""
     if _is_multi(kind):
         raise UserError(
-            f"{name}: column {column!r} holds many vectors an item ({kind}), as of ColBERT; one "
-            "vector an item is needed: pool them, or give each its own row and id"
+            f"{name}: column {column!r} holds several vectors per item ({kind}), as ColBERT gives; "
+            "an item needs one vector: pool them, or give each its own row and id"
         )
     if any(part in column.lower() for part in _PACKED) and not pa.types.is_floating(
         kind.value_type if is_list(kind) else kind
     ):
         raise UserError(
-            f"{name}: column {column!r} sounds like packed bits, which are no numbers; unpack "
+            f"{name}: column {column!r} sounds like packed bits, which are not numbers; unpack "
             "them first (numpy.unpackbits)"
         )
     if not (_holds_vectors(kind) or is_text(kind) or is_bytes(kind)):
@@ -166,8 +166,8 @@ class Vectors:
     """Decodes a column of vectors into rows of float32.
 
     Attributes:
-      dim: D, of most of the rows that it was made with.
-      dtype: floats that the column holds; float32 for integers and text.
+      dim: D, the dimension of most of the first rows.
+      dtype: float type of the column; float32 for integers and text.
     """
 
     def __init__(self, name: str, column: pa.Array):
@@ -190,14 +190,14 @@ class Vectors:
             self.dtype = np.dtype(self._bytes)
 
     def __call__(self, column: pa.Array) -> tuple[np.ndarray, dict[int, str]]:
-        """Return vectors (n, D) float32, and {row: reason} of rows that hold none, NaN there."""
+        """Return vectors (n, D) float32, NaN in rows without one, and {row: reason} of these."""
         column = self._lists(plain_array(column))
         lengths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
         values = column.flatten()  # without those of null rows
         if pa.types.is_fixed_size_binary(values.type):
             values = values.view(pa.float16())
         values = values.to_numpy(zero_copy_only=False)
-        with np.errstate(over="ignore"):  # of float64: infinite, which is reported by id
+        with np.errstate(over="ignore"):  # float64 overflows become infinite and are reported by id
             values = values.astype(np.float32, copy=False)
         right = lengths == self.dim
         if right.all():
@@ -233,7 +233,7 @@ def _reason(length: int, dim: int) -> str:
 
 
 def _numbers(column: pa.Array) -> pa.Array:
-    """Return lists of numbers of text such as ``[0.1, 2e-3]``, ``{1,2}`` or ``1 2``, or nulls."""
+    """Parse text such as ``[0.1, 2e-3]``, ``{1,2}`` or ``1 2`` into lists of numbers or nulls."""
     kind = pa.list_(pa.float32())
     tight = pc.replace_substring(column, " ", "")
     tight = pc.utf8_trim(tight, characters="[](){}\n\t")
@@ -248,11 +248,11 @@ def _parsed(cell: str | None) -> list[float] | None:
     try:
         return [float("nan" if word == "null" else word) for word in words] or None
     except ValueError:
-        return None  # such as NumPy's "[0.1 0.2 ... 0.9]", which is cut short
+        return None  # such as NumPy's abbreviated "[0.1 0.2 ... 0.9]"
 
 
 def _kind_of_bytes(column: pa.Array, name: str) -> type:
-    """Return the float type in which bytes are numbers as they occur in embeddings."""
+    """Return the float type in which the bytes are plausible numbers of embeddings."""
     cells = [cell for cell in column.slice(0, 64).to_pylist() if cell]
     for kind in _BYTES:
         if not cells or any(len(cell) % np.dtype(kind).itemsize for cell in cells):
@@ -273,7 +273,7 @@ def ids_of(chunks: list[pa.Array], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return ids (N,), integers or text, and the rows (n,) where they are null.
 
     UUIDs become text of 36 characters in lower case, and other bytes are taken as UTF-8. Raises
-    UserError if chunks are of unlike kinds, or bytes are no text.
+    UserError if the kinds of chunks differ, or if bytes are not text.
     """
     chunks = [plain_array(chunk) for chunk in chunks]
     null = np.concatenate([chunk.is_null().to_numpy(zero_copy_only=False) for chunk in chunks])
@@ -290,7 +290,7 @@ def ids_of(chunks: list[pa.Array], name: str) -> tuple[np.ndarray, np.ndarray]:
         chunks = [c if is_text(c.type) else c.cast(pa.binary()).cast(pa.string()) for c in chunks]
     except pa.ArrowInvalid:
         raise UserError(
-            f"{name}: ids are bytes but no text; write UUIDs as such (binary(16)), others as text"
+            f"{name}: ids are bytes that are not text; write UUIDs as binary(16), others as text"
         ) from None
     # NumPy's text has one width, which must be known first.
     width = max([1, *(pc.max(pc.utf8_length(c)).as_py() or 1 for c in chunks)])
@@ -299,7 +299,7 @@ def ids_of(chunks: list[pa.Array], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _filled(kind: str, chunks: list[pa.Array], decode) -> np.ndarray:
-    """Return the chunks decoded into one array, one at a time: text takes much room in NumPy."""
+    """Decode the chunks into one array, one at a time, because NumPy's text needs much memory."""
     found, row = np.empty(sum(map(len, chunks)), kind), 0
     for chunk in chunks:
         found[row : row + len(chunk)] = decode(chunk)

@@ -1,4 +1,4 @@
-"""An EmbeddingSet's folder as a gallery: blocks are read, not mapped."""
+"""An EmbeddingSet's folder as a gallery; its blocks are read, not memory-mapped."""
 
 import numpy as np
 
@@ -10,12 +10,12 @@ from fct_jax.upgrade.galleries.target import Target
 
 
 class SetTarget(Target):
-    """An EmbeddingSet that is filled in place; also of sources whose form is only read."""
+    """An EmbeddingSet that is filled in place; also used for forms that can only be read."""
 
     def lay_out(self, dim: int, metric: str) -> None:
         source = self.source
         if not isinstance(source, SetGallery):
-            console.print(f"{source.name} is only read; the new gallery is an EmbeddingSet")
+            console.print(f"{source.name} cannot be written; the new gallery is an EmbeddingSet")
         empty_npy(self.store / "vectors.npy", (len(source), dim), source.dtype)
         np.save(self.store / "ids.npy", source.ids)
         if source.labels is not None:
@@ -26,7 +26,7 @@ class SetTarget(Target):
 
 
 class SetGallery(Gallery):
-    """An EmbeddingSet. Mapped pages would count as memory, so blocks are read."""
+    """An EmbeddingSet. Its blocks are read, because mapped pages would count as memory."""
 
     writer = SetTarget
 

@@ -1,4 +1,4 @@
-"""A Faiss file as a gallery, and the layout of one that is filled in place."""
+"""A Faiss file as a gallery, and the layout of a Faiss file that is filled in place."""
 
 import json
 import struct
@@ -20,9 +20,9 @@ _METRICS = {faiss.METRIC_INNER_PRODUCT: "cosine", faiss.METRIC_L2: "l2"}
 
 
 class FaissTarget(Target):
-    """``index.faiss``, whose vectors are written at their places inside the file.
+    """``index.faiss``, whose vectors are written in place inside the file.
 
-    A Faiss file has no cosine, but the product of vectors that are stored with length 1.
+    Faiss has no cosine metric; vectors are stored with length 1 and compared by inner product.
     """
 
     meta_name, version_name = "index.meta.json", "index.version.npy"
@@ -38,12 +38,12 @@ class FaissTarget(Target):
 
 
 class FaissGallery(Gallery):
-    """A Faiss file: a flat index, whose vectors stay on disk, or one that gives them back.
+    """A Faiss file: a flat index, whose vectors stay on disk, or one that can reconstruct them.
 
-    Ids are those of an IndexIDMap or of inverted lists, else row numbers. Vectors of a quantised
-    index (PQ, SQ, OPQ …) are likenesses. ``NAME.meta.json`` beside ``NAME.faiss`` says which
-    model the vectors are of. The inner product of vectors that have not length 1 is no cosine:
-    its metric is called ``ip``.
+    Ids are those of an IndexIDMap or of inverted lists, otherwise row numbers. Vectors of a
+    quantised index (PQ, SQ, OPQ …) are approximations. ``NAME.meta.json`` beside ``NAME.faiss``
+    names the vectors' model. The inner product of vectors that do not have length 1 is not a
+    cosine; this metric is called ``ip``.
     """
 
     writer = FaissTarget
@@ -72,8 +72,8 @@ class FaissGallery(Gallery):
         self.exact = isinstance(inner, _EXACT)
         if not self.exact:
             console.print(
-                f"{path}: {type(inner).__name__} holds likenesses of the vectors; what is "
-                "translated is as inexact as they are"
+                f"{path}: {type(inner).__name__} holds approximations of the vectors, so their "
+                "translations are approximations, too"
             )
         if isinstance(inner, faiss.IndexFlat):
             values = faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d)
@@ -98,14 +98,14 @@ class FaissGallery(Gallery):
         return self._inner.reconstruct_n(start, stop - start)
 
     def _prepare(self, path: Path) -> np.ndarray | None:
-        """Make look-ups possible; return the ids of inverted lists, None where there are none."""
+        """Make look-ups possible; return the ids of inverted lists, or None without lists."""
         inner, ids = self._inner, None
         try:
             lists = faiss.try_extract_index_ivf(inner)
             if lists is not None:
                 ids = np.sort(_listed(lists.invlists))
                 if np.array_equal(ids, np.arange(len(ids))):
-                    lists.make_direct_map()  # else every look-up goes through all lists
+                    lists.make_direct_map()  # otherwise every look-up would search all lists
                 else:
                     lists.set_direct_map_type(faiss.DirectMap.Hashtable)
                     self._keys = ids
@@ -114,7 +114,9 @@ class FaissGallery(Gallery):
                 inner.reconstruct_n(0, 1)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: {type(inner).__name__} gives no vectors: {reason}") from None
+            raise UserError(
+                f"{path}: {type(inner).__name__} cannot reconstruct vectors: {reason}"
+            ) from None
         return ids
 
     def _metric(self) -> str:
@@ -144,20 +146,20 @@ def _listed(lists) -> np.ndarray:
 def _opened(path: Path):
     with path.open("rb") as file:
         if file.read(2) == b"IB":
-            raise UserError(f"{path} holds vectors of bits, which no map translates")
-    # Older releases of Faiss map without IFC only inverted lists.
+            raise UserError(f"{path} holds binary vectors, which no map can translate")
+    # Older releases of Faiss have no IFC flag and memory-map only inverted lists.
     flags = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
     try:
         return faiss.read_index(str(path), flags)
     except RuntimeError as error:
-        raise UserError(f"{path} is no Faiss index: {str(error).splitlines()[-1]}") from None
+        raise UserError(f"{path} is not a Faiss index: {str(error).splitlines()[-1]}") from None
 
 
 def write_empty(path: Path, ids: np.ndarray, dim: int, metric: str) -> None:
     """Write an IndexIDMap2 of an IndexFlat whose vectors are all zero.
 
-    The file is as ``faiss.write_index`` writes it, but its vectors are a hole to be filled in
-    place, so that memory does not grow with their number.
+    The file is what ``faiss.write_index`` would write, but its vectors are a hole to be filled in
+    place, so the memory needed does not grow with their number.
     """
     count = len(ids)
     metric_type = {name: number for number, name in _METRICS.items()}[metric]

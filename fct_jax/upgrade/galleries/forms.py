@@ -1,4 +1,4 @@
-"""A form of gallery: how it is recognised, and which class reads it."""
+"""A form of gallery: the test that recognises it, and the class that reads it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,16 +13,16 @@ class Form:
     """One row of the table of forms.
 
     Attributes:
-      name: stands in journals, and before ``@`` where a user names the form (``NAME@PATH``).
+      name: its name in journals, and before ``@`` in ``NAME@PATH``.
       what: the form in words, for messages: "a folder of .parquet files".
-      recognises: whether a Path, or the text of a URI, is of this form; looks at names and first
+      recognises: tests whether a Path, or the text of a URI, is of this form, by names and first
         bytes only.
-      reader: a subclass of `Gallery`, or its ``module:name``, which is imported when it is needed,
-        as each form has a library of its own. Its ``writer`` is the `Target` that new-space
-        galleries are written with.
+      reader: a subclass of `Gallery`, or its ``module:name``, which is imported when needed,
+        because each form has its own library. Its ``writer`` is the `Target` class that writes
+        new-space galleries.
       extra: extra of this package that installs the form's library; "" if none is needed.
 
-    Example (a form of one's own, offered to this package by another one's pyproject.toml):
+    Example (a form of your own, offered by the pyproject.toml of your package):
 
         [project.entry-points."fct_jax.galleries"]
         mine = "mypackage.galleries:MINE"

@@ -11,10 +11,10 @@ _METRICS = {"angular": "cosine", "euclidean": "l2"}  # by the attribute of ann-b
 
 
 class Hdf5Gallery(ArraysGallery):
-    """The data set ``vectors``, ``train`` …, or the only one (N, D); ids from ``ids`` if there.
+    """The data set ``vectors``, ``train`` …, or the only one (N, D); ids from ``ids``, if any.
 
-    Vectors stay on disk. ``vector_column`` and ``id_column`` name other data sets, also in groups
-    (``group/name``).
+    Vectors stay on disk. ``vector_column`` and ``id_column`` can name other data sets, also in
+    groups (``group/name``).
     """
 
     def __init__(self, path, options: Options):

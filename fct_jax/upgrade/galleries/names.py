@@ -1,10 +1,10 @@
-"""Names of files with numbers in them."""
+"""File names that contain numbers."""
 
 import re
 
 
 def natural(name: str) -> list:
-    """Return a key by which numbers in names count: ``part-2`` comes before ``part-10``."""
+    """Return a sort key for natural order: ``part-2`` comes before ``part-10``."""
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
 
 

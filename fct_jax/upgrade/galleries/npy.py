@@ -15,8 +15,8 @@ from fct_jax.upgrade.galleries.base import Options
 class NpyGallery(ArraysGallery):
     """``NAME.npy``: ids are those of ``NAME_ids.npy`` beside it, or row numbers.
 
-    ``NAME.meta.json`` says which model the vectors are of. Of ``NAME.npz``, whose arrays are
-    called ``vectors`` and ``ids`` or as the user says, the vectors are held in memory.
+    ``NAME.meta.json`` names the vectors' model. The arrays of ``NAME.npz`` are called ``vectors``
+    and ``ids`` or have the names that the user gives; its vectors are held in memory.
     """
 
     def __init__(self, path, options: Options):
@@ -41,7 +41,7 @@ class NpyGallery(ArraysGallery):
 
 
 def npy_array(path: Path) -> Array:
-    """Return a ``.npy`` file as a part, read where it is asked for."""
+    """Return a ``.npy`` file as a part; only the needed rows are read."""
     mapped = load(path)
     count = mapped.shape[1] if mapped.ndim == 2 else 1
 
@@ -70,7 +70,7 @@ def load(path: Path):
 
 
 def _shape(archive, name: str) -> tuple:
-    """Return the shape of an array of an archive, by its header."""
+    """Return the shape of an archive's array from its header."""
     with archive.zip.open(f"{name}.npy") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0

@@ -1,4 +1,4 @@
-"""Parquet files as a gallery, on the disk or in an object store, and their new-space copies."""
+"""Parquet files as a gallery, on disk or in an object store, and their new-space copies."""
 
 import json
 import os
@@ -22,16 +22,16 @@ from fct_jax.upgrade.galleries.tables import Part, TableGallery
 from fct_jax.upgrade.galleries.target import Target
 
 VERSION_COLUMN = "fct_version"
-_META = ("_meta.json", "meta.json")  # readers of Parquet skip names that begin with _
-_GROUP_BYTES = 1 << 28  # of a row group that is written; larger ones of a source are divided
+_META = ("_meta.json", "meta.json")  # Parquet readers skip names that begin with _
+_GROUP_BYTES = 1 << 28  # largest written row group; larger groups of a source are divided
 
 
 class ParquetTarget(Target):
     """The source's files with new vectors and a column of versions; every other column is kept.
 
     Parquet cannot be changed in place: rows are written to ``store`` beside the folder, and files
-    are made from it, each whole or not at all. Compression, folders and row groups are the
-    source's, but groups of more than 256 MiB are divided.
+    are made from it, each completely or not at all. Compression, folders and row groups are the
+    source's, except that groups of more than 256 MiB are divided.
     """
 
     copies, meta_name = 2, "_meta.json"
@@ -71,15 +71,15 @@ class ParquetTarget(Target):
 class ParquetGallery(TableGallery):
     """A ``.parquet`` file, or those of a folder and its subfolders in the order of their names.
 
-    Numbers in names count (``part-2`` is before ``part-10``), and names that begin with ``_`` or
-    ``.`` are skipped. A ``_meta.json`` (or ``meta.json``) in the folder says, as in an
-    EmbeddingSet, which model the vectors are of. Files are open one at a time, and row groups are
-    streamed. Also ``s3://``, ``gs://`` and ``hf://``, through pyarrow and fsspec, with the
-    credentials of the environment.
+    Names are in natural order (``part-2`` before ``part-10``), and names that begin with ``_`` or
+    ``.`` are skipped. A ``_meta.json`` (or ``meta.json``) in the folder names the vectors' model,
+    as in an EmbeddingSet. Files are opened one at a time, and row groups are streamed. ``s3://``,
+    ``gs://`` and ``hf://`` are read through pyarrow and fsspec, with the credentials of the
+    environment.
 
     Attributes:
-      version_column: that of versions, of this gallery or of its new-space copy: ``fct_version``,
-        or ``fct_version_2`` … where the user has a column of that name.
+      version_column: column of versions of this gallery or of its new-space copy: ``fct_version``,
+        or ``fct_version_2`` … if the user has a column of that name.
     """
 
     writer = ParquetTarget
@@ -126,7 +126,7 @@ class ParquetPart(Part):
             raise UserError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
 
     def opened(self) -> pq.ParquetFile:
-        # Reads are buffered, because a row group may be larger than memory should be.
+        # Reads are buffered, because a row group may be too large for memory.
         return pq.ParquetFile(
             self.file, filesystem=self.store, buffer_size=1 << 20, pre_buffer=False
         )
@@ -141,12 +141,12 @@ class ParquetPart(Part):
 
 
 def located(path) -> tuple[pa.fs.FileSystem, str, list[str]]:
-    """Return where a path is: file system, path in it, and its Parquet files in natural order."""
+    """Return a path's file system, the path in it, and its Parquet files in natural order."""
     if "://" not in str(path):
         store, root = pa.fs.LocalFileSystem(), str(Path(path))
         if Path(path).is_file():
             return store, root, [root]
-        # FileSelector is not used: it follows links in circles.
+        # FileSelector is not used, because it follows circular links.
         found = [f"{at}/{name}" for at, _, names in os.walk(root) for name in names]
     else:
         try:
@@ -188,7 +188,7 @@ def _meta(store: pa.fs.FileSystem, root: str) -> dict:
 
 
 def _write(source: ParquetGallery, number: int, path: Path, vectors: Rows, versions: Rows) -> None:
-    """Write one file of the source again, with the target's vectors and without bad rows."""
+    """Rewrite one file of the source with the target's vectors and without bad rows."""
     part, first = source.parts[number], int(source.starts[number])
     with part.opened() as reader:
         schema = _schema(part.schema, source, vectors.dim)
@@ -209,7 +209,7 @@ def _write(source: ParquetGallery, number: int, path: Path, vectors: Rows, versi
 
 
 def _stretches(reader, group: int, rows: int, size: int, names: list[str]) -> Iterator[pa.Table]:
-    """Yield tables of ``size`` rows of a group; a file may have no column but the vectors."""
+    """Yield tables of ``size`` rows of a group; the vectors may be the file's only column."""
     if not names:
         for start in range(0, rows, size):
             yield pa.table({"row": pa.nulls(min(size, rows - start))})

@@ -2,8 +2,8 @@
 
     psql -c "\\copy (SELECT id, embedding FROM items) TO 'items.pgcopy' (FORMAT binary)"
 
-Format: https://www.postgresql.org/docs/current/sql-copy.html (Binary Format); it has neither names
-nor types of columns, which are found by what is in their first rows.
+The format (https://www.postgresql.org/docs/current/sql-copy.html, Binary Format) has neither names
+nor types of columns; the types are inferred from the first rows.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from fct_jax.upgrade.galleries.embedding_set import SetTarget
 from fct_jax.upgrade.galleries.tables import Part, TableGallery
 
 MAGIC = b"PGCOPY\n\xff\r\n\0"
-_GROUP = 1 << 12  # rows; reading can start at each such
-_LOOKED_AT = 64  # rows by which types are found
-_ARRAYS = {700: ">f4", 701: ">f8"}  # elements of an array by the number of their type
+_GROUP = 1 << 12  # rows of a group; reading can start at each group
+_LOOKED_AT = 64  # rows from which types are inferred
+_ARRAYS = {700: ">f4", 701: ">f8"}  # element types of arrays by their PostgreSQL number
 
 
 class CopyGallery(TableGallery):
-    """One file. Its columns are called ``column_1``, ``column_2``, … as they follow each other.
+    """One file. Its columns are called ``column_1``, ``column_2``, … in their order.
 
     Vectors are of pgvector's types ``vector`` and ``halfvec``, or arrays ``real[]`` and
     ``double precision[]``; ids are integers, UUIDs or text.
@@ -39,7 +39,7 @@ class CopyGallery(TableGallery):
 
 
 class CopyPart(Part):
-    """The rows of one file; where every 4,096th of them begins is noted as it is opened."""
+    """The rows of one file; opening it records where every 4,096th row begins."""
 
     def __init__(self, path: Path):
         self.path, self.name = path, path.name
@@ -78,7 +78,7 @@ class CopyPart(Part):
         return pa.RecordBatch.from_arrays(made, names=names)
 
     def _rows(self, place: int | None = None) -> Iterator[tuple[int, list]]:
-        """Yield where each row begins, and its fields as bytes, None where null."""
+        """Yield the byte at which each row begins, and its fields as bytes, None for null."""
         with self.path.open("rb", buffering=1 << 20) as file:
             if place is None:
                 head = self._read(file, len(MAGIC) + 8, 0)
@@ -106,12 +106,12 @@ class CopyPart(Part):
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
-    """What a column's cells are.
+    """The type of a column's cells.
 
     Attributes:
       kind: Arrow type.
-      floats: NumPy's type of a vector's floats; "" where there are none.
-      width: bytes of a cell; 0 where they vary.
+      floats: NumPy type of a vector's floats; "" if the cells are not vectors.
+      width: bytes of a cell; 0 if they vary.
     """
 
     kind: pa.DataType
@@ -120,7 +120,7 @@ class _Column:
 
     @classmethod
     def of(cls, cells: list[bytes]) -> "_Column":
-        """Tell it by some of its cells."""
+        """Infer the type from some of the cells."""
         floats = {_floats_of(cell) for cell in cells}
         if len(floats) == 1 and None not in floats:
             return cls(pa.list_(pa.float32()), floats.pop())
@@ -133,12 +133,12 @@ class _Column:
         return cls(pa.binary())
 
     def array(self, cells: list[bytes | None]) -> pa.Array:
-        """Return cells as Arrow's. Raises ValueError for one of another size than the first."""
+        """Convert cells to an Arrow array. Raises ValueError if their sizes differ."""
         if self.floats:
             rows = [None if cell is None else _vector(cell, self.floats) for cell in cells]
             return pa.array(rows, self.kind)
         if self.width and any(cell is not None and len(cell) != self.width for cell in cells):
-            raise ValueError(f"a cell has not {self.width} bytes as those before it")
+            raise ValueError(f"a cell does not have {self.width} bytes, unlike those before it")
         if pa.types.is_integer(self.kind):
             return pa.array([None if c is None else _integer(c) for c in cells], self.kind)
         return pa.array(cells, self.kind)
@@ -149,7 +149,7 @@ def _integer(cell: bytes) -> int:
 
 
 def _floats_of(cell: bytes) -> str | None:
-    """Return NumPy's type of the floats of a vector; None for what is none."""
+    """Return the NumPy type of a vector's floats; None if the cell is not a vector."""
     if len(cell) > 20 and cell[:4] == b"\0\0\0\1":  # an array of one dimension
         kind, dim = struct.unpack_from(">ii", cell, 8)
         floats = _ARRAYS.get(kind)
@@ -163,7 +163,7 @@ def _floats_of(cell: bytes) -> str | None:
 
 
 def _vector(cell: bytes, floats: str) -> np.ndarray:
-    """Return the floats of a cell, none where it is of another type than the first rows'."""
+    """Return the floats of a cell; none if its type differs from that of the first rows."""
     if _floats_of(cell) != floats:
         return np.empty(0, np.float32)
     if cell[:4] == b"\0\0\0\1":
@@ -172,5 +172,5 @@ def _vector(cell: bytes, floats: str) -> np.ndarray:
 
 
 def _element(floats: str) -> np.dtype:
-    """Return the type of an array's element: each follows its length."""
+    """Return the type of an array's element, which consists of its length and its value."""
     return np.dtype([("length", ">i4"), ("value", floats)])

@@ -1,4 +1,4 @@
-"""Rows that are set aside, each with its reason and its place, so that the others can be used."""
+"""Rows that are set aside, each with its reason and place, so that the others can be used."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from fct_jax.storage.files import write_synced
 from fct_jax.storage.ids import listed
 
 REPEATED = "repeated id"
-MOST = 0.001  # share of a gallery's rows that may be unusable before something is wrong with it
+MOST = 0.001  # largest tolerated share of unusable rows in a gallery
 
 
 class Quarantine:
@@ -27,7 +27,7 @@ class Quarantine:
         return len(self.entries)
 
     def add(self, row: int, id_, reason: str, where: str) -> None:
-        """Set a row aside; the first reason that was found stays."""
+        """Set a row aside; its first reason is kept."""
         self.entries.setdefault(int(row), (getattr(id_, "item", lambda: id_)(), reason, where))
 
     @property
@@ -58,7 +58,7 @@ class Quarantine:
     def check(self, count: int, name: str, most: float = MOST) -> None:
         """Raise UserError if more than a share ``most`` of ``count`` rows is unusable.
 
-        Repeated ids do not count: the row that is kept stands for them.
+        Repeated ids do not count, because one of their rows is kept.
         """
         unusable = len(self) - self.counts.get(REPEATED, 0)
         if unusable > most * count:
@@ -92,7 +92,7 @@ class Quarantine:
 
     @classmethod
     def read(cls, path) -> "Quarantine":
-        """Read what `write` wrote. Raises UserError if it cannot be read."""
+        """Read a file that `write` made. Raises UserError if it cannot be read."""
         path, made = Path(path), cls()
         try:
             if path.suffix == ".jsonl":
@@ -109,9 +109,9 @@ class Quarantine:
 
 
 def reasons(vectors: np.ndarray) -> dict[int, str]:
-    """Return {row: reason} of the unusable ones of vectors (n, D) float32; one fast look at each.
+    """Return {row: reason} of the unusable ones among vectors (n, D) float32, in one fast pass.
 
-    The square of a length is not finite exactly where a value is not, or is far too large.
+    The square of a length is not finite exactly if a value is not finite or is far too large.
     """
     squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float32)
     found = {int(row): "zero" for row in np.flatnonzero(squares == 0) if not vectors[row].any()}

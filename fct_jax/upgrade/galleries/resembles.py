@@ -1,4 +1,4 @@
-"""Hints for a path that is no gallery: what it looks like, and what can be read instead."""
+"""Hints for a path that is not a gallery: what it looks like, and what can be read instead."""
 
 import difflib
 from pathlib import Path
@@ -44,7 +44,7 @@ _ENDINGS = {
 
 
 def resembles(path, forms) -> str:
-    """Return the end of a message about a path that is none of the forms."""
+    """Return the end of a message about a path that no form recognises."""
     *others, last = [form.what for form in forms]
     known = f"give {', '.join(others)} or {last}"
     if "://" in str(path):

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Rows:
-    """Rows of D floats that start at some place of a file."""
+    """Rows of D floats that start at an offset in a file."""
 
     def __init__(self, path: Path, offset: int, dim: int, dtype):
         self.path, self.offset, self.dim, self.dtype = path, offset, dim, np.dtype(dtype)
@@ -41,7 +41,7 @@ class Rows:
         return np.fromfile(self.path, self.dtype, count, offset=at).reshape(-1, self.dim)
 
     def get(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows in the order asked for, in the stored type."""
+        """Return the rows in the given order, in the stored type."""
         found = np.empty((len(rows), self.dim), self.dtype)
         for place, row in enumerate(rows):
             data = os.pread(self._file, self._width, self.offset + int(row) * self._width)
@@ -49,7 +49,7 @@ class Rows:
         return found
 
     def sync(self) -> None:
-        """Make what was written survive a crash."""
+        """Flush written rows to disk, so that they survive a crash."""
         os.fsync(self._file)
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class Rows:
 
 
 def empty_npy(path: Path, shape, dtype) -> None:
-    """Make a .npy file whose values are a hole: neither memory nor disk is used yet."""
+    """Make a .npy file whose values are a hole, which uses neither memory nor disk space yet."""
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
     with path.open("wb") as file:
         np.lib.format.write_array_header_2_0(file, {**header, "shape": tuple(shape)})

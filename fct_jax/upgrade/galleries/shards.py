@@ -1,12 +1,12 @@
 """Numbered ``.npy`` shards as a gallery, with metadata in Parquet beside them.
 
-The layout of LAION's embeddings and of clip-retrieval:
+This is the layout of LAION's embeddings and of clip-retrieval:
 
     ROOT/img_emb/img_emb_0.npy, img_emb_1.npy, …, img_emb_10.npy
     ROOT/text_emb/text_emb_0.npy, …
     ROOT/metadata/metadata_0.parquet, …
 
-ROOT or one of its folders is named; shards alone have row numbers as ids.
+The path is ROOT or one of its folders; shards without metadata have row numbers as ids.
 """
 
 from pathlib import Path
@@ -74,7 +74,8 @@ def _ids(
         table = by_number.get(numbered(shard.name))
         if table is None:
             raise UserError(
-                f"{path}: {shard.name} has no metadata of its number in {tables[0].parent}"
+                f"{path}: {shard.name} has no metadata file of the same number in "
+                f"{tables[0].parent}"
             )
         with pq.ParquetFile(table) as reader:
             if column is None:
@@ -82,7 +83,7 @@ def _ids(
             if reader.metadata.num_rows != size:
                 raise UserError(
                     f"{path}: {table.name} has {reader.metadata.num_rows} rows, "
-                    f"but {shard.name} {size} vectors"
+                    f"but {shard.name} has {size} vectors"
                 )
             if column is None:
                 return None

@@ -16,11 +16,11 @@ _IDS = 1 << 16
 
 
 class Part(abc.ABC):
-    """A file, or another source of a table that is read in order; it is open only meanwhile.
+    """A file, or another source of a table that is read in order; it is open only while reading.
 
     Attributes:
-      name: for messages.
-      groups: rows in each stretch that can be read without those before it.
+      name: name for messages.
+      groups: numbers of rows of the groups at whose starts reading can begin.
       schema: its columns.
     """
 
@@ -36,12 +36,12 @@ class Part(abc.ABC):
 class TableGallery(Gallery):
     """A gallery of the rows of parts, in their order.
 
-    Reading forwards goes on where it stopped; going back starts at the group of the row.
+    Reading forwards continues where it stopped; going back starts at the group of the row.
 
     Attributes:
       parts: in order.
       starts: (parts + 1,) the first row of each, and the number of rows.
-      id_column: name of the column of ids, None where they are row numbers.
+      id_column: name of the column of ids, None if they are row numbers.
       vector_column: name of the column of vectors.
     """
 
@@ -94,7 +94,7 @@ class TableGallery(Gallery):
         return found
 
     def spread_rows(self, count: int) -> np.ndarray:
-        """Return first rows of groups: what is behind them must be decoded to be reached."""
+        """Return the first rows of some groups; later rows are reached only by decoding these."""
         sizes = np.diff(self._group_starts)
         starts, sizes = self._group_starts[:-1][sizes > 0], sizes[sizes > 0]
         few = np.unique(np.linspace(0, len(starts) - 1, min(8, len(starts))).astype(np.int64))
@@ -104,7 +104,7 @@ class TableGallery(Gallery):
         return np.unique(self.served(rows[~np.isin(rows, self._gone)]))[:count]
 
     def _from(self, row: int) -> pa.Array:
-        """Return some rows from ``row`` on; reading forwards goes on at the last place."""
+        """Return some rows from ``row`` on; reading forwards continues at the last place."""
         if self._held is None or row < self._first or self._group(row) > self._group_after() + 1:
             group = self._group(row)
             self._first = int(self._group_starts[group])

@@ -17,17 +17,17 @@ from fct_jax.upgrade.galleries.rows import Rows, npy_rows
 class Target(abc.ABC):
     """An unfinished new-space gallery, written in place: its rows, versions and description.
 
-    It is called ``gallery.partial`` until every row is translated. A form writes itself by
-    `lay_out` and `open_vectors`; the rest is here, and may be overridden.
+    It is called ``gallery.partial`` until every row is translated. A form defines `lay_out` and
+    `open_vectors`; the rest is here, and may be overridden.
 
     Attributes:
       source: the gallery that is translated.
-      folder: where the gallery is; its name ends in ``.partial`` until it is translated.
-      vectors: Rows of D floats, while it is open.
-      versions: Rows of one uint8, places in `VERSIONS`, while it is open.
+      folder: directory of the gallery; its name ends in ``.partial`` until it is translated.
+      vectors: Rows of D floats, while open.
+      versions: Rows of one uint8, indices in `VERSIONS`, while open.
     """
 
-    copies = 1  # of the vectors on disk
+    copies = 1  # copies of the vectors on disk
     meta_name, version_name = "meta.json", "version.npy"
 
     def __init__(self, source: Gallery, workdir):
@@ -37,7 +37,7 @@ class Target(abc.ABC):
 
     @abc.abstractmethod
     def lay_out(self, dim: int, metric: str) -> None:
-        """Make the gallery's files at their full size, with no vectors in them yet."""
+        """Make the gallery's files at their full size, without vectors."""
 
     @abc.abstractmethod
     def open_vectors(self, dim: int) -> Rows:
@@ -48,9 +48,9 @@ class Target(abc.ABC):
         return False
 
     def publish(self, rows=None) -> int:
-        """Make what was put reach readers, for these rows (None: all); return files written.
+        """Make written rows visible to readers (None: all rows); return the number of written files.
 
-        Nothing is to be done where readers see the rows themselves.
+        If readers see the rows directly, there is nothing to do.
         """
         return 0
 
@@ -64,14 +64,14 @@ class Target(abc.ABC):
         return self.folder
 
     def create(self, dim: int, metric: str) -> None:
-        """Lay out all files in place of any that a killed run left. Raises UserError: disk full."""
+        """Lay out all files anew, also after a killed run. Raises UserError if the disk is full."""
         self.discard()
         needed = self.copies * len(self.source) * dim * self.source.dtype.itemsize
         free = shutil.disk_usage(self.workdir).free
         if free < needed:
             raise UserError(
                 f"{self.workdir} has {free / 1e9:.1f} GB free, "
-                f"but the new gallery takes {needed / 1e9:.1f} GB"
+                f"but the new gallery needs {needed / 1e9:.1f} GB"
             )
         for folder in {self.partial, self.store}:
             folder.mkdir()
@@ -83,7 +83,7 @@ class Target(abc.ABC):
         sync_directory(self.workdir)
 
     def discard(self) -> None:
-        """Remove a lay-out that was cut short."""
+        """Remove an unfinished layout."""
         for folder in {self.partial, self.store}:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -107,12 +107,12 @@ class Target(abc.ABC):
         self.versions.sync()
 
     def describe(self, meta: dict) -> None:
-        """Write the description; nothing in it depends on when or how often work stopped."""
+        """Write the description, which does not depend on interruptions of the work."""
         meta = {**meta, "format_version": FORMAT_VERSION, "versions": list(VERSIONS)}
         write_synced(self.folder / self.meta_name, (json.dumps(meta, indent=2) + "\n").encode())
 
     def complete(self) -> None:
-        """Give the directory its name, once every row is there."""
+        """Give the directory its final name, once every row is translated."""
         if self.partial.is_dir():
             self.partial.rename(self.final)
             sync_directory(self.workdir)

@@ -16,16 +16,16 @@ from fct_jax.upgrade.galleries.names import natural
 from fct_jax.upgrade.galleries.tables import Part, TableGallery
 
 CSV, JSON = (".csv", ".tsv", ".csv.gz", ".tsv.gz"), (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-_BLOCK = 1 << 22  # bytes parsed together, of which up to 32 are read ahead; a row is shorter
-_WIDE = 8  # numbered columns at least that are taken as one vector
+_BLOCK = 1 << 22  # bytes of a block; a row must be shorter, and up to 32 blocks are read ahead
+_WIDE = 8  # smallest number of numbered columns that are taken as one vector
 
 
 class TextGallery(TableGallery):
-    """A file, or those of a folder in the order of their names.
+    """A file, or the files of a folder in natural order.
 
     A vector is text in a CSV cell (``"[0.1, 0.2]"``, ``{0.1,0.2}``) or numbered columns
     (``dim_0, dim_1, …``), and a list in JSON. Ids that are all digits are integers. Going back
-    in a file means parsing it anew: write large galleries as Parquet.
+    in a file means parsing it again, so write large galleries as Parquet.
     """
 
     writer = SetTarget
@@ -56,7 +56,7 @@ def _part(file: Path, options: Options) -> Part:
 
 
 class TextPart(Part):
-    """One file; its rows are counted, and the types of its ids found, when it is opened."""
+    """One file; opening it counts its rows and determines the types of its columns."""
 
     def __init__(self, path: Path):
         self.path, self.name = path, path.name
@@ -73,7 +73,7 @@ class TextPart(Part):
 
 
 class CsvPart(TextPart):
-    """A file with a line of column names; its separator is the commonest of ``, ; | tab`` there."""
+    """A file with a header line, in which the most frequent of ``, ; | tab`` is the separator."""
 
     def first_schema(self) -> pa.Schema:
         with pa.input_stream(str(self.path), compression="detect") as file:
@@ -85,7 +85,7 @@ class CsvPart(TextPart):
         self._wide = _wide(names)
         with self._read({}, None) as reader:
             schema = reader.schema
-        # Ids stay as written, since 007 is no number; text becomes integers when all is seen.
+        # Ids are read as text, since 007 is not a number; they become integers if all ids allow it.
         fields = [
             pa.field(f.name, pa.string()) if pa.types.is_integer(f.type) else f
             for f in schema
@@ -132,7 +132,7 @@ class CsvPart(TextPart):
 
 
 def _wide(names: list[str]) -> list[str]:
-    """Return the columns of one vector: alike but for numbers that count up; [] if none."""
+    """Return the columns of one vector: equal names with consecutive numbers; [] if none."""
     if "vector" in names:
         return []
     found = [(m[1], int(m[2]), n) for n in names if (m := re.fullmatch(r"(.*?)(\d+)", n))]
@@ -146,7 +146,7 @@ def _wide(names: list[str]) -> list[str]:
 
 
 class JsonPart(TextPart):
-    """A file with one object a line."""
+    """A file with one object per line."""
 
     def first_schema(self) -> pa.Schema:
         with self._read(None) as reader:

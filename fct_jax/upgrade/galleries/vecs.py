@@ -15,13 +15,13 @@ from fct_jax.errors import UserError
 from fct_jax.upgrade.galleries.arrays import Array, ArraysGallery
 from fct_jax.upgrade.galleries.base import Options
 
-_ROWS = {".fvecs": "<f4", ".bvecs": "<u1", ".ivecs": "<i4"}  # a header a row
-_WHOLE = {".fbin": "<f4", ".u8bin": "<u1", ".i8bin": "<i1"}  # a header a file
+_ROWS = {".fvecs": "<f4", ".bvecs": "<u1", ".ivecs": "<i4"}  # one header per row
+_WHOLE = {".fbin": "<f4", ".u8bin": "<u1", ".i8bin": "<i1"}  # one header per file
 ENDINGS = (*_ROWS, *_WHOLE)
 
 
 class VecsGallery(ArraysGallery):
-    """One file of a kind that its ending names; a header that does not fit is an error."""
+    """One file, of the kind that its suffix names; a header that does not match is an error."""
 
     def __init__(self, path, options: Options):
         path = Path(path)
@@ -62,8 +62,8 @@ def _by_rows(path: Path, dim: int):
         if (rows["dim"] != dim).any():
             row = start + int(np.argmax(rows["dim"] != dim))
             raise UserError(
-                f"{path}: row {row} says that it has dimension {rows['dim'][row - start]}, the "
-                f"first row {dim}; the file is damaged or of another kind"
+                f"{path}: row {row} has dimension {rows['dim'][row - start]}, but the first row "
+                f"has {dim}; the file is damaged or of another kind"
             )
         return rows["values"]
 
