@@ -36,7 +36,7 @@ def test_faiss_indexes_that_are_exact(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["PQ4x4", "OPQ4,IVF4,PQ4x4", "IVF4,SQ8", "SQ8", "own"])
 @pytest.mark.parametrize("mapped", [True, False])
-def test_faiss_indexes_of_likenesses(tmp_path, kind, mapped, capsys, one_thread):
+def test_faiss_indexes_of_approximations(tmp_path, kind, mapped, capsys, one_thread):
     """Quantised vectors (P7) are read as they come back, by the ids that they were added with."""
     if kind == "own" and mapped:
         pytest.skip("its own ids are the ones")

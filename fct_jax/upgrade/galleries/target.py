@@ -48,7 +48,7 @@ class Target(abc.ABC):
         return False
 
     def publish(self, rows=None) -> int:
-        """Make written rows visible to readers (None: all rows); return the number of written files.
+        """Make written rows visible to readers (None: all rows); return the number of files made.
 
         If readers see the rows directly, there is nothing to do.
         """
