@@ -138,7 +138,8 @@ def trained(config, model: int, steps: int) -> tuple[list[float], dict[str, np.n
     config = batch.resolved(config, mesh)
     task = with_padded_classes(TASKS[config.task](config, mesh), mesh)
     optimizer = build_optimizer(config.optimizer, config.epochs, task.feed.steps_per_epoch)
-    run = compile_steps(task, optimizer, config.seed, batch.micro_batches(config), config.remat)
+    micro = batch.micro_batches(config)
+    run = compile_steps(task, optimizer, config.seed, micro, config.remat, mesh=mesh)
     state = fresh_state(task, optimizer, config.seed, mesh)
     losses, step = [], 0
     while step < steps:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fct_jax import models
 from fct_jax.compiling import stand_ins
@@ -73,7 +73,7 @@ def _training(config, task, size: Size, mesh, platform: str) -> Program:
     steps_per_epoch = max(size.images // config.batch_size, 1)
     optimizer = build_optimizer(config.optimizer, config.epochs, steps_per_epoch)
     micro = batch.micro_batches(config)
-    steps = compile_steps(task, optimizer, config.seed, micro, config.remat, platform)
+    steps = compile_steps(task, optimizer, config.seed, micro, config.remat, platform, mesh)
     state = shapes_of(task, optimizer)
     everywhere = sharding.replicated(mesh)
     call = next(iter(task.feed.calls(0)))[1]
@@ -136,27 +136,35 @@ def _small(config):
     micro = batch.micro_batches(config)
     config = config.copy_and_resolve_references()
     config.batch_size = 2 * micro.count * micro.group
+    if "last_batch" in config:
+        config.last_batch = "drop"  # the program of a whole batch is what counts
     return config
+
+
+def _one_device():
+    """Return the mesh that feeds and constants are made for; no program runs on it."""
+    device = jax.local_devices(backend="cpu")[:1]
+    return jax.make_mesh((1, 1), ("data", "model"), (AxisType.Auto,) * 2, devices=device)
 
 
 def _backbone(config, size: Size, given: Given):
     made = stand_ins.with_noise(_small(config), size)
     kind = {"backbone": Backbone, "simclr": SimCLR}[config.task]
-    return kind(made, sharding.make_mesh()), _embedding
+    return kind(made, _one_device()), _embedding
 
 
 def _compatible(config, size: Size, given: Given):
     made = stand_ins.with_noise(_small(config), size)
     old = stand_ins.shaped_old_model(config, find_method(config.method), size, given)
-    return Compatible(made, sharding.make_mesh(), old), _embedding
+    return Compatible(made, _one_device(), old), _embedding
 
 
 def _transformation(config, size: Size, given: Given):
     made = _small(config)
     made.old = made.new = made.validation_old = made.validation_new = ""
-    inputs = stand_ins.ShapedInputs(made, sharding.make_mesh(), size, given)
+    inputs = stand_ins.ShapedInputs(made, _one_device(), size, given)
     classifier = stand_ins.frozen_classifier(size, inputs.dims["new"])
-    return TransformationTask(made, sharding.make_mesh(), inputs, classifier), _transforming
+    return TransformationTask(made, _one_device(), inputs, classifier), _transforming
 
 
 # task of a config -> function (config, size, given) -> (the task, the pass its model is used in)

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fct_jax.runtime import sharding
+
 
 class BatchNorm(nn.Module):
     """Normalises the last axis over all others; shape and scale stay, dtype becomes ``dtype``.
@@ -16,9 +18,9 @@ class BatchNorm(nn.Module):
     takes the unbiased one, and ``running = (1 - momentum) * running + momentum * batch``
     (Flax's own layer keeps the biased variance and means the opposite by momentum).
 
-    Statistics are float32 whatever ``dtype`` is. They are plain means over the whole array:
-    under ``jit`` with a batch that is sharded over devices they are the statistics of the
-    *global* batch. The published FCT code, with ``DataParallel``, took them per GPU instead.
+    Statistics are float32 whatever ``dtype`` is. They are those of the whole array: under ``jit``
+    with a batch that is sharded over devices they are the statistics of the *global* batch. The
+    published FCT code, with ``DataParallel``, took them per GPU instead.
 
     A single value per channel (one sample, one pixel) is no error, unlike in PyTorch: it
     normalises to zero and counts as a variance of zero.
@@ -65,11 +67,23 @@ def _normalize(x, scale, bias, eps):
     differentiation takes four. It treats mean and variance as outputs without gradient.
     """
     x = x.astype(jnp.float32)
-    axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes)
-    # Two passes: mean(x²) - mean² would lose all digits where |mean| >> deviation.
-    var = jnp.mean(jnp.square(x - mean), axes)
+    mean, var = _moments(x)
     return (x - mean) * (scale * jax.lax.rsqrt(var + eps)) + bias, mean, var
+
+
+def _moments(x):
+    """Return mean and biased variance (C,) of an array (N, …, C)."""
+    parts = sharding.batch_parts(len(x))
+    local = x.reshape(parts, -1, x.shape[-1])
+    mean = jnp.mean(local, 1)
+    # Two passes: mean(x²) - mean² would lose all digits where |mean| >> deviation.
+    var = jnp.mean(jnp.square(local - mean[:, None]), 1)
+    if parts == 1:
+        return mean[0], var[0]
+    # The devices' own moments meet once; the whole variance is that within the parts, and between.
+    means, variances = jnp.split(sharding.gathered(jnp.concatenate([mean, var], -1)), 2, -1)
+    mean = jnp.mean(means, 0)
+    return mean, jnp.mean(variances + jnp.square(means - mean), 0)
 
 
 def _normalize_forward(x, scale, bias, eps):

@@ -89,6 +89,20 @@ def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
+def batch_parts(size: int) -> int:
+    """Return over how many devices a batch of ``size`` is split, for use inside a traced step.
+
+    One outside of a mesh (``jax.set_mesh``), or if the devices do not divide the batch.
+    """
+    parts = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+    return 1 if size % parts else parts
+
+
+def gathered(array: jax.Array) -> jax.Array:
+    """Return the array whole on every device, inside a traced step under ``jax.set_mesh``."""
+    return jax.lax.with_sharding_constraint(array, PartitionSpec())
+
+
 def put_global(array, mesh: Mesh, axis: int = 0) -> jax.Array:
     """Split an array that every process holds whole over the devices along ``axis``."""
     array = np.asarray(array)

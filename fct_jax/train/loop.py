@@ -145,7 +145,8 @@ def _trained(config, task, optimizer, workdir: Path, mesh, termination: Terminat
     state = _start(task, optimizer, config.seed, checkpoints, running, mesh)
     best.go_on_from(int(state.step))
     log = MetricsLog(workdir, int(state.step))
-    steps = compile_steps(task, optimizer, config.seed, batch.micro_batches(config), config.remat)
+    micro = batch.micro_batches(config)
+    steps = compile_steps(task, optimizer, config.seed, micro, config.remat, mesh=mesh)
     frozen = sharding.put_replicated(task.frozen, mesh)
 
     def run(state: State, call, count: int, freeze: bool):

@@ -1,5 +1,6 @@
 """The compiled training step, the same for every task."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ def compile_steps(
     micro_batches: MicroBatches = WHOLE,
     remat: bool = False,
     platform: str | None = None,
+    mesh=None,
 ) -> "Steps":
     """Compile ``(state, data, frozen, call, steps, freeze=) -> (state, metric sums)``.
 
@@ -31,6 +33,7 @@ def compile_steps(
       micro_batches: that make a batch.
       remat: whether the task's model computes activations again.
       platform: "cpu", "gpu" or "tpu", that the program is for; None: this process's own.
+      mesh: the devices that share a batch; None: one.
     """
     platform = platform or jax.default_backend()
     key = jax.random.key(seed + 1)  # not the key of the initial parameters
@@ -115,9 +118,9 @@ def compile_steps(
     # The key is an argument, so that a compilation cache serves every seed.
     whole = functools.partial(run, key=key)
     if count == 1 or platform != "cpu":
-        return Steps(whole, whole, run, key)
+        return Steps(whole, whole, run, key, mesh)
     # XLA runs convolutions inside a loop on one CPU core, several times slower.
-    return Steps(whole, functools.partial(run_in_parts, key=key), run, key)
+    return Steps(whole, functools.partial(run_in_parts, key=key), run, key, mesh)
 
 
 class Steps(NamedTuple):
@@ -128,24 +131,32 @@ class Steps(NamedTuple):
       one: runs a call of one step.
       program: the jitted function behind ``several``, with the further argument ``key``.
       key: of the steps' randomness.
+      mesh: the devices that share a batch, or None.
     """
 
     several: Callable
     one: Callable
     program: Any
     key: jax.Array
+    mesh: Any = None
 
     def __call__(self, state, data, frozen, call, steps, *, freeze):
         """Run a call; see `compile_steps`."""
         run = self.one if _room(call) == 1 else self.several
-        return run(state, data, frozen, call, steps, freeze=freeze)
+        with self._devices():
+            return run(state, data, frozen, call, steps, freeze=freeze)
 
     def lower(self, state, data, frozen, call, *, freeze: bool, platform: str):
         """Lower the program of a call for a platform; the arguments may be shapes."""
         key = jax.ShapeDtypeStruct(self.key.shape, self.key.dtype)
         steps = jax.ShapeDtypeStruct((), "int32")
-        traced = self.program.trace(state, data, frozen, call, steps, key=key, freeze=freeze)
-        return traced.lower(lowering_platforms=(platform,))
+        with self._devices():
+            traced = self.program.trace(state, data, frozen, call, steps, key=key, freeze=freeze)
+            return traced.lower(lowering_platforms=(platform,))
+
+    def _devices(self):
+        """Return the context in which a step knows over which devices its batch is split."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
 def compiler_options(remat: bool, platform: str | None = None) -> dict | None:
