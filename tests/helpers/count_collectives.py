@@ -1,6 +1,6 @@
 """Print, as JSON, the collectives of a small ResNet's training step on eight devices.
 
-    python count_collectives.py [extra]    # with `extra`, one more that the method does not need
+python count_collectives.py [extra]    # with `extra`, one more that the method does not need
 """
 
 import json
