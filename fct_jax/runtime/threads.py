@@ -11,18 +11,20 @@ import contextlib
 import itertools
 import math
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 _CGROUP = Path("/sys/fs/cgroup")
 _lock = threading.Lock()
 _users = 0
-_limits: list[threadpool_limits] = []
+_limits: list = []
+_loaded = (0, None)  # modules when the libraries were looked for, and the controller of these
 
 
 def available() -> int:
@@ -58,12 +60,16 @@ def single() -> Iterator[None]:
     """Limit BLAS and LAPACK to one thread a call; may be nested, and used by several threads.
 
     The limit holds for the process: the last one to leave restores what was before. Each one that
-    enters limits what was loaded since, too.
+    enters limits what was imported since, too.
     """
-    global _users
+    global _users, _loaded
     with _lock:
         _users += 1
-        _limits.append(threadpool_limits(1, user_api="blas"))
+        # Looking for libraries takes 5 ms, more than many a decomposition; only an import adds one.
+        if new := len(sys.modules) != _loaded[0]:
+            _loaded = len(sys.modules), ThreadpoolController()
+        if new or not _limits:
+            _limits.append(_loaded[1].limit(limits=1, user_api="blas"))
     try:
         yield
     finally:

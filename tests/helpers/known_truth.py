@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fct_jax.runtime import threads
+
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 TRUTHS = ("better", "equal", "worse", "dead", "collapsed")
 
@@ -55,6 +57,7 @@ def base(name: str, seed: int, count: int = 600, queries: int = 200):
     return rows, labels, asked, wanted
 
 
+@threads.single()
 def pair(name: str, truth: str, seed: int) -> Pair:
     """Return a pair of models over some vectors whose truth is known."""
     rows, labels, asked, wanted = base(name, seed)

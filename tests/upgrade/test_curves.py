@@ -127,7 +127,8 @@ def plain_ranking(scores, own):
 def test_ends_and_cascades_are_plain_loops():
     """In float64 and plain Python: today's search, the new model's, and a cascade by new scores."""
     world, known = made(leave_one_out=True)
-    ways = [WAYS["cascade"], WAYS["translated_cascade"], WAYS["translated"], WAYS["bridge"]]
+    names = ("cascade", "translated_cascade", "union_cascade", "translated", "bridge")
+    ways = [WAYS[name] for name in names]
     spots = spots_of(ways, {way.name: way.orders for way in ways}, SHARES)
     found = Curves(world, known, 60).run(spots)
 
@@ -144,6 +145,8 @@ def test_ends_and_cascades_are_plain_loops():
         old, new = items["old"] @ asked["old"][q], items["new"] @ asked["new"][q]
         translated = items["translated"] @ asked["new"][q]
         first, first_moved = plain_ranking(old, own), plain_ranking(translated, own)
+        turns = [row for both in zip(first, first_moved, strict=True) for row in both]
+        turns = list(dict.fromkeys(turns))
         rankings = {
             (KEEP, "", 0.0): first,
             (WHOLE, "", 1.0): plain_ranking(new, own),
@@ -157,6 +160,9 @@ def test_ends_and_cascades_are_plain_loops():
             ("translated_cascade 20 sum", "candidates", 0.0): (
                 sorted(first_moved[:20], key=lambda row: -(new + translated)[row])
                 + first_moved[20:]
+            ),
+            ("union_cascade 20 new", "candidates", 0.0): (
+                sorted(turns[:20], key=lambda row: -new[row]) + turns[20:]
             ),
         }
         one = world.relevance.of(np.array([q]))
@@ -176,7 +182,7 @@ def test_best_items_are_those_of_a_sort():
     total = np.where(
         migrated, 2 * new + factor[:, None] * old, factor[:, None] * old + shift[:, None]
     )
-    for k, items in ((1, 5000), (10, 5000), (300, 4000), (60, 50)):
+    for k, items in ((1, 5000), (10, 5000), (300, 4000), (500, 4000), (60, 50)):
         found, rows = scores.best(left, done, migrated, own, items, k)
         for q in range(7):
             ranking = plain_ranking(total[q, :items], own[q])[:k]

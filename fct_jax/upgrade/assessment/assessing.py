@@ -8,6 +8,7 @@ import numpy as np
 
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.orders import Items, find_order
+from fct_jax.runtime import threads
 from fct_jax.storage.trec import check_writable
 from fct_jax.upgrade.assessment.cascades import gaps, quality_of, replayed, stream_of, told
 from fct_jax.upgrade.assessment.curves import (
@@ -31,7 +32,7 @@ from fct_jax.upgrade.assessment.inputs import (
     open_queries,
     split_judged,
 )
-from fct_jax.upgrade.assessment.points import Budget, Point
+from fct_jax.upgrade.assessment.points import Budget, points_of
 from fct_jax.upgrade.assessment.report import Assessment
 from fct_jax.upgrade.assessment.runs import write_runs
 from fct_jax.upgrade.assessment.verdict import Bootstrap, options_of, recommend, without_evidence
@@ -52,6 +53,7 @@ _TARGETS = {"labels": "map", "judged pairs": "mrr", "groups": "map", "agreement"
 _MARKS = (100, 1_000, 10_000, 100_000)  # queries after which a cascade's work is reported
 
 
+@threads.single()
 def assess(
     map,
     old,
@@ -278,10 +280,8 @@ def assess(
     )
     budget = Budget(gallery_size or len(whole_new), items_per_second, cost_per_1000, currency)
     named = {spot.name: spot.way for spot in spots}
-    points = [
-        Point.of(name, named.get(name), values, keep, target, bootstrap, budget, groups)
-        for name, values in _with_translate(measured, named).items()
-    ]
+    shown = _with_translate(measured, named)
+    points = points_of(shown, named, target, bootstrap, budget, groups)
     notes += _notes(queries, by, dropped, len(whole_new) - len(unseen), found)
     made = Assessment(
         by=by,

@@ -28,7 +28,10 @@ def stream_of(queries: int, popularity: float, seed: int) -> np.ndarray:
 def replayed(
     spot: Spot, found: Candidates, stream: np.ndarray, size: int, budget: int | None
 ) -> Replay:
-    """Replay a stream for one cascade; size: number of items; budget: new vectors per query."""
+    """Replay a stream for one cascade; size: number of items; budget: new vectors per query.
+
+    Nothing is ranked without a budget: each query is then served as the curves have it.
+    """
     depth = min(spot.way.settings["depth"], found.rows.shape[1])
     part = slice(0, depth)
     return replay(
@@ -38,7 +41,7 @@ def replayed(
         found.new_scores[:, part],
         size=size,
         budget=budget,
-        k=depth,
+        k=0 if budget is None else depth,
     )
 
 

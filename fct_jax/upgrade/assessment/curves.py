@@ -27,6 +27,7 @@ from fct_jax.upgrade.ways.calibration import (
     tail_size,
     typical_spread,
 )
+from fct_jax.upgrade.ways.cascade import union
 from fct_jax.upgrade.ways.relevance import Relevance, per_query
 from fct_jax.upgrade.ways.serving import second_stage
 
@@ -246,9 +247,11 @@ class Curves:
         total = len(self._world.queries["new"])
         some = typical_queries(total)
         blocks = [some[i : i + size] for i in range(0, len(some), size)]
-        held = [
-            (self._scores(asked, rows, ("old", "new")), self._own_scores(rows)) for rows in blocks
-        ]
+
+        def scored(rows):
+            return self._scores(asked, rows, ("old", "new")), self._own_scores(rows)
+
+        held = list(threads.in_order(scored, blocks))
         found = {}
         for name, state in states.items():
             tails = [self._two_tails(scores, own, state, (0, 0)) for scores, own in held]
@@ -313,9 +316,13 @@ class Curves:
             first = (way.name, way.settings["score"])
             if first not in recalled:
                 deepest = max(s.way.settings["depth"] for s in spots if s.way.reranked is not None)
-                some = scores.best(
-                    left, left, none, own, world.count, min(world.count, max(self.depth, deepest))
-                )
+                width = min(world.count, max(self.depth, deepest))
+                some = scores.best(left, left, none, own, world.count, width)
+                if way.beside is not None:
+                    beside = _undamped(way.beside(now), way, plain)
+                    more = scores.best(beside, beside, none, own, world.count, width)
+                    joined = union(some[1], more[1])[:, :width]
+                    some = scores.at(left, joined), joined
                 anew = scores.at(_undamped(way.reranked(now), way, plain), some[1][:, :deepest])
                 recalled[first] = (*some, anew)
                 candidates[first] = some[1][:, :deepest], some[0][:, :deepest], anew

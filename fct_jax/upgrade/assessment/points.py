@@ -1,6 +1,7 @@
 """One point of an assessment: its figures with intervals, its groups, and its cost."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -59,36 +60,6 @@ class Point:
     budget: dict
     cost: str
 
-    @classmethod
-    def of(
-        cls,
-        name: tuple[str, str, float],
-        way: Way | None,
-        values: dict,
-        keep: dict,
-        target: str,
-        bootstrap: Bootstrap,
-        budget: Budget,
-        groups,
-    ) -> "Point":
-        """Make the point from the values (Q,) of each metric here and with keep."""
-        label, order, share = name
-        change = values[target] - keep[target]
-        flips = (keep["cmc@1"] > 0) & (values["cmc@1"] == 0)
-        return cls(
-            way.name if way else label,
-            dict(way.settings) if way else {},
-            order,
-            share,
-            values={metric: float(np.mean(of)) for metric, of in values.items()},
-            interval=bootstrap.interval(values[target]),
-            gain=(float(np.mean(change)), *bootstrap.interval(change)),
-            negative_flips=float(flips.mean()),
-            groups=None if groups is None else group_values(values[target], groups),
-            budget=budget.of(share),
-            cost=way.cost if way else ("old model" if label == KEEP else "new model"),
-        )
-
     @property
     def label(self) -> str:
         """Return the way with its settings."""
@@ -99,6 +70,44 @@ class Point:
     def path(self) -> tuple[str, str]:
         """Return the way with its settings, and the order."""
         return self.label, self.order
+
+
+def points_of(
+    measured: Mapping[tuple[str, str, float], dict[str, np.ndarray]],
+    ways: Mapping[tuple, Way],
+    target: str,
+    bootstrap: Bootstrap,
+    budget: Budget,
+    groups: np.ndarray | None,
+) -> list[Point]:
+    """Return the points of what was measured: {(way, order, share): {metric: (Q,)}}, with keep.
+
+    ways: of those names that are a way of the table; groups: (Q,) or None.
+    """
+    keep = measured[KEEP, "", 0.0]
+    values = np.stack([of[target] for of in measured.values()])
+    changes = values - keep[target]
+    intervals, gains = bootstrap.intervals(values), bootstrap.intervals(changes)
+    found = []
+    for i, ((label, order, share), of) in enumerate(measured.items()):
+        way = ways.get((label, order, share))
+        flips = (keep["cmc@1"] > 0) & (of["cmc@1"] == 0)
+        found.append(
+            Point(
+                way.name if way else label,
+                dict(way.settings) if way else {},
+                order,
+                share,
+                values={metric: float(np.mean(each)) for metric, each in of.items()},
+                interval=intervals[i],
+                gain=(float(np.mean(changes[i])), *gains[i]),
+                negative_flips=float(flips.mean()),
+                groups=None if groups is None else group_values(of[target], groups),
+                budget=budget.of(share),
+                cost=way.cost if way else ("old model" if label == KEEP else "new model"),
+            )
+        )
+    return found
 
 
 def group_values(values: np.ndarray, groups: np.ndarray) -> dict:

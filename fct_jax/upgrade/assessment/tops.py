@@ -11,7 +11,9 @@ from numba import njit
 from fct_jax.upgrade.ways import Mix
 
 CHUNK = 2048  # items whose scores are computed together
-_ONE = np.float32(1)
+_FEW = 12  # items for each result, up to which all are sorted
+_LOW = np.int64(0xFFFFFFFF)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 class Scores:
@@ -31,8 +33,14 @@ class Scores:
         scores = np.empty((self._count, k), np.float32)
         rows = np.empty((self._count, k), np.int32)
         migrated = np.asarray(migrated, np.float32)  # 0 and 1: a factor
-        _best(*self._terms(left), *self._terms(done), migrated, own, items, scores, rows)
-        return scores, rows
+        terms = *self._terms(left), *self._terms(done), migrated, own, items
+        if items > _FEW * k:
+            _best(*terms, scores, rows)
+            return scores, rows
+        # Most of the items are results: sorting all is faster than a heap of the best.
+        keys = np.empty((self._count, items), np.int64)
+        _keys(*terms, keys)
+        return _sorted(keys, scores, rows)
 
     def largest(self, mix: Mix, columns: np.ndarray, count: int) -> np.ndarray:
         """Return the ``count`` largest scores among some items (R,), (q, count), descending."""
@@ -100,6 +108,24 @@ def _add(chunk, which, values, factor):
 
 
 @njit(nogil=True, cache=True)
+def _scored(
+    q, start, stop, first, by, second, times, shift,
+    first_done, by_done, second_done, times_done, shift_done, migrated, chunk,
+):  # fmt: skip
+    """Fill the scores of query q with the items from start to stop.
+
+    Without branches, so that it is vectorised.
+    """
+    here = migrated[start:stop]
+    _fill(chunk, here, first[q, start:stop], first_done[q, start:stop],
+          by[q], shift[q], by_done[q], shift_done[q])  # fmt: skip
+    if second.shape[1] > 0:
+        _add(chunk, _ONE - here, second[q, start:stop], times[q])
+    if second_done.shape[1] > 0:
+        _add(chunk, here, second_done[q, start:stop], times_done[q])
+
+
+@njit(nogil=True, cache=True)
 def _best(
     first, by, second, times, shift,
     first_done, by_done, second_done, times_done, shift_done,
@@ -107,23 +133,17 @@ def _best(
 ):  # fmt: skip
     """Fill the k best of each query; see `Scores.best`."""
     k = scores.shape[1]
-    two, two_done = second.shape[1] > 0, second_done.shape[1] > 0
     chunk = np.empty(CHUNK, np.float32)
     for q in range(len(scores)):
         heap, names = scores[q], rows[q]
         heap[:] = -np.inf
         names[:] = 2147483647
-        one, one_done = first[q], first_done[q]
         for start in range(0, items, CHUNK):
             stop = min(start + CHUNK, items)
-            # No branches, so that it is vectorised; the heap is updated afterwards.
-            here = migrated[start:stop]
-            _fill(chunk, here, one[start:stop], one_done[start:stop],
-                  by[q], shift[q], by_done[q], shift_done[q])  # fmt: skip
-            if two:
-                _add(chunk, _ONE - here, second[q, start:stop], times[q])
-            if two_done:
-                _add(chunk, here, second_done[q, start:stop], times_done[q])
+            _scored(
+                q, start, stop, first, by, second, times, shift,
+                first_done, by_done, second_done, times_done, shift_done, migrated, chunk,
+            )  # fmt: skip
             # Rows ascend, so a later row with an equal score ranks lower.
             for j in range(start, stop):
                 score = chunk[j - start]
@@ -137,6 +157,47 @@ def _best(
         for i in range(k):
             if heap[i] == -np.inf:
                 names[i] = -1
+
+
+@njit(nogil=True, cache=True)
+def _keys(
+    first, by, second, times, shift,
+    first_done, by_done, second_done, times_done, shift_done,
+    migrated, own, items, keys,
+):  # fmt: skip
+    """Fill a number (q, items) for each item: the smaller, the better; its low half is the row.
+
+    The high half has the bits of the score, turned so that they ascend as the scores descend.
+    """
+    chunk = np.empty(CHUNK, np.float32)
+    bits = chunk.view(np.int32)
+    for q in range(len(keys)):
+        for start in range(0, items, CHUNK):
+            stop = min(start + CHUNK, items)
+            _scored(
+                q, start, stop, first, by, second, times, shift,
+                first_done, by_done, second_done, times_done, shift_done, migrated, chunk,
+            )  # fmt: skip
+            if start <= own[q] < stop:
+                chunk[own[q] - start] = -np.inf
+            for j in range(stop - start):
+                chunk[j] += _ZERO  # -0.0 is 0.0
+                turned = bits[j] ^ ((bits[j] >> 31) & 0x7FFFFFFF)
+                keys[q, start + j] = (np.int64(~turned) << 32) | (start + j)
+
+
+def _sorted(keys: np.ndarray, scores: np.ndarray, rows: np.ndarray):
+    """Return the scores and rows, filled from keys as `_keys` makes them."""
+    k = min(scores.shape[1], keys.shape[1])
+    if k < keys.shape[1]:
+        keys = np.partition(keys, k - 1, axis=1)[:, :k]
+    keys = np.sort(keys, axis=1)
+    turned = ~(keys >> 32).astype(np.int32)
+    bits = turned ^ ((turned >> 31) & np.int32(0x7FFFFFFF))
+    scores[:, :k], rows[:, :k] = bits.view(np.float32), keys & _LOW
+    scores[:, k:] = -np.inf
+    rows[np.isneginf(scores)] = -1
+    return scores, rows
 
 
 @njit(nogil=True, cache=True)

@@ -58,8 +58,12 @@ class Bootstrap:
 
     def interval(self, values: np.ndarray) -> tuple[float, float]:
         """Return the interval of the mean of values (Q,)."""
-        low, high = np.percentile(self._shares @ values, self._quantiles)
-        return float(low), float(high)
+        return self.intervals(values[None])[0]
+
+    def intervals(self, values: np.ndarray) -> list[tuple[float, float]]:
+        """Return the interval of the mean of each row of values (n, Q)."""
+        ends = np.percentile(values @ self._shares.T, self._quantiles, axis=1)
+        return [(float(low), float(high)) for low, high in ends.T]
 
     def bounds(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return simultaneous lower and upper bounds (n,) of the means of values (n, Q).

@@ -47,6 +47,7 @@ def fit(
     inner_dim: int = 2048,
     epochs: int = 0,
     batch_size: int = 0,
+    uncertainty: bool = True,
     seed: int = 0,
     out=None,
 ) -> Map:
@@ -72,6 +73,8 @@ def fit(
       inner_dim, epochs, batch_size: settings of the training of fct and fastfill; epochs 0 means
         80, or fewer for a large sample, so that a training takes minutes on a CPU; batch_size 0
         means 1,024, or an eighth of a smaller sample.
+      uncertainty: whether the map learns how reliable each of its vectors is. Without it a closed
+        form takes half of the time; a bridge that maps only queries does not need it.
       seed: seed of the split and of every fit.
       out: directory to write the map to; None writes nothing.
 
@@ -105,7 +108,7 @@ def fit(
     some = np.sort(np.random.default_rng(seed).permutation(len(pairs.new))[:MOST])
     answer = ask_pairing(pairs.old.vectors[some], pairs.new.vectors[some])
     check_known_answers(answer, "the sample")
-    maps, qualities, seconds, left_out = _fit_all(tried, inside, outside, metric)
+    maps, qualities, seconds, left_out = _fit_all(tried, inside, outside, metric, uncertainty)
     best, judged_by = choose(qualities, seed)
     chosen = maps[best]
     some_old, some_new = (part.vectors[:MOST] for part in (outside.old, outside.new))
@@ -225,7 +228,7 @@ def _split(pairs: Pairs, held_out: float) -> tuple[Pairs, Pairs]:
     return pairs.of(np.sort(order[count:])), pairs.of(np.sort(order[:count]))
 
 
-def _fit_all(tried: dict[str, Method], inside: Pairs, outside: Pairs, metric: str):
+def _fit_all(tried: dict[str, Method], inside: Pairs, outside: Pairs, metric, uncertainty):
     """Return maps, qualities and seconds by method, and the reasons for omitted methods."""
     maps, qualities, seconds, left_out = {}, {}, {}, {}
     waiting = list(tried.items())
@@ -240,7 +243,7 @@ def _fit_all(tried: dict[str, Method], inside: Pairs, outside: Pairs, metric: st
         console.print(f"fitting {name} on {len(inside):,} pairs")
         begin = time.monotonic()
         try:
-            maps[name] = fit_method(name, method, inside)
+            maps[name] = fit_method(name, method, inside, uncertainty)
         except ModuleNotFoundError as error:
             # Candidates whose packages are not installed are skipped if there are others.
             if len(tried) == 1 or extras.missing(error) is None:

@@ -225,8 +225,8 @@ def find_method(name) -> tuple[str, Method]:
     return name, Method(text="a function of your own", fit_folds=fit_folds, fixed=fixed, instead="")
 
 
-def fit_method(name: str, method: Method, pairs: Pairs) -> Map:
-    """Fit a method on all pairs and return the map with its uncertainty.
+def fit_method(name: str, method: Method, pairs: Pairs, uncertainty: bool = True) -> Map:
+    """Fit a method on all pairs and return the map, with its uncertainty unless it is unwanted.
 
     The uncertainty is learnt from errors on pairs that the function was not fitted on: the pairs of
     each fold with the function of the other folds, or a tenth of the pairs that is held back. A
@@ -249,9 +249,9 @@ def fit_method(name: str, method: Method, pairs: Pairs) -> Map:
     if isinstance(function, Linear):
         function = function.single()
     unit = are_unit(pairs.new.vectors) and method.fixed is None
-    uncertainty = {}
-    if not function.has_uncertainty:
-        uncertainty = fit_regressor(*_errors(pairs, judged, unit), pairs.seed)
+    regressor = {}
+    if uncertainty and not function.has_uncertainty:
+        regressor = fit_regressor(*_errors(pairs, judged, unit), pairs.seed)
     described = {
         "method": name,
         "dim_in": pairs.old.dim,
@@ -259,7 +259,7 @@ def fit_method(name: str, method: Method, pairs: Pairs) -> Map:
         "unit_output": unit,
         **function.description,
     }
-    return Map(described, function, uncertainty)
+    return Map(described, function, regressor)
 
 
 def _errors(pairs: Pairs, judged: list[tuple[np.ndarray, Function]], unit: bool):

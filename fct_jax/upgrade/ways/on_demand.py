@@ -8,11 +8,13 @@ The scheme is that of the public project arnsri33/embedflow.
 """
 
 import dataclasses
-from collections import deque
 
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.upgrade.ways.cascade import reranked
+
+_BLOCK = 4096  # turns that are ranked together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ def replay(
       size: N, number of items in the gallery.
       budget: largest number of vectors made while a query waits, for its first candidates;
         None: no limit.
-      k: number of results served.
+      k: number of results served; 0 ranks nothing, if only the work is of interest.
       background: queued items that are embedded between two queries, oldest first; None: all.
       present: (N,) bool, items that have a new vector at the start; None: none has.
       failing: (N,) bool, items whose embedding fails. Each is tried once and counts as made; the
@@ -100,35 +102,27 @@ def replay(
     Example: ``replay(stream, rows, keep, new, size=len(old), budget=5, k=10).embeddings["p99"]``.
     """
     stream = _checked(stream, candidates, size, budget, background)
+    from fct_jax.upgrade.ways.streaming import course  # late: Numba takes a second
+
     has = np.zeros(size, bool) if present is None else np.array(present, bool)
-    lost = np.zeros(size, bool)  # items whose embedding failed
     fails = np.zeros(size, bool) if failing is None else np.asarray(failing, bool)
-    waiting, queue, count = np.zeros(size, bool), deque(), int(has.sum())
-    done = Replay(
-        np.full((len(stream), k), -np.inf, np.float32),
-        np.full((len(stream), k), -1, np.int64),
-        *(np.zeros(len(stream), np.int64) for _ in range(4)),
-        failed=0,
-        size=size,
+    candidates = np.ascontiguousarray(candidates, np.int64)
+    ready = np.zeros((len(stream), candidates.shape[1]), bool)
+    embedded, queued, grown = (np.zeros(len(stream), np.int64) for _ in range(3))
+    limits = (-1 if limit is None else limit for limit in (budget, background))
+    failed = course(stream, candidates, *limits, has, fails, ready, embedded, queued, grown)
+    known = (candidates >= 0).sum(axis=1)[stream]
+    scores = np.full((len(stream), k), -np.inf, np.float32)
+    rows = np.full((len(stream), k), -1, np.int64)
+    for start in range(0, len(stream) if k else 0, _BLOCK):
+        turns = slice(start, start + _BLOCK)
+        asked = stream[turns]
+        found = np.where(ready[turns], new_scores[asked], old_scores[asked])
+        found = np.where(candidates[asked] >= 0, found, -np.inf)
+        scores[turns], rows[turns] = reranked(candidates[asked], found, k)
+    return Replay(
+        scores, rows, embedded, queued, known - ready.sum(axis=1), grown, int(failed), size
     )
-    for turn, query in enumerate(stream):
-        known = candidates[query] >= 0
-        rows = candidates[query][known]
-        missing = rows[~has[rows] & ~lost[rows]]
-        now, later = (missing, missing[:0]) if budget is None else np.split(missing, [budget])
-        count += _embed(now, has, lost, fails)
-        new_in_queue = later[~waiting[later]]
-        waiting[new_in_queue] = True
-        queue.extend(new_in_queue.tolist())
-        ready = has[rows]
-        scores = np.where(ready, new_scores[query][known], old_scores[query][known])
-        order = np.argsort(-scores, kind="stable")[:k]
-        done.scores[turn, : len(order)], done.rows[turn, : len(order)] = scores[order], rows[order]
-        done.embedded[turn], done.queued[turn] = len(now), len(new_in_queue)
-        done.old_scored[turn] = len(rows) - int(ready.sum())
-        count += _drain(queue, background, has, lost, fails)
-        done.present[turn] = count
-    return dataclasses.replace(done, failed=int(lost.sum()))
 
 
 def popular_stream(
@@ -149,26 +143,6 @@ def popular_stream(
     rng = np.random.default_rng(seed)
     chance = np.arange(1, queries + 1, dtype=np.float64) ** -exponent
     return rng.permutation(queries)[rng.choice(queries, length, p=chance / chance.sum())]
-
-
-def _embed(rows, has, lost, fails) -> int:
-    """Try to embed some rows that have no new vector yet; return how many succeeded."""
-    bad = fails[rows]
-    lost[rows[bad]] = True
-    has[rows[~bad]] = True
-    return int(np.count_nonzero(~bad))
-
-
-def _drain(queue: deque, most: int | None, has, lost, fails) -> int:
-    """Embed queued items that a query has not embedded in the meantime, at most ``most``."""
-    made = 0
-    tried = 0
-    while queue and (most is None or tried < most):
-        row = queue.popleft()
-        if not has[row] and not lost[row]:
-            made += _embed(np.array([row]), has, lost, fails)
-            tried += 1
-    return made
 
 
 def _checked(stream, candidates, size, budget, background) -> np.ndarray:

@@ -18,6 +18,7 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.nearest import best
 from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between, find_way, weighted
 from fct_jax.upgrade.ways.calibration import Calibration
+from fct_jax.upgrade.ways.cascade import union
 from fct_jax.upgrade.ways.scores import Space, chosen_metric, top
 
 
@@ -97,19 +98,30 @@ def _two_stages(way: Way, asked, left: Mix, queries, items, spaces, migrated, k:
     depth = int(way.settings["depth"])
     if depth < 1:
         raise UserError(f"depth must be at least 1, not {depth}")
-    everything = np.arange(len(migrated))
-    scores, rows = _part(left, everything, queries, items, spaces, max(k, depth), own)
+    everything, wanted = np.arange(len(migrated)), max(k, depth)
+    scores, rows = _part(left, everything, queries, items, spaces, wanted, own)
+    if way.beside is not None:
+        _, others = _part(way.beside(asked), everything, queries, items, spaces, wanted, own)
+        rows = union(rows, others)[:, :wanted]
+        scores = _scores_at(left, rows, rows >= 0, queries, items, spaces)
+        scores = np.where(rows >= 0, scores, -np.inf)
+    first = rows[:, :depth]
     anew = way.reranked(asked)
-    found = np.zeros((len(rows), min(depth, rows.shape[1])))
-    for name, factor in anew.factors.items():
+    anew = _scores_at(anew, first, (first >= 0) & migrated[first], queries, items, spaces)
+    return second_stage(scores, rows, anew, migrated, k)
+
+
+def _scores_at(mix: Mix, rows, used, queries: dict, items: dict, spaces: dict) -> np.ndarray:
+    """Return the scores of each query with its own rows (Q, K), of which those ``used`` count."""
+    found = np.zeros(rows.shape)
+    for name, factor in mix.factors.items():
         by, of = PAIRS[name]
         query, near = spaces[of].queries(queries[by]), np.zeros(found.shape)
-        for i, own_rows in enumerate(rows[:, :depth]):
-            used = np.flatnonzero((own_rows >= 0) & migrated[own_rows])
-            near[i, used] = spaces[of].items(items[of][own_rows[used]]) @ query[i]
+        for i, own_rows in enumerate(rows):
+            some = np.flatnonzero(used[i])
+            near[i, some] = spaces[of].items(items[of][own_rows[some]]) @ query[i]
         found += np.reshape(np.asarray(factor, np.float64), (-1, 1)) * near
-    found += np.reshape(np.asarray(anew.shift, np.float64), (-1, 1))
-    return second_stage(scores, rows, found, migrated, k)
+    return found + np.reshape(np.asarray(mix.shift, np.float64), (-1, 1))
 
 
 def second_stage(scores, rows, anew, migrated, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +136,7 @@ def second_stage(scores, rows, anew, migrated, k: int) -> tuple[np.ndarray, np.n
     first = np.where(known & migrated[rows[:, :depth]], anew, scores[:, :depth])
     order = np.argsort(-np.where(known, first, -np.inf), axis=1, kind="stable")
     first = np.take_along_axis(np.where(known, first, -np.inf), order, 1)
-    rest = np.minimum(scores[:, depth:], first[:, -1:])
+    rest = np.minimum.accumulate(np.minimum(scores[:, depth:], first[:, -1:]), axis=1)
     found = np.hstack([np.take_along_axis(rows[:, :depth], order, 1), rows[:, depth:]])
     return np.hstack([first, rest])[:, :k].astype(np.float32), found[:, :k]
 
@@ -147,7 +159,9 @@ def _part(mix: Mix, rows, queries: dict, items: dict, spaces: dict, k: int, own)
 def _spaces(items: dict, calibration: Calibration | None, metric: str) -> dict[str, Space]:
     """Return the space of each kind of item vectors."""
     if calibration is not None:
-        return {"old": calibration.old, "new": calibration.new, "translated": calibration.new}
+        # Both kinds of new vectors are of one space; the damping is of scores that meet.
+        plain = calibration.new.damped(0.0, None)
+        return {"old": calibration.old, "new": calibration.new, "translated": plain}
     found = {}
     for kind in ("old", "new", "translated"):
         sample = items["translated"] if kind == "new" else items[kind]
