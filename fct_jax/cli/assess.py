@@ -59,6 +59,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--currency", help="currency of the price")
     parser.add_argument("--resamples", type=int, help="number of bootstrap resamples")
     parser.add_argument("--metric", choices=("l2", "cosine"), help="metric of the new space")
+    parser.add_argument("--sample", type=int, help="number of items taken from a store")
     parser.add_argument("--seed", type=int, help="seed of all random choices")
 
 

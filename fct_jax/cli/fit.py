@@ -10,12 +10,13 @@ Learn a map from the old model's vectors to the new model's space, on a sample o
 both models. A fifth of the pairs is held out to judge every candidate.
 
   fct-jax fit sample_old.npy sample_new.npy --out map
+  fct-jax fit qdrant://host:6333/items sample_new.parquet --out map   # pairs are found by id
 """
 
 
 def add_arguments(parser) -> None:
     """Add the arguments of the subcommand."""
-    what = "EmbeddingSet, .npy, Parquet, Faiss or another form of vectors"
+    what = "EmbeddingSet, .npy, Parquet, Faiss or another form of vectors, or a store"
     parser.add_argument("old", help=f"the sample embedded by the old model: {what}")
     parser.add_argument("new", help="the same items embedded by the new model")
     add_images(parser)
@@ -35,6 +36,7 @@ def add_arguments(parser) -> None:
                         "sample's size")  # fmt: skip
     parser.add_argument("--batch-size", type=int, help="batch size of fct and fastfill; 0: chosen "
                         "by the sample's size")  # fmt: skip
+    parser.add_argument("--sample", type=int, help="number of items taken from a store")
     parser.add_argument("--seed", type=int, help="seed of the split and of every fit")
 
 

@@ -38,10 +38,11 @@ from fct_jax.upgrade.assessment.runs import write_runs
 from fct_jax.upgrade.assessment.verdict import Bootstrap, options_of, recommend, without_evidence
 from fct_jax.upgrade.checks.guards import ask_map
 from fct_jax.upgrade.checks.known_answers import check_known_answers
-from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, paired, take
+from fct_jax.upgrade.inputs import FEWEST, load_array, paired, take
 from fct_jax.upgrade.maps.fitting import check_alive
 from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.maps.map import Map
+from fct_jax.upgrade.stores.samples import SAMPLE, open_pair
 from fct_jax.upgrade.ways import WAYS, Way, find_way
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.judged_weights import fit_weights
@@ -82,6 +83,7 @@ def assess(
     embeddings_a_query: int | None = None,
     popularity: float = 0.0,
     threshold: float | None = None,
+    sample: int = SAMPLE,
     seed: int = 0,
     runs_out=None,
     out=None,
@@ -89,11 +91,10 @@ def assess(
     """Advise whether to upgrade, how and how far: quality, safety, time and money of every way.
 
     Args:
-      map: a Map, or the directory of one; with None a map is fitted on a part of the pairs and
-        judged on the others.
-      old, new: a test gallery embedded by both models, as for ``fit``. Items that the map was
-        fitted on are recognised by their old vectors. They serve for the calibration, but are
-        left out of the gallery, because their translation is better than that of other items.
+      map: a Map or its directory; None fits a map on a part of the pairs and judges it on the rest.
+      old, new: a test gallery embedded by both models, as for ``fit``, from a store ``sample``
+        items. Items that the map was fitted on are recognised by their old vectors. They serve for
+        the calibration, but are left out, because their translation is better than that of others.
       query_old, query_new: queries embedded by both models; with None each item queries the others.
       labels, query_labels: (N,), (Q,) integers or ``.npy`` files; None: those of the sets.
       judged: judged pairs, as in ``relevance.by_table``, a TREC qrels file or a BEIR folder; they
@@ -143,8 +144,8 @@ def assess(
     for folder in (out, runs_out):
         if folder is not None and Path(folder).exists():
             raise UserError(f"{folder} exists already; nothing was overwritten")
-    given = open_sample(new, "new")
-    whole_old, whole_new = paired(open_sample(old, "old"), given)
+    *_, given = opened = open_pair(old, new, sample, seed)
+    whole_old, whole_new = paired(*opened)
     labels = load_array(labels, "labels")
     if labels is not None:
         if labels.shape != (len(given),) or len(given) != len(whole_new):

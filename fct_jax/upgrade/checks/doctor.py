@@ -14,6 +14,8 @@ from fct_jax.upgrade.checks.degenerate import Finding, check_degenerate
 from fct_jax.upgrade.checks.mixed import mixed_spaces
 from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.galleries.quarantine import REPEATED
+from fct_jax.upgrade.stores import is_store
+from fct_jax.upgrade.stores.samples import SAMPLE, Drawn, opened
 
 _BLOCK = 1 << 14
 _SAMPLE = 4000  # rows that are searched for structure
@@ -42,6 +44,7 @@ class Examination:
     Attributes:
       name, form: place of the vectors, and their form.
       rows, dim, dtype: properties of the stored vectors; rows includes bad ones.
+      looked_at: number of rows that were read: all, or a sample of a store.
       lengths: lengths of the shortest, the mean and the longest vector.
       likely: a sentence about what the vectors probably are.
       findings: faults that should be examined, if any.
@@ -55,18 +58,26 @@ class Examination:
     lengths: tuple[float, float, float]
     likely: str
     findings: list[Finding]
+    looked_at: int = 0
 
     def to_json(self) -> dict:
         """Return all attributes as JSON values."""
         return dataclasses.asdict(self)
 
 
-def examine(where, *, id_column: str | None = None, vector_column: str | None = None):
-    """Read every vector once and return an `Examination`.
+def examine(
+    where,
+    *,
+    id_column: str | None = None,
+    vector_column: str | None = None,
+    sample: int = SAMPLE,
+) -> Examination:
+    """Read every vector once, or a sample of a store, and return an `Examination`.
 
     Args:
-      where: a gallery of any form that ``open_gallery`` reads.
+      where: a gallery of any form that ``open_gallery`` reads, or the URI of a store.
       id_column, vector_column: names of columns; None: found.
+      sample: rows that are drawn in a store.
 
     Raises:
       UserError: if nothing can be read there.
@@ -78,6 +89,9 @@ def examine(where, *, id_column: str | None = None, vector_column: str | None = 
       ...     [found.text for found in examine(f"{folder}/vectors.npy").findings]
       ['1 row has no usable vector (zero): 1 id (3)']
     """
+    if is_store(where):
+        with opened(where) as store:
+            return dataclasses.replace(_examined(Drawn(store, sample)), rows=store.count())
     gallery = open_gallery(
         where,
         id_column=id_column,
@@ -86,6 +100,10 @@ def examine(where, *, id_column: str | None = None, vector_column: str | None = 
         duplicates="last",
         unfinished=True,
     )
+    return _examined(gallery)
+
+
+def _examined(gallery) -> Examination:
     count = len(gallery)
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:_SAMPLE])
     lengths, hashes, sample = [], [], []
@@ -115,6 +133,7 @@ def examine(where, *, id_column: str | None = None, vector_column: str | None = 
         lengths=(float(length.min()), float(length.mean()), float(length.max())),
         likely=_likely(gallery, length),
         findings=findings,
+        looked_at=count,
     )
 
 

@@ -12,7 +12,7 @@ from fct_jax.evaluate.distances import METRICS
 from fct_jax.runtime import extras
 from fct_jax.runtime.progress import console
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.storage.named import array_of, vectors_of
+from fct_jax.storage.named import array_of
 from fct_jax.upgrade.checks.degenerate import check_degenerate
 from fct_jax.upgrade.checks.guards import SPACE
 from fct_jax.upgrade.checks.known_answers import (
@@ -26,6 +26,7 @@ from fct_jax.upgrade.inputs import FEWEST, nonzero_rows, paired, row_hashes
 from fct_jax.upgrade.maps.choosing import choose, held_out_quality
 from fct_jax.upgrade.maps.map import KnownPairs, Map
 from fct_jax.upgrade.maps.methods import METHODS, Method, Pairs, Training, find_method, fit_method
+from fct_jax.upgrade.stores.samples import SAMPLE, open_pair
 
 _KNOWN = 256  # known answers kept with the map
 _MOST_HELD_OUT = 5000
@@ -49,13 +50,15 @@ def fit(
     batch_size: int = 0,
     uncertainty: bool = True,
     seed: int = 0,
+    sample: int = SAMPLE,
     out=None,
 ) -> Map:
     """Learn h with h(old) ≈ new from pairs.
 
     Args:
-      old, new: the sample embedded by both models: EmbeddingSets, arrays (N, do) and (N, dn), or
-        paths of EmbeddingSets, ``.npy`` files or Parquet folders. Pairs are found by id.
+      old, new: the sample embedded by both models: EmbeddingSets, arrays (N, do) and (N, dn),
+        paths of EmbeddingSets, ``.npy`` files or Parquet folders, or URIs of stores. Pairs are
+        found by id.
       method: a row of ``methods.METHODS``, "module:NAME", a Method, a Python function from old
         vectors to new ones, or "auto": the simplest of the candidates that retrieve best on
         held-out pairs (see ``choosing.choose``). A method that needs more pairs than there are is
@@ -76,6 +79,7 @@ def fit(
       uncertainty: whether the map learns how reliable each of its vectors is. Without it a closed
         form takes half of the time; a bridge that maps only queries does not need it.
       seed: seed of the split and of every fit.
+      sample: number of items taken from a store, if ``old`` or ``new`` is the URI of one.
       out: directory to write the map to; None writes nothing.
 
     Returns:
@@ -97,7 +101,8 @@ def fit(
         raise UserError(f"{out} exists already; nothing was overwritten")
     if direction not in _DIRECTIONS:
         raise unknown("direction", direction, _DIRECTIONS)
-    pairs, zeros = _pairs(old, new, labels, classifier, training, seed)
+    opened = open_pair(old, new, sample, seed)
+    pairs, zeros = _pairs(*opened, labels, classifier, training, seed)
     if direction == "backward":
         pairs = dataclasses.replace(pairs, old=pairs.new, new=pairs.old)
     metric = metric or pairs.new.meta.get("metric", "l2")
@@ -165,8 +170,8 @@ def _tried(method, candidates: Sequence[str]) -> dict[str, Method]:
 
 def _pairs(old, new, labels, classifier, training: Training, seed: int) -> tuple[Pairs, int]:
     """Return the usable pairs, and the number of pairs with a zero vector."""
-    given_new = vectors_of(new, "new")
-    old, new = paired(vectors_of(old, "old"), given_new)
+    given_new = new
+    old, new = paired(old, given_new)
     old.check_finite()
     new.check_finite()
     labels = _labels(array_of(labels, "labels"), given_new, old, new)

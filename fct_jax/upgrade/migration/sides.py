@@ -106,6 +106,5 @@ def side_of(where) -> type[Side]:
 
 def place_of(where) -> str | None:
     """Return the name by which a gallery or a store that is open already is remembered."""
-    for attribute in ("uri", "path"):
-        where = getattr(where, attribute, where)
-    return None if where is None else str(where)
+    named = getattr(where, "uri", None) or getattr(where, "path", where)
+    return None if named is None else str(named)

@@ -142,7 +142,8 @@ class PostgresStore(Searching, Store):
         return self.ask("select count(*) from {t} where {v} is not null").fetchone()[0]
 
     def page(self, after, limit, vectors=True, *, join="", where="true", **names):
-        token, vector = ("s.xmin::text::bigint", "s.{v}") if vectors else ("s.{seen}", "null")
+        seen = "s.{seen}" if self._is_sibling else "null::bigint"
+        token, vector = ("s.xmin::text::bigint", "s.{v}") if vectors else (seen, "null")
         text = (
             f"copy (select s.{{id}}, {token}, {vector} from {{t}} s {join} where s.{{v}} is not "
             f"null and {where} {'' if after is None else 'and s.{id} > {after}'} "

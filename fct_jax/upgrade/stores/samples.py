@@ -1,5 +1,6 @@
 """Samples of stores, where whole galleries of files are read: drawn in the store, and bounded."""
 
+import contextlib
 import re
 
 import numpy as np
@@ -8,9 +9,10 @@ from fct_jax.runtime.progress import console
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.named import vectors_of
 from fct_jax.upgrade.checks.guards import sound
-from fct_jax.upgrade.galleries.base import Gallery
+from fct_jax.upgrade.galleries.base import Gallery, Options
 from fct_jax.upgrade.galleries.embedding_set import SetTarget
 from fct_jax.upgrade.stores import Store, is_store, open_store
+from fct_jax.upgrade.stores.migrate import one_line
 
 SAMPLE = 20_000  # items that a store is judged or learnt from by, unless it is said
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -40,6 +42,7 @@ class Drawn(Gallery):
             vectors = np.concatenate([vectors, found])
         order = np.argsort(ids, kind="stable")
         super().__init__("", ids[order], store.dim, space_of(store))
+        self.options = Options(on_bad="quarantine")
         self.store, self._vectors = store, np.asarray(vectors, np.float32)[order]
 
     @property
@@ -64,6 +67,18 @@ def space_of(store: Store) -> dict:
     return {**known, "normalized": True} if store.normalises else known
 
 
+@contextlib.contextmanager
+def opened(where):
+    """Open a store in a context, which closes it, unless it was open already."""
+    store = open_store(where)
+    try:
+        with one_line(store):
+            yield store
+    finally:
+        if store is not where:
+            store.close()
+
+
 def possible(store: Store, ids: np.ndarray) -> np.ndarray:
     """Return those ids that are of the store's kind; others cannot even be asked for."""
     if (ids.dtype.kind == "U") != (store.id_kind != "int"):
@@ -75,7 +90,11 @@ def possible(store: Store, ids: np.ndarray) -> np.ndarray:
 
 def sample_of(where, n: int = SAMPLE, seed: int = 0, ids=None) -> EmbeddingSet:
     """Return n rows of a store, or those of at most n of some ids, without unusable vectors."""
-    store = open_store(where)
+    with opened(where) as store:
+        return _sample_of(store, n, seed, ids)
+
+
+def _sample_of(store: Store, n: int, seed: int, ids) -> EmbeddingSet:
     if ids is None:
         drawn = store.sample(n, seed)
         ids, vectors, many = drawn.ids, drawn.vectors, store.count()

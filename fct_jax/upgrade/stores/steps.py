@@ -137,9 +137,13 @@ class StoreMigration(Batches):
             self.record("indexed")
 
     def check(self) -> None:
-        """Raise UserError unless a sample of rows is in the sibling as the map gives it."""
-        rows = self.source.rows_of(self.source.sample(_CHECKED, seed=1).ids)
-        rows, _ = self.screen.take(rows)
+        """Catch up; raise UserError unless a sample of rows is in the sibling as the map gives it.
+
+        The sample is of the rows that were there before: others may come at any time.
+        """
+        drawn = self.source.sample(_CHECKED, seed=1).ids
+        self.catch_up()
+        rows, _ = self.screen.take(self.source.rows_of(drawn))
         states = self.target.states(rows.ids)
         keys = rows.ids.tolist()
         missing = [one for one in keys if one not in states]

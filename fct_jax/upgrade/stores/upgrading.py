@@ -93,7 +93,6 @@ class StoreSide(Side):
             if back:
                 return self._back(work, pointer)
             work.index()
-            work.catch_up()
             work.check()
             switch_to(pointer, work.target, calibration)
             work.record("switched", generation=pointer.current()["generation"])

@@ -1,15 +1,18 @@
 """The commands on stores: plan, apply, status, switch and back, with real engines."""
 
+import itertools
 import json
 
 import numpy as np
 import pytest
-from store_apps import COUNT, NEW, OLD, ids, vectors
+from store_apps import COUNT, NEW, OLD, Writer, assert_agree, ids, vectors
 
-from fct_jax import cli
+from fct_jax import cli, load_map
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.upgrade import fit
+from fct_jax.upgrade import Upgrade, fit
+from fct_jax.upgrade.migration.journal import Journal
 from fct_jax.upgrade.stores import NEW as REEMBEDDED
+from fct_jax.upgrade.stores import TRANSLATED
 
 STORES = ["postgres", "qdrant", "lance", "milvus"]
 
@@ -73,3 +76,100 @@ def test_the_way_there_and_back(store, make_app, open_store, map_folder, tmp_pat
     assert told(capsys, "switch", upgrade, "--back")["store"] == app.uri
     assert run("switch", upgrade, "--back") == 1
     assert "readers follow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_sample_is_enough_to_judge_by(store, make_app, open_store, tmp_path, capsys):
+    """doctor, fit and assess read some of the rows; the new vectors say which."""
+    app = make_app(store).filled()
+    found = told(capsys, "doctor", app.uri, "--sample", 200)
+    assert (found["rows"], found["looked_at"], found["dim"]) == (COUNT, 200, OLD)
+    have = app.rows()
+    keys = np.array(sorted(have))[::2]
+    EmbeddingSet.of(new_model(np.stack([have[one] for one in keys.tolist()])), keys).write(
+        tmp_path / "new"
+    )
+    words = (app.uri, tmp_path / "new", "--method", "ridge", "--sample", 400)
+    made = told(capsys, "fit", *words, "--out", tmp_path / "map")
+    assert made["pairs"] + made["pairs_held_out"] == 400
+    if store == "postgres":
+        assert run("assess", *words[:2], "--resamples", 50, "--sample", 500) in (cli.DONE, cli.LOOK)
+        assert "500 of 750 rows are taken" in capsys.readouterr().err
+
+
+def test_two_stores_are_paired_by_the_ids_of_one(make_app, open_store, tmp_path, capsys):
+    app = make_app("postgres").filled()
+    have = app.rows()
+    app.db.execute(f"create table newer (key bigint primary key, embedding vector({NEW}))")
+    try:
+        app.put(list(have), new_model(np.stack(list(have.values()))), "newer")
+        newer = app.uri.replace("table=items", "table=newer")
+        words = (app.uri, newer, "--method", "ridge", "--sample", 300, "--out", tmp_path / "map")
+        made = told(capsys, "fit", *words)
+        assert made["pairs"] + made["pairs_held_out"] == 300
+        assert max(made["held_out"]["ridge"].values()) > 0.5
+    finally:
+        app.db.execute("drop table newer")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", STORES)
+def test_the_application_writes_meanwhile(
+    store, make_app, open_store, map_folder, tmp_path, monkeypatch
+):
+    """500 rows are inserted, 100 changed and 100 deleted while apply and switch run."""
+    monkeypatch.setattr("fct_jax.upgrade.stores.base.BATCH_ROWS", 128)
+    app, upgrade = make_app(store).filled(), tmp_path / "upgrade"
+    writer, append = Writer(app), Journal.append
+
+    def writing(journal, kind, **values):
+        writer.step()
+        return append(journal, kind, **values)
+
+    monkeypatch.setattr(Journal, "append", writing)
+    assert run("apply", upgrade, "--map", map_folder, "--gallery", app.uri) == 0
+    left = len(writer.steps)
+    assert left < 10
+    assert run("switch", upgrade) == 0
+    while writer.steps:  # and after the switch: the same command brings it over
+        writer.step()
+    assert run("apply", upgrade) == 0
+    h = load_map(map_folder)
+    now = open_store(app.uri).pointer().current()
+    target = open_store(now["store"])
+    assert now["generation"] == 1 and len(app.rows()) == COUNT + 400
+    assert_agree(app, target, lambda rows: h.transform(rows)[0], 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", STORES)
+def test_items_that_change_or_cannot_be_embedded(
+    store, make_app, open_store, map_folder, tmp_path, monkeypatch, capsys
+):
+    """They stay translated, are listed and asked for again."""
+    app, upgrade = make_app(store).filled(), tmp_path / "upgrade"
+    keys, changed = np.array(sorted(app.rows())), ids("int", 3, 6)
+    refused, seeds = set(ids("int", 10, 15)), itertools.count(77)
+
+    def embed(wanted):
+        have = app.rows()
+        if refused:
+            app.put(changed, vectors(3, next(seeds)))  # also after they were translated
+        return [None if i in refused else new_model(have[i][None])[0] for i in wanted.tolist()]
+
+    work = Upgrade(upgrade)
+    work.plan(map_folder, app.uri, order="random")
+    work.apply(reembed=embed, unchecked=True).close()
+    listed = [
+        json.loads(line)["id"] for line in (upgrade / "unembedded.jsonl").read_text().splitlines()
+    ]
+    assert set(listed) == {*refused, *changed}
+    found = work.status(recall_queries=0)
+    assert (found.unembedded, found.reembedded, found.state) == (8, COUNT - 8, "finished")
+    target = open_store(found.target)
+    translated = [i for i, (version, _) in target.states(keys).items() if version == TRANSLATED]
+    assert set(translated) == {*refused, *changed}
+    refused.clear()
+    work.apply(reembed=embed, unchecked=True).close()
+    assert work.status(recall_queries=0).unembedded == 0
+    assert_agree(app, target, new_model, 1e-5)

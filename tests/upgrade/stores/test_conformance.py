@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import store_apps
-from store_apps import COUNT, NEW, OLD, assert_agree, plain_map, stored, vectors
+from store_apps import COUNT, NEW, OLD, Writer, assert_agree, plain_map, stored, vectors
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade.migration.journal import Journal
@@ -231,25 +231,6 @@ class TestPointer:
         assert first.current()["store"] == "qdrant://a/b"
         with pytest.raises(UserError, match="secret"):
             first.switch({"store": "qdrant://a/b?api_key=hunter2"}, 1)
-
-
-class Writer:
-    """Inserts 500 rows, changes 100 and deletes 100, a few at each step."""
-
-    def __init__(self, app):
-        ids = store_apps.ids
-        self.app, self.steps = app, []
-        for step in range(20):
-            new = ids(app.kind, COUNT + step * 25, COUNT + step * 25 + 25)
-            changed = [ids(app.kind, n, n + 1)[0] for n in range(step, COUNT, COUNT // 5)][:5]
-            gone = [ids(app.kind, n, n + 1)[0] for n in range(200 + step, COUNT, COUNT // 5)][:5]
-            self.steps.append((new, changed, gone))
-
-    def step(self):
-        if self.steps:
-            new, changed, gone = self.steps.pop()
-            self.app.put([*new, *changed], vectors(len(new) + len(changed), len(self.steps)))
-            self.app.delete(gone)
 
 
 class TestMigration:
