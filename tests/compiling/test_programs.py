@@ -41,7 +41,7 @@ FLAT = ("model.name=flat", "batch_size=8")  # a model that is traced at once
 def test_lowered(name, words, found):
     """Each task's programs lower, with the whole batch and no data behind."""
     config = read(name, *words)
-    made = programs_of(config, sharding.make_mesh(), platform="cpu")
+    made = programs_of(config, sharding.make_mesh(), platform="cuda")
     assert tuple(each.name for each in made) == found
     assert made[0].items == 8
     assert made[0].of == 1000
