@@ -7,7 +7,9 @@ P29 pgai#196, hindsight#743
 """
 
 import json
+import re
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,17 +25,37 @@ from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.migration import retrying
 from fct_jax.upgrade.migration.upgrade import Upgrade
 
+ROOT = Path(__file__).parents[2]
 SIZES = {"batch_size": 256, "batch_items": 1000}
 
 # Reports that other tests try, each with the input that it describes.
 ELSEWHERE = {
-    "P12": "tests/upgrade/test_mistakes.py::test_every_kind_is_found_as_often_as_the_page_says",
+    "P12": "tests/upgrade/test_mistakes.py::test_every_kind_is_found_and_named",
     "P13": "tests/upgrade/test_assess.py::test_mistakes_are_one_line",
     "P14": "tests/upgrade/test_mistakes.py::test_a_prefix_of_one_side_alone",
     "P20": "tests/upgrade/test_cascades.py::test_a_cut_off_is_in_the_report",
     "P25": "tests/train/test_large_classes.py::test_a_checkpoint_restores_on_another_mesh",
-    "P27": "tests/losses/test_losses_edge_cases.py",
+    "P27": "tests/train/test_compatible_training.py::test_refusals",
+    "P26": "tests/upgrade/test_reports_upgrades.py::test_p26_is_in_the_page",
 }
+
+
+def test_every_report_is_tried():
+    """P1 to P29 of the list: here, among the files, or by the test that is named above."""
+    there = (
+        Path(__file__).with_name("test_reports_files.py").read_text() + Path(__file__).read_text()
+    )
+    names = " ".join(re.findall(r"def test_(p\w+)\(", there))
+    named = {f"P{number}" for number in re.findall(r"(?:\b|_)p(\d+)_", names)}
+    assert named | set(ELSEWHERE) == {f"P{number}" for number in range(1, 30)}
+    for test in ELSEWHERE.values():
+        file, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / file).read_text()
+
+
+def test_p26_is_in_the_page():
+    """Faiss and PyTorch in one process on macOS, each with an OpenMP of its own: a word of it."""
+    assert "OpenMP" in (ROOT / "docs" / "formats.md").read_text()
 
 
 def table(path, ids, vectors, **columns):

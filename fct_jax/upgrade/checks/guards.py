@@ -3,6 +3,7 @@
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
 from fct_jax.storage.ids import find_rows, first_ten
 from fct_jax.upgrade.checks.known_answers import Answer, Expected, ask
 from fct_jax.upgrade.galleries.base import Gallery
@@ -16,6 +17,7 @@ _AGREE = 0.9  # share of test pairs whose vectors a gallery must hold unchanged
 _LOOKED_UP = 64
 _UNIT = 1e-2  # tolerance for the length of a float16 unit vector
 _SAME = 2e-2  # largest relative difference of a vector and its float16 copy
+_DIRECTION = 0.995  # smallest cosine of a vector and its copy in one byte a value
 
 
 def sound(vectors: np.ndarray) -> np.ndarray:
@@ -171,7 +173,7 @@ def check_known_pairs(gallery: Gallery, mapping) -> "tuple[int, Lookup | None]":
     if not len(held):
         return 0, None
     vectors = gallery.rows(rows[held])
-    same = _same(vectors, known.old[held])
+    same, how = compared(vectors, known.old[held])
     if same.mean() > _AGREE:
         return int(same.sum()), None
     if known.new.shape[1] == gallery.dim and _same(vectors, known.new[held]).mean() > 0.5:
@@ -180,14 +182,65 @@ def check_known_pairs(gallery: Gallery, mapping) -> "tuple[int, Lookup | None]":
             f"as {len(held)} items show on which the map was tested"
         )
     differ = held[~same]
+    some = f"of {len(held)} items {len(differ)} have other vectors, such as " + first_ten(
+        np.asarray(known.ids)[differ]
+    )
+    if how and gallery.exact:
+        raise UserError(f"{gallery.name} and the sample that the map was fitted on {how}: {some}")
     message = (
         f"{gallery.name} does not pair ids and vectors as the sample did on which the map was "
-        f"tested: of {len(held)} items {len(differ)} have other vectors, such as "
-        f"{first_ten(np.asarray(known.ids)[differ])}"
+        f"tested: {some}; ids are shuffled, or another model made some of the vectors"
     )
     if same.any():
         raise UserError(message)
     return 0, Lookup(known.old[differ[:_LOOKED_UP]], message)
+
+
+def check_known_new(name: str, ids: np.ndarray, vectors: np.ndarray, mapping) -> None:
+    """Compare new vectors (n, D) of ids (n,) with those that the map's sample has of the same ids.
+
+    Raises UserError where they are not the same, unless they have nothing in common at all: the
+    ids of numbered rows say nothing.
+    """
+    known = mapping.known
+    rows = np.empty(0, int) if known is None else find_rows(np.asarray(known.ids), ids)
+    held = np.flatnonzero(rows >= 0)
+    if not len(held):
+        return
+    same, how = compared(vectors[held], known.new[rows[held]])
+    if same.mean() > _AGREE or not (how or same.any()):
+        return
+    some = f"of {len(held)} ids {(~same).sum()} have other vectors than in the sample, such as "
+    some += first_ten(ids[held[~same]])
+    if how:
+        raise UserError(f"{name} and the sample that the map was fitted on {how}: {some}")
+    raise UserError(f"{name}: {some}; ids are shuffled, or another model made some of the vectors")
+
+
+def compared(vectors: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return which of two lists of vectors of the same items are the same, and how others differ.
+
+    The vectors are (n, D). It is said how only of those that have much in common, else "".
+    """
+    same = _same(vectors, others)
+    good = sound(vectors)
+    differ = good & ~same
+    if not differ.any() or good.sum() < 2:
+        return same, ""
+    ours, theirs = unit_rows(vectors[good]), unit_rows(others[good])
+    cosine = np.zeros(len(same), np.float32)
+    cosine[good] = np.einsum("nd,nd->n", ours, theirs)
+    by_chance = np.median(np.einsum("nd,nd->n", ours, np.roll(theirs, 1, axis=0)))
+    alike = float(np.median(cosine[differ]))
+    if alike > _DIRECTION:
+        ratio = np.linalg.norm(vectors[differ], axis=1) / np.linalg.norm(others[differ], axis=1)
+        if np.median(np.abs(ratio - 1)) <= _SAME:
+            return cosine > _DIRECTION, ""  # kept in fewer bits
+        return same, "have vectors of other lengths: one is normalised, the other is not"
+    if alike > (1 + by_chance) / 2:
+        what = "differ in a prefix, in preprocessing or in the version of the model"
+        return same, f"{what} (cosine {alike:.2f})"
+    return same, ""
 
 
 class Lookup:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.storage.ids import first_ten
+from fct_jax.storage.ids import find_rows, first_ten
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.galleries.base import Gallery
@@ -11,6 +11,7 @@ from fct_jax.upgrade.migration.probe import Probe
 from fct_jax.upgrade.migration.reembed import NewVectors
 
 _ENOUGH = 8  # known answers
+_KNOWN = 64  # items of the map's sample that are asked for again
 _BLOCK = 1 << 15
 _MOST = 0.5  # of a gallery: its items are then like any
 
@@ -58,7 +59,13 @@ def check_new_vectors(gallery: Gallery, mapping, new: NewVectors) -> int:
     has = new.has(gallery.ids)
     if not has.any():
         raise UserError(f"{new.name} has no vector for any id of {gallery.name}")
-    rows = _some(np.flatnonzero(has))
+    known = np.empty(0, np.int64)
+    if mapping.known is not None:
+        # The sample's own items can be compared exactly.
+        known = find_rows(gallery.ids, np.asarray(mapping.known.ids))
+        known = known[known >= 0]
+        known = _some(known[has[known]], _KNOWN)
+    rows = np.union1d(known, _some(np.flatnonzero(has), guards.SAMPLE - len(known)))
     ids = gallery.ids[rows]
     answer = new(ids)
     if answer.error is not None:
@@ -70,6 +77,7 @@ def check_new_vectors(gallery: Gallery, mapping, new: NewVectors) -> int:
     guards.check_space(
         new.name, guards.as_found(new.meta, vectors), guards.new_space(mapping), "new"
     )
+    guards.check_known_new(new.name, ids, vectors, mapping)
     # A set that has only the planned items has those that the map is least sure of.
     return _ask(gallery.rows(rows), vectors, mapping, new.name, hard=has.mean() <= _MOST)
 
@@ -90,8 +98,8 @@ def _ask(old, new, mapping, what: str, hard: bool = False) -> int:
     return check_known_answers(answer, what)
 
 
-def _some(rows: np.ndarray) -> np.ndarray:
+def _some(rows: np.ndarray, most: int = guards.SAMPLE) -> np.ndarray:
     """Return at most so many of the rows, ascending."""
-    if len(rows) <= guards.SAMPLE:
+    if len(rows) <= most:
         return np.sort(rows)
-    return np.sort(np.random.default_rng(0).choice(rows, guards.SAMPLE, replace=False))
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
