@@ -1,1 +1,1 @@
-"""Carrying an upgrade out: plan, journal, translation, re-embedding, rollback."""
+"""Carrying out an upgrade: plan, journal, translation, re-embedding, rollback."""

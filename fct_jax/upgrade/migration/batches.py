@@ -1,4 +1,4 @@
-"""Batches of re-embedded items, each recorded when it is done, wherever the vectors are kept."""
+"""Batches of re-embedded items, each recorded when it is done, for files and for stores."""
 
 import abc
 import io
@@ -15,16 +15,16 @@ from fct_jax.upgrade.migration.journal import Journal, Progress
 
 
 class Batches(abc.ABC):
-    """What `reembedding.Reembedding` takes new vectors for, batch by batch.
+    """The side of an upgrade that `reembedding.Reembedding` fills, batch by batch.
 
-    New vectors are written to ``pending.npy`` before they go to where they belong, since they may
-    have been paid for. A plan has ``ids``, a ``digest`` and a length; an item is known by its
+    New vectors are written to ``pending.npy`` before they go to their place, because they may
+    have been paid for. A plan has ``ids``, a ``digest`` and a length; an item is identified by its
     place in the plan.
 
     Attributes:
       workdir: the upgrade's directory.
       map: the map.
-      journal, progress: what is recorded, and what that says.
+      journal, progress: the recorded steps, and the progress that they amount to.
     """
 
     def __init__(self, workdir, mapping, progress: type[Progress] = Progress):
@@ -34,23 +34,23 @@ class Batches(abc.ABC):
 
     @abc.abstractmethod
     def reopen(self) -> None:
-        """Open what vectors are put into."""
+        """Open the destination of the vectors."""
 
     @abc.abstractmethod
     def put(self, plan, places: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        """Put the new vectors (n, D) of items; return (n,) bool, False where to ask again."""
+        """Put the new vectors (n, D) of items; return (n,) bool, False to ask for one again."""
 
     @abc.abstractmethod
     def pairs(self, plan, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the old (n, do) and the translated (n, D) vectors of items; zeros: unknown."""
+        """Return the old (n, do) and translated (n, D) vectors of items; zeros mean unknown."""
 
     @abc.abstractmethod
     def keep_plan(self, plan) -> None:
-        """Keep the plan that is followed, whatever plan is made later."""
+        """Keep the plan that is followed, independently of later plans."""
 
     @abc.abstractmethod
     def followed(self):
-        """Return the plan whose batches were taken, whatever plan was made since."""
+        """Return the plan whose batches were taken, independently of later plans."""
 
     @abc.abstractmethod
     def roll_back(self, plan, to: int) -> None:
@@ -58,39 +58,39 @@ class Batches(abc.ABC):
 
     @abc.abstractmethod
     def scaled(self, vectors: np.ndarray) -> np.ndarray:
-        """Return vectors as they are stored."""
+        """Return vectors in the form in which they are stored."""
 
     def publish(self, plan, places: np.ndarray) -> None:  # noqa: B027 (most readers see it all)
-        """Make what was put for some items reach readers."""
+        """Make the vectors that were put for some items visible to readers."""
 
     def describe(self, state: str, reembedded: int | None = None, planned: int = 0) -> None:  # noqa: B027
-        """Tell readers how far the upgrade is."""
+        """Describe the upgrade's progress for readers."""
 
     def record(self, kind: str, **values) -> None:
         """Record a finished step; it is in the journal when this returns."""
         self.progress.add(self.journal.append(kind, **values))
 
     def follow(self, plan) -> None:
-        """Record the plan that batches are taken from. Raises UserError for a second one."""
+        """Record the plan that batches follow. Raises UserError if another one is followed."""
         done = self.progress
         if done.plan is not None and done.plan["digest"] == plan.digest:
             return
         if done.items or done.pending:
             raise UserError(
-                f"{self.workdir} follows another plan, of which {done.items} items are done; "
+                f"{self.workdir} follows another plan, and {done.items} of its items are done; "
                 "roll back to batch 0 first"
             )
         self.keep_plan(plan)
         self.record("plan", digest=plan.digest, items=len(plan))
 
     def keep_pending(self, vectors: np.ndarray, start: int, stop: int, **places) -> None:
-        """Store the new vectors of a batch, before any of them goes to where it belongs.
+        """Store the new vectors of a batch before any of them goes to its place.
 
         Args:
-          vectors: (n, D) of the items from start to stop of the plan, without those that failed,
-            and then of those that were tried again.
-          start, stop: which items have their turn.
-          places: ``failed`` and ``retried``, places of items in the plan; left out where none are.
+          vectors: (n, D) of the items from start to stop of the plan, without the failed ones,
+            followed by those of the retried items.
+          start, stop: the range of items in the plan.
+          places: ``failed`` and ``retried``, places of items in the plan, if there are any.
         """
         path, number = self.workdir / "pending.npy", len(self.progress.stops) + 1
         write_array(path, self.scaled(vectors))
@@ -98,9 +98,9 @@ class Batches(abc.ABC):
         self.record("pending", batch=number, start=start, stop=stop, checksum=checksum, **places)
 
     def put_pending(self, plan, begun: float) -> int:
-        """Put what is pending where it belongs; return how many items have had their turn.
+        """Put the pending vectors in their place; return the number of processed items.
 
-        begun: when work on the batch began, by ``time.monotonic``.
+        begun: start of the work on the batch, by ``time.monotonic``.
         """
         pending, path = self.progress.pending, self.workdir / "pending.npy"
         batch = {key: pending[key] for key in pending if key not in ("kind", "checksum")}
@@ -119,12 +119,12 @@ class Batches(abc.ABC):
         return batch["stop"] - batch["start"]
 
     def has_pending(self) -> bool:
-        """Return whether the vectors of the next batch are stored already."""
+        """Return whether the vectors of the next batch are already stored."""
         pending, path = self.progress.pending, self.workdir / "pending.npy"
         return bool(pending and path.is_file() and _checksum(path) == pending["checksum"])
 
     def return_to(self, to: int) -> int:
-        """Roll back to the end of a batch; return how many items stay re-embedded.
+        """Roll back to the end of a batch; return the number of items that stay re-embedded.
 
         Raises UserError if there is no such batch.
         """
@@ -136,8 +136,8 @@ class Batches(abc.ABC):
             self.roll_back(plan, self.progress.rolling_back["to"])
         if not 0 <= to <= len(self.progress.stops):
             raise UserError(
-                f"give the number of a batch to roll back to, "
-                f"0 … {len(self.progress.stops)}, not {to}"
+                f"the number of the batch to roll back to must be between 0 and "
+                f"{len(self.progress.stops)}, not {to}"
             )
         self.roll_back(plan, to)
         left = self.progress.reembedded
@@ -156,7 +156,7 @@ class Batches(abc.ABC):
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file, whole or not at all."""
+    """Write a .npy file, completely or not at all."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_synced(path, buffer.getbuffer())

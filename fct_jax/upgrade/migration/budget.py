@@ -1,4 +1,4 @@
-"""Growth of quality with the re-embedded share, and how much a budget reaches."""
+"""The forecast of quality by the re-embedded share, and the number of items in a budget."""
 
 import dataclasses
 
@@ -13,13 +13,14 @@ _STEPS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """Gains of re-embedding the first items of an order, at some numbers of items.
+    """Gains of re-embedding the first items of an order, for some numbers of items.
 
-      items, share: how many, and of the whole gallery, from none to all.
-      error_left: expected squared error of the vectors still translated, weighted by traffic,
-        relative to that at the start; None where the map gives no uncertainty.
-    measure, quality: of the probe set, None without one.
-    way: of serving that the quality is of.
+    Attributes:
+      items, share: numbers of items, and shares of the gallery, from none to all.
+      error_left: expected squared error of the vectors that are still translated, weighted by
+        traffic, relative to the start; None if the map gives no uncertainty.
+      measure, quality: measure of the probe set and its values, None without a probe.
+      way: way of serving of the forecast quality.
     """
 
     items: list[int]
@@ -30,23 +31,23 @@ class Forecast:
     way: str = "translated"
 
     def at(self, items: int) -> float | None:
-        """Forecast quality once so many items are re-embedded."""
+        """Forecast the quality once ``items`` items are re-embedded."""
         return None if self.quality is None else float(np.interp(items, self.items, self.quality))
 
 
 def forecast(
     order, uncertainty, has_uncertainty: bool, weights, probe, rows, mapping, way: str, gallery
 ) -> Forecast:
-    """Return the forecast of an order (N,) of rows of a gallery that is served by a way.
+    """Return the forecast for an order (N,) of rows of a gallery with a way of serving.
 
-    uncertainty (N,) log-variances; weights (N,) traffic or None; probe or None, with the
-    ``rows`` (m,) of its items in the gallery.
+    uncertainty: (N,) log-variances; weights: (N,) traffic, or None; probe: the probe set, or None;
+    rows: (m,) rows of the probe's items in the gallery.
     """
     count = len(order)
     items = np.unique(np.linspace(0, count, _STEPS + 1).astype(np.int64))
     left = [None] * len(items)
     if has_uncertainty:
-        # Relative to the largest, so that the exponential cannot overflow.
+        # The error is relative to the largest, so that the exponential cannot overflow.
         error = np.exp(uncertainty[order].astype(np.float64) - float(uncertainty.max()))
         if weights is not None:
             error *= weights[order]
@@ -57,7 +58,7 @@ def forecast(
         return Forecast(items.tolist(), share, left)
     place = np.empty(count, np.int64)
     place[order] = np.arange(count)
-    own, old = place[rows], gallery.rows(rows)  # when each item of the probe has its turn
+    own, old = place[rows], gallery.rows(rows)  # place of each probe item in the order
     old = without(old, sound(old))
     if find_way(way).needs_translated:
         translated, _ = mapping.transform(old)
@@ -69,7 +70,7 @@ def forecast(
 
 
 def check_budget(wanted) -> None:
-    """Check the budgets of `planning.Wanted`. Raises UserError for values that cannot be."""
+    """Check the budgets of `planning.Wanted`. Raises UserError for impossible values."""
     for key in ("budget_items", "budget_money", "target_quality", "cost_per_1000"):
         value = getattr(wanted, key)
         if value is not None and not 0 <= value < np.inf:
@@ -79,7 +80,7 @@ def check_budget(wanted) -> None:
 
 
 def cut(found: Forecast, count: int, wanted) -> tuple[int, str]:
-    """Return how many items to re-embed, and why: the smallest of the budgets that are given.
+    """Return the number of items to re-embed, by the smallest budget, and the reason.
 
     Raises UserError for a target that is never reached.
     """
@@ -87,7 +88,7 @@ def cut(found: Forecast, count: int, wanted) -> tuple[int, str]:
     if wanted.budget_items is not None:
         limits.append((int(wanted.budget_items), f"budget of {wanted.budget_items:,} items"))
     if wanted.budget_money is not None:
-        # A cent's worth of rounding must not cost an item.
+        # A rounding error must not cost an item.
         affordable = int(wanted.budget_money / wanted.cost_per_1000 * 1000 + 1e-6)
         limits.append((affordable, f"budget of {wanted.budget_money:g}"))
     if wanted.target_quality is not None:
@@ -97,7 +98,7 @@ def cut(found: Forecast, count: int, wanted) -> tuple[int, str]:
 
 def _reaching(found: Forecast, target: float) -> tuple[int, str]:
     if found.quality is None:
-        raise UserError("target_quality needs a probe, which quality is measured on")
+        raise UserError("target_quality needs a probe on which quality is measured")
     quality = np.asarray(found.quality)
     if quality.max() < target:
         raise UserError(

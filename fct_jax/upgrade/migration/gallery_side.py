@@ -1,4 +1,4 @@
-"""Upgrades of galleries in files: translated into a new gallery beside the old one."""
+"""Upgrades of galleries in files, which are translated into a new gallery."""
 
 import contextlib
 
@@ -16,7 +16,7 @@ from fct_jax.upgrade.migration.steps import Migration, lock_of
 
 
 class GallerySide(Side):
-    """A gallery of any form; what is made of it is ``WORKDIR/gallery``."""
+    """A gallery of any form; its upgraded copy is ``WORKDIR/gallery``."""
 
     @staticmethod
     def open(where, settings):
@@ -31,7 +31,7 @@ class GallerySide(Side):
     def switch(self, back, calibration):
         raise UserError(
             f"{self.workdir} upgrades files, which have no pointer to switch; "
-            f"let readers open {self.workdir}/gallery"
+            f"readers open {self.workdir}/gallery instead"
         )
 
     def plan(self, wanted: Wanted) -> Plan:
@@ -46,15 +46,16 @@ class GallerySide(Side):
         source, mapping, settings = opened.source, opened.mapping, opened.settings
         if self.workdir.resolve().is_relative_to(source.path.resolve()):
             raise UserError(
-                f"{self.workdir} is in the gallery, which is never changed; give another directory"
+                f"{self.workdir} is inside the gallery, which is never changed; give another "
+                "directory"
             )
         new = None if run.reembed is None else open_reembed(run.reembed, run.asking)
         with lock_of(self.workdir):
             work = Migration(self.workdir, source, mapping, settings.batch_size)
             if new is None and work.progress.stops:
                 raise UserError(
-                    f"{self.workdir} has {work.progress.items} items re-embedded; "
-                    "say where new vectors come from (reembed) to go on"
+                    f"{self.workdir} has {work.progress.items} re-embedded items; "
+                    "name the source of new vectors (reembed) to continue"
                 )
             lookup = None
             if work.progress.begin is None:
@@ -88,7 +89,9 @@ class GallerySide(Side):
 
     def rollback(self, to):
         if to is None:
-            raise UserError("give the number of a batch to roll back to (--to); 0: to its start")
+            raise UserError(
+                "give the number of the batch to roll back to (--to); 0 goes back to the start"
+            )
         opened = self.opened
         with lock_of(self.workdir):
             work = Migration(
@@ -100,7 +103,7 @@ class GallerySide(Side):
                 return work.return_to(to)
 
     def _planned(self, wanted: Wanted, lookup) -> Plan:
-        """Make the plan, of what a finished translation knows or of a pass over the gallery."""
+        """Make the plan from a finished translation's data, or from a pass over the gallery."""
         opened = self.opened
         settings, gallery, mapping = opened.settings, opened.source, opened.mapping
         work = Migration(self.workdir, gallery, mapping, settings.batch_size)
@@ -118,10 +121,10 @@ class GallerySide(Side):
         return made
 
     def _certified(self, plan: Plan | None, lookup) -> Certificate | None:
-        """Return what the translating pass must find; None if it is the first to read everything.
+        """Return the certificate that the translating pass must confirm; None if it reads first.
 
-        The gallery is read here only if files were changed since the plan was made, or vectors
-        are to be looked for in all rows before anything is written.
+        The gallery is read here only if files were changed since the plan was made, or if all rows
+        must be searched for some vectors before anything is written.
         """
         opened = self.opened
         certificate = None if plan is None else plan.certificate
@@ -133,7 +136,7 @@ class GallerySide(Side):
         found, _, _ = read_through(opened.source, opened.mapping, settings.batch_size, lookup)
         if certificate is not None and found.content != certificate.content:
             raise UserError(
-                f"{opened.source.name} has other vectors than when it was planned; "
+                f"the vectors of {opened.source.name} have changed since the plan was made; "
                 f"move {self.workdir}/plan away, and plan again"
             )
         return found

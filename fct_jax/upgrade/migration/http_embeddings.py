@@ -1,7 +1,7 @@
-"""Vectors from an HTTP endpoint as of OpenAI's ``/v1/embeddings``.
+"""Vectors from an HTTP endpoint with the interface of OpenAI's ``/v1/embeddings``.
 
-https://platform.openai.com/docs/api-reference/embeddings; vLLM, Ollama, text-embeddings-inference
-and others answer in the same way.
+See https://platform.openai.com/docs/api-reference/embeddings; vLLM, Ollama,
+text-embeddings-inference and others have the same interface.
 """
 
 import http.client
@@ -20,13 +20,13 @@ from fct_jax.upgrade.migration.retrying import Again, Patience, may_pass, retry_
 from fct_jax.upgrade.migration.settings import expanded
 from fct_jax.upgrade.migration.spending import Spending
 
-KEYS = ("FCT_JAX_API_KEY", "OPENAI_API_KEY")  # of the environment, the first that is set
-_ONE_BY_ONE = {400, 413, 422}  # there may be one input that the model refuses
-_CHARACTERS = 3  # a token has about so many; rather too few
+KEYS = ("FCT_JAX_API_KEY", "OPENAI_API_KEY")  # environment variables; the first set one is used
+_ONE_BY_ONE = {400, 413, 422}  # the model may refuse a single input of the request
+_CHARACTERS = 3  # characters per token, a low estimate
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirection is an error: the key is for the server that was named."""
+    """A redirection is an error, because the key is meant for the named server only."""
 
     def redirect_request(self, *arguments):
         return None
@@ -43,8 +43,8 @@ class Endpoint:
     """A function from ids to vectors that asks a server.
 
     Attributes:
-      name: the URL without what may be secret in it.
-      refusal: what the server said of the last text that it refused.
+      name: the URL without its parts that may be secret.
+      refusal: the server's message about the last text that it refused.
     """
 
     def __init__(self, url: str, asking, spending: Spending, stop: threading.Event):
@@ -54,7 +54,7 @@ class Endpoint:
         models = query.pop("model", [None])
         self.model = asking.model or models[0]
         if not self.model:
-            raise UserError(f"{parts.hostname}: give model, as the server calls it")
+            raise UserError(f"{parts.hostname}: give model, the model's name on the server")
         rest = urllib.parse.urlencode(query, doseq=True)
         place = parts.netloc.rpartition("@")[2]
         self._url = urllib.parse.urlunsplit((parts.scheme, place, parts.path, rest, ""))
@@ -67,9 +67,9 @@ class Endpoint:
         self._dim, self.refusal = None, ""
 
     def __call__(self, ids: np.ndarray) -> list:
-        """Return a vector (D,) for each id, None where there is no text or the model refuses it.
+        """Return a vector (D,) for each id, None if there is no text or the model refuses it.
 
-        Raises UserError where the server goes on failing, or answers what cannot be right.
+        Raises UserError if the server keeps failing or gives an impossible answer.
         """
         texts = self._texts(ids)
         if len(texts) != len(ids):
@@ -81,7 +81,7 @@ class Endpoint:
         return found
 
     def _embed(self, texts: list[str]) -> list:
-        """Return vectors of texts; a request that is refused is halved until it is one text."""
+        """Return vectors of texts; a refused request is halved until a single text is left."""
         if not texts:
             return []
         try:
@@ -135,9 +135,9 @@ class Endpoint:
             vectors = [np.asarray(entry["embedding"], np.float32) for entry in data]
             tokens = int((answer.get("usage") or {}).get("total_tokens", 0))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise Again("an answer that is no list of embeddings") from None
+            raise Again("the answer is not a list of embeddings") from None
         if sorted(places) != list(range(count)):
-            raise Again(f"an answer with {len(data)} embeddings, or other ones, for {count} texts")
+            raise Again(f"the answer has {len(data)} embeddings, or wrong ones, for {count} texts")
         self._check_dimension(vectors)
         ordered = [None] * count
         for place, vector in zip(places, vectors, strict=True):
@@ -180,7 +180,7 @@ def texts_of(where):
 
 
 def _said(error: urllib.error.HTTPError) -> str:
-    """Return what the server says of a failure, in a line."""
+    """Return the server's message about a failure, in one line."""
     try:
         content = error.read(2000).decode(errors="replace")
     except (OSError, http.client.HTTPException):

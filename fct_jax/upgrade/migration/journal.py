@@ -1,4 +1,4 @@
-"""An append-only journal: what is recorded stays recorded, and what is torn is noticed."""
+"""An append-only journal: records survive crashes, and damage is noticed."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from fct_jax.storage.files import sync_directory
 
 
 class Journal:
-    """Records, one a line: JSON, a tab, and a checksum of it and of all lines before.
+    """Records, one per line: JSON, a tab, and a checksum of it and of all lines before.
 
-    A record counts once ``append`` has returned: it is on the disk by then. The last line of a
-    file whose writer was killed may be torn; it is dropped. Damage anywhere else is an error.
+    A record counts once ``append`` has returned; it is then on disk. If the writer was killed, the
+    last line may be incomplete; it is dropped. Damage anywhere else is an error.
 
     Attributes:
       records: all records in order, each a dict with ``kind``.
@@ -75,17 +75,17 @@ class Progress:
     Attributes:
       begin: the record that names source and map, or None.
       layout: the record of the files that were laid out, or None.
-      rows: how many rows are translated.
-      reading: what the pass over the source goes on from, as of `Reading`.
+      rows: number of translated rows.
+      reading: state from which the pass over the source resumes, as in `Reading`.
       bad: [row, reason] of each unusable vector of the rows.
-      translated: the record that all are, and the gallery has its name, or None.
-      stops: for every finished batch, how many items of the plan were done by its end.
+      translated: the record that all rows are translated and the gallery has its name, or None.
+      stops: for every finished batch, the number of the plan's items that are done at its end.
       failed: places in the plan of items that could not be embedded so far; they stay translated.
-      spent: (items, tokens) that asking for vectors has cost.
+      spent: (items, tokens) spent on new vectors.
       pending: the record of a batch whose vectors are stored but not all in the gallery, or None.
-      rolling_back: the record of a rollback that was not finished, or None.
+      rolling_back: the record of an unfinished rollback, or None.
       plan: the record of the plan that is followed, or None.
-      published: how many items of the plan Parquet files hold.
+      published: number of the plan's items that the Parquet files hold.
     """
 
     def __init__(self, records: list[dict]):
@@ -111,7 +111,7 @@ class Progress:
 
     @property
     def items(self) -> int:
-        """Return how many items of the plan, from the first on, have had their turn."""
+        """Return the number of the plan's items, from the first on, that are processed."""
         return self.stops[-1] if self.stops else 0
 
     @property
@@ -126,7 +126,7 @@ class Progress:
         return found
 
     def reembedded_at(self, batch: int) -> int:
-        """Return how many items were re-embedded at the end of a batch."""
+        """Return the number of re-embedded items at the end of a batch."""
         return (self.stops[batch - 1] if batch else 0) - len(self._failed_at(batch))
 
     @property
@@ -135,7 +135,7 @@ class Progress:
         return self.reembedded_at(len(self.stops))
 
     def since(self, batch: int) -> list[int]:
-        """Return the places of items that were tried again after ``batch``, or are about to be."""
+        """Return the places of items retried after ``batch``, including the pending batch."""
         later = [*self._batches[batch:], *([self.pending] if self.pending else [])]
         return [place for record in later for place in record.get("retried", ())]
 

@@ -22,17 +22,18 @@ from fct_jax.upgrade.ways import find_way
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """Wishes for a plan.
+    """The settings of a plan.
 
     Attributes:
-      order: a name that `find_order` knows; None: by uncertainty where the map gives one, else
-        by traffic where it is given, else random.
-      traffic: path of a .npy file, as of `read_traffic`; it weights the order.
-      budget_items, budget_money, target_quality: how far to go; the smallest counts, None: to
-        the end.
-      items_per_second, cost_per_1000: of the new model, for times and costs; None: none are given.
+      order: a name that `find_order` knows; None means by uncertainty if the map gives one, else
+        by traffic if it is given, else random.
+      traffic: path of a .npy file, as for `read_traffic`; it weights the order.
+      budget_items, budget_money, target_quality: limits, of which the smallest counts; None: no
+        limit.
+      items_per_second, cost_per_1000: speed and price of the new model, for times and costs; None:
+        unknown.
       serve: way of serving that the forecast is made for, a name in `fct_jax.upgrade.ways.WAYS`.
-      seed: of a random order.
+      seed: seed of a random order.
     """
 
     order: str | None = None
@@ -46,7 +47,7 @@ class Wanted:
     seed: int = 0
 
     def check(self) -> None:
-        """Raise UserError for a value that cannot be, before anything long is begun."""
+        """Raise UserError for an impossible value, before any expensive work."""
         if self.order is not None:
             find_order(self.order)
         find_way(self.serve)
@@ -58,9 +59,9 @@ class Plan:
     """The items to re-embed, first item first.
 
     Attributes:
-      ids: (K,) of the items.
+      ids: (K,) ids of the items.
       rows: (K,) int64, their rows in the gallery.
-      description: what ``plan.json`` holds.
+      description: content of ``plan.json``.
     """
 
     ids: np.ndarray
@@ -77,7 +78,7 @@ class Plan:
 
     @property
     def certificate(self) -> Certificate:
-        """Return what was seen when the gallery was read for the plan."""
+        """Return the certificate of the pass that read the gallery for the plan."""
         return Certificate(**self.description["checked"])
 
 
@@ -94,14 +95,14 @@ def make_plan(
     """Make a plan and write it: ids.npy, rows.npy, uncertainty.npy (of the gallery), plan.json.
 
     Args:
-      folder: where to; it must not exist.
-      gallery, mapping, probe: what is upgraded, by what, and what quality is measured on.
+      folder: directory to make.
+      gallery, mapping, probe: the gallery, the map, and the probe set for quality.
       wanted: order and budgets.
-      certificate, uncertainty, bad: as of `reading.read_through`. Vectors that cannot be used come
-        first in the plan, whatever the order: nothing else can replace them.
+      certificate, uncertainty, bad: as from `reading.read_through`. Items with unusable vectors
+        come first in the plan in every order, because only new vectors can replace them.
 
     Raises:
-      UserError: the order needs what is not there, or a target is never reached.
+      UserError: the order needs facts that are missing, or a target is never reached.
     """
     weights = None if wanted.traffic is None else read_traffic(wanted.traffic, gallery)
     asked = order_of(wanted, mapping, weights is not None)
@@ -153,7 +154,7 @@ def make_plan(
 
 
 def order_of(wanted: Wanted, mapping, has_traffic: bool) -> Order:
-    """Return the order that is wanted, or suits the map. Raises UserError."""
+    """Return the wanted order, or a suitable one for the map. Raises UserError."""
     if wanted.order is None:
         if mapping.has_uncertainty:
             return find_order("uncertainty")
@@ -162,7 +163,7 @@ def order_of(wanted: Wanted, mapping, has_traffic: bool) -> Order:
     if "uncertainty" in asked.needs and not mapping.has_uncertainty and not has_traffic:
         raise UserError(
             f"the map ({mapping.method}) gives no uncertainty to order by; "
-            "take order=random, or give traffic"
+            "use order=random, or give traffic"
         )
     return asked
 
@@ -170,7 +171,7 @@ def order_of(wanted: Wanted, mapping, has_traffic: bool) -> Order:
 def ranked(order: str | Order, uncertainty: np.ndarray, weights, seed: int) -> np.ndarray:
     """Return the rows in the order of re-embedding, (N,) int64.
 
-    The traffic ``weights`` (N,), where given, multiply the error that each item's order is by.
+    The traffic ``weights`` (N,), if given, multiply each item's expected error.
     """
     order = find_order(order)
     if weights is not None and order.log_gain is not None:
@@ -179,7 +180,7 @@ def ranked(order: str | Order, uncertainty: np.ndarray, weights, seed: int) -> n
 
 
 def read_plan(folder: Path, gallery: Gallery, mapping) -> Plan:
-    """Read the plan in a directory. Raises UserError where it is of another gallery or map."""
+    """Read the plan in a directory. Raises UserError if it is of another gallery or map."""
     try:
         description = json.loads((folder / "plan.json").read_text())
         ids = np.load(folder / "ids.npy", allow_pickle=False)
@@ -191,14 +192,14 @@ def read_plan(folder: Path, gallery: Gallery, mapping) -> Plan:
         ("map", description["map"], mapping.fingerprint),
     ):
         if planned != ours:
-            raise UserError(f"the plan in {folder} is of another {what} ({planned}, not {ours})")
+            raise UserError(f"the plan in {folder} is for another {what} ({planned}, not {ours})")
     if not np.array_equal(gallery.ids[rows], ids):
         raise UserError(f"the plan in {folder} is damaged: its rows and ids differ")
     return Plan(ids, rows, description)
 
 
 def show(described: dict, found: Forecast) -> None:
-    """Print the forecast of a described plan as a table of the columns that are known."""
+    """Print the forecast of a plan as a table of the known columns."""
     price, rate = described["cost_per_1000"], described["items_per_second"]
     columns = {
         "items": [f"{items:,}" for items in found.items],

@@ -1,4 +1,4 @@
-"""All that is checked before a gallery's first new vector is written."""
+"""The checks before a gallery's first new vector is written."""
 
 import numpy as np
 
@@ -13,22 +13,22 @@ from fct_jax.upgrade.migration.reembed import NewVectors
 _ENOUGH = 8  # known answers
 _KNOWN = 64  # items of the map's sample that are asked for again
 _BLOCK = 1 << 15
-_MOST = 0.5  # of a gallery: its items are then like any
+_MOST = 0.5  # a set with a larger share of the gallery has ordinary items, not only hard ones
 
 
 def check_before(
     gallery: Gallery, mapping, new: NewVectors | None, probe: Probe | None, unchecked: bool = False
 ) -> guards.Lookup | None:
-    """Check space, direction, and known answers from whatever source there is.
+    """Check space, direction, and known answers from all available sources.
 
     Known answers are the map's own test pairs, the new vectors of a sample of ids, and the items
-    of the probe. ``unchecked``: go on where there is none of them.
+    of the probe. ``unchecked``: continue if there are none.
 
     Returns:
-      What is still to be looked for in all rows, as of `guards.check_known_pairs`.
+      The search of all rows that is still to be done, as from `guards.check_known_pairs`.
 
     Raises:
-      UserError: something does not fit.
+      UserError: something does not match.
     """
     guards.check_gallery_fits(gallery, mapping)
     answers, lookup = guards.check_known_pairs(gallery, mapping)
@@ -46,7 +46,7 @@ def check_before(
             lookup.finish()
         raise UserError(
             f"nothing shows that {gallery.name} fits the map: give reembed or probe "
-            "for known answers, or take unchecked=True"
+            "for known answers, or set unchecked=True"
         )
     return lookup
 
@@ -54,7 +54,7 @@ def check_before(
 def check_new_vectors(gallery: Gallery, mapping, new: NewVectors) -> int:
     """Check space and known answers of re-embedded vectors on a sample of ids.
 
-    Returns how many answers there were. Raises UserError.
+    Returns the number of answers. Raises UserError if something does not match.
     """
     has = new.has(gallery.ids)
     if not has.any():
@@ -78,7 +78,7 @@ def check_new_vectors(gallery: Gallery, mapping, new: NewVectors) -> int:
         new.name, guards.as_found(new.meta, vectors), guards.new_space(mapping), "new"
     )
     guards.check_known_new(new.name, ids, vectors, mapping)
-    # A set that has only the planned items has those that the map is least sure of.
+    # A set of only the planned items has those with the largest uncertainty.
     return _ask(gallery.rows(rows), vectors, mapping, new.name, hard=has.mean() <= _MOST)
 
 
@@ -90,7 +90,7 @@ def _ask(old, new, mapping, what: str, hard: bool = False) -> int:
         return 0
     if old.shape == new.shape and np.allclose(old, new, rtol=1e-3, atol=1e-4):
         raise UserError(
-            f"wrong direction: the gallery holds the vectors of {what} already, "
+            f"wrong direction: the gallery already holds the vectors of {what}, "
             "so it is in the new model's space"
         )
     translated, _ = mapping.transform(old)
@@ -99,7 +99,7 @@ def _ask(old, new, mapping, what: str, hard: bool = False) -> int:
 
 
 def _some(rows: np.ndarray, most: int = guards.SAMPLE) -> np.ndarray:
-    """Return at most so many of the rows, ascending."""
+    """Return a sample of at most ``most`` of the rows, ascending."""
     if len(rows) <= most:
         return np.sort(rows)
     return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))

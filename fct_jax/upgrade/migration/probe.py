@@ -3,12 +3,12 @@
     PROBE/new/           EmbeddingSet: some items of the gallery, embedded by the new model
     PROBE/query/         EmbeddingSet: queries, embedded by the new model
     PROBE/query_old/     EmbeddingSet: the same queries by the old model, for dual and fused
-    PROBE/relevant.npy   (Q,) the id of the item that each query is after; optional
+    PROBE/relevant.npy   (Q,) the id of each query's relevant item; optional
 
-Quality is the mean reciprocal rank of the relevant item where ``relevant.npy`` is there; else
-mean average precision where both sets have labels; else the agreement with the new model: the
-share of a query's ten nearest new vectors that are among its ten nearest in the gallery. All of
-it among the items of the probe, so that it costs seconds, whatever the gallery's size.
+Quality is the mean reciprocal rank of the relevant item if ``relevant.npy`` exists; otherwise
+mean average precision if both sets have labels; otherwise the agreement with the new model: the
+share of a query's ten nearest new vectors that are among its ten nearest in the gallery. Only the
+items of the probe are searched, so that this takes seconds for a gallery of any size.
 """
 
 from pathlib import Path
@@ -28,9 +28,9 @@ from fct_jax.upgrade.ways.scores import Space
 from fct_jax.upgrade.ways.serving import search
 
 _NEIGHBOURS = 10
-_QUERIES = 1000  # at most: enough for two digits
+_QUERIES = 1000  # largest number of queries, enough for two digits
 _BLOCK = 128  # queries compared together
-_DEPTH = 1000  # results of a query that are judged, of dual and fused
+_DEPTH = 1000  # results judged per query, for dual and fused
 
 
 class Probe:
@@ -38,10 +38,10 @@ class Probe:
 
     Attributes:
       measure: "mrr", "map" or "agreement@10".
-      ids: (m,) of its items, all of which are in the gallery.
+      ids: (m,) ids of its items, all of which are in the gallery.
       new: (m, D) float32: the items by the new model.
       query: (Q, D) float32: at most 1,000 of the queries.
-      query_old: (Q, Do) float32: the same by the old model, or None.
+      query_old: (Q, Do) float32: the same queries by the old model, or None.
     """
 
     def __init__(self, folder, metric: str):
@@ -53,7 +53,9 @@ class Probe:
         for found in (items, queries):
             found.check_finite()
         if items.dim != queries.dim:
-            raise UserError(f"{queries.name} has dimension {queries.dim}, {items.name} {items.dim}")
+            raise UserError(
+                f"{queries.name} has dimension {queries.dim}, but {items.name} has {items.dim}"
+            )
         self.name, self.metric, self.meta = str(folder), metric, items.meta
         self.query_meta = queries.meta
         self.ids, self.new = items.ids, np.asarray(items.vectors, np.float32)
@@ -74,7 +76,7 @@ class Probe:
             if relevant.shape != (len(queries),):
                 raise UserError(
                     f"{folder}/relevant.npy has shape {relevant.shape}; "
-                    f"one id for each of {len(queries)} queries is needed"
+                    f"it must have one id for each of {len(queries)} queries"
                 )
             self._relevant = rows_of(items.ids, relevant[kept], "relevant.npy", items.name)
         elif items.labels is not None and queries.labels is not None:
@@ -85,7 +87,7 @@ class Probe:
             self._ideal = self._nearest(self.new)
 
     def rows(self, gallery) -> np.ndarray:
-        """Return the gallery's row of each item. Raises UserError for items that it lacks."""
+        """Return the gallery's row of each item. Raises UserError for items not in the gallery."""
         return rows_of(gallery.ids, self.ids, f"items of the probe {self.name}", gallery.name)
 
     def served(self, way: str, old: np.ndarray, new, migrated, old_metric: str) -> float:
@@ -93,16 +95,16 @@ class Probe:
 
         Args:
           old: (m, Do) the items by the old model.
-          new: (m, D) by the new model; those not migrated are not looked at.
-          migrated: (m,) bool, which are re-embedded.
-          old_metric: "l2" or "cosine", of the old space.
+          new: (m, D) the items by the new model; only migrated ones are used.
+          migrated: (m,) bool, True for re-embedded items.
+          old_metric: "l2" or "cosine", metric of the old space.
 
-        The calibration is of the probe's items, which both models have embedded.
-        Raises UserError where there are no queries by the old model.
+        The calibration uses the probe's items, which both models have embedded.
+        Raises UserError if there are no queries by the old model.
         """
         if self.query_old is None or self.query_old.shape[1] != old.shape[1]:
             raise UserError(
-                f"serve={way} asks both models: the probe {self.name} needs query_old, "
+                f"serve={way} queries both models: the probe {self.name} needs query_old, "
                 f"the queries by the old model, of dimension {old.shape[1]}"
             )
         made = calibrate(old, self.new, metric=self.metric, old_metric=old_metric)
@@ -160,15 +162,16 @@ class Probe:
 
 
 def open_probe(where, mapping) -> Probe | None:
-    """Open a probe set, or return None for none. Raises UserError if it is of another space."""
+    """Open a probe set; return None for None. Raises UserError if it is of another space."""
     if where is None:
         return None
     probe = Probe(where, mapping.metric)
     if probe.new.shape[1] != mapping.dim_out:
         raise UserError(
-            f"{where} has dimension {probe.new.shape[1]}; the map's new one is {mapping.dim_out}"
+            f"{where} has dimension {probe.new.shape[1]}, but the map's new dimension is "
+            f"{mapping.dim_out}"
         )
-    # Queries may well have a prefix of their own.
+    # Queries may have a prefix of their own.
     query_meta = {k: v for k, v in probe.query_meta.items() if k != "prefix"}
     for part, meta, vectors in (("new", probe.meta, probe.new), ("query", query_meta, probe.query)):
         check_space(f"{where}/{part}", as_found(meta, vectors), new_space(mapping), "new")

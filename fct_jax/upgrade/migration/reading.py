@@ -1,7 +1,7 @@
-"""Everything that one pass over a gallery can tell: checksums, unusable vectors, lengths.
+"""The single pass over a gallery: checksums, unusable vectors, lengths.
 
-The pass is made once, by whichever command comes first: `plan` computes uncertainties in it and
-certifies what it has seen; `apply` translates in it.
+The first command makes the pass: `plan` computes uncertainties in it and certifies its results;
+`apply` translates in it.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from fct_jax.storage import checksums
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import Gallery
 
-BLOCKS = 16  # blocks of the map that are read, and recorded, together
+BLOCKS = 16  # blocks of the map that are read and recorded together
 
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """Results of a full pass, so that nothing is read again while files are unchanged.
+    """Results of a full pass, which make another pass unnecessary while files are unchanged.
 
     Attributes:
       content: CRC-32 of all vectors as float32.
-      stamps: file -> [bytes, time of the last change in ns]; {} where there are no files.
+      stamps: file -> [bytes, time of the last change in ns]; {} without files.
       bad: number of vectors that were set aside.
     """
 
@@ -39,14 +39,14 @@ class Certificate:
 
 
 class Reading:
-    """Takes a gallery's rows in their order, and finds what is wrong with them.
+    """Takes a gallery's rows in their order and checks them.
 
     Attributes:
       bad: [row, reason] of each unusable vector so far.
     """
 
     def __init__(self, gallery: Gallery, lookup=None, row: int = 0, state=None, bad=()):
-        """Start at ``row``, with ``state`` and ``bad`` of the pass that stopped there.
+        """Start at ``row``, with the ``state`` and ``bad`` of a pass that stopped there.
 
         lookup: a `guards.Lookup` that searches the rows for some vectors, or None.
         """
@@ -59,7 +59,7 @@ class Reading:
         shards, self._shards = gallery.meta.get("shards"), None
         whole = shards and sum(shard["count"] for shard in shards) == len(gallery)
         if whole and gallery.dtype.kind == "f" and gallery.dtype.itemsize <= 4:
-            # float32 holds these values exactly, so that their bytes can be had back.
+            # float32 holds these values exactly, so their bytes can be recovered.
             checksums.check_files(gallery.path, gallery.meta)
             path = gallery.path / "vectors.npy"
             self._shards = checksums.RunningShards(path, shards, row, shard)
@@ -68,14 +68,14 @@ class Reading:
 
     @property
     def state(self) -> list[int]:
-        """Return what a later pass needs to go on from here."""
+        """Return the state from which a later pass can resume."""
         return [self._content, 0 if self._shards is None else self._shards.state]
 
     def take(self, vectors: np.ndarray) -> np.ndarray:
-        """Take the next rows (n, D) float32; return the same with zeros for unusable ones.
+        """Take the next rows (n, D) float32; return them with zeros in place of unusable ones.
 
         Raises UserError for damaged files, for lengths that contradict ``meta.json``, and for
-        unusable vectors where none may be.
+        unusable vectors if the gallery was opened with "raise".
         """
         gallery = self._gallery
         if self._shards is not None:
@@ -98,7 +98,7 @@ class Reading:
         self._gallery.bad.check(len(self._gallery), self._gallery.name)
 
     def finish(self) -> Certificate:
-        """Return the certificate of the whole gallery. Raises UserError for what is wrong."""
+        """Return the certificate of the whole gallery. Raises UserError for faults."""
         self.check_bad()
         if self._lookup is not None:
             self._lookup.finish()
@@ -112,7 +112,7 @@ def read_through(gallery: Gallery, mapping, batch_size: int, lookup=None):
 
     Returns:
       (Certificate, log-variance of every row (N,) float32, `Reading.bad`); log-variances are 0
-      where the map gives none, and the largest of all for unusable vectors.
+      if the map gives none, and the largest of all for unusable vectors.
 
     Raises:
       UserError: too many vectors are unusable, or files are damaged.
@@ -141,7 +141,7 @@ def fill_bad(uncertainty: np.ndarray, bad: list) -> None:
 
 
 def stamps_of(gallery: Gallery) -> dict[str, list[int]]:
-    """Return size and time of change of a gallery's files, by which a change is noticed."""
+    """Return size and modification time of a gallery's files, to detect changes."""
     path = Path(gallery.path)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())

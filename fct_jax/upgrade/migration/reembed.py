@@ -19,18 +19,18 @@ from fct_jax.upgrade.migration.spending import Spending
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
-    """Settings with which functions and endpoints are asked for vectors.
+    """Settings for asking functions and endpoints for vectors.
 
     Attributes:
-      texts: of an endpoint: ``module:function`` from ids to texts (None for an id without one),
+      texts: for an endpoint: ``module:function`` from ids to texts (None for an id without one),
         such a function, or a .jsonl file of ``{"id": …, "text": …}``; None: the ids are the texts.
-      model: of an endpoint, as the server calls it; ``?model=`` of the URL says the same.
-      parallel: requests, or calls of a function, at a time; None: 4 and 1.
-      per_request: items of a request to an endpoint.
-      attempts: how often a request or a call is made before it counts as failed, where it fails
-        in a way that may pass: status 408, 409, 425, 429 or 5xx, or no connection.
-      timeout: seconds that an answer of an endpoint may take.
-      max_items, max_tokens, max_money: what the whole upgrade may spend; None: no cap.
+      model: the endpoint's model, by its name on the server; ``?model=`` in the URL sets it, too.
+      parallel: number of requests (by default 4) or calls of a function (1) at a time.
+      per_request: items in one request to an endpoint.
+      attempts: number of attempts before a request or a call fails, if its error is temporary:
+        status 408, 409, 425, 429 or 5xx, or no connection.
+      timeout: seconds to wait for an endpoint's answer.
+      max_items, max_tokens, max_money: limits for the whole upgrade; None: no limit.
       cost_per_1000: price of 1,000 items.
       cost_per_million_tokens: price of a million tokens, as the endpoint counts them.
     """
@@ -48,7 +48,7 @@ class Asking:
     cost_per_million_tokens: float | None = None
 
     def check(self) -> None:
-        """Raise UserError for a value that cannot be."""
+        """Raise UserError for an impossible value."""
         for key in ("parallel", "per_request", "attempts"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise UserError(f"{key} must be 1 or more, not {getattr(self, key)}")
@@ -65,11 +65,11 @@ class Answer:
     """The outcome of asking for n ids.
 
     Attributes:
-      vectors: (m, D), of the ids that could be embedded.
+      vectors: (m, D) vectors of the ids that could be embedded.
       found: (m,) int64, places of these among the ids, ascending.
-      asked: how many ids there was an answer for, from the first on; the others can be asked for
+      asked: number of ids, from the first on, that were answered; the others can be asked for
         again.
-      error: why there was none for the rest; None if all were asked for.
+      error: reason why the rest was not answered; None if all were.
     """
 
     vectors: np.ndarray
@@ -82,10 +82,10 @@ class NewVectors:
     """The new model's vectors by id.
 
     Attributes:
-      name: for messages.
-      meta: what is known about them, as in ``meta.json``; {} for a function.
-      known: ids that there are vectors for; None: any.
-      spending: what asking has cost so far, and may.
+      name: name for messages.
+      meta: known facts about the vectors, as in ``meta.json``; {} for a function.
+      known: ids that have vectors; None: any.
+      spending: cost so far, and its limits.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class NewVectors:
         per_request: int | None = None,
         stop: threading.Event | None = None,
     ):
-        """Give vectors by a function from ids (n,) to vectors, None for those that have none.
+        """Take a function from ids (n,) to vectors, with None for ids without one.
 
-        known: ids that there are vectors for; None: any.
-        parallel: calls of the function at a time.
-        per_request: the most ids that the function is asked for together; None: any number.
-        stop: is set when a call has failed, so that others need not go on.
+        known: ids that have vectors; None: any.
+        parallel: number of calls of the function at a time.
+        per_request: largest number of ids in one call; None: no limit.
+        stop: is set when a call has failed, so that other calls stop.
         """
         self.name, self.meta, self._function, self.known = name, meta or {}, function, known
         self._find = None if known is None else Finder(known)
@@ -115,7 +115,7 @@ class NewVectors:
     def __call__(self, ids: np.ndarray) -> Answer:
         """Ask for the vectors of some ids.
 
-        An error after some of the ids is part of the answer, as these may have been paid for.
+        An error after some of the ids is part of the answer, because these may have been paid for.
         """
         has = self.has(ids)
         places = np.flatnonzero(has)
@@ -156,7 +156,7 @@ class NewVectors:
         return answer
 
     def has(self, ids: np.ndarray) -> np.ndarray:
-        """Return for which ids there can be a vector, (n,) bool."""
+        """Return (n,) bool: True for ids that can have a vector."""
         return np.ones(len(ids), bool) if self._find is None else self._find(ids) >= 0
 
     def check_some(self, ids: np.ndarray) -> None:
@@ -180,11 +180,11 @@ def _in_order(
 
     def unless_stopped(piece):
         if stop.is_set():
-            return None  # a piece behind one that failed: they are begun in their order
+            return None  # a piece after one that failed: pieces start in their order
         try:
             return ask(piece)
         except BaseException:
-            stop.set()  # nothing more is to be paid for
+            stop.set()  # avoid further costs
             raise
 
     with ThreadPoolExecutor(parallel) as pool:
@@ -204,13 +204,13 @@ def open_reembed(where, asking: Asking | None = None) -> NewVectors:
     """Open a source of new vectors.
 
     Args:
-      where: vectors of any form, as of ``vectors_of``; ``module:function`` or a function from ids
-        (n,) to their vectors (n, D), None in place of a vector that cannot be; or the URL of an
-        endpoint as of OpenAI's ``/v1/embeddings``. The current directory is searched for modules.
-      asking: how functions and endpoints are asked.
+      where: vectors of any form that ``vectors_of`` reads; ``module:function`` or a function from
+        ids (n,) to their vectors (n, D), with None in place of a missing vector; or the URL of an
+        endpoint like OpenAI's ``/v1/embeddings``. The current directory is searched for modules.
+      asking: settings for functions and endpoints.
 
     Raises:
-      UserError: nothing of the kind is there.
+      UserError: there is no such source.
     """
     asking = asking or Asking()
     asking.check()

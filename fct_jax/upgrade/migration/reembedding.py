@@ -1,4 +1,4 @@
-"""Taking the new model's vectors for a plan's items, batch by batch, each checked first."""
+"""Taking the new model's vectors for a plan's items, in batches that are checked first."""
 
 import json
 import time
@@ -16,8 +16,8 @@ from fct_jax.upgrade.migration.batches import Batches
 from fct_jax.upgrade.migration.planning import Plan
 from fct_jax.upgrade.migration.reembed import NewVectors
 
-_FEW = 16  # a smaller batch shows nothing by its known answers
-_LOOKED_AT = 256  # items of a batch
+_FEW = 16  # known answers of a smaller batch are not evidence
+_LOOKED_AT = 256  # items of a batch that are checked
 
 
 class Reembedding:
@@ -28,32 +28,33 @@ class Reembedding:
     """
 
     def __init__(self, work: Batches, plan: Plan, new: NewVectors, unchecked: bool):
-        """Take new vectors for what is translated.
+        """Take new vectors for translated items.
 
-        unchecked: take batches also where known answers do not show that they belong to their ids.
+        unchecked: also take batches whose known answers do not confirm that they belong to their
+          ids.
         """
         self._work, self._plan, self._new, self._unchecked = work, plan, new, unchecked
         self._error: UserError | None = None
 
     def run(self, batch_items: int, max_batches: int | None) -> None:
-        """Go on from where work stopped.
+        """Resume where work stopped.
 
         Args:
-          batch_items: items that are asked for, checked and recorded together.
-          max_batches: stop after so many; None: go to the end of the plan.
+          batch_items: number of items that are asked for, checked and recorded together.
+          max_batches: stop after this number of batches; None: go to the end of the plan.
 
         Raises:
-          UserError: a batch is unsound, and nothing of it is written; or no more vectors are to be
-            had, and those before are written.
+          UserError: a batch is faulty, and nothing of it is written; or no more vectors are
+            available, and the earlier ones are written.
         """
         work, plan, progress = self._work, self._plan, self._work.progress
         work.reopen()
         if progress.rolling_back is not None:
-            # Killed on the way back, which is gone to its end first.
+            # A rollback was interrupted; it is finished first.
             work.roll_back(work.followed(), progress.rolling_back["to"])
         work.follow(plan)
         earlier, sample = progress.spent, (self._new.spending.items, self._new.spending.tokens)
-        self._record_spent(*sample)  # of known answers
+        self._record_spent(*sample)  # the cost of known answers
         self._new.spending.add(*earlier)
         last = len(progress.stops) + (np.inf if max_batches is None else max_batches)
         if progress.items < len(plan):
@@ -74,7 +75,7 @@ class Reembedding:
             raise self._error
 
     def _failed_before(self) -> np.ndarray:
-        """Return the places of items that failed and that there may be vectors for now."""
+        """Return the places of failed items for which there may now be vectors."""
         places = np.array(sorted(self._work.progress.failed), np.int64)
         return places[self._new.has(self._plan.ids[places])]
 
@@ -87,14 +88,14 @@ class Reembedding:
             self._work.put_pending(self._plan, begun)
 
     def _next(self, start: int, stop: int) -> int:
-        """Take the next batch of the plan; return how many items have had their turn."""
+        """Take the next batch of the plan; return the number of processed items."""
         begun, places = time.monotonic(), np.arange(start, stop)
         vectors, found, asked = self._asked(places)
         if not asked:
             return 0
         ids = self._plan.ids[places[:asked]]
         if not len(found) and asked >= _FEW and self._new.has(ids).any():
-            # So many are no exception; the plan would go to its end with nothing done.
+            # Such a batch is not an exception: the plan would end with nothing re-embedded.
             raise UserError(f"{self._new.name} could embed none of {first_ten(ids)}")
         failed = np.delete(places[:asked], found).tolist()
         some = {"failed": failed} if failed else {}
@@ -102,9 +103,9 @@ class Reembedding:
         return self._work.put_pending(self._plan, begun)
 
     def _asked(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return (vectors, which of the places they are of, how many places were asked for).
+        """Return (vectors, indices of their places, number of places that were answered).
 
-        An error that leaves vectors to be kept is raised at the end of the run.
+        If an error leaves vectors to keep, it is raised at the end of the run.
         """
         new, ids = self._new, self._plan.ids[places]
         before = new.spending.items, new.spending.tokens
@@ -121,13 +122,13 @@ class Reembedding:
             self._work.record("spent", items=items, tokens=tokens)
 
     def _usable(self, places, vectors, found) -> tuple[np.ndarray, np.ndarray]:
-        """Return the vectors that can be used, and which places they are of; raises UserError."""
+        """Return the usable vectors and the indices of their places; raises UserError."""
         work, new, ids = self._work, self._new, self._plan.ids[places]
         if not len(found):
             return np.empty((0, work.map.dim_out), np.float32), found
         if vectors.ndim == 2 and vectors.dtype.kind == "f":
             good = sound(vectors.astype(np.float32, copy=False))
-            if np.sum(~good) <= MOST * len(ids):  # a few that the model fails at; more are a fault
+            if np.sum(~good) <= MOST * len(ids):  # the model fails on a few; more are a fault
                 vectors, found = vectors[good], found[good]
         vectors = check_batch(ids[found], vectors, work.map.dim_out, new.meta, new.name)
         if len(found) >= _FEW and not self._unchecked:
@@ -135,7 +136,7 @@ class Reembedding:
         return vectors, found
 
     def _check_answers(self, places: np.ndarray, vectors: np.ndarray) -> None:
-        """Raise UserError where the vectors are not those of the items in these places."""
+        """Raise UserError if the vectors are not those of the items in these places."""
         work, count = self._work, min(len(places), _LOOKED_AT)
         some = np.unique(np.linspace(0, len(places) - 1, count).astype(np.int64))
         what = f"batch {len(work.progress.stops) + 1} of {self._new.name}"
@@ -143,12 +144,12 @@ class Reembedding:
         good = sound(old)
         if good.sum() >= _FEW:
             new = vectors[some[good]]
-            # The first of a plan are those that the map is least sure of.
+            # The first items of a plan have the largest uncertainty.
             answer = ask_map(work.map, old[good], translated[good], new, work.map.metric, hard=True)
             check_known_answers(answer, what)
 
     def _finish(self) -> None:
-        """Let readers of the gallery see what was put, and list what could not be embedded."""
+        """Make the new vectors visible to readers, and list the items that failed."""
         work, plan, progress = self._work, self._plan, self._work.progress
         places = np.union1d(np.arange(progress.published, progress.items), progress.retried)
         if len(places):
@@ -161,8 +162,8 @@ class Reembedding:
             lines = [json.dumps({"id": plan.ids[place].item()}) + "\n" for place in failed]
             write_synced(path, "".join(lines).encode())
             console.print(
-                f"{first_ten(plan.ids[failed])} could not be embedded and stay translated; "
-                f"see {path}; the next run asks for them again",
+                f"{first_ten(plan.ids[failed])} could not be embedded and stay translated "
+                f"(listed in {path}); the next run asks for them again",
                 soft_wrap=True,
             )
         else:

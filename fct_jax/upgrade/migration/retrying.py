@@ -1,4 +1,4 @@
-"""Asking again where a failure may pass, after a jittered pause or when the server says."""
+"""Retries after temporary failures, with a jittered pause or at the time the server gives."""
 
 import email.utils
 import random
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from fct_jax.errors import UserError
 
 FIRST_WAIT, LONGEST_WAIT, LONGEST_ASKED = 0.5, 30.0, 300.0  # seconds
-_PASSING = {408, 409, 425, 429}  # besides 5xx
-_NAMES = re.compile("Connect|Timeout|RateLimit")  # of the exceptions that clients raise
+_PASSING = {408, 409, 425, 429}  # temporary statuses besides 5xx
+_NAMES = re.compile("Connect|Timeout|RateLimit")  # in names of clients' exceptions
 
 
 class Again(Exception):
-    """A failure that may pass; ``wait``: seconds that the server asks for, or None."""
+    """A temporary failure; ``wait``: seconds to wait by the server's request, or None."""
 
     def __init__(self, reason: str, wait: float | None = None):
         super().__init__(reason)
@@ -23,26 +23,26 @@ class Again(Exception):
 
 
 class Patience:
-    """Asks so many times, with pauses that end where ``stop`` is set."""
+    """Makes up to ``attempts`` attempts, with pauses that end when ``stop`` is set."""
 
     def __init__(self, attempts: int, stop: threading.Event):
         self._attempts, self._stop, self._random = attempts, stop, random.Random()
 
     def __call__(self, name: str, ask: Callable):
-        """Return what ``ask()`` gives; raises UserError where it goes on to raise `Again`."""
+        """Return the result of ``ask()``; raises UserError if it keeps raising `Again`."""
         for attempt in range(1, self._attempts + 1):
             try:
                 return ask()
             except Again as failure:
                 reason = failure
             if attempt < self._attempts and self._stop.wait(self.wait(attempt, reason.wait)):
-                break  # another request has failed for good
+                break  # another request has failed permanently
         raise UserError(f"{name} failed at attempt {attempt} of {self._attempts}: {reason}")
 
     def wait(self, attempt: int, asked: float | None) -> float:
-        """Return the seconds until the next attempt: as the server asks, or doubling with jitter.
+        """Return the seconds until the next attempt: the server's wish, or doubling with jitter.
 
-        The jitter keeps parallel requests from coming back all at once.
+        The jitter spreads the retries of parallel requests.
         """
         if asked is not None:
             return min(asked, LONGEST_ASKED)
@@ -51,15 +51,15 @@ class Patience:
 
 
 def may_pass(status: int) -> bool:
-    """Return whether an answer of this HTTP status may be another one later."""
+    """Return whether this HTTP status is temporary."""
     return status in _PASSING or status >= 500
 
 
 def again_of(error: Exception) -> Again | None:
-    """Return what an exception of some client stands for: None if asking again is of no use.
+    """Convert a client's exception to `Again`, or to None if a retry is useless.
 
-    Clients of HTTP tell the status by ``status_code``, ``code`` or ``response``, and name
-    exceptions of a connection by what happened.
+    HTTP clients give the status as ``status_code``, ``code`` or ``response``, and the names of
+    their connection errors are descriptive.
     """
     response = getattr(error, "response", None)
     given = [getattr(error, "status_code", None), getattr(error, "code", None)]
@@ -74,7 +74,7 @@ def again_of(error: Exception) -> Again | None:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Return the seconds of a ``Retry-After``: a number, or a date; None if there is neither."""
+    """Return the seconds in a ``Retry-After`` header, a number or a date; None if it is neither."""
     if value is None:
         return None
     try:

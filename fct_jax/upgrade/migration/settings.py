@@ -11,22 +11,23 @@ from fct_jax.upgrade.galleries.base import Options
 
 FORMAT_VERSION = 1
 _NAMES = ("map", "gallery", "probe")  # settings that name something on disk
-# What a plan rests on, and a translation besides; a map is recognised wherever it lies.
+# Settings that a plan depends on, and further ones that a translation depends on. A map is
+# recognised by its fingerprint, wherever it is.
 _PLANNED = ("map_fingerprint", "gallery", "probe", "id_column", "vector_column", "duplicates")
 _TRANSLATED = ("batch_size", "on_bad")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings that all calls about one upgrade have in common.
+    """Settings that all calls of one upgrade share.
 
     Attributes:
       map, gallery, probe: paths, or other names that `load_map` and `open_gallery` understand.
-      map_fingerprint: of the map, by which it is recognised wherever it lies.
-      batch_size: vectors translated together; the last bits of the result depend on it.
+      map_fingerprint: fingerprint of the map, which identifies it wherever it is.
+      batch_size: number of vectors translated together; the last bits of the result depend on it.
       id_column, vector_column: columns of the gallery; None: found by their kind.
       on_bad: "quarantine" sets unusable vectors aside, up to one in a thousand; "raise" stops.
-      duplicates: which row of a repeated id counts, "first" or "last"; "raise": none.
+      duplicates: "first" or "last" keeps that row of a repeated id; "raise" stops.
     """
 
     map: str | None = None
@@ -40,25 +41,25 @@ class Settings:
     duplicates: str = "raise"
 
     def check(self) -> None:
-        """Raise UserError for a setting that cannot be."""
+        """Raise UserError for an impossible setting."""
         if self.batch_size < 1:
             raise UserError(f"batch_size must be 1 or more, not {self.batch_size}")
         self.open_options()
 
     def open_options(self) -> dict:
-        """Return how the gallery is to be opened, as of `open_gallery`. Raises UserError."""
+        """Return the arguments of `open_gallery`. Raises UserError for impossible ones."""
         options = {
             "id_column": self.id_column,
             "vector_column": self.vector_column,
             "on_bad": self.on_bad,
             "duplicates": self.duplicates,
         }
-        Options(**options)  # which checks them
+        Options(**options)  # checks them
         return options
 
 
 def named(what) -> str | None:
-    """Return a path, absolute and with ``~`` expanded, or another name as it is; None for none."""
+    """Return an absolute path with ``~`` expanded, or another name unchanged; None for none."""
     if what is None or not str(what):
         return None
     path = expanded(what)
@@ -89,14 +90,14 @@ def remembered(workdir: Path) -> Settings | None:
 
 
 def merged(workdir: Path, given: dict) -> Settings:
-    """Return the settings of a call: what it gives, what the directory remembers, or defaults.
+    """Return the settings of a call: given ones, else remembered ones, else defaults.
 
     Args:
       workdir: the upgrade's directory.
-      given: settings by name; None where the call leaves one out.
+      given: settings by name; None for a setting that the call omits.
 
     Raises:
-      UserError: a given setting contradicts the one that a plan or a begun migration rests on.
+      UserError: a given setting contradicts one that a plan or a begun migration depends on.
     """
     given = {
         key: named(value) if key in _NAMES else value
@@ -114,21 +115,21 @@ def merged(workdir: Path, given: dict) -> Settings:
     if differ:
         raise UserError(
             f"{workdir} is an upgrade with other settings ({'; '.join(differ)}); "
-            "leave them out to go on with its own, or choose another directory"
+            "omit them to continue with its own, or choose another directory"
         )
     settings.check()
     return settings
 
 
 def _binding(workdir: Path) -> tuple[str, ...]:
-    """Return the settings that a plan or a begun migration rests on."""
+    """Return the settings that a plan or a begun migration depends on."""
     if (workdir / "journal.jsonl").is_file():
         return _PLANNED + _TRANSLATED
     return _PLANNED if (workdir / "plan").is_dir() else ()
 
 
 def remember(workdir: Path, settings: Settings) -> None:
-    """Write the settings, where they are not there yet."""
+    """Write the settings if they are new."""
     if settings != remembered(workdir):
         content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(settings)}
         write_synced(workdir / "upgrade.json", (json.dumps(content, indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""The two things that can be upgraded, files of vectors and stores: each is a `Side`."""
+"""The two kinds of sources that can be upgraded, files and stores: each has a `Side`."""
 
 import abc
 import dataclasses
@@ -23,7 +23,7 @@ _SIDES = {
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """Everything that the settings name, opened.
+    """The opened objects that the settings name.
 
     source: a Gallery or a Store; unnamed: whether the map was given as an object.
     """
@@ -47,7 +47,7 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of ``apply``, as of `Upgrade.apply`."""
+    """The arguments of one run of `Upgrade.apply`."""
 
     reembed: Any = None
     asking: Asking = dataclasses.field(default_factory=Asking)
@@ -64,18 +64,18 @@ class Run:
 
 
 class Side(abc.ABC):
-    """The methods of `Upgrade` for one kind of thing that is upgraded."""
+    """The methods of `Upgrade` for one kind of source."""
 
     def __init__(self, workdir: Path, opened: Opened):
         self.workdir, self.opened = workdir, opened
 
     def close(self) -> None:  # noqa: B027 (files are closed when they are read)
-        """Give connections back that `open` made."""
+        """Close the connections that `open` made."""
 
     @staticmethod
     @abc.abstractmethod
     def open(where, settings: Settings):
-        """Open what is upgraded: the thing itself, or what the settings call it."""
+        """Open the source: the given object, or the name in the settings."""
 
     @abc.abstractmethod
     def plan(self, wanted: Wanted):
@@ -83,7 +83,7 @@ class Side(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, run: Run):
-        """Translate and re-embed; return what was made. Raises UserError."""
+        """Translate and re-embed; return the result. Raises UserError."""
 
     @staticmethod
     @abc.abstractmethod
@@ -92,11 +92,11 @@ class Side(abc.ABC):
 
     @abc.abstractmethod
     def rollback(self, to: int | None) -> int:
-        """Go back to the end of a batch; return how many items stay re-embedded."""
+        """Go back to the end of a batch; return the number of items that stay re-embedded."""
 
     @abc.abstractmethod
     def switch(self, back: bool, calibration: str | None) -> dict:
-        """Point readers to what was made, or back; return the pointer."""
+        """Point readers to the result, or back; return the pointer."""
 
 
 def side_of(where) -> type[Side]:
@@ -105,6 +105,6 @@ def side_of(where) -> type[Side]:
 
 
 def place_of(where) -> str | None:
-    """Return the name by which a gallery or a store that is open already is remembered."""
+    """Return the name under which an open gallery or store is remembered."""
     named = getattr(where, "uri", None) or getattr(where, "path", where)
     return None if named is None else str(named)

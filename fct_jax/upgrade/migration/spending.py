@@ -7,11 +7,11 @@ from fct_jax.errors import UserError
 
 
 class Spending:
-    """Counts items and tokens; requests that would go beyond a cap are not made.
+    """Counts items and tokens; requests that would exceed a limit are not made.
 
-    Requests under way count as well, with the tokens that they are estimated to take, so that
-    several at a time do not overshoot together. Tokens are known only afterwards: by as much as an
-    estimate was too low, a cap on tokens or money may be exceeded.
+    Running requests count as well, with their estimated tokens, so that several at a time do not
+    exceed the limit together. Tokens are known only afterwards: if an estimate was too low, a
+    limit on tokens or money may be exceeded by the difference.
     """
 
     def __init__(
@@ -30,14 +30,14 @@ class Spending:
         self._lock = threading.Lock()
 
     def add(self, items: int, tokens: int) -> None:
-        """Count what was spent, now or by an earlier run."""
+        """Count the cost of this or an earlier run."""
         with self._lock:
             self.items += items
             self.tokens += tokens
 
     @property
     def money(self) -> float:
-        """Return what has been spent, by the prices that are known."""
+        """Return the money spent, by the known prices."""
         return self._money(self.items, self.tokens)
 
     def _money(self, items: int, tokens: int) -> float:
@@ -45,9 +45,9 @@ class Spending:
 
     @contextlib.contextmanager
     def reserved(self, items: int, tokens: int):
-        """Reserve, in a context, a request for some items that takes about so many tokens.
+        """Reserve a request for some items and an estimated number of tokens, as a context.
 
-        Raises UserError if it would exceed a cap; the request is not to be made then.
+        Raises UserError if it would exceed a limit; the request must then not be made.
         """
         with self._lock:
             all_items = self.items + self._items_under_way + items
@@ -62,7 +62,7 @@ class Spending:
                     raise UserError(
                         f"max_{what}={cap:g} would be exceeded by the next request: "
                         f"{self.items:,} items and {self.tokens:,} tokens are spent; "
-                        "raise it and give the same command again to go on"
+                        "raise the limit and repeat the command to resume"
                     )
             self._items_under_way += items
             self._tokens_under_way += tokens

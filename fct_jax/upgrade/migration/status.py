@@ -1,4 +1,4 @@
-"""Progress of an upgrade, and whether it brings what was forecast: ``upgrade status``."""
+"""Progress of an upgrade, and its quality against the forecast: ``fct-jax status``."""
 
 import dataclasses
 import json
@@ -13,31 +13,31 @@ from fct_jax.upgrade.migration.probe import Probe
 from fct_jax.upgrade.migration.settings import Settings
 from fct_jax.upgrade.ways import find_way
 
-RECALL_QUERIES = 8  # of a store, by which its indexes are judged
-_RECENT = 20  # steps that the rate is taken from
+RECALL_QUERIES = 8  # queries with which a store's indexes are judged
+_RECENT = 20  # latest steps, from which the rate is measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Progress of an upgrade; None for what is unknown. ``str()`` says it in a few lines.
+    """Progress of an upgrade; unknown values are None. ``str()`` summarises it in a few lines.
 
     Attributes:
       workdir: the upgrade's directory.
       state: "not begun", "translating", "translated", "migrating", "rolling back" or "finished".
       count: vectors in the gallery.
-      translated: rows that are translated.
-      planned, reembedded: items of the plan, and how many of them are re-embedded.
-      share: of the gallery that is re-embedded.
+      translated: number of translated rows.
+      planned, reembedded: number of items in the plan, and of those that are re-embedded.
+      share: re-embedded share of the gallery.
       batches: number of finished batches.
-      rate: items a second lately; rows while translating.
-      seconds_left: by this rate.
+      rate: recent items per second; rows per second while translating.
+      seconds_left: remaining time at this rate.
       unembedded: items that could not be embedded so far; see ``unembedded.jsonl``.
-      quarantined: source vectors that cannot be used; see ``quarantine.jsonl``.
-      way: way of serving that quality is of.
-      measure, measured, forecast: of the probe set, if there is one.
-      store, target, readers: of a store: itself, its sibling, and where the pointer sends readers.
-      recall, recall_half: of the sibling's index, and of the half-migrated search, against the
-        stores' own comparison with every row.
+      quarantined: unusable source vectors; see ``quarantine.jsonl``.
+      way: way of serving in which quality is measured.
+      measure, measured, forecast: measure of the probe set, its value and its forecast, if any.
+      store, target, readers: for a store: its URI, its sibling's, and the pointer's.
+      recall, recall_half: recall of the sibling's index, and of the half-migrated search, against
+        the stores' own comparison with every row.
     """
 
     workdir: str
@@ -63,7 +63,7 @@ class Status:
     recall_half: float | None = None
 
     def to_json(self) -> dict:
-        """Return the values by name, as JSON can hold them."""
+        """Return the values by name, as JSON values."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
@@ -77,8 +77,8 @@ class Status:
             )
         if self.unembedded:
             lines.append(
-                f"  {self.unembedded:,} could not be embedded and stay translated; see "
-                f"{self.workdir}/unembedded.jsonl; the next apply asks for them again"
+                f"  {self.unembedded:,} could not be embedded and stay translated (listed in "
+                f"{self.workdir}/unembedded.jsonl); the next apply asks for them again"
             )
         if self.quarantined:
             lines.append(
@@ -88,7 +88,7 @@ class Status:
         if self.seconds_left:
             minutes, seconds = divmod(int(np.ceil(self.seconds_left)), 60)
             left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-            lines.append(f"  {self.rate:,.0f} a second, {left} left")
+            lines.append(f"  {self.rate:,.0f} per second, {left} left")
         shown = [
             f"{name} {value:.4f}"
             for name, value in (("measured", self.measured), ("forecast", self.forecast))
@@ -107,7 +107,7 @@ class Status:
 
 
 def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
-    """Return the status of an upgrade by its journal, and its quality by a probe, if there is one.
+    """Return an upgrade's status from its journal, and its quality by a probe, if there is one.
 
     Args:
       workdir: the upgrade's directory.
@@ -155,7 +155,7 @@ def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
 
 
 def _measured(asked: Probe, gallery, way: str, source: str, columns: dict) -> float:
-    """Return the probe's quality, served in the plan's way."""
+    """Return the probe's quality with the plan's way of serving."""
     rows = asked.rows(gallery)
     if find_way(way).needs_translated:
         return asked.quality(gallery.rows(rows))
@@ -166,7 +166,7 @@ def _measured(asked: Probe, gallery, way: str, source: str, columns: dict) -> fl
 
 
 def state_of(done: Progress, planned: int | None) -> str:
-    """Return the state of an upgrade, one of those of `Status`."""
+    """Return the state of an upgrade, one of the states of `Status`."""
     if done.begin is None:
         return "not begun"
     if not done.ready:
@@ -179,7 +179,7 @@ def state_of(done: Progress, planned: int | None) -> str:
 
 
 def rate_of(steps: list[dict]) -> float | None:
-    """Return rows or items a second over the latest steps, without pauses between runs."""
+    """Return rows or items per second over the latest steps, without pauses between runs."""
     recent = steps[-_RECENT:]
     seconds = sum(step["seconds"] for step in recent)
     return sum(s["stop"] - s["start"] for s in recent) / max(seconds, 1e-3) if recent else None

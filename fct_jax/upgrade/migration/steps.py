@@ -1,18 +1,18 @@
-"""A gallery on its way to the new space: what the journal says was done, and the next step.
+"""The migration of a gallery to the new space: the recorded steps, and the next one.
 
     WORKDIR/upgrade.json   map, gallery and settings
     WORKDIR/plan/          what to re-embed, in order
     WORKDIR/gallery/       the new-space gallery (``gallery.partial`` until it is translated)
-    WORKDIR/uncertainty.npy  log-variance of every translated vector, where there is one
-    WORKDIR/quarantine.jsonl  source vectors that cannot be used, if any
-    WORKDIR/journal.jsonl  every step that is done
+    WORKDIR/uncertainty.npy  log-variance of every translated vector, if there is one
+    WORKDIR/quarantine.jsonl  unusable source vectors, if any
+    WORKDIR/journal.jsonl  every finished step
     WORKDIR/followed.npy   rows of the plan that batches were taken from
     WORKDIR/pending.npy    new vectors of the batch that is being written
 
-Every step can be repeated: killed at any moment, the same command finds the last recorded step
-and does the next one again, from the same rows in the same blocks, so that the gallery comes out
-the same byte for byte. New vectors are written to ``pending.npy`` before they go to the
-gallery, since they may have been paid for; translated ones are computed again from the source.
+Every step can be repeated: after a kill at any moment, the same command finds the last recorded
+step and repeats the next one, from the same rows in the same blocks, so that the resulting gallery
+is byte-identical. New vectors are written to ``pending.npy`` before they go to the
+gallery, because they may have been paid for; translated ones are computed again from the source.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class Migration(Batches):
             self.meta = begin["meta"]
 
     def begin(self, new_meta: dict) -> None:
-        """Record what is migrated; ``new_meta`` is known of the re-embedded vectors."""
+        """Record the source and the map; ``new_meta`` describes the re-embedded vectors."""
         described = {**self.map.description.get("new_meta", {}), **new_meta}
         unit = self.map.unit_output or self._scales()
         known = {k: described[k] for k in ("model", "prefix") if k in described}
@@ -74,20 +74,20 @@ class Migration(Batches):
         self.meta = meta
 
     def translate(self, certificate: Certificate | None = None) -> None:
-        """Stream every row through the map, and give the gallery its name.
+        """Stream every row through the map, and give the gallery its final name.
 
-        The pass checks what it reads, unless ``certificate`` says what it must find. Nothing is
-        published of a gallery that turns out to be unsound or to change meanwhile.
+        The pass checks the rows, and compares its checksum with ``certificate`` if there is one. A
+        gallery that proves faulty or changes during the pass is not published.
 
         Raises:
-          UserError: too many vectors are unusable, files are damaged, or they were changed.
+          UserError: too many vectors are unusable, or files are damaged or were changed.
         """
         done = self.progress
         if done.ready:
             return
         stamps = stamps_of(self.source)
         if done.layout is None or done.layout["stamps"] != stamps:
-            # What was translated of files that have changed since cannot be trusted.
+            # Translations of files that have changed since are discarded.
             self.target.create(self.map.dim_out, self.map.metric)
             self._make_uncertainty()
             self.describe("translating")
@@ -96,7 +96,7 @@ class Migration(Batches):
         count = len(self.source)
         reading = Reading(self.source, None, done.rows, done.reading, done.bad)
         self._begun = time.monotonic()
-        # A chunk goes to the disk while the next one is computed; in order, one at a time.
+        # A chunk is written to disk while the next one is computed, one at a time, in order.
         with Bar("translating", count, "vectors", done.rows) as bar, ThreadPoolExecutor(1) as disk:
             writing = None
             for start in range(done.rows, count, self.chunk):
@@ -113,7 +113,8 @@ class Migration(Batches):
         found = reading.finish()
         if certificate is not None and found.content != certificate.content:
             raise UserError(
-                f"{self.source.name} was changed since it was planned: its vectors have checksum "
+                f"{self.source.name} has changed since the plan was made: its vectors have "
+                f"checksum "
                 f"{found.content}, not {certificate.content}; move {self.workdir}/plan away, "
                 "and plan again"
             )
@@ -147,18 +148,18 @@ class Migration(Batches):
         return len(vectors)
 
     def _make_uncertainty(self) -> None:
-        """Make the file of log-variances, which a later plan orders by."""
+        """Make the file of log-variances for the order of a later plan."""
         if self.map.has_uncertainty:
             path = self.workdir / "uncertainty.npy"
             np.lib.format.open_memmap(path, "w+", np.float32, (len(self.source),)).flush()
 
     @property
     def certificate(self) -> Certificate | None:
-        """Return what the translating pass found; None before its end."""
+        """Return the certificate of the translating pass; None before its end."""
         return Certificate(**self.progress.translated["checked"]) if self.progress.ready else None
 
     def uncertainty(self) -> np.ndarray | None:
-        """Return the log-variances (N,) of a translated gallery; None where they are not known."""
+        """Return the log-variances (N,) of a translated gallery; None if they are unknown."""
         path = self.workdir / "uncertainty.npy"
         if not self.progress.ready:
             return None
@@ -171,16 +172,16 @@ class Migration(Batches):
         return found
 
     def translated(self, start: int, stop: int) -> np.ndarray:
-        """Return h(old) of a run of rows; the same rows in the same blocks give the same bytes."""
+        """Return h(old) of a range of rows; equal rows in equal blocks give equal bytes."""
         vectors = self.source.read(start, stop)
         good = guards.sound(vectors)
         wrong = [[start + int(row), ""] for row in np.flatnonzero(~good)]
         return self._mapped(start, guards.without(vectors, good), wrong)[0]
 
     def _mapped(self, start: int, vectors: np.ndarray, bad: list):
-        """Return h(old) (n, D) as it is stored and log-variances (n,) or None of some rows.
+        """Return stored h(old) (n, D) and log-variances (n,) or None of some rows.
 
-        Rows of ``bad`` get zero vectors: they are at no place until they are re-embedded.
+        Rows in ``bad`` get zero vectors until they are re-embedded.
         """
         parts = list(self.map.blocks(vectors, self.batch_size))
         made = np.concatenate([embedded for embedded, _ in parts])
@@ -198,7 +199,7 @@ class Migration(Batches):
         return made, uncertainty
 
     def scaled(self, vectors: np.ndarray) -> np.ndarray:
-        """Return vectors as they are stored: with length 1 where the target's form needs it."""
+        """Return vectors in their stored form: with length 1 if the target's form needs it."""
         return unit_rows(vectors) if self._scales() else vectors
 
     def _scales(self) -> bool:
@@ -248,12 +249,12 @@ class Migration(Batches):
         self.target.publish(plan.rows[places])
 
     def describe(self, state: str, reembedded: int | None = None, planned: int = 0) -> None:
-        """Write the gallery's ``meta.json``: its space and how far it is."""
+        """Write the gallery's ``meta.json``: its space and its progress."""
         counts = {} if reembedded is None else {"reembedded": reembedded, "planned": planned}
         self.target.describe({**self.meta, "state": state, **counts})
 
     def _identity(self) -> dict:
-        """Return what must be the same when work goes on."""
+        """Return the facts that must not change when work resumes."""
         values = np.ascontiguousarray(self.source.rows(self.source.spread_rows(64)))
         return {
             "gallery_ids": digest_of(self.source.ids),
@@ -269,13 +270,13 @@ class Migration(Batches):
         if differ:
             raise UserError(
                 f"{self.workdir} holds an upgrade of another gallery, map or batch size "
-                f"({'; '.join(differ)}); give the gallery as it was to go on, or choose another "
-                "directory, where new files may be a gallery of their own"
+                f"({'; '.join(differ)}); give the unchanged gallery to resume, or choose another "
+                "directory, where new files can be a gallery of their own"
             )
 
 
 def lock_of(workdir) -> Lock:
-    """Return the lock of an upgrade's directory: one process at a time changes a migration."""
+    """Return the lock of an upgrade's directory, which one process at a time may change."""
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    return Lock(workdir / "upgrade", f"another process is at work in {workdir}")
+    return Lock(workdir / "upgrade", f"another process is working in {workdir}")

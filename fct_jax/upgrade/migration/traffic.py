@@ -13,8 +13,7 @@ def load_traffic(path) -> tuple[np.ndarray, np.ndarray]:
     """Read ids (n,), which may be repeated, and their weights (n,) float64.
 
     Args:
-      path: a structured .npy array with the fields "id" and "weight", the number of queries that
-        ask for the item.
+      path: a structured .npy array with the fields "id" and "weight", the item's traffic.
 
     Raises:
       UserError: the file cannot be read, or holds something else.
@@ -38,8 +37,8 @@ def read_traffic(path, gallery: Gallery) -> np.ndarray:
     """Read the weight of each row, (N,) float64; ids that the file does not name get 0.
 
     Args:
-      path: as of `load_traffic`.
-      gallery: whose rows are weighted.
+      path: as for `load_traffic`.
+      gallery: gallery whose rows are weighted.
 
     Raises:
       UserError: the file cannot be read, or none of its ids is in the gallery.
@@ -49,7 +48,7 @@ def read_traffic(path, gallery: Gallery) -> np.ndarray:
     if (rows < 0).all():
         raise UserError(f"traffic={path}: none of its ids is in {gallery.name}")
     if (rows < 0).any():
-        console.print(f"traffic: {first_ten(ids[rows < 0])} not in the gallery, left out")
+        console.print(f"traffic: {first_ten(ids[rows < 0])} are not in the gallery and left out")
     weights = np.zeros(len(gallery))
     np.add.at(weights, rows[rows >= 0], given[rows >= 0])
     return weights

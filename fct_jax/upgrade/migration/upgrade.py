@@ -16,12 +16,12 @@ from fct_jax.upgrade.migration.status import RECALL_QUERIES, Status
 class Upgrade:
     """An upgrade of a gallery, or of a store, from an old to a new embedding model.
 
-    Its directory remembers map, gallery, probe and settings in ``upgrade.json``, so that the first
-    call names them and later ones need not. Every call may be killed or interrupted at any moment;
-    the same call goes on. The old gallery is never changed.
+    Its directory remembers map, gallery, probe and settings in ``upgrade.json``, so only the first
+    call must name them. Every call may be killed or interrupted at any moment; the same call
+    resumes. The old gallery is never changed.
 
     Args:
-      workdir: the upgrade's directory; it is made by the first call.
+      workdir: the upgrade's directory; the first call makes it.
 
     Example:
 
@@ -56,34 +56,35 @@ class Upgrade:
         on_bad: str | None = None,
         duplicates: str | None = None,
     ) -> Plan:
-        """Decide which items to re-embed, in which order, and forecast what it will bring.
+        """Decide which items to re-embed, in which order, and forecast the resulting quality.
 
-        The gallery is read once, and certified for `apply`; not at all if it is translated already.
+        The gallery is read once and certified for `apply`; a translated one is not read again.
 
         Args:
           map: a Map, its directory, the run of a transformation, "identity" or ``module:name``.
-          gallery: the old gallery, as of `open_gallery`, or the URI of a store, as of `open_store`.
+          gallery: the old gallery, as for `open_gallery`, or the URI of a store, as for
+            `open_store`.
           order: name of an order of re-embedding (`fct_jax.evaluate.orders.ORDERS`); None: by
-            uncertainty where the map gives one.
-          traffic: .npy with the fields "id" and "weight", how often each item is asked for.
-          budget_items, budget_money, target_quality: how far to go; the smallest counts, None is
-            no limit. ``target_quality`` is of the probe, by the forecast.
+            uncertainty if the map gives one.
+          traffic: .npy with the fields "id" and "weight", the traffic of each item.
+          budget_items, budget_money, target_quality: limits, of which the smallest counts; None is
+            no limit. ``target_quality`` is the forecast quality on the probe.
           items_per_second, cost_per_1000: speed and price of the new model, for times and costs.
           serve: way of serving that the forecast is made for (`fct_jax.upgrade.ways.WAYS`).
-          seed: of a random order.
-          probe: folder with queries that quality is measured by; see `Probe`.
-          batch_size: vectors translated together; 4,096 if nobody says otherwise.
+          seed: seed of a random order.
+          probe: folder of queries for measuring quality; see `Probe`.
+          batch_size: number of vectors translated together; 4,096 by default.
           id_column, vector_column: columns of the gallery; None: found by their kind.
           on_bad: "quarantine" (the default) sets unusable vectors aside, at most one in a thousand,
             and writes them to ``quarantine.jsonl``; "raise" stops at the first.
-          duplicates: which row of a repeated id counts, "first" or "last"; "raise" (the default)
-            stops there.
+          duplicates: "first" or "last" keeps that row of a repeated id; "raise" (the default)
+            stops.
 
         Returns:
           The plan, which is also in ``WORKDIR/plan``.
 
         Raises:
-          UserError: there is a plan already; gallery, map or settings do not fit each other, or
+          UserError: there is already a plan; gallery, map or settings do not match each other, or
             contradict those that the directory remembers.
         """
         wanted = Wanted(
@@ -143,31 +144,32 @@ class Upgrade:
     ):
         """Translate the gallery and re-embed the plan's items, from where the last run stopped.
 
-        Without a plan, one of all items is made first.
+        Without a plan, a plan of all items is made first.
 
         Args:
-          map, gallery, probe, batch_size, id_column, vector_column, on_bad, duplicates: as of
-            `plan`; what the directory remembers need not be named.
-          reembed: where new vectors come from: an EmbeddingSet's directory; ``module:function``, or
-            a function from ids (n,) to vectors (n, D), None in place of those that cannot be; or
-            the URL of an endpoint as of OpenAI's ``/v1/embeddings``. None: translate only.
-          batch_items: items that are re-embedded, checked and recorded together.
-          max_batches: stop after so many batches, to go on later; None: go to the plan's end.
-          unchecked: go on also where there are no known answers to check map and new vectors by.
-          texts, model: of an endpoint: what it embeds for each id, and by which model; see
+          map, gallery, probe, batch_size, id_column, vector_column, on_bad, duplicates: as in
+            `plan`; remembered settings can be omitted.
+          reembed: source of new vectors: an EmbeddingSet's directory; ``module:function``, or
+            a function from ids (n,) to vectors (n, D), with None in place of missing ones; or
+            the URL of an endpoint like OpenAI's ``/v1/embeddings``. None: only translate.
+          batch_items: number of items that are re-embedded, checked and recorded together.
+          max_batches: stop after this number of batches; None: go to the plan's end.
+          unchecked: continue even if there are no known answers to check the map and new vectors.
+          texts, model: for an endpoint: the text that it embeds for each id, and its model; see
             `Asking`.
-          parallel, per_request, attempts, timeout: how functions and endpoints are asked.
-          max_items, max_tokens, max_money: what re-embedding may cost in all.
+          parallel, per_request, attempts, timeout: settings for functions and endpoints; see
+            `Asking`.
+          max_items, max_tokens, max_money: limits on the total cost of re-embedding.
           cost_per_1000, cost_per_million_tokens: prices of items and tokens.
 
         Returns:
-          The new-space gallery, ``WORKDIR/gallery``; of a store, its sibling, which has no readers
+          The new-space gallery, ``WORKDIR/gallery``; for a store its sibling, which has no readers
           before `switch`; close it when you are done.
 
         Raises:
-          UserError: something does not fit, before anything is written; a batch is unsound, before
-            anything of it is written; a cap on spending is reached, after what was paid for is
-            written.
+          UserError: something does not match, before anything is written; a batch is faulty, before
+            anything of it is written; a limit on spending is reached, after vectors that were paid
+            for are written.
         """
         asking = Asking(
             texts,
@@ -198,12 +200,12 @@ class Upgrade:
             return side.apply(run)
 
     def status(self, *, probe=None, recall_queries: int = RECALL_QUERIES) -> Status:
-        """Return how far the upgrade has come; it may be under way meanwhile.
+        """Return the progress of the upgrade; `apply` may be running meanwhile.
 
         Args:
-          probe: another probe set than the remembered one, to measure quality by.
-          recall_queries: of a store: by so many of its items the recall of its indexes is
-            measured, against the store's own comparison with every row; 0: it is not.
+          probe: another probe set than the remembered one, for measuring quality.
+          recall_queries: for a store: number of its items with which the recall of its indexes is
+            measured, against the store's own comparison with every row; 0: not measured.
 
         Raises:
           UserError: there is no upgrade in the directory.
@@ -218,12 +220,12 @@ class Upgrade:
         """Return to the end of batch ``to``: items of later batches get translated vectors again.
 
         Translated vectors are computed again from the source, with the same map in the same blocks;
-        new vectors are not kept: they are asked for again when `apply` goes on.
+        new vectors are not kept: `apply` asks for them again.
 
         Args:
-          to: number of a batch; 0: nothing stays re-embedded. None, of a store only: readers are
-            sent back to the old store, as by ``switch(back=True)``.
-          map, gallery: as of `plan`; what the directory remembers need not be named.
+          to: number of the last batch to keep; 0: no item stays re-embedded. None, only for a
+            store: readers are sent back to the old store, as by ``switch(back=True)``.
+          map, gallery: as in `plan`; remembered settings can be omitted.
 
         Returns:
           The number of items that stay re-embedded.
@@ -240,14 +242,14 @@ class Upgrade:
     def switch(self, *, back: bool = False, calibration=None, map=None, gallery=None) -> dict:
         """Point the readers of a store to the upgraded one, or back to the old one.
 
-        Rows that the application has written meanwhile are brought over, until a pass finds none;
+        Rows that the application has written meanwhile are transferred until a pass finds none;
         the new store is checked by a sample; the pointer is switched, unless somebody else has
-        switched it since; and one more pass brings over what came in between.
+        switched it since; and one more pass transfers the rows written in between.
 
         Args:
-          back: go back to what readers followed before; rows stay where they are.
+          back: return readers to the previous store; rows stay where they are.
           calibration: folder of a `Calibration`, which readers find in the pointer.
-          map, gallery: as of `plan`; what the directory remembers need not be named.
+          map, gallery: as in `plan`; remembered settings can be omitted.
 
         Returns:
           The pointer: {store, fingerprint, calibration, generation, previous}.
@@ -262,7 +264,7 @@ class Upgrade:
 
     @contextlib.contextmanager
     def _closing(self, side: Side, given, at_end: bool = True):
-        """Close, in a context, what this call has opened; on errors only if not ``at_end``."""
+        """Close, at a context's end, what this call opened; only on errors if not ``at_end``."""
         ours = given is None or isinstance(given, str | Path)
         try:
             yield
@@ -274,7 +276,7 @@ class Upgrade:
             side.close()
 
     def _side(self, map, gallery, **given) -> Side:
-        """Open what a call names, or else the directory remembers."""
+        """Open the map and the source that a call names or the directory remembers."""
         if map is not None and not isinstance(map, str | Path):
             self._object, map = map, None
         given = {**given, "map": map, "gallery": place_of(gallery)}
@@ -288,7 +290,7 @@ class Upgrade:
         source = kind.open(gallery, settings)
         mapping = load_map(self._object if unnamed else settings.map)
         mapping = mapping.forward().for_dim(source.dim)
-        # A map is the same wherever it lies.
+        # A map is identified by its fingerprint, wherever it is.
         settings = merged(self.workdir, {**given, "map_fingerprint": mapping.fingerprint})
         probe = open_probe(settings.probe, mapping)
         return kind(self.workdir, Opened(settings, source, mapping, probe, unnamed))
