@@ -196,7 +196,7 @@ def test_disk_that_fills_up(made, tmp_path, monkeypatch):
 def test_a_work_directory_in_the_gallery(made):
     before = contents(made[0]["set"])
     for where in (made[0]["set"], made[0]["set"] / "upgrade"):
-        with pytest.raises(UserError, match="is in the gallery, which is never changed"):
+        with pytest.raises(UserError, match="is inside the gallery, which is never changed"):
             upgraded(made, "set", where)
     assert contents(made[0]["set"]) == before
 
@@ -342,13 +342,13 @@ def test_another_upgrade_in_the_same_place(made, tmp_path):
     (tmp_path / "upgrade.json").write_text(json.dumps(told))
     with pytest.raises(UserError, match="batch_size: 16 there, 32 now"):
         upgraded(made, "set", tmp_path, batch_size=32)
-    with pytest.raises(UserError, match="23 items re-embedded; say where new vectors come from"):
+    with pytest.raises(UserError, match="23 re-embedded items; name the source of new vectors"):
         Upgrade(tmp_path).apply(tiny.plain_map(), paths["set"], batch_size=16)
-    with lock_of(tmp_path), pytest.raises(UserError, match="another process is at work in"):
+    with lock_of(tmp_path), pytest.raises(UserError, match="another process is working in"):
         upgraded(made, "set", tmp_path)
     (tmp_path / "plan").rename(tmp_path / "old plan")
     Upgrade(tmp_path).plan(tiny.plain_map(), paths["set"], order="random")
-    with pytest.raises(UserError, match="follows another plan, of which 23 items are done"):
+    with pytest.raises(UserError, match="follows another plan, and 23 of its items are done"):
         upgraded(made, "set", tmp_path)
     assert Upgrade(tmp_path).rollback(0, map=tiny.plain_map()) == 0
     assert not open_gallery(tmp_path / "gallery").versions.any()

@@ -208,7 +208,7 @@ def test_forecast_is_of_the_way_of_serving(made, tmp_path, kind, way):
 def test_serving_both_models_needs_queries_of_both(made, tmp_path):
     write_probe(tmp_path / "probe", made, "mrr")
     settings = {"probe": tmp_path / "probe", "serve": "fused"}
-    with pytest.raises(UserError, match="serve=fused asks both models: .* needs query_old"):
+    with pytest.raises(UserError, match="serve=fused queries both models: .* needs query_old"):
         Upgrade(tmp_path / "up").plan(tiny.plain_map(), made[0]["set"], **settings)
     with pytest.raises(UserError, match="unknown way of serving 'fusd'; did you mean 'fused'"):
         Upgrade(tmp_path / "up").plan(tiny.plain_map(), made[0]["set"], serve="fusd")
@@ -276,9 +276,9 @@ def test_plans_of_other_galleries(made, tmp_path):
     paths, ids, old, _ = made
     Upgrade(tmp_path).plan(tiny.plain_map(), paths["set"])
     other = tiny.write_gallery("set", tmp_path / "other", ids[::-1].copy(), old)
-    with pytest.raises(UserError, match="is of another gallery"):
+    with pytest.raises(UserError, match="is for another gallery"):
         read_plan(tmp_path / "plan", open_gallery(other), tiny.plain_map())
-    with pytest.raises(UserError, match="is of another map"):
+    with pytest.raises(UserError, match="is for another map"):
         read_plan(tmp_path / "plan", open_gallery(paths["set"]), tiny.plain_map(unit_output=True))
     np.save(tmp_path / "plan" / "ids.npy", ids)
     with pytest.raises(UserError, match="is damaged: its rows and ids differ"):
@@ -300,8 +300,8 @@ def test_probes_that_do_not_fit(made, tmp_path):
         with pytest.raises(UserError, match=message):
             Upgrade(tmp_path / "up").plan(tiny.plain_map(), made[0]["set"], probe=folder)
 
-    refused("has dimension 5, .* 6", old, new)
-    refused("has dimension 6; the map's new one is 5", old, old)
+    refused("has dimension 5, .* has 6", old, new)
+    refused("has dimension 6, but the map's new dimension is 5", old, old)
     refused(r"relevant.npy has shape \(3,\)", new, new, np.arange(3))
     refused("relevant.npy: 200 ids .* not in", new, new, np.full(COUNT, -4))
     refused("items of the probe .*: 200 ids", new, new, None, ids + 10**6)

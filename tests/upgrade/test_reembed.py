@@ -316,7 +316,7 @@ def test_texts_and_the_key(made, server, tmp_path, monkeypatch, capfd):
     assert "a-secret" not in said
     with pytest.raises(UserError, match="cannot be read as lines of id and text"):
         opened(server, texts=tmp_path / "nothing.jsonl")
-    with pytest.raises(UserError, match="give model, as the server calls it"):
+    with pytest.raises(UserError, match="give model, the model's name on the server"):
         open_reembed("http://127.0.0.1:1/v1/embeddings")
 
 
