@@ -264,7 +264,7 @@ def test_wrong_settings(made, tmp_path, settings, message):
 
 def test_map_without_uncertainty(made, tmp_path):
     map = tiny.plain_map(uncertainty=False)
-    with pytest.raises(UserError, match="no uncertainty to order by; take order"):
+    with pytest.raises(UserError, match="no uncertainty to order by; use order"):
         Upgrade(tmp_path).plan(map, made[0]["set"], order="uncertainty")
     found = Upgrade(tmp_path).plan(map, made[0]["set"], budget_items=50)
     assert found.description["order"] == "random"

@@ -250,7 +250,7 @@ def test_a_server_that_misbehaves_for_a_while(made, server, wrong):
     "wrong, message, requests",
     [
         (500, r"failed at attempt 3 of 3: status 500, told to say 500", 3),
-        ("fewer", r"failed at attempt 3 of 3: an answer with 9 embeddings", 3),
+        ("fewer", r"failed at attempt 3 of 3: the answer has 9 embeddings", 3),
         (401, r"status 401, .*; an API key is taken from FCT_JAX_API_KEY or OPENAI_API_KEY", 1),
         (404, r"status 404, told to say 404$", 1),
         (307, r"status 307, told to say 307$", 1),

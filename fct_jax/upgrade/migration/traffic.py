@@ -48,7 +48,7 @@ def read_traffic(path, gallery: Gallery) -> np.ndarray:
     if (rows < 0).all():
         raise UserError(f"traffic={path}: none of its ids is in {gallery.name}")
     if (rows < 0).any():
-        console.print(f"traffic: {first_ten(ids[rows < 0])} are not in the gallery and left out")
+        console.print(f"traffic: {first_ten(ids[rows < 0])} not in the gallery, left out")
     weights = np.zeros(len(gallery))
     np.add.at(weights, rows[rows >= 0], given[rows >= 0])
     return weights
