@@ -170,7 +170,9 @@ def test_rollback_returns_to_any_batch(made, tmp_path, form):
     for batch in (3, 2, 1, 0):
         assert Upgrade(tmp_path).rollback(batch, map=tiny.plain_map()) == 23 * batch
         assert contents(tmp_path / "gallery") == at[batch]
-    with pytest.raises(UserError, match=r"the batch to roll back to must be between 0 and 0, not 1"):
+    with pytest.raises(
+        UserError, match=r"the batch to roll back to must be between 0 and 0, not 1"
+    ):
         Upgrade(tmp_path).rollback(1, map=tiny.plain_map())
     upgraded(made, form, tmp_path, max_batches=3)
     assert contents(tmp_path / "gallery") == at[3]

@@ -223,7 +223,13 @@ def test_wrong_direction_of_equal_sizes(tmp_path):
     turn = np.linalg.qr(np.random.default_rng(4).standard_normal((6, 6)))[0].astype(np.float32)
     map = tiny.plain_map(known=False, matrix=turn)
     new = as_set(tmp_path / "new", old @ turn, ids)
-    refused(tmp_path, new, "wrong direction: the gallery already holds the vectors", map, reembed=str(new))
+    refused(
+        tmp_path,
+        new,
+        "wrong direction: the gallery already holds the vectors",
+        map,
+        reembed=str(new),
+    )
     backwards = as_set(tmp_path / "old", old, ids)
     refused(tmp_path, new, "known-answer queries fail", map, reembed=str(backwards))
 
