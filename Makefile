@@ -20,6 +20,7 @@ quickstart: $(VENV)/.installed
 	@echo "5/5 evaluation"
 	@rm -rf $(DIGITS)/report
 	$(RUN) fct_jax.evaluate --config configs/digits_evaluate.py --workdir $(DIGITS)/report
+	@$(RUN) tools.quickstart_check $(DIGITS)/report
 
 # Two workers; a file stays with one of them, since its tests share what they have trained.
 PYTEST := $(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -12,7 +12,7 @@ from fct_jax.compare.models import judge
 from fct_jax.compare.report import Comparison, report_of, write_reports
 from fct_jax.compare.test_sets import TestSet, given_vectors, open_test
 from fct_jax.errors import UserError
-from fct_jax.storage.files import new_directory
+from fct_jax.storage.files import check_free, new_directory
 from fct_jax.storage.named import array_of, vectors_of
 
 
@@ -58,8 +58,8 @@ def compare(
     """
     if not models and new is None:
         raise UserError("there is no model to compare; give models as NAME=RUN")
-    if out is not None and Path(out).exists():
-        raise UserError(f"{out} exists already; nothing was overwritten")
+    if out is not None:
+        check_free(out)
     shares = tuple(float(share) for share in shares)
     if not shares or list(shares) != sorted(set(shares)) or not 0 <= shares[0] <= shares[-1] <= 1:
         raise UserError(f"shares must grow within [0, 1]: {list(shares)}")

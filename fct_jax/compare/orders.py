@@ -19,7 +19,7 @@ from fct_jax.evaluate.search import knn
 from fct_jax.runtime.progress import Bar
 from fct_jax.runtime.report import Curve, Panel, Report
 from fct_jax.runtime.tables import Table, percent
-from fct_jax.storage.files import new_directory
+from fct_jax.storage.files import check_free, new_directory
 from fct_jax.storage.named import array_of, vectors_of
 from fct_jax.upgrade.assessment.inputs import check_fit, held_out_rows, metric_of, open_queries
 from fct_jax.upgrade.assessment.verdict import Bootstrap
@@ -238,8 +238,8 @@ def compare_orders(
     for name, value, least in (("max_queries", max_queries, FEWEST), ("resamples", resamples, 1)):
         if value < least:
             raise UserError(f"{name} must be {least} or more, not {value}")
-    if out is not None and Path(out).exists():
-        raise UserError(f"{out} exists already; nothing was overwritten")
+    if out is not None:
+        check_free(out)
     wanted = [find_order(name) for name in orders or ORDERS]
     given = vectors_of(new, "new")
     whole_old, whole_new = paired(vectors_of(old, "old"), given)

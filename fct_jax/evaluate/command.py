@@ -23,6 +23,7 @@ from fct_jax.storage.embedding_set import (
     check_paired,
     new_directory,
 )
+from fct_jax.storage.files import check_free
 from fct_jax.storage.named import vectors_of
 
 
@@ -45,8 +46,7 @@ def evaluate(config: ConfigDict, workdir) -> Evaluation | None:
     check_metric(config.metric)
     orders = _orders(config.orders)
     workdir = usable(workdir)
-    if processes.from_writer(workdir.exists, "is it evaluated"):
-        raise UserError(f"{workdir} exists already; nothing was overwritten")
+    processes.from_writer(lambda: check_free(workdir), "is it evaluated")
 
     old, new = (_gallery(config, role) for role in ("old", "new"))
     side = embeddings_of(config.side, "side", config, config.split) if config.side else None

@@ -7,6 +7,7 @@ run in the same place, and a power cut may undo a rename.
 import contextlib
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from fct_jax.errors import UserError
@@ -25,6 +26,19 @@ def disk_errors(path: Path):
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path}: {reason}; fix this and repeat the command to resume") from error
+
+
+def check_free(path) -> None:
+    """Raise UserError where no folder can be made: the name is taken, or the place is forbidden.
+
+    Ask this before work that takes long, and whose result is then lost.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f"{path} exists already; nothing was overwritten")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    with disk_errors(path):
+        tempfile.TemporaryFile(dir=nearest).close()
 
 
 def sync_directory(path: Path) -> None:

@@ -7,11 +7,14 @@ finds becomes a row.
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_runs
+from patience import LONG
 from PIL import Image
 
 from fct_jax import cli, load_map, load_model
@@ -307,6 +310,10 @@ TABLE = {
         "did you mean 'fused'",
     ),
     "search: swapped": (lambda: search("dual", *_swapped()), "8|6"),
+    "search: nothing to search": (
+        lambda: search("dual", np.load("old.npy")[:5], None, *_searched()[2:]),
+        "query_new",
+    ),
 }
 
 
@@ -339,6 +346,57 @@ def test_one_line_and_nothing_left(row, world, capsys):
     for name in left:  # so that it does not fail other rows
         shutil.rmtree(world / name)
     assert not left, "something was left behind"
+
+
+# Linux lets nobody make a folder here, root neither.
+FORBIDDEN = Path("/sys/fct_jax")
+
+
+@pytest.mark.skipif(not FORBIDDEN.parent.is_dir(), reason="only Linux has /sys")
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"fit old.npy new.npy --method ridge --out {FORBIDDEN}",
+        f"assess map old.npy new.npy --labels labels.npy --out {FORBIDDEN}",
+        f"plan {FORBIDDEN} --map map --gallery old.npy --budget-items 5",
+        f"apply {FORBIDDEN} --map map --gallery old.npy --unchecked",
+    ],
+)
+def test_a_place_that_may_not_be_written_to(words, world, capsys):
+    assert cli.main(words.split()) == cli.MISTAKE
+    check_forbidden(capsys.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FORBIDDEN.parent.is_dir(), reason="only Linux has /sys")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train --config digits_backbone_old",
+        "embed --config.model=functions:good --config.data.name=digits --config.split=train",
+        "evaluate --config.old=set_old --config.new=set_new",
+    ],
+)
+def test_an_experiment_in_a_place_that_may_not_be_written_to(words, world):
+    name, *rest = words.split()
+    command = [sys.executable, "-m", f"fct_jax.{name}", *rest, f"--workdir={FORBIDDEN}"]
+    paths = os.pathsep.join([str(tiny_runs.REPOSITORY), str(world)])
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+    )
+    assert done.returncode == 1
+    check_forbidden(done.stderr)
+
+
+def check_forbidden(error: str) -> None:
+    """One line names the place and says that it is forbidden, before anything was worked on."""
+    said = error.splitlines()
+    assert len(said) == 1 and len(said[0]) <= LONGEST, error
+    assert re.search("/sys/.*(not permitted|denied|read-only)", said[0], re.I), said[0]
 
 
 def test_images_of_different_sizes_are_embedded(world):

@@ -1,6 +1,9 @@
 """tools/quickstart_check.py: the usual range of a table, and one line about a report."""
 
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,3 +73,14 @@ def test_usual_values_are_learnt_from_a_spread(tmp_path, monkeypatch):
     assert quickstart_check.compare(report(tmp_path, old_old=0.51), made).startswith("All 1")
     with pytest.raises(UserError, match="is no report of tools/quickstart_spread.py"):
         quickstart_check.learn(report(tmp_path), made)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_quickstart_ends_with_the_check():
+    root = Path(__file__).parents[2]
+    command = ["make", "-n", "quickstart", "VENV=made", "DIGITS=there"]
+    said = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=60, check=True
+    ).stdout.splitlines()
+    assert said[-1] == "made/bin/python -m tools.quickstart_check there/report"
+    assert "fct_jax.evaluate" in said[-2] and said[-2].endswith("--workdir there/report")

@@ -9,6 +9,7 @@ import numpy as np
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.orders import Items, find_order
 from fct_jax.runtime import threads
+from fct_jax.storage.files import check_free
 from fct_jax.storage.trec import check_writable
 from fct_jax.upgrade.assessment.cascades import gaps, quality_of, replayed, stream_of, told
 from fct_jax.upgrade.assessment.curves import (
@@ -142,8 +143,8 @@ def assess(
     ways = [find_way(way) for way in ways]
     _check_settings(locals())
     for folder in (out, runs_out):
-        if folder is not None and Path(folder).exists():
-            raise UserError(f"{folder} exists already; nothing was overwritten")
+        if folder is not None:
+            check_free(folder)
     *_, given = opened = open_pair(old, new, sample, seed)
     whole_old, whole_new = paired(*opened)
     labels = load_array(labels, "labels")

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from fct_jax.evaluate.distances import METRICS
 from fct_jax.runtime import extras
 from fct_jax.runtime.progress import console
 from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.storage.files import check_free
 from fct_jax.storage.named import array_of
 from fct_jax.upgrade.checks.degenerate import check_degenerate
 from fct_jax.upgrade.checks.guards import SPACE
@@ -97,8 +97,8 @@ def fit(
     """
     training = _training(inner_dim, epochs, batch_size)
     tried = _tried(method, candidates)
-    if out is not None and Path(out).exists():
-        raise UserError(f"{out} exists already; nothing was overwritten")
+    if out is not None:
+        check_free(out)
     if direction not in _DIRECTIONS:
         raise unknown("direction", direction, _DIRECTIONS)
     opened = open_pair(old, new, sample, seed)
