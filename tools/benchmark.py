@@ -6,7 +6,6 @@ Prints the tables and writes benchmark/benchmark.json, benchmark.md and growth.p
 The quick mode takes about three minutes on two cores, the full one about twenty.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fct_jax.runtime.progress import track
+from tools.script import Parser, status
 from tools.speed import backbone, compatible, evaluation, galleries, transformation, upgrade
 
 PARTS = {
@@ -33,15 +33,13 @@ PARTS = {
 }
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(words) -> None:
+    """Measure what the command line asks for, and write the report."""
+    parser = Parser(__doc__)
     parser.add_argument("--full", action="store_true", help="the sizes of the README's figures")
     parser.add_argument("--only", default=",".join(PARTS), help="parts to run, comma-separated")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="directory to write to")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     names = arguments.only.split(",")
     for name in names:
         if name not in PARTS:
@@ -107,4 +105,4 @@ def draw_growth(rows: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status(main))

@@ -8,7 +8,6 @@ transformation twice: alone and with SimCLR's embeddings as side information. It
 and writes them to WORKDIR/report. What was trained before is not trained again.
 """
 
-import argparse
 import importlib
 import json
 import sys
@@ -19,26 +18,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
 
 from fct_jax.errors import UserError, unknown
+from tools.script import Parser, status
 
 DATA = ("digits", "cifar100", "imagenet")
 METHODS = {"FCT": "fct", "FastFill": "fastfill"}  # row: part of the config's name
 WITH = " with side information"
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others."""
-
-    def error(self, message: str):
-        """Raise instead of printing the usage."""
-        raise UserError(f"{message} (see --help)")
-
-
 def parser() -> Parser:
-    parser = Parser(
-        prog="benchmark_side.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--data", default="digits", help=f"{', '.join(DATA)} (default digits)")
     parser.add_argument("--data_dir", default="", help="config.data.dir of the data set")
     parser.add_argument("--workdir", type=Path, help="default runs/DATA_side")
@@ -143,15 +131,5 @@ def run(arguments: list[str]) -> list[dict]:
     return seeds
 
 
-def main() -> int:
-    """Run the command; return the exit status."""
-    try:
-        run(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(run))

@@ -28,6 +28,7 @@ from fct_jax.evaluate.orders import find_order
 from fct_jax.runtime import progress
 from fct_jax.upgrade.maps.methods import find_method
 from fct_jax.upgrade.ways import WAYS, find_way
+from tools.script import Parser, status
 from tools.upgrading import pairs
 from tools.upgrading.cells import measure
 from tools.upgrading.summary import report_of
@@ -56,15 +57,13 @@ QUICK = FULL | {
 
 
 def main(arguments=None) -> int:
-    """The command; returns its exit code."""
-    given = _parser().parse_args(arguments)
-    try:
-        out = run(given)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+    """Run the command; return its exit status."""
+    return status(_command, arguments)
+
+
+def _command(words) -> None:
+    out = run(_parser().parse_args(words))
     print(f"{out}: report.html, report.md, report.json, curves.png, cells.jsonl")
-    return 0
 
 
 def run(given) -> Path:
@@ -122,10 +121,8 @@ def run(given) -> Path:
     return given.out
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="one map, one size, one seed")
     parser.add_argument("--pair", action="append", default=[], metavar="NAME=FOLDER",
                         help="vectors by two models; may be repeated")  # fmt: skip

@@ -15,7 +15,6 @@ channels on 8-px images that is so much that a difference in the last digit grow
 within a few steps, on one device as on many.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -29,6 +28,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
+
 from fct_jax import config as configs
 from fct_jax import data, models
 from fct_jax.embed.images import embed_images
@@ -41,6 +42,7 @@ from fct_jax.train.loop import TASKS
 from fct_jax.train.optimizer import build_optimizer
 from fct_jax.train.state import fresh_state
 from fct_jax.train.steps import compile_steps
+from tools.script import Parser, status
 
 TOLERANCE = 1e-4
 SMALLEST = 0.1  # scale of arrays whose entries are all smaller: BatchNorm biases start at 0
@@ -232,21 +234,21 @@ def _call(devices: int, arguments: list[str]) -> None:
         raise RuntimeError(f"{devices} devices: {done.stderr[-2000:]}")
 
 
-def main() -> int | None:
+def main(words) -> int | None:
     """Run the command; see the file's docstring."""
-    if sys.argv[1:2] == ["prepare"]:
-        return prepare(Path(sys.argv[2]))
-    if sys.argv[1:2] == ["work"]:
-        runs, out, names, model, steps = sys.argv[2:]
+    if words[:1] == ["prepare"]:
+        return prepare(Path(words[1]))
+    if words[:1] == ["work"]:
+        runs, out, names, model, steps = words[1:]
         return work(Path(runs), Path(out), json.loads(names), int(model), int(steps))
     names = [*cases(Path("runs")), EMBEDDING]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument(
         "--devices", default="1,2,8,8m2", help="numbers, the first is the reference"
     )
     parser.add_argument("--tasks", default="", help=f"of {', '.join(names)}; all by default")
     parser.add_argument("--steps", type=int, default=20)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     devices = arguments.devices.split(",")
     names = arguments.tasks.split(",") if arguments.tasks else names
     with tempfile.TemporaryDirectory() as folder:
@@ -261,4 +263,4 @@ def main() -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(main))

@@ -1,4 +1,4 @@
-"""Draws the README's picture: the three ways out of an old gallery, and what they give.
+"""Draw the README's picture: the three ways out of an old gallery, and what they give.
 
   fct-jax demo --out fct_jax_demo
   python tools/draw_readme.py fct_jax_demo/report.json docs/upgrade.png
@@ -6,13 +6,16 @@
 The curves are those of the report of an assessment, with its 95 % intervals over the queries.
 """
 
-import argparse
-import json
+import sys
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
+
+from tools.script import Parser, read_json, status
 
 # (way of serving, order): its colour, and its name in the legend.
 CURVES = {
@@ -121,15 +124,14 @@ def draw(report: dict, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(words) -> None:
+    """Draw the picture that the command line asks for."""
+    parser = Parser(__doc__)
     parser.add_argument("report", type=Path, help="report.json of an assessment")
     parser.add_argument("picture", type=Path, help="PNG to write")
-    arguments = parser.parse_args()
-    draw(json.loads(arguments.report.read_text()), arguments.picture)
+    arguments = parser.parse_args(words)
+    draw(read_json(arguments.report), arguments.picture)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status(main))

@@ -9,7 +9,6 @@ a few random images (or vectors) with both, and writes nothing if they differ by
 the largest value. A .safetensors file needs no PyTorch.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -24,24 +23,13 @@ from fct_jax.frozen.model import load_model
 from tools.pytorch.archives import torch_or_none
 from tools.pytorch.check import compare
 from tools.pytorch.parts import Part, to_torch
+from tools.script import Parser, status
 
 ENDINGS = (".pth", ".safetensors")
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others."""
-
-    def error(self, message: str):
-        """Raise instead of printing the usage."""
-        raise UserError(f"{message} (see --help)")
-
-
 def parser() -> Parser:
-    parser = Parser(
-        prog="export_torch.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="the run to export")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="a .pth or .safetensors file"
@@ -95,15 +83,5 @@ def write(state: dict, out: Path, torch) -> None:
         partial.unlink(missing_ok=True)
 
 
-def main() -> int:
-    """Run the command; return the exit status."""
-    try:
-        run(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(run))

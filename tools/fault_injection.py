@@ -10,7 +10,6 @@ embeddings. Ends with 1 if anything differs, hangs or fails. Takes about a minut
 free cores.
 """
 
-import argparse
 import itertools
 import os
 import shutil
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a m
 
 from tools.faults.cases import CASES
 from tools.faults.compare import differences, last_step
+from tools.script import Parser, status
 
 DEFAULT = "backbone,embed,fct,stream,lce,transform,advbct"
 _LIMIT = 600  # seconds that one process may take
@@ -266,16 +266,14 @@ def inject(names: list[str], kills: int, seed: int, folder: Path) -> tuple[Table
             table.add_row(str(number), name, moment, hit, str(start), equal)
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(words) -> int:
+    """Run the rounds that the command line asks for; return the exit status."""
+    parser = Parser(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", default=DEFAULT, help=f"comma-separated, of: {', '.join(CASES)}")
     parser.add_argument("--folder", type=Path, help="where to work, kept; default: a temporary one")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     names = arguments.task.split(",")
     for name in names:
         if name not in CASES:
@@ -285,8 +283,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         table, sound = inject(names, arguments.kills, arguments.seed, folder)
     Console(width=110).print(table)
-    sys.exit(not sound)
+    return int(not sound)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status(main))

@@ -19,7 +19,6 @@ PyTorch model and with the run, and writes nothing if they differ by more than 1
 value. PyTorch is needed for all but .safetensors files, which are not compared without it.
 """
 
-import argparse
 import itertools
 import sys
 from pathlib import Path
@@ -34,14 +33,7 @@ from fct_jax.storage.files import new_directory
 from tools.pytorch.archives import Weights, read_weights, torch_or_none
 from tools.pytorch.check import compare
 from tools.pytorch.parts import ARCHITECTURES, Part, read_parts
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others."""
-
-    def error(self, message: str):
-        """Raise instead of printing the usage."""
-        raise UserError(f"{message} (see --help)")
+from tools.script import Parser, status
 
 
 class Checked(NamedTuple):
@@ -52,11 +44,7 @@ class Checked(NamedTuple):
 
 
 def parser() -> Parser:
-    parser = Parser(
-        prog="import_torch.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="the PyTorch model")
     add("--out", type=Path, required=True, metavar="RUN", help="the run to make; must not exist")
@@ -318,15 +306,5 @@ def _write(options, parts: dict[str, Part], checked: Checked, archive: bool) -> 
     print("\n".join(lines))
 
 
-def main() -> int:
-    """Run the command; return the exit status."""
-    try:
-        run(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(run))

@@ -19,10 +19,12 @@ from fct_jax import config as defaults  # noqa: E402
 from fct_jax.embed.command import embed  # noqa: E402
 from fct_jax.runtime.config_files import packaged_configs, read_config  # noqa: E402
 from fct_jax.train.loop import train  # noqa: E402
+from tools.script import Parser, status  # noqa: E402
 
 
-def main() -> None:
+def main(words) -> None:
     """Train both models, embed both splits, and write the file."""
+    Parser(__doc__).parse_args(words)
     arrays = {}
     with tempfile.TemporaryDirectory() as folder:
         for model in ("old", "new"):
@@ -41,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status(main))

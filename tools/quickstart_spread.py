@@ -17,7 +17,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
 
 from fct_jax.errors import UserError
-from tools.benchmark_side import Parser, read_config
+from tools.benchmark_side import read_config
+from tools.script import Parser, status
 
 COLUMNS = {"cmc@1": "CMC@1", "map": "mAP"}
 # The oracle needs all new vectors, and FCT alone knows no uncertainty: what a service can choose.
@@ -25,13 +26,7 @@ SHOWN = ("FCT · random", "FastFill · random", "FastFill · uncertainty")
 
 
 def parser() -> Parser:
-    import argparse
-
-    made = Parser(
-        prog="quickstart_spread.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = Parser(__doc__)
     made.add_argument("--seeds", type=int, default=3, help="trainings to average (default 3)")
     made.add_argument("--workdir", type=Path, default=Path("runs/digits_spread"))
     made.add_argument("--picture", type=Path, help="also write the curves to this PNG")
@@ -140,15 +135,5 @@ def run(arguments: list[str]):
     return report
 
 
-def main() -> int:
-    """Run the command; return the exit status."""
-    try:
-        run(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(run))

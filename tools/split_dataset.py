@@ -7,31 +7,22 @@ With --by data, the extended-data setting trains its new model on the whole LIST
 "new_70percent" file holds the images that the old model has not seen.
 """
 
-import argparse
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a module
 
 from fct_jax.data.lists import read_list
 from fct_jax.data.splits import split_list
 from fct_jax.errors import UserError
+from tools.script import Parser, status
 
 # form: fields after the label, and whether classes come in the order of their first image
 FORMATS = {"plain": (0, False), "market1501": (2, True)}
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (see --help)")
-
-
 def parser() -> Parser:
-    parser = Parser(
-        prog="split_dataset.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
     parser.add_argument("list", metavar="LIST", type=Path, help="text file of 'path label' lines")
     parser.add_argument(
         "--by",
@@ -82,14 +73,5 @@ def run(arguments: list[str]) -> None:
         raise UserError(f"cannot write to {flags.out}: {error}") from error
 
 
-def main() -> int:
-    try:
-        run(sys.argv[1:])
-    except UserError as error:
-        print(f"split_dataset.py: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(run))

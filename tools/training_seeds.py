@@ -31,7 +31,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a m
 
 from fct_jax import data, recipes
 from fct_jax.embed.images import embed_images
-from fct_jax.errors import UserError
 from fct_jax.evaluate.metrics import retrieval_metrics
 from fct_jax.frozen.model import load_model
 from fct_jax.runtime import sharding
@@ -42,6 +41,7 @@ from fct_jax.train.optimizer import build_optimizer
 from fct_jax.train.state import fresh_state
 from tools.pytorch.check import load_strictly
 from tools.pytorch.parts import to_torch
+from tools.script import Parser, status
 
 METHODS = ("hot_refresh", "none")
 HERE, ROUNDED = "here", "rounded"
@@ -195,10 +195,8 @@ def measured(new, old, labels) -> tuple[float, float]:
     return 100 * self_, 100 * cross
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser() -> Parser:
+    parser = Parser(__doc__)
     parser.add_argument("--method", choices=METHODS, default="hot_refresh")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=8)
@@ -264,20 +262,15 @@ def paired(values, others) -> list[str]:
     return [f"{m:+6.2f} ± {h:.2f} ({most:.2f})" for m, h, most in found]
 
 
-def main() -> int:
-    """Run the command and return the exit status."""
-    arguments = parser().parse_args()
-    try:
-        if arguments.workdir is not None:
-            run(arguments, arguments.workdir)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                run(arguments, Path(folder))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main(words) -> None:
+    """Compare in the folder that is asked for, or in a temporary one."""
+    arguments = parser().parse_args(words)
+    if arguments.workdir is not None:
+        run(arguments, arguments.workdir)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            run(arguments, Path(folder))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status(main))
