@@ -9,12 +9,12 @@ output: how many children were killed.
 """
 
 import os
-import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import tiny_galleries as tiny
+from killing import Fuse, killed
 
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.migration.journal import Journal, Progress
@@ -58,50 +58,26 @@ def work(gallery, new, workdir):
     run(gallery, new, workdir)
 
 
-def die_at(moment: int) -> None:
-    """Kills this process when it changes a file for the n-th time."""
-    left = [moment]
+def dies(moment: int, gallery, new, workdir) -> None:
+    """The work in a process that kills itself when it changes a file for the n-th time."""
+    fuse, pwrite = Fuse(moment), os.pwrite
 
-    def dying(function):
-        def changed(*arguments, **keywords):
-            left[0] -= 1
-            if left[0] == 0:
-                if function is pwrite:
-                    file, data, at = arguments
-                    pwrite(file, bytes(data)[: len(bytes(data)) // 2], at)
-                elif moment % 2:
-                    function(*arguments, **keywords)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **keywords)
+    def half(file, data, at):
+        pwrite(file, bytes(data)[: len(bytes(data)) // 2], at)
 
-        return changed
-
-    pwrite = os.pwrite
-    for name in ("pwrite", "fsync", "rename", "replace"):
-        setattr(os, name, dying(getattr(os, name)))
+    os.pwrite = fuse.on(pwrite, half)
+    fuse.on_methods(os, "fsync", "rename", "replace")
+    work(gallery, new, workdir)
 
 
 def kill_until_done(gallery: Path, new: Path, workdir: Path, seed: int) -> int:
-    """How many children were killed before one of them came to the end; −1 if one failed."""
-    rng = np.random.default_rng(seed)
-    killed = 0
+    """How many children were killed before one of them came to the end."""
+    rng, count = np.random.default_rng(seed), 0
     while True:
         # Far enough that a rollback, which is one step, can come to its end.
-        moment = int(rng.integers(1, 400))
-        child = os.fork()
-        if child == 0:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 – until the process ends
-            die_at(moment)
-            try:
-                work(gallery, new, workdir)
-            except BaseException as error:
-                os.write(2, f"{type(error).__name__}: {error}\n".encode())
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            return -1 if os.WEXITSTATUS(status) else killed
-        killed += 1
+        if not killed(dies, int(rng.integers(1, 400)), gallery, new, workdir):
+            return count
+        count += 1
 
 
 def main() -> None:

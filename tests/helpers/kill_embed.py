@@ -8,13 +8,13 @@ on. Every seed has a set of its own, FOLDER/SEED, and its line of output: how ma
 """
 
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import tiny_models
+from killing import Fuse, killed
 
 from fct_jax.embed.images import embed_images
 from fct_jax.embed.transform import transform_set
@@ -39,29 +39,17 @@ def embed(kind: str, folder: Path, out: Path) -> EmbeddingSet:
     return transform_set(load_model(folder / "transformation"), old, None, out, BATCH, SHARD)
 
 
-def die_at(moment: int) -> None:
-    """Kills this process when it changes a file for the n-th time."""
-    left = [moment]
+def dies(moment: int, kind: str, folder: Path, out: Path) -> None:
+    """`embed` in a process that kills itself when it changes a file for the n-th time."""
+    fuse, write = Fuse(moment), Columns.write
 
-    def dying(function):
-        def changed(*arguments, **keywords):
-            left[0] -= 1
-            if left[0] == 0:
-                if function is write:
-                    files, name, row, array, *_ = arguments
-                    write(files, name, row, array[: len(array) // 2])
-                    files.sync()
-                elif moment % 2:
-                    function(*arguments, **keywords)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **keywords)
+    def half(files, name, row, array, *_):
+        write(files, name, row, array[: len(array) // 2])
+        files.sync()
 
-        return changed
-
-    write = Columns.write
-    Columns.write = dying(write)
-    for name in ("fsync", "rename", "replace", "rmdir"):
-        setattr(os, name, dying(getattr(os, name)))
+    Columns.write = fuse.on(write, half)
+    fuse.on_methods(os, "fsync", "rename", "replace", "rmdir")
+    embed(kind, folder, out)
 
 
 def records(out: Path) -> dict[str, int]:
@@ -73,28 +61,16 @@ def records(out: Path) -> dict[str, int]:
 def kill_until_done(kind: str, folder: Path, out: Path, seed: int) -> int:
     """How many children were killed before one came to the end; raises where one failed."""
     rng = np.random.default_rng(seed)
-    end, killed = time.monotonic() + DEADLINE, 0
+    end, count = time.monotonic() + DEADLINE, 0
     while time.monotonic() < end:
-        before, moment = records(out), int(rng.integers(1, 50))
-        child = os.fork()
-        if child == 0:
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 – until the process ends
-            die_at(moment)
-            try:
-                embed(kind, folder, out)
-            except BaseException as error:
-                os.write(2, f"{type(error).__name__}: {error}\n".encode())
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0, "a child failed"
-            return killed
-        killed += 1
+        before = records(out)
+        if not killed(dies, int(rng.integers(1, 50)), kind, folder, out):
+            return count
+        count += 1
         after = records(out)
         if out.exists():  # it was killed after its work
             EmbeddingSet.read(out)
-            return killed
+            return count
         assert all(after[name] == when for name, when in before.items()), "a shard was made again"
     raise TimeoutError(f"no child came to the end in {DEADLINE} s")
 

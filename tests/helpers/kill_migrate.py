@@ -5,10 +5,9 @@
 An even step dies before it is done, an odd one after. STEP 0 runs to the end.
 """
 
-import os
-import signal
 import sys
 
+from killing import Fuse
 from store_apps import NEW, plain_map
 
 from fct_jax.upgrade.migration.journal import Journal
@@ -16,28 +15,12 @@ from fct_jax.upgrade.stores import open_store
 from fct_jax.upgrade.stores.migrate import migrate
 
 
-def dying(function, left: list, moment: int):
-    """The function, which kills the process at its turn."""
-
-    def step(*arguments, **keywords):
-        left[0] -= 1
-        if left[0] == 0 and moment % 2 == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        found = function(*arguments, **keywords)
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return found
-
-    return step
-
-
 def main(uri: str, journal: str, moment: int) -> None:
     """Migrate, or die on the way."""
-    store, left = open_store(uri), [moment or -1]
+    store, fuse = open_store(uri), Fuse(moment)
     target = store.sibling(NEW, {"fingerprint": "killed"})
-    for name in ("write", "delete", "build_index"):
-        setattr(target, name, dying(getattr(target, name), left, moment))
-    Journal.append = dying(Journal.append, left, moment)
+    fuse.on_methods(target, "write", "delete", "build_index")
+    fuse.on_methods(Journal, "append")
     now = migrate(store, target, plain_map, journal, limit=100)
     print(now["store"], now["generation"])
 
