@@ -1,4 +1,4 @@
-"""Stores: databases that hold vectors, named by URI, read by id and written beside.
+"""Stores: vector databases that are named by URI, read by id, and copied into a sibling.
 
     postgresql://user@host/db?table=items&id=id&vector=embedding
     qdrant://host:6333/items        qdrant:///folder#items        qdrant://:memory:/items
@@ -29,7 +29,7 @@ class StoreKind:
 
     Attributes:
       opener: ``module:name`` of the class that takes the parsed URI.
-      named: whether a URI of this scheme is a store's only with a ``#name``: without one,
+      named: whether a URI of this scheme names a store only with a ``#name``: without it
         ``s3://bucket/folder`` is a folder of Parquet files.
     """
 
@@ -64,13 +64,13 @@ def is_store(text) -> bool:
 
 
 def open_store(uri) -> Store:
-    """Open the store that a URI names; a `Store` is returned as it is.
+    """Open the store that a URI names; a `Store` is returned unchanged.
 
     The scheme is one of `STORES`, or ``module:name`` of a class or function of your own that
     takes the parsed URI: ``mycompany.stores:Elastic://host/items``.
 
     Raises UserError if the scheme is unknown, the URI carries a secret, the client library is
-    missing, the server does not answer, or nothing of that name is there.
+    missing, the server does not answer, or there is no store of that name.
     """
     if isinstance(uri, Store):
         return uri

@@ -1,4 +1,4 @@
-"""Each query's affine factors, from a saved calibration, by NumPy alone.
+"""Each query's affine factors, from a saved calibration, with only NumPy.
 
 A service imports this file and needs neither JAX nor Faiss. `fct_jax.upgrade.Calibration` uses
 its formulas, too; `StoreCalibration` applies them to the scores of stores, which are the cosine or
@@ -15,21 +15,21 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 
 FORMAT_VERSION = 1  # of a saved calibration
-_TAIL_SHARE = 0.01  # of the reference items
-_FEWEST, _MOST = 10, 32  # items of a tail
-_FLOOR = 1e-6  # of a spread
+_TAIL_SHARE = 0.01  # share of the reference items in a tail
+_FEWEST, _MOST = 10, 32  # fewest and most items of a tail
+_FLOOR = 1e-6  # smallest spread
 _SAME = 1e-5  # relative difference of a score and the query's own
 _BLOCK = 256  # queries scored against the reference together
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """How standardised scores z of the two spaces are put together.
+    """The weights that combine the standardised scores z of the two spaces.
 
-    An item that is not re-embedded scores z_old. One that is scores, when dual,
-    ``dual_new · z_new + dual_shift``, and fused ``fused_scale · Z(fused_old · z_old +
-    fused_new · z_new) + fused_shift`` where Z standardises by the tail once more. The damping is
-    that of both spaces. The defaults need no judged pairs.
+    An item that is not re-embedded scores z_old. A re-embedded item scores
+    ``dual_new · z_new + dual_shift`` with dual, and ``fused_scale · Z(fused_old · z_old +
+    fused_new · z_new) + fused_shift`` with fused, where Z standardises by the tail once more. The
+    damping applies to both spaces. The defaults need no judged pairs.
     """
 
     dual_new: float = 1.0
@@ -51,10 +51,10 @@ class Tail:
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """What a batch of queries has to do with scores of the two spaces; all (Q,) float32.
+    """Factors and shifts for a batch of queries' scores in the two spaces; all (Q,) float32.
 
-    An old vector alone scores ``keep·s_old + keep_shift``, a new one alone ``dual·s_new +
-    dual_shift``, both ``fused_old·s_old + fused_new·s_new + fused_shift``.
+    An old vector alone scores ``keep·s_old + keep_shift``, a new vector alone
+    ``dual·s_new + dual_shift``, and both ``fused_old·s_old + fused_new·s_new + fused_shift``.
     """
 
     keep: np.ndarray
@@ -70,7 +70,7 @@ class Affine:
 
 
 def tail_size(count: int) -> int:
-    """Return how many of ``count`` reference items make a tail."""
+    """Return the number of items in the tail of ``count`` reference items."""
     return min(max(round(_TAIL_SHARE * count), _FEWEST), _MOST)
 
 
@@ -78,7 +78,7 @@ def tail_of(largest: np.ndarray, own: np.ndarray, typical: float) -> Tail:
     """Return the tail of each query.
 
     largest: (Q, tail + 1) best scores among the reference, descending; own: (Q,) score of each
-    query as an item, which does not count; typical: spread to shrink half of the way to, or 0.
+    query as an item, which does not count; typical: spread to shrink halfway towards, or 0.
     """
     kept = without_own(largest.astype(np.float64), own.astype(np.float64))
     spread = np.maximum(kept.std(axis=1), _FLOOR)
@@ -113,7 +113,7 @@ def affine_of(weights: Weights, old: Tail, new: Tail, both: Tail) -> Affine:
 
 
 def without_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Return descending scores (Q, k) without the query's own one (Q,), or else the last one."""
+    """Return descending scores (Q, k) without the query's own score (Q,), or without the last."""
     same = np.abs(scores - own[:, None]) <= _SAME * np.maximum(np.abs(own[:, None]), 1e-6)
     drop = np.where(same.any(axis=1), same.argmax(axis=1), scores.shape[1] - 1)
     kept = np.arange(scores.shape[1]) != drop[:, None]
@@ -121,16 +121,14 @@ def without_own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 class StoreCalibration:
-    """A calibration as `Calibration.save` wrote it.
+    """A calibration that `Calibration.save` wrote; its factors are for a store's search::
 
-    Its factors are what a store's search takes::
-
-        factors = StoreCalibration("calibration").affine(query_old, query_new)
-        store.search_half(sibling, query_old, query_new, 10, factors)
+    factors = StoreCalibration("calibration").affine(query_old, query_new)
+    store.search_half(sibling, query_old, query_new, 10, factors)
     """
 
     def __init__(self, folder):
-        """Raises UserError if it is not there, or if its scores need prepared vectors."""
+        """Open the calibration. Raises UserError if it is missing or needs prepared vectors."""
         folder = Path(folder)
         if not (folder / "calibration.json").is_file():
             raise UserError(f"no calibration in {folder}: calibration.json is missing")
@@ -140,7 +138,7 @@ class StoreCalibration:
         self._weights, self._spread = Weights(**described["weights"]), described["spread"]
         if self._weights.damping:
             raise UserError(
-                f"{folder} damps crowded items, which takes one more column than a store's "
+                f"{folder} damps crowded items, which needs one more column than a store's "
                 "vectors have; calibrate without damping"
             )
         with np.load(folder / "reference.npz", allow_pickle=False) as file:
@@ -167,7 +165,7 @@ class StoreCalibration:
         a, b = fused_factors(self._weights, first, second)
         both = self._tail(a[:, None] * s_old + b[:, None] * s_new, a * own_old + b * own_new, 2)
         both = shifted(both, a, first, b, second)
-        # Stores' scores lack the offsets, so the tails of single scores are lower by them there.
+        # Stores' scores lack the offsets, so they are subtracted from the tails of single scores.
         first = dataclasses.replace(first, mean=first.mean - offset_old)
         second = dataclasses.replace(second, mean=second.mean - offset_new)
         return affine_of(self._weights, first, second, both)
@@ -187,7 +185,7 @@ class _Space:
     reference: np.ndarray
 
     def scores(self, queries):
-        """Return scores (Q, R), each query's own score (Q,), and what stores' scores lack (Q,)."""
+        """Return scores (Q, R), each query's own score (Q,), and the offset of stores' scores."""
         rows = np.asarray(queries, np.float32)
         if self.metric == "cosine":
             rows = unit_rows(rows).astype(np.float32)

@@ -11,11 +11,11 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.upgrade.stores.uri import Uri, parse
 
-Position = int | str | None  # the last id done; JSON, so that a journal can hold it
+Position = int | str | None  # the last id done, as a JSON value for the journal
 TRANSLATED, NEW = 0, 1  # versions of a row: h(old), or embedded by the new model
 VERSION, SEEN = "fct_version", "fct_seen"  # columns of a sibling: version, and the source's token
 METRICS = ("cosine", "ip", "l2")
-BATCH_BYTES = 16 << 20  # of vectors in one batch, which every client's message limit allows
+BATCH_BYTES = 16 << 20  # bytes of vectors in a batch, below every client's message limit
 BATCH_ROWS = 4096
 
 
@@ -26,8 +26,8 @@ class Batch:
     Attributes:
       ids: (n,) int64 or text.
       vectors: (n, D) float32.
-      tokens: (n,) int64; another number once the row has changed in its store.
-      last: position to read on from, which lies behind ``ids[-1]`` where rows were skipped.
+      tokens: (n,) int64; a row's token differs once the row has changed in its store.
+      last: position to continue from, which is after ``ids[-1]`` if rows were skipped.
       extra: the other columns of the rows, which only a store of the same kind understands.
     """
 
@@ -58,14 +58,14 @@ class Store(abc.ABC):
     application: it is never overwritten and never deleted.
 
     Attributes:
-      uri: what `open_store` opens it by; holds no secret.
-      name: of the table or collection.
+      uri: the URI for `open_store`, without secrets.
+      name: name of the table or collection.
       dim: D.
-      metric: "cosine", "ip" or "l2", by which the store compares.
+      metric: "cosine", "ip" or "l2", the store's metric.
       normalises: whether the store scales vectors to unit length, so that lengths are lost.
       id_kind: "int", "uuid" or "text"; ids are int64 for the first, and text for the others.
-      meta: what is known of the vectors' space (``fingerprint``, ``source``, …).
-      errors: what its client raises when the server is away or refuses.
+      meta: known facts about the vectors' space (``fingerprint``, ``source``, …).
+      errors: exceptions of its client for a server that is unavailable or refuses.
     """
 
     uri: Uri
@@ -96,25 +96,25 @@ class Store(abc.ABC):
     def page(self, after: Position, limit: int, vectors: bool = True) -> Batch:
         """Return at most ``limit`` rows with ids above ``after``, ascending.
 
-        An empty batch means that there are no more. Without ``vectors``, those are (n, 0), and
-        the tokens are those that `states` gives (0: none).
+        An empty batch means that there are no more. Without ``vectors`` the batch's vectors are
+        (n, 0), and its tokens are those of `states` (0: none).
         """
 
     @abc.abstractmethod
     def states(self, ids) -> dict:
-        """Return {id: (version or None, token or None)} of those ids that are there."""
+        """Return {id: (version or None, token or None)} of the existing ids."""
 
     def states_in_order(self, ids) -> dict:
-        """Return `states` of ascending ids, asked for batch by batch, or by a quicker way."""
+        """Return `states` of ascending ids; a store may have a faster way for them."""
         return self.states(ids)
 
     @abc.abstractmethod
     def fetch(self, ids) -> dict:
-        """Return {id: vector (D,)} of those ids that are there."""
+        """Return {id: vector (D,)} of the existing ids."""
 
     @abc.abstractmethod
     def rows_of(self, ids) -> Batch:
-        """Return those rows that are there of some ids, in any order, as `read` gives rows."""
+        """Return the existing rows of some ids, in any order, in the form of `read`."""
 
     @abc.abstractmethod
     def write(
@@ -123,18 +123,18 @@ class Store(abc.ABC):
         """Write rows of a sibling; repeating it changes nothing.
 
         Args:
-          ids, vectors, tokens, extra: as `read` gave them, with other vectors (n, D).
+          ids, vectors, tokens, extra: as from `read`, with other vectors (n, D).
           version: `TRANSLATED` or `NEW`.
-          over: put translated vectors also in place of the new model's.
+          over: let translated vectors also replace the new model's.
 
-        Returns (n,) bool: False where the application has its own row under this id, or, unless
-        ``over``, where the new model's vector of the same source row is there and ``version`` is
+        Returns (n,) bool: False if the application has its own row under this id, or, unless
+        ``over``, if the new model's vector of the same source row exists and ``version`` is
         older.
         """
 
     @abc.abstractmethod
     def delete(self, ids) -> None:
-        """Delete rows; ids that are not there do no harm."""
+        """Delete rows; unknown ids are ignored."""
 
     @abc.abstractmethod
     def search(self, queries, k: int, *, only: int | None = None, exact: bool = False):
@@ -142,11 +142,11 @@ class Store(abc.ABC):
 
         Args:
           queries: (Q, D).
-          only: a version; rows of others do not count.
+          only: a version; rows of other versions do not count.
           exact: compare every row in the store, without its index.
 
         Returns scores (Q, k) float32, descending, and ids (Q, k): the cosine, the inner product
-        or minus half of the squared distance; −inf with −1 or "" where there are fewer.
+        or minus half of the squared distance; −inf with −1 or "" fill missing results.
         """
 
     @abc.abstractmethod
@@ -155,10 +155,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def sibling(self, dim: int, meta: dict) -> "Store":
-        """Return the store of the same rows for another model, made or found.
+        """Return the store of the same rows for another model; make it if it does not exist.
 
-        It lies beside this one, has no vector index yet, and its name is made of this store's
-        and ``meta["fingerprint"]``.
+        It is in the same database, has no vector index yet, and its name is made from this store's
+        name and ``meta["fingerprint"]``.
         """
 
     @abc.abstractmethod
@@ -170,11 +170,11 @@ class Store(abc.ABC):
         """Return the `Pointer` that readers of this store follow."""
 
     def beside(self, uri: str) -> "Store":
-        """Open another store of the same database, by the same connection."""
+        """Open another store of the same database with the same connection."""
         return type(self)(parse(uri), self.db)
 
     def close(self) -> None:  # noqa: B027 (many have nothing to give back)
-        """Give connections back."""
+        """Close the connections."""
 
     def __enter__(self):
         return self
@@ -183,19 +183,19 @@ class Store(abc.ABC):
         self.close()
 
     def has(self, ids) -> np.ndarray:
-        """Return (n,) bool: which ids are there."""
+        """Return (n,) bool: True for existing ids."""
         found = self.states(ids)
         return np.array([plain(one) in found for one in ids], bool)
 
     def get(self, ids) -> tuple[np.ndarray, np.ndarray]:
-        """Return which ids are there, (n,) bool, and the vectors of those, in order."""
+        """Return (n,) bool, True for existing ids, and the vectors of these, in order."""
         found = self.fetch(ids) if len(ids) else {}
         keys = [plain(one) for one in ids]
         vectors = np.array([found[one] for one in keys if one in found], np.float32)
         return np.array([one in found for one in keys], bool), vectors.reshape(-1, self.dim)
 
     def writable(self, ids, version: int, tokens, over: bool = False) -> np.ndarray:
-        """Return (n,) bool: the rows that `write` may write, of a store without conditions."""
+        """Return (n,) bool: rows that `write` may write, for a store without conditional writes."""
         found, allowed = self.states(ids), np.ones(len(ids), bool)
         for place, one in enumerate(ids):
             if plain(one) in found:
@@ -205,10 +205,10 @@ class Store(abc.ABC):
         return allowed
 
     def read(self, after: Position = None, limit: int | None = None, *, missing_in=None) -> Batch:
-        """Return the next rows behind ``after`` by ascending id; an empty batch means the end.
+        """Return the next rows after ``after`` by ascending id; an empty batch means the end.
 
         Args:
-          missing_in: a sibling; only rows that it lacks, or has from before they were changed.
+          missing_in: a sibling; then only rows that it lacks or has in an outdated form.
         """
         limit = limit or self.batch_rows
         while True:
@@ -227,7 +227,7 @@ class Store(abc.ABC):
             after = batch.last
 
     def orphans(self, source: "Store", after: Position = None, limit: int | None = None):
-        """Return ids written by an upgrade that the source has no more, and the next position.
+        """Return ids that an upgrade wrote and the source no longer has, and the next position.
 
         The position is None at the end.
         """
@@ -255,15 +255,15 @@ class Store(abc.ABC):
         return search_half(self, new, queries_old, queries_new, k, affine, way=way, exact=exact)
 
     def sibling_name(self, meta: dict) -> str:
-        """Return a name that each database accepts as it is, the same for the same model."""
+        """Return a name that every database accepts, the same for the same model."""
         tag = "".join(c for c in str(meta.get("fingerprint", "new")) if c.isalnum())[:12].lower()
         return f"{self.name[:48]}__{tag or 'new'}"  # PostgreSQL cuts names after 63 bytes
 
     def same_dim(self, found: "Store", dim: int) -> "Store":
-        """Return a sibling. Raises UserError if it was there with another dimension."""
+        """Return a sibling. Raises UserError if it exists with another dimension."""
         if found.dim != dim:
             raise UserError(
-                f"{found.uri} is there already, with {found.dim} dimensions instead of {dim}; "
+                f"{found.uri} already exists, with {found.dim} dimensions instead of {dim}; "
                 "delete it, or give the model another fingerprint"
             )
         return found
@@ -288,11 +288,11 @@ def client(module: str, extra: str):
 
 
 def content_tokens(vectors: np.ndarray, rows=None) -> np.ndarray:
-    """Return (n,) int64 hashes of rows, never 0, for stores that count no changes themselves.
+    """Return (n,) int64 hashes of rows, never 0, for stores that do not track changes themselves.
 
     Args:
       vectors: (n, D) float32.
-      rows: n dicts of the other columns, or None; they are copied too, so their changes count.
+      rows: n dicts of the other columns, or None; they are also copied, so their changes count.
     """
     found = np.empty(len(vectors), np.int64)
     for place, vector in enumerate(np.ascontiguousarray(vectors, np.float32)):
@@ -305,7 +305,7 @@ def content_tokens(vectors: np.ndarray, rows=None) -> np.ndarray:
 
 
 def ranked(hits, k: int, store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Return arrays of search results: for each query an iterable of (score, id), any length."""
+    """Return search results as arrays; ``hits`` has an iterable of (score, id) per query."""
     filler = -1 if store.id_kind == "int" else ""
     scores, ids = [], []
     for found in hits:
@@ -316,10 +316,10 @@ def ranked(hits, k: int, store: Store) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plain(one):
-    """Return an id as Python's own int or str."""
+    """Return an id as a Python int or str."""
     return one.item() if isinstance(one, np.generic) else one
 
 
 def _is_stale(state, token) -> bool:
-    """Return whether a sibling lacks a row (no state) or has it from before a change."""
+    """Return whether a sibling lacks a row (no state) or has it in an outdated form."""
     return state is None or (state[1] is not None and state[1] != int(token))

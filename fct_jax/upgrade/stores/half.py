@@ -1,7 +1,7 @@
-"""Search in a half re-embedded gallery that lies in two stores of any kind.
+"""Search in a half-migrated gallery in two stores of any kind.
 
-The old store holds every item's old vector, its sibling the new model's vectors of those that
-are re-embedded (version `NEW`). Scores of two models are not comparable; the affine factors of
+The old store holds every item's old vector, its sibling the new vectors of the re-embedded items
+(version `NEW`). Scores of two models are not comparable; the affine factors of
 `fct_jax.upgrade.stores.affine` bring them to one scale, query by query.
 """
 
@@ -11,27 +11,27 @@ from fct_jax.errors import UserError, unknown
 from fct_jax.upgrade.stores.base import NEW, ranked
 
 WAYS = ("dual", "fused")
-_DEEPEST = 16_384  # results that every server gives for one query
-FUSED_DEPTH = 4  # candidates of each space for a result, when fused
+_DEEPEST = 16_384  # largest number of results per query that every server allows
+FUSED_DEPTH = 4  # candidates of each space per result, with fused
 _FEWEST = 100
 
 
 def search_half(
     old, new, queries_old, queries_new, k: int, affine, *, way="dual", exact: bool = False
 ):
-    """Return the k best items of a half re-embedded gallery for each query.
+    """Return the k best items of a half-migrated gallery for each query.
 
-    "dual": an item that is not re-embedded scores ``keep·s_old + keep_shift``, one that is
-    ``dual·s_new + dual_shift``. Both lists come from their own index. "fused": a re-embedded
-    item scores ``fused_old·s_old + fused_new·s_new + fused_shift``; the candidates are the best
-    of either space, `FUSED_DEPTH` times k of them, and are scored exactly.
+    With "dual" an item that is not re-embedded scores ``keep·s_old + keep_shift``, and a
+    re-embedded one ``dual·s_new + dual_shift``; each list comes from its own index. With "fused" a
+    re-embedded item scores ``fused_old·s_old + fused_new·s_new + fused_shift``; the candidates are
+    the best of either space, `FUSED_DEPTH` times k of them, and are scored exactly.
 
     Args:
       old, new: `Store` and its sibling.
       queries_old, queries_new: (Q, do), (Q, dn) the same queries by both models.
-      affine: factors and shifts, (Q,) each, in terms of the stores' scores.
+      affine: factors and shifts of the stores' scores, (Q,) each.
       way: "dual" or "fused".
-      exact: look for candidates without the stores' indexes.
+      exact: find candidates without the stores' indexes.
 
     Returns scores (Q, k) float32, descending, and ids (Q, k), as `Store.search`.
     """
@@ -56,7 +56,7 @@ def search_half(
 
 
 def check_way(way: str, affine, asked_old: int, asked_new: int) -> None:
-    """Raises UserError for a way that is none, or factors of other queries."""
+    """Raise UserError for an unknown way, or for factors of other queries."""
     if way not in WAYS:
         raise unknown("way of searching two stores", way, WAYS)
     if not asked_old == asked_new == len(affine.keep):
@@ -67,12 +67,12 @@ def check_way(way: str, affine, asked_old: int, asked_new: int) -> None:
 
 
 def depth_of(way: str, k: int) -> int:
-    """Return how many candidates of each space are looked at for k results."""
+    """Return the number of candidates of each space for k results."""
     return k if way == "dual" else max(FUSED_DEPTH * k, _FEWEST)
 
 
 def scores(metric: str, query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Return the scores (n,) of vectors (n, D) for a query (D,), as `Store.search` has them."""
+    """Return the scores (n,) of vectors (n, D) for a query (D,), as in `Store.search`."""
     query, vectors = np.asarray(query, np.float64), np.asarray(vectors, np.float64)
     if metric == "l2":
         return -((vectors - query) ** 2).sum(axis=1) / 2
@@ -101,7 +101,7 @@ def _deep(old, new, queries, k: int, depth: int, exact: bool):
 
 
 def _fused(old, new, query_old, query_new, ids, affine, q: int):
-    """Score re-embedded candidates exactly; returns those that both stores have."""
+    """Score re-embedded candidates exactly; return the ids that both stores have, and scores."""
     if not len(ids):
         return ids, np.zeros(0)
     in_old, vectors_old = old.get(ids)

@@ -1,6 +1,6 @@
-"""Ids kept on disk: a plan for 10⁸ items holds none of them in memory.
+"""Ids on disk, so that a plan for 10⁸ items holds none of them in memory.
 
-An integer takes 8 bytes of disk, a UUID 16, text its UTF-8 and 8 more.
+An integer takes 8 bytes, a UUID 16, and text its UTF-8 bytes plus 8.
 """
 
 import uuid
@@ -14,10 +14,10 @@ _BYTES = {"int": 8, "uuid": 16, "text": 1}
 
 
 class IdFile:
-    """N ids in a folder, which can be appended to, and asked for by their number."""
+    """N ids in a folder, to which ids can be appended, and which are read by their number."""
 
     def __init__(self, folder, kind: str):
-        """Open a folder of ids, or make it; ``kind``: as of `Store.id_kind`."""
+        """Open a folder of ids, or make it; ``kind``: a `Store.id_kind`."""
         self._folder, self._kind = Path(folder), kind
         self._folder.mkdir(exist_ok=True)
         self._ids, self._ends = self._folder / "ids.bin", self._folder / "ends.bin"
@@ -30,7 +30,7 @@ class IdFile:
         return size // (8 if self._kind == "text" else _BYTES[self._kind])
 
     def append(self, ids: np.ndarray) -> None:
-        """Add ids (n,) behind the others."""
+        """Append ids (n,)."""
         self._mapped = None
         if self._kind == "int":
             parts = [np.asarray(ids, "<i8").tobytes()]
@@ -47,7 +47,7 @@ class IdFile:
         self._size += len(data)
 
     def sync(self) -> None:
-        """Make what was appended survive a crash."""
+        """Flush appended ids to disk, so that they survive a crash."""
         sync_files(self._folder)
 
     def __getitem__(self, places):

@@ -1,7 +1,7 @@
-"""LanceDB: a sibling table in the same folder or bucket, all columns copied with the vectors.
+"""LanceDB: a sibling table in the same folder or bucket, with all columns copied.
 
-A row has changed when the hash of its vector and its other columns has. Lance has no order of
-ids, which `lance_order` makes, and no unique ids: repeated ones are refused.
+Changes of a row are detected by a hash of its vector and its other columns. Lance does not order
+ids, so `lance_order` does, and does not require unique ids, so repeated ones are refused.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from fct_jax.upgrade.stores.base import (
 from fct_jax.upgrade.stores.pointer import Pointer
 from fct_jax.upgrade.stores.uri import Uri, parse
 
-_TIMEOUT = datetime.timedelta(seconds=120)  # of a merge; 30 s are too few beside other writers
+_TIMEOUT = datetime.timedelta(seconds=120)  # of a merge; 30 s are too short with other writers
 _TRIES = 5
-_FEWEST_INDEXED = 4096  # rows; fewer are searched exactly, and as quickly
+_FEWEST_INDEXED = 4096  # fewer rows are searched as quickly without an index
 _OURS = {"cosine": "cosine", "dot": "ip", "l2": "l2"}
 _LANCE = {ours: theirs for theirs, ours in _OURS.items()}
 
@@ -92,13 +92,13 @@ class LanceStore(Store):
             raise UserError(f"{self.uri}: unknown metric {self.metric!r}; {', '.join(_LANCE)}")
 
     def latest(self):
-        """Return the table's newest version, opened apart so that others do not move it."""
+        """Return the table's newest version, as an object that other calls do not move."""
         table = self.db.open_table(self.name)
         table.checkout(table.version)
         return table
 
     def literal(self, one) -> str:
-        """Return an id as conditions write it."""
+        """Return an id as it is written in a condition."""
         return str(int(one)) if self.id_kind == "int" else "'" + str(one).replace("'", "''") + "'"
 
     def count(self):
@@ -146,7 +146,7 @@ class LanceStore(Store):
         return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, self.dim)
 
     def _of(self, ids, columns):
-        """Return the rows of some ids, in no order; ``columns`` None: with all of them."""
+        """Return the rows of some ids, unordered; with ``columns`` None all columns."""
         some = ",".join(map(self.literal, ids)) or "null"
         query = self.latest().search().where(f"{self.id_column} in ({some})")
         return (query if columns is None else query.select(columns)).to_arrow()
@@ -209,9 +209,9 @@ class LanceStore(Store):
         return np.array([states.get(plain(one)) == (version, int(t)) for one, t in pairs], bool)
 
     def _lies_behind(self, first) -> bool:
-        """Return whether all the table's ids are lower: then appending is safe, ten times as fast.
+        """Return whether all ids of the table are lower: then appending is safe and much faster.
 
-        This is known as long as nobody else has written since we did.
+        The highest id is known as long as no other writer has written since our last write.
         """
         self.table.checkout_latest()
         if self._known_version != self.table.version:
@@ -225,7 +225,7 @@ class LanceStore(Store):
         return plain(first) > self._highest
 
     def _tried(self, action):
-        """Do work that other writers may interrupt, several times if need be."""
+        """Do work that other writers may interrupt; retry it if necessary."""
         for left in reversed(range(_TRIES)):
             try:
                 return action()
@@ -258,7 +258,7 @@ class LanceStore(Store):
         return -distance / 2 if self.metric == "l2" else 1 - distance
 
     def build_index(self):
-        """Merge the small files of the bulk, and build indexes of ids and vectors."""
+        """Merge the small files of bulk writing, and build indexes of ids and vectors."""
         self.table.checkout_latest()
         self._tried(self.table.optimize)
         if self.table.count_rows() >= _FEWEST_INDEXED:
@@ -274,7 +274,7 @@ class LanceStore(Store):
     def sibling(self, dim, meta):
         pa, name = self._pa, self.sibling_name(meta)
         kept = [f for f in self.table.schema if f.name not in (self._vector, VERSION, SEEN)]
-        # They are nullable, or the application's own inserts without them would fail.
+        # They are nullable, because the application's own inserts lack them.
         added = [
             pa.field(self._vector, pa.list_(pa.float32(), int(dim))),
             pa.field(VERSION, pa.int8()),
@@ -282,7 +282,7 @@ class LanceStore(Store):
         ]
         meta = {**meta, "source": str(self.uri), "metric": self.metric}
         schema = pa.schema([*kept, *added], metadata={"fct_jax": json.dumps(meta)})
-        with contextlib.suppress(ValueError):  # it is there already
+        with contextlib.suppress(ValueError):  # it already exists
             self.db.create_table(name, schema=schema)
         uri = parse(self.uri.with_name(name))
         return self.same_dim(LanceStore(uri, self.db), dim)
@@ -301,10 +301,10 @@ class LanceStore(Store):
 
 
 class _Pointer(Pointer):
-    """One small table a generation, whose first version counts.
+    """One small table per generation, whose first version counts.
 
-    Of two that create the same table at once, Lance lets both succeed, but it gives the first
-    version to one of them alone.
+    If two processes create the same table at once, Lance lets both succeed, but only one of them
+    gets the first version.
     """
 
     @property

@@ -1,8 +1,8 @@
-"""Rows of a Lance table by ascending id, which the table itself does not know.
+"""Rows of a Lance table by ascending id; the table itself is unordered.
 
-One pass over the column of ids gives the next `WINDOW` rows, sorted; so a table of N rows takes
-N / WINDOW passes over that column, and no pass over its vectors. A row in a window costs 16 bytes
-for integer ids, and about 50 for UUIDs as text, twice while it is filled.
+One pass over the column of ids gives the next `WINDOW` rows, sorted; a table of N rows thus needs
+N / WINDOW passes over that column, and none over its vectors. A row in a window costs 16 bytes
+for integer ids, and about 50 for UUIDs as text, and twice that while the window is filled.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ WINDOW = 1 << 19
 
 
 class Ordered:
-    """Some columns of a table, a window at a time; each from one version of the table."""
+    """Some columns of a table, window by window; each window is of one version of the table."""
 
     def __init__(self, store, key: str, columns: list[str], row_ids: bool = False):
         """Take a store with ``latest()``, the newest table, and ``literal(id)`` for conditions."""
@@ -32,7 +32,7 @@ class Ordered:
         return self._give(limit, position)
 
     def between(self, first, last) -> pa.Table:
-        """Return the rows with ids from ``first`` to ``last``, quickly if these only ascend."""
+        """Return the rows with ids from ``first`` to ``last``; fast if calls are ascending."""
         if self._rows is None or first <= self._last:
             self._fill(">=", first)
         parts = []

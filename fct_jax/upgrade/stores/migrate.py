@@ -4,7 +4,7 @@
     target = source.sibling(768, {"fingerprint": new_model})
     migrate(source, target, lambda v: h.transform(v)[0], "work/journal.jsonl")
 
-What is in memory is one batch; the journal holds the last id done.
+Memory holds one batch; the journal holds the last finished id.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ MOST_PASSES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Caught:
-    """The rows that catching up brought over.
+    """The rows that catching up transferred.
 
     Attributes:
-      written: rows that were missing or had changed.
-      deleted: rows whose item is gone.
-      passes: how many times the source was looked through.
+      written: number of rows that were missing or had changed.
+      deleted: number of rows whose source row is gone.
+      passes: number of passes over the source.
       settled: whether the last pass found nothing.
     """
 
@@ -41,15 +41,15 @@ class Caught:
 
 
 def copied(source: Store, target: Store, transform, screen: Screen, done=None, *, limit=None):
-    """Write the rows of the source behind the last one done, in bulk, a batch at a time.
+    """Write the rows of the source after the last finished one, in bulk, batch by batch.
 
     Args:
-      transform: (n, D old) → (n, D new), the vectors of a batch.
+      transform: (n, D old) → (n, D new), maps the vectors of a batch.
       done: the latest record of an earlier run, or None.
-      limit: rows in a batch; None: as many as suit the dimension.
+      limit: rows in a batch; None: a number that suits the dimension.
 
-    Yields a record a batch, to be kept before the next one: the last id, the rows so far, and
-    what was set aside.
+    Yields a record per batch, to be stored before the next one: the last id, the number of rows so
+    far, and the rows set aside.
     """
     done = done or {"last": None, "rows": 0}
     after, rows = done["last"], done["rows"]
@@ -63,7 +63,7 @@ def copied(source: Store, target: Store, transform, screen: Screen, done=None, *
 
 
 def copy(source: Store, target: Store, transform, journal: Journal, *, limit=None, screen=None):
-    """Do what `copied` says, with a record ``copied`` a batch in the journal.
+    """Run `copied` with a record ``copied`` per batch in the journal.
 
     Returns the number of rows that this and earlier calls have read.
     """
@@ -76,10 +76,10 @@ def copy(source: Store, target: Store, transform, journal: Journal, *, limit=Non
 def catch_up(
     source: Store, target: Store, transform, *, passes: int = MOST_PASSES, limit=None, screen=None
 ) -> Caught:
-    """Bring over what the application inserted, changed and deleted, until a pass finds nothing.
+    """Transfer the application's inserts, changes and deletes until a pass finds none.
 
-    Rows that the application itself wrote in the target stay as they are. Each pass looks at
-    every row of the source; only rows that differ are translated and written.
+    Rows that the application itself wrote in the target are kept. Each pass checks every row of
+    the source; only rows that differ are translated and written.
     """
     screen = screen or Screen(source)
     written = deleted = 0
@@ -89,7 +89,7 @@ def catch_up(
             sound, bad = screen.take(batch)
             if len(sound):
                 found += int(_write(target, sound, transform).sum())
-            if bad:  # such a row has had a vector that could be used, perhaps
+            if bad:  # such a row may have had a usable vector before
                 deleted += delete_ours(target, [one for one, _ in bad])
             after = batch.last
         gone, after = _delete_orphans(source, target, limit), None
@@ -112,8 +112,8 @@ def migrate(
 ) -> dict:
     """Copy, catch up, build the index, check, switch the pointer and catch up once more.
 
-    The same call goes on where a killed one stopped. Until it returns, the application may go on
-    inserting, changing and deleting in the source; in the target it may write rows of its own.
+    The same call resumes where a killed one stopped. Until it returns, the application may continue
+    to insert, change and delete in the source; in the target it may write rows of its own.
 
     Args:
       journal: path of the journal; its folder must exist.
@@ -122,7 +122,7 @@ def migrate(
       switch: whether to switch at all.
 
     Returns the pointer's value. Raises UserError if the journal is of another migration, if a
-    server goes away, or if the application goes on writing to the source after the switch.
+    server becomes unavailable, or if the application keeps writing to the source after the switch.
     """
     with Lock(Path(journal)), one_line(source):
         journal = Journal(journal)
@@ -140,7 +140,7 @@ def migrate(
             if not _last(journal, "indexed"):
                 target.build_index()
                 journal.append("indexed")
-            # Building takes long on large stores; what was written meanwhile comes now.
+            # Building takes long on large stores; rows written meanwhile are transferred now.
             journal.append("caught_up", **vars(catch_up(source, target, transform, limit=limit)))
             if check:
                 check(source, target)
@@ -153,14 +153,14 @@ def migrate(
         if not last.settled:
             raise UserError(
                 f"{source.uri} still changes after {last.passes} passes; let the application "
-                "write to the new store, and give the same command again"
+                "write to the new store, and repeat the command"
             )
         return pointer.current()
 
 
 @contextlib.contextmanager
 def one_line(store: Store):
-    """Raise UserError, in a context, for what the client of a store raises."""
+    """Convert a store client's errors in a context to UserError."""
     try:
         yield
     except store.errors as error:
@@ -176,7 +176,7 @@ def _last(journal: Journal, kind: str) -> dict | None:
 
 
 def switch_to(pointer, target: Store, calibration) -> None:
-    """Switch, unless a run that was killed just after its switch has done so."""
+    """Switch, unless a killed run has already switched."""
     now = pointer.current()
     if now["store"] != str(target.uri):
         to = {"store": str(target.uri), "fingerprint": target.meta.get("fingerprint")}
@@ -194,7 +194,7 @@ def _write(target: Store, batch, transform) -> np.ndarray:
 
 
 def delete_ours(target: Store, ids: list) -> int:
-    """Delete those of some rows that an upgrade has written; return how many."""
+    """Delete the rows among ``ids`` that an upgrade has written; return their number."""
     ours = [one for one, (_, seen) in target.states(ids).items() if seen is not None]
     if ours:
         target.delete(ours)

@@ -1,8 +1,8 @@
 """Milvus: a sibling collection, all scalar fields copied with the vectors.
 
-Milvus has neither conditional writes nor a feed of changes: an entity has changed when the hash
-of its vector and fields has, and a row of the application's own is looked for just before each
-write. The sibling has an index without structure (FLAT) until `MilvusStore.build_index`.
+Milvus has neither conditional writes nor a feed of changes. Changes of an entity are detected by a
+hash of its vector and fields, and each write first looks for rows of the application's own. The
+sibling has a FLAT index until `MilvusStore.build_index`.
 """
 
 import json
@@ -90,9 +90,9 @@ class MilvusStore(Store):
         self.meta = json.loads(found.get("properties", {}).get("fct_jax", "{}"))
 
     def _rows(self, condition: str, fields: list[str], limit: int) -> list[dict]:
-        """Return rows by ascending id, as the client's own iterator asks for them.
+        """Return rows by ascending id, with the request of the client's own iterator.
 
-        Without these two flags rows come in any order; and the iterator itself fails where a
+        Without its two flags rows come in any order; the iterator itself fails if a
         text id has a quotation mark or a backslash.
         """
         rows = self._query(
@@ -167,7 +167,7 @@ class MilvusStore(Store):
         self.db.delete(self.name, filter=self._among(ids))
 
     def search(self, queries, k, *, only=None, exact=False):
-        # There is no search without the index; this deep one stands for it.
+        # Milvus cannot search without the index; a very deep search replaces it.
         how = {"params": {"ef": _DEEPEST}} if exact else {}
         asked = list(np.asarray(queries, np.float32))
         answers = (
@@ -191,7 +191,7 @@ class MilvusStore(Store):
         return -distance / 2 if self.metric == "l2" else distance
 
     def build_index(self):
-        """Replace the FLAT index by HNSW; meanwhile the collection does not answer."""
+        """Replace the FLAT index by HNSW; the collection does not answer during this time."""
         self.db.release_collection(self.name)
         for index in self._indexes:
             self.db.drop_index(self.name, index)
@@ -248,11 +248,10 @@ class MilvusStore(Store):
 
 
 class _Pointer(Pointer):
-    """Rows of a small collection, one a switch; two at once see each other, and both give way.
+    """Rows of a small collection, one per switch; of two simultaneous switches both are withdrawn.
 
-    Milvus has no conditional write. A row counts once it is confirmed, which its writer does
-    only after it has seen, by a strongly consistent read, that no other of this generation is
-    there.
+    Milvus has no conditional write. A row counts once its writer has confirmed it, after a strongly
+    consistent read has shown that there is no other row of this generation.
     """
 
     def _rows(self) -> list[dict]:

@@ -1,6 +1,6 @@
-"""PostgreSQL's binary COPY format, both ways, for rows of an id, an integer and a vector.
+"""Reading and writing PostgreSQL's binary COPY format for rows of an id, an integer and a vector.
 
-Reading this way is about three times as fast as fetching rows, and the floats keep their bits.
+This is about three times as fast as fetching rows, and the floats keep their bits.
 Format: https://www.postgresql.org/docs/current/sql-copy.html (Binary Format).
 """
 
@@ -14,7 +14,7 @@ _INTEGERS = {2: ">h", 4: ">i", 8: ">q"}
 
 
 def unpack(data: bytes, id_kind: str, half: bool = False):
-    """Parse what ``COPY (SELECT id, bigint, vector …) TO STDOUT (FORMAT BINARY)`` gave.
+    """Parse the output of ``COPY (SELECT id, bigint, vector …) TO STDOUT (FORMAT BINARY)``.
 
     Args:
       half: whether the vectors are pgvector's halfvec.
@@ -43,7 +43,7 @@ def unpack(data: bytes, id_kind: str, half: bool = False):
 def pack(ids, integers, vectors: np.ndarray, id_type: str) -> bytes:
     """Return rows for ``COPY … (id, bigint, vector) FROM STDIN (FORMAT BINARY)``.
 
-    id_type: of the column of ids, such as "int4", "uuid" or "text".
+    id_type: type of the id column, such as "int4", "uuid" or "text".
     """
     rows = np.ascontiguousarray(vectors, ">f4")
     dim = rows.shape[1]

@@ -1,6 +1,6 @@
 """Plans for a store: ids on disk in the order of re-embedding, and a forecast by a sample.
 
-One pass over the store; in memory are 8 bytes an item, by which the items are sorted, and a batch.
+It takes one pass over the store. Memory holds a batch, and 8 bytes per item for sorting.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ from fct_jax.upgrade.stores.id_file import IdFile
 from fct_jax.upgrade.stores.samples import Drawn
 from fct_jax.upgrade.stores.screen import Screen
 
-_MOST = 1 << 32  # items: a row's number is the lower half of what is sorted
+_MOST = 1 << 32  # most items: a row's number is the lower half of its sort key
 _BLOCK = 1 << 16
-# What an order may need: it is computed batch by batch, so that it must not compare items.
+# Facts that an order may need: it is computed batch by batch, so it must not compare items.
 _NEEDS = frozenset({"uncertainty", "traffic", "old"})
 
 
@@ -74,17 +74,17 @@ def make_store_plan(
     """Make a plan in a new folder: the ids in their order, and plan.json.
 
     Args:
-      drawn: a sample of the store with the probe's items, by which is forecast.
-      screen: looks at the rows. Unusable vectors come first in the plan.
+      drawn: a sample of the store with the probe's items, for the forecast.
+      screen: checks the rows. Items with unusable vectors come first in the plan.
 
-    Raises UserError: the order compares items with each other, or a target is never reached.
+    Raises UserError if the order compares items with each other, or a target is never reached.
     """
     traffic = None if wanted.traffic is None else _Traffic(wanted.traffic)
     asked = order_of(wanted, mapping, traffic is not None)
     if not _NEEDS.issuperset(asked.needs) or "×" in asked.name:
         raise UserError(
-            f"order {asked.name!r} is not for stores, whose items are ordered one by one: take "
-            "random, uncertainty or certainty, the latter two also with traffic; or traffic"
+            f"order {asked.name!r} cannot be used for stores, whose items are scored one by one: "
+            "use random, traffic, uncertainty or certainty, the latter two also with traffic"
         )
     found = _forecast(asked, drawn, mapping, probe, traffic, wanted)
     with new_directory(folder) as partial:
@@ -128,7 +128,7 @@ def make_store_plan(
 
 
 def read_store_plan(folder: Path, store: Store, mapping) -> StorePlan:
-    """Read the plan in a directory. Raises UserError where it is of another store or map."""
+    """Read the plan in a directory. Raises UserError if it is for another store or map."""
     try:
         description = json.loads((folder / "plan.json").read_text())
     except (OSError, ValueError) as error:
@@ -138,7 +138,7 @@ def read_store_plan(folder: Path, store: Store, mapping) -> StorePlan:
         ("map", description["map"], mapping.fingerprint),
     ):
         if planned != ours:
-            raise UserError(f"the plan in {folder} is of another {what} ({planned}, not {ours})")
+            raise UserError(f"the plan in {folder} is for another {what} ({planned}, not {ours})")
     made = StorePlan.of(folder / "ids", store.id_kind, description)
     if len(made) != description["items"]:
         raise UserError(f"the plan in {folder} is damaged: it has {len(made)} ids")
@@ -146,13 +146,13 @@ def read_store_plan(folder: Path, store: Store, mapping) -> StorePlan:
 
 
 def _order_all(folder: Path, store, mapping, order: Order, traffic, seed: int, screen) -> int:
-    """Write every id to ``all`` and, by its number, what it is sorted by to ``keys.bin``."""
+    """Write every id to ``all``, and its sort key with its number to ``keys.bin``."""
     ids, count, after = IdFile(folder / "all", store.id_kind), 0, None
     sees = bool({"uncertainty", "old"} & set(order.needs))
     with Bar("planning", store.count(), "vectors") as bar, (folder / "keys.bin").open("wb") as file:
         while len(batch := store.page(after, store.batch_rows, vectors=sees)):
             if count + len(batch) > _MOST:
-                raise UserError(f"{store.uri}: a plan takes at most {_MOST:,} items")
+                raise UserError(f"{store.uri}: a plan can have at most {_MOST:,} items")
             weights = None if traffic is None else traffic(batch.ids)
             score = _scores(order, batch, mapping, weights, seed + count)
             if sees:
@@ -167,7 +167,7 @@ def _order_all(folder: Path, store, mapping, order: Order, traffic, seed: int, s
 
 
 def _scores(order: Order, batch, mapping, weights, seed: int) -> np.ndarray:
-    """Return the scores (n,) of a batch by an order, times the traffic where it is given."""
+    """Return the scores (n,) of a batch by an order, times the traffic if it is given."""
     uncertainty = None
     if "uncertainty" in order.needs:
         good = sound(batch.vectors)
@@ -214,6 +214,6 @@ def _forecast(asked: Order, drawn: Drawn, mapping, probe, traffic, wanted: Wante
 
 
 def _scaled(found, sampled: int, count: int):
-    """Return a forecast of the sample as one of the whole store."""
+    """Scale a forecast for the sample to the whole store."""
     items = [round(items * count / sampled) for items in found.items]
     return dataclasses.replace(found, items=items)

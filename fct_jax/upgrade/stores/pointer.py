@@ -10,8 +10,8 @@ from fct_jax.upgrade.stores.uri import parse
 class Pointer(abc.ABC):
     """Names the store to query and the model to query it with, in one value.
 
-    Readers ask `current` for it: switching a table without telling which model's queries fit
-    it breaks them.
+    Readers get it from `current`: switching a table without naming the model for its queries would
+    break them.
     """
 
     def __init__(self, first: Store):
@@ -42,7 +42,7 @@ class Pointer(abc.ABC):
         Args:
           to: {store, fingerprint, calibration}; the last two may be missing.
 
-        Returns the new value. Raises UserError if the generation is another one by now.
+        Returns the new value. Raises UserError if the generation has changed since.
         """
         names = ("store", "fingerprint", "calibration")
         unknown = set(to) - set(names)
@@ -57,12 +57,12 @@ class Pointer(abc.ABC):
             raise UserError(
                 f"the pointer of {self.first.uri} is at generation "
                 f"{self.current()['generation']}, not {expect_generation}: somebody else has "
-                "switched it; look at it again before you switch"
+                "switched it; check it again before you switch"
             )
         return value
 
     def undo(self) -> dict:
-        """Switch back to what was current before; undoing twice restores it."""
+        """Switch back to the previous value; undoing twice restores the current one."""
         now = self.current()
         if now["previous"] is None:
             raise UserError(f"the pointer of {self.first.uri} was never switched")

@@ -1,4 +1,4 @@
-"""Samples of stores that cannot draw one themselves."""
+"""Samples from stores that cannot draw them themselves."""
 
 import uuid
 
@@ -6,16 +6,16 @@ import numpy as np
 
 from fct_jax.upgrade.stores.base import Batch, Store
 
-_RUN = 8  # rows that one random position gives
-_TRIES = 4  # times as many positions as should be enough
+_RUN = 8  # rows read at each random position
+_TRIES = 4  # factor on the number of positions that should be enough
 
 
 def sample(store: Store, n: int, seed: int) -> Batch:
     """Return n rows of a store, or all, by ascending id; the same for the same seed and rows.
 
-    Integer ids and UUIDs: random positions in the range of ids, a few neighbours from each, so
-    that only about n rows are read. (A row behind a wide gap of ids is drawn more often.) Text,
-    a small store, or ids too unevenly spread: all ids are read, but only n vectors.
+    For integer ids and UUIDs a few neighbouring rows are read at random positions in the range of
+    ids, so only about n rows are read. (A row after a wide gap of ids is drawn more often.) For
+    text, a small store, or very unevenly spread ids, all ids are read, but only n vectors.
     """
     rng, total = np.random.default_rng(seed), store.count()
     found = {}
@@ -36,7 +36,7 @@ def sample(store: Store, n: int, seed: int) -> Batch:
 
 
 def _drawn(store: Store, n: int, rng) -> np.ndarray:
-    """Draw n ids in one pass over all of them, n in memory: those of the least random numbers."""
+    """Draw n ids in one pass, with n in memory: those with the smallest random numbers."""
     ids, keys, after = store.no_ids(), np.zeros(0), None
     while len(batch := store.page(after, store.batch_rows, vectors=False)):
         ids = np.concatenate([ids, batch.ids])
@@ -47,7 +47,7 @@ def _drawn(store: Store, n: int, rng) -> np.ndarray:
 
 
 def _range(store: Store) -> tuple[int, int]:
-    """Return numbers between which all ids lie; the highest integer is found by bisection."""
+    """Return bounds of all ids; the highest integer is found by bisection."""
     if store.id_kind == "uuid":
         return 0, 1 << 128
     low = int(store.page(None, 1, vectors=False).ids[0])
@@ -60,7 +60,7 @@ def _range(store: Store) -> tuple[int, int]:
 
 
 def _position(store: Store, at: int):
-    """Return the position behind which a row with the number ``at`` would come."""
+    """Return the position after which a row with the number ``at`` would come."""
     if store.id_kind == "uuid":
         return str(uuid.UUID(int=min(at, (1 << 128) - 2)))
     return at - 1

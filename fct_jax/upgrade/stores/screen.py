@@ -1,4 +1,4 @@
-"""Rows of a store that hold no usable vector are set aside, so that the others can be used."""
+"""Setting aside the rows of a store without a usable vector, so that the others can be used."""
 
 import json
 from pathlib import Path
@@ -12,31 +12,31 @@ from fct_jax.upgrade.stores.base import Batch, Store, plain
 
 
 class Screen:
-    """Looks at every row that is read.
+    """Checks every row that is read.
 
     Attributes:
-      bad: {id: reason} of the rows that are set aside.
+      bad: {id: reason} of the rows set aside.
     """
 
     def __init__(self, store: Store, on_bad: str = "quarantine", bad: dict | None = None):
-        """Look at rows of a store.
+        """Prepare the check of a store's rows.
 
         Args:
-          on_bad: "quarantine": set unusable vectors aside, at most one in a thousand; "raise":
-            stop at the first.
-          bad: what earlier runs have set aside.
+          on_bad: "quarantine" sets unusable vectors aside, at most one in a thousand; "raise"
+            stops at the first.
+          bad: rows that earlier runs have set aside.
         """
         self._store, self._on_bad, self.bad = store, on_bad, dict(bad or {})
 
     def take(self, batch: Batch) -> tuple[Batch, list]:
-        """Return the usable rows, and [id, reason] of each that is not.
+        """Return the usable rows, and [id, reason] of each unusable one.
 
-        Raises UserError if there are more than may be.
+        Raises UserError if there are too many.
         """
         found = reasons(batch.vectors)
         if self.bad:
             for one in batch.ids.tolist():
-                self.bad.pop(one, None)  # it may have been mended
+                self.bad.pop(one, None)  # it may have been repaired
         if not found:
             return batch, []
         new = [[plain(batch.ids[row]), reason] for row, reason in sorted(found.items())]

@@ -255,7 +255,7 @@ class StoreMigration(Batches):
         theirs = made.meta.get("transformation")
         if theirs != self.map.fingerprint:
             raise UserError(
-                f"{made.uri} is there already, by another map ({theirs}, not "
+                f"{made.uri} already exists, made by another map ({theirs}, not "
                 f"{self.map.fingerprint}); delete it, or fit the map for a model of its own "
                 "fingerprint"
             )

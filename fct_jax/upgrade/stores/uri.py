@@ -15,8 +15,8 @@ class Uri:
 
     Attributes:
       text: the URI as it was given.
-      scheme: what is before ``://``, such as ``qdrant``.
-      user, host, port: of the server; "" and None where the URI has none.
+      scheme: the part before ``://``, such as ``qdrant``.
+      user, host, port: of the server; "" and None if the URI has none.
       path: from the slash on, such as ``/db``; "" if there is none.
       name: the part after ``#``, or else "".
       params: the query's parameters, each given once.
@@ -49,8 +49,8 @@ class Uri:
 def parse(text: str) -> Uri:
     """Parse a store URI.
 
-    Raises UserError if it is none or if it carries a password, key or token: what is named on a
-    command line ends up in histories, process lists and reports. The message never repeats it.
+    Raises UserError if it is not a store URI, or if it contains a password, key or token: command
+    lines end up in histories, process lists and reports. The message never repeats a secret.
 
     >>> parse("qdrant://localhost:6333/items").port
     6333
