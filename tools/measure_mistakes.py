@@ -237,13 +237,26 @@ def _silent():
 
 
 def table(rows: list[dict]) -> str:
-    """Return the rows as a Markdown table, in shares of the repeats."""
-    lines = ["| in | mistake | doctor | fit | apply | not found | named |", "|---|---|---|---|---|---|---|"]  # fmt: skip # noqa: E501
+    """Return a Markdown table: for each mistake and file, which step found it."""
+    cells: dict[str, dict[str, str]] = {}
     for row in rows:
-        counts = [row[step] for step in STEPS]
-        shares = [*counts, row["repeats"] - sum(counts), row["named"]]
-        cells = [f"{100 * count / row['repeats']:.0f}" if count else "" for count in shares]
-        lines.append(f"| {row['place'].replace('_', ' ')} | {row['what']} | {' | '.join(cells)} |")
+        found = {step: row[step] for step in STEPS if row[step]}
+        found["not found"] = row["repeats"] - sum(found.values())
+        told = [
+            step if count == row["repeats"] else f"{step} {count}/{row['repeats']}"
+            for step, count in found.items()
+            if count
+        ]
+        if row["named"] < sum(row[step] for step in STEPS):
+            told.append(f"named {row['named']}/{row['repeats']}")
+        cells.setdefault(row["what"], {})[row["place"]] = ", ".join(told)
+    places = {"gallery": "gallery", "sample_old": "old sample", "sample_new": "new sample",
+              "reembed": "new vectors"}  # fmt: skip
+    lines = [f"| mistake | {' | '.join(places.values())} |", "|---|---|---|---|---|"]
+    for what, by_place in cells.items():
+        everywhere = by_place.get("") or by_place.get("sample")
+        told = [everywhere or by_place[place] for place in places]
+        lines.append(f"| {what} | {' | '.join(told)} |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """``fct-jax assess``."""
 
 from fct_jax.cli import DONE, LOOK
+from fct_jax.cli.columns import add_columns, read_columns
 from fct_jax.cli.images import add_images, embedded
 from fct_jax.cli.parser import names, shares
 from fct_jax.errors import UserError
@@ -25,6 +26,7 @@ def add_arguments(parser) -> None:
                         help="[MAP] OLD NEW: optionally a map, then the same "
                         "items embedded by both models")  # fmt: skip
     add_images(parser)
+    add_columns(parser)
     parser.add_argument("--out", help="directory to write the report to")
     parser.add_argument("--runs-out", help="directory to write TREC runs to: keep, the new model, "
                         "and the advised way")  # fmt: skip
@@ -73,6 +75,7 @@ def run(arguments):
         raise UserError(f"assess takes OLD NEW or MAP OLD NEW, not {len(what)} names")
     mapping, old, new = (None, *what) if len(what) == 2 else what
     given = embedded({**given, "old": old, "new": new}, ("old", "new"))
+    given = read_columns(given, ("old", "new", "query_old", "query_new"))
     made = assess(mapping, **given)
     made.print()
     if "out" in given:

@@ -1,6 +1,7 @@
 """``fct-jax compare``."""
 
 from fct_jax.cli import DONE
+from fct_jax.cli.columns import add_columns, read_columns
 from fct_jax.cli.parser import names, shares
 from fct_jax.errors import UserError
 
@@ -29,7 +30,8 @@ _HELP = "see fct-jax compare --help"
 ORDERS = "orders"
 _JUDGE = ("old", "new", "models", "data", "labels", "shares", "seed", "out")
 _BENCHMARK = ("config", "workdir", "seeds", "scenarios", "methods")
-_ORDERS = ("query_old", "query_new", "query_labels", "judged", "traffic", "orders", "metric")
+_ORDERS = ("query_old", "query_new", "query_labels", "judged", "traffic", "orders", "metric",
+           "id_column", "vector_column")  # fmt: skip
 # name of a mode: the options that it takes
 _MODES = {
     "given models": _JUDGE,
@@ -72,6 +74,7 @@ def add_arguments(parser) -> None:
     orders.add_argument("--query-labels", help=".npy with one integer per query")
     orders.add_argument("--judged", help="judged pairs, in the forms that assess takes")
     orders.add_argument("--traffic", help=".npy with the traffic of each item")
+    add_columns(orders)
     orders.add_argument("--metric", choices=("l2", "cosine"), help="metric of the new space")
 
 
@@ -111,7 +114,11 @@ def run(arguments):
 def _orders(what, given):
     from fct_jax.compare.orders import compare_orders
 
-    made = compare_orders(*what, **given)
+    mapping, old, new = what
+    given = read_columns(
+        {**given, "old": old, "new": new}, ("old", "new", "query_old", "query_new")
+    )
+    made = compare_orders(mapping, **given)
     made.report().show()
     _tell(given)
     return made.to_json(), DONE

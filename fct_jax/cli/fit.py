@@ -1,6 +1,7 @@
 """``fct-jax fit``."""
 
 from fct_jax.cli import DONE
+from fct_jax.cli.columns import add_columns, read_columns
 from fct_jax.cli.images import add_images, embedded
 from fct_jax.cli.parser import names
 
@@ -20,6 +21,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("old", help=f"the sample embedded by the old model: {what}")
     parser.add_argument("new", help="the same items embedded by the new model")
     add_images(parser)
+    add_columns(parser)
     parser.add_argument("--out", required=True, help="directory to write the map to")
     parser.add_argument("--method", help="method of the map, or auto: the best of the candidates")
     parser.add_argument("--candidates", type=names, help="methods that auto tries, separated by "
@@ -44,7 +46,8 @@ def run(arguments):
     """Fit, show the candidates, and return (result, exit code)."""
     from fct_jax.upgrade import fit
 
-    found = fit(**embedded(vars(arguments), ("old", "new")))
+    given = embedded(vars(arguments), ("old", "new"))
+    found = fit(**read_columns(given, ("old", "new")))
     candidates(found).show()
     left_out = found.description["zero_pairs_left_out"]
     if left_out:

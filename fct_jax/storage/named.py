@@ -63,7 +63,7 @@ def vectors_of(
         return _of_npy(path)
     if (path / "config.json").is_file():
         raise UserError(f"{role}={where} is a run whose training has not ended; train it first")
-    if not path.exists() and not set("@:") & set(str(where)):  # FORM@PATH and URIs may
+    if not path.exists() and not set("@:?") & set(str(where)):  # names of forms, columns, URIs
         raise UserError(f"{role}={where} does not exist")
     from fct_jax.upgrade.galleries.base import open_gallery
 

@@ -8,6 +8,7 @@ version for every vector: ``translated`` or ``new``.
 import abc
 import dataclasses
 import importlib.metadata
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -252,7 +253,8 @@ def open_gallery(
     """Open the gallery at a path, of any form.
 
     Args:
-      where: a path, or ``FORM@PATH`` to name its form.
+      where: a path, or ``FORM@PATH`` to name its form; either may end in ``?id=COLUMN``,
+        ``?vector=COLUMN`` or ``?id=COLUMN&vector=COLUMN``.
       id_column, vector_column: names of columns, if the form has columns; None or "" finds them,
         ``id`` and ``vector`` first.
       unfinished: also open a gallery whose re-embedding is unfinished.
@@ -272,6 +274,8 @@ def open_gallery(
         for ids, vectors in gallery.blocks(4096):
             ...
     """
+    where, columns = split_columns(where)
+    id_column, vector_column = id_column or columns["id"], vector_column or columns["vector"]
     named, at, rest = str(where).partition("@")
     if form is None and at and not Path(where).exists() and _is_form(named):
         form, where = named, rest
@@ -289,6 +293,23 @@ def open_gallery(
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
     raise UserError(f"no gallery at {path}{looks}")
+
+
+def split_columns(where) -> tuple:
+    """Return a name of a gallery without its columns, and those, None where not named.
+
+    >>> split_columns("export.parquet?vector=emb")
+    ('export.parquet', {'id': None, 'vector': 'emb'})
+    """
+    found: dict[str, str | None] = {"id": None, "vector": None}
+    path, _, query = str(where).partition("?")
+    pairs = urllib.parse.parse_qsl(query)
+    named = [(key, value) for key, value in pairs if key in found]
+    if not named or Path(where).exists():
+        return where, found
+    # What else there is in the URI of an object store is the store's.
+    rest = urllib.parse.urlencode([pair for pair in pairs if pair not in named])
+    return f"{path}?{rest}" if rest else path, {**found, **dict(named)}
 
 
 def _is_form(name: str) -> bool:

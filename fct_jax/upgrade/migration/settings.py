@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fct_jax.errors import UserError
 from fct_jax.storage.files import write_synced
-from fct_jax.upgrade.galleries.base import Options
+from fct_jax.upgrade.galleries.base import Options, split_columns
 
 FORMAT_VERSION = 1
 _NAMES = ("map", "gallery", "probe")  # settings that name something on disk
@@ -99,6 +99,10 @@ def merged(workdir: Path, given: dict) -> Settings:
     Raises:
       UserError: a given setting contradicts one that a plan or a begun migration depends on.
     """
+    if given.get("gallery") is not None:
+        path, columns = split_columns(given["gallery"])
+        columns = {f"{key}_column": name for key, name in columns.items() if name}
+        given = {**columns, **{k: v for k, v in given.items() if v is not None}, "gallery": path}
     given = {
         key: named(value) if key in _NAMES else value
         for key, value in given.items()
