@@ -54,6 +54,8 @@ def add_arguments(parser) -> None:
                         "a cascade makes while a query waits")  # fmt: skip
     parser.add_argument("--popularity", type=float, help="exponent of the Zipf law by which "
                         "queries repeat")  # fmt: skip
+    parser.add_argument("--traffic", help="queries as they are asked, which a cascade replays, or "
+                        "items: .npy or text of ids in order, or of ids with weights")  # fmt: skip
     parser.add_argument("--max-queries", type=int, help="sample at most this number of queries")
     parser.add_argument("--gallery-size", type=int, help="number of items in the whole gallery")
     parser.add_argument("--items-per-second", type=float, help="speed of the new model")

@@ -53,6 +53,14 @@ def made(metric="cosine", seed=0, leave_one_out=False, inside=False, weights=Non
     return world, known
 
 
+def orders_of(ways, known):
+    """The orders that each way names and these items allow."""
+    return {
+        way.name: [order for order in way.orders if not find_order(order).lacks(known)]
+        for way in ways
+    }
+
+
 def searched(world, known, spot, depth, metric):
     """One point by `search`, with a calibration of what both models know by then."""
     migrated = np.zeros(world.count, bool)
@@ -105,7 +113,7 @@ def searched(world, known, spot, depth, metric):
 def test_every_way_at_every_share_is_its_own_search(metric, options, monkeypatch):
     world, known = made(metric, **options)
     ways = [way for way in WAYS.values() if metric == "cosine" or way.name != "common"]
-    spots = spots_of(ways, {way.name: way.orders for way in ways}, SHARES)
+    spots = spots_of(ways, orders_of(ways, known), SHARES)
     # Of the many settings of a blend and a cascade a few.
     spots = [spot for i, spot in enumerate(spots) if spot.way.done or i % 5 == 0]
     monkeypatch.setattr(module, "_BLOCK", 13 * 210)  # several blocks of queries
@@ -129,7 +137,7 @@ def test_ends_and_cascades_are_plain_loops():
     world, known = made(leave_one_out=True)
     names = ("cascade", "translated_cascade", "union_cascade", "translated", "bridge")
     ways = [WAYS[name] for name in names]
-    spots = spots_of(ways, {way.name: way.orders for way in ways}, SHARES)
+    spots = spots_of(ways, orders_of(ways, known), SHARES)
     found = Curves(world, known, 60).run(spots)
 
     def unit(rows):

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from fct_jax.errors import UserError, unknown
+from fct_jax.errors import UserError
 from fct_jax.evaluate.orders import Items, find_order
 from fct_jax.runtime import threads
-from fct_jax.storage.files import check_free
 from fct_jax.storage.trec import check_writable
-from fct_jax.upgrade.assessment.cascades import gaps, quality_of, replayed, stream_of, told
+from fct_jax.upgrade.assessment.cascades import (
+    POPULAR,
+    gaps,
+    replayed_all,
+    stream_of,
+)
 from fct_jax.upgrade.assessment.curves import (
     KEEP,
     WHOLE,
@@ -36,6 +40,7 @@ from fct_jax.upgrade.assessment.inputs import (
 from fct_jax.upgrade.assessment.points import Budget, points_of
 from fct_jax.upgrade.assessment.report import Assessment
 from fct_jax.upgrade.assessment.runs import write_runs
+from fct_jax.upgrade.assessment.settings import check_settings, checked_shares, is_plain
 from fct_jax.upgrade.assessment.verdict import Bootstrap, options_of, recommend, without_evidence
 from fct_jax.upgrade.checks.guards import ask_map
 from fct_jax.upgrade.checks.known_answers import check_known_answers
@@ -48,7 +53,7 @@ from fct_jax.upgrade.ways import WAYS, Way, find_way
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.judged_weights import fit_weights
 from fct_jax.upgrade.ways.judgements import judged_of, unknown_ids
-from fct_jax.upgrade.ways.relevance import METRICS
+from fct_jax.upgrade.ways.traffic import among, by_query_or_item, read_traffic
 
 _ANSWERS = 1000  # items that must find their own translation
 _TARGETS = {"labels": "map", "judged pairs": "mrr", "groups": "map", "agreement": "recall@10"}
@@ -83,6 +88,7 @@ def assess(
     method: str = "auto",
     embeddings_a_query: int | None = None,
     popularity: float = 0.0,
+    traffic=None,
     threshold: float | None = None,
     sample: int = SAMPLE,
     seed: int = 0,
@@ -123,6 +129,9 @@ def assess(
         the other candidates keep their old score and are queued. None: no limit.
       popularity: exponent of the Zipf law by which queries repeat, for the vectors that a cascade
         embeds over 10,000 queries; 0: each query is asked once.
+      traffic: file of the queries as they are asked, which a cascade replays: ids of queries in
+        their order, or ids with weights (see ``traffic.read_traffic``). If it names items, it is
+        how often each item is asked for, which the order "traffic" and ``NAME×traffic`` use.
       threshold: the service's cut-off on the cosine of old vectors; the report converts it.
       seed: seed of all random choices.
       runs_out: directory for TREC runs of keep, of the new model and of the advised way
@@ -138,13 +147,10 @@ def assess(
                        judged="relevant.npy", out="report")
         print(found.advice, found.way, found.share)
     """
-    settings = {k: v for k, v in locals().items() if _is_plain(v)}
-    shares = _checked_shares(shares)
+    settings = {k: v for k, v in locals().items() if is_plain(v)}
+    shares = checked_shares(shares)
     ways = [find_way(way) for way in ways]
-    _check_settings(locals())
-    for folder in (out, runs_out):
-        if folder is not None:
-            check_free(folder)
+    check_settings(locals())
     *_, given = opened = open_pair(old, new, sample, seed)
     whole_old, whole_new = paired(*opened)
     labels = load_array(labels, "labels")
@@ -186,6 +192,8 @@ def assess(
     if runs_out is not None:
         check_writable("a query", queries.ids)
         check_writable("an item", gallery_new.ids)
+    asking, traffic = None, None if traffic is None else read_traffic(traffic)
+    popular, wished = by_query_or_item(traffic, queries.ids, gallery_new.ids)
     if judged is not None:
         notes += unknown_ids(judged, queries.ids, whole_new.ids)
     if groups is not None:
@@ -208,6 +216,9 @@ def assess(
         calibration = calibrate(
             *sample, metric=metric, old_metric=old_metric, weights=weights, seed=seed
         )
+    if popular is not None:
+        asking, said = among(popular, kept, len(queries.old), POPULAR, seed)
+        notes += said
     queries = queries.of(kept)
     groups = None if groups is None else groups[kept]
 
@@ -243,6 +254,7 @@ def assess(
         old=world.items["old"],
         transformed=translated,
         uncertainty=uncertainty if found.has_uncertainty else None,
+        traffic=None if wished is None else wished.per_row(len(unseen)),
         training=None if not len(seen) else np.asarray(whole_old.vectors[seen], np.float32),
     )
     tried = {
@@ -254,9 +266,12 @@ def assess(
     measured = curves.run(spots)
 
     bootstrap = Bootstrap(len(kept), resamples, seed)
-    replays = _replays(
-        spots, measured, curves, world, embeddings_a_query, popularity, items_per_second,
-        cost_per_1000, seed,
+    once = stream_of(len(kept), 0.0, seed)
+    if asking is None:
+        asking = stream_of(len(kept), popularity, seed) if popularity else once
+    replays = replayed_all(
+        spots, measured, curves, world, embeddings_a_query, asking, once, items_per_second,
+        cost_per_1000,
     )  # fmt: skip
     cut = None if threshold is None else cutoffs(world, threshold, seed)
     keep, whole = measured[KEEP, "", 0.0], measured[WHOLE, "", 1.0]
@@ -284,6 +299,7 @@ def assess(
     named = {spot.name: spot.way for spot in spots}
     shown = _with_translate(measured, named)
     points = points_of(shown, named, target, bootstrap, budget, groups)
+    notes += [] if wished is None else wished.notes
     notes += _notes(queries, by, dropped, len(whole_new) - len(unseen), found)
     made = Assessment(
         by=by,
@@ -307,59 +323,6 @@ def assess(
     if out is not None:
         made.write(Path(out))
     return made
-
-
-def _replays(
-    spots, measured, curves: Curves, world: World, budget, popularity, rate, price, seed
-) -> dict[str, dict]:
-    """Return what each cascade embeds; a budget per query also replaces its quality."""
-    total, found = len(world.queries["new"]), {}
-    for spot in spots:
-        if spot.way.reranked is None:
-            continue
-        recalled = curves.candidates[spot.way.name, spot.way.settings["score"]]
-        stream = stream_of(total, popularity, seed)
-        made = replayed(spot, recalled, stream, world.count, budget)
-        depth = spot.way.settings["depth"]
-        found[spot.way.label] = told(made, recalled, depth, rate, price)
-        if budget is not None:
-            once = stream_of(total, 0.0, seed)
-            made = replayed(spot, recalled, once, world.count, budget) if popularity else made
-            measured[spot.name] = quality_of(made, recalled, once, world.relevance, curves.depth)
-    return found
-
-
-def _is_plain(value) -> bool:
-    return value is None or isinstance(value, str | int | float | Path | tuple | list)
-
-
-def _check_settings(given: dict) -> None:
-    """Raise UserError for numbers out of range and unknown names."""
-    if given["target"] and given["target"] not in METRICS:
-        raise unknown("target", given["target"], METRICS)
-    if not given["ways"]:
-        raise UserError(f"ways must be some of {', '.join(WAYS)}")
-    for order in given["orders"]:
-        find_order(order)
-    for name, least in (
-        ("depth", 0),
-        ("max_queries", FEWEST),
-        ("resamples", 1),
-        ("gallery_size", 0),
-        ("items_per_second", 0),
-        ("cost_per_1000", 0),
-        ("popularity", 0),
-        ("embeddings_a_query", 0),
-    ):
-        if given[name] is not None and not given[name] >= least:
-            raise UserError(f"{name} must be {least} or more, not {given[name]}")
-
-
-def _checked_shares(shares) -> tuple[float, ...]:
-    shares = tuple(sorted({0.0, 1.0, *(float(share) for share in shares)}))
-    if shares[0] < 0 or shares[-1] > 1:
-        raise UserError(f"shares must be between 0 and 1, not {shares}")
-    return shares
 
 
 def _chosen(queries: Queries, most: int, judged_calibration: float, rng):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fct_jax.upgrade.assessment.curves import WHOLE, Candidates, Spot
+from fct_jax.upgrade.assessment.curves import WHOLE, Candidates, Curves, Spot, World
 from fct_jax.upgrade.assessment.verdict import Bootstrap
 from fct_jax.upgrade.ways.cascade_depth import candidate_reuse
 from fct_jax.upgrade.ways.on_demand import Replay, popular_stream, replay
@@ -74,6 +74,28 @@ def told(
         "seconds_p99": each["p99"] / items_per_second if items_per_second else None,
         "cost_of_1000_queries": each["mean"] * cost_per_1000 if cost_per_1000 else None,
     }
+
+
+def replayed_all(
+    spots, measured: dict, curves: Curves, world: World, budget, stream, once, rate, price
+) -> dict[str, dict]:
+    """Return what each cascade embeds; a budget per query also replaces its quality.
+
+    stream: (S,) queries in the order asked; once: the same queries, each asked once.
+    """
+    found = {}
+    for spot in spots:
+        if spot.way.reranked is None:
+            continue
+        recalled = curves.candidates[spot.way.name, spot.way.settings["score"]]
+        made = replayed(spot, recalled, stream, world.count, budget)
+        depth = spot.way.settings["depth"]
+        found[spot.way.label] = told(made, recalled, depth, rate, price)
+        if budget is not None:
+            if stream is not once:
+                made = replayed(spot, recalled, once, world.count, budget)
+            measured[spot.name] = quality_of(made, recalled, once, world.relevance, curves.depth)
+    return found
 
 
 def gaps(

@@ -29,10 +29,13 @@ __all__ = [
     "BLENDS", "PAIRS", "SCORES", "WAYS", "Asked", "Mix", "Way", "angle_between", "find_way",
     "simplicity", "slerp_factors", "weighted",
 ]  # fmt: skip
-_ONE_MODEL = ("uncertainty", "random")
+# Those with traffic are tried where there is any.
+_ONE_MODEL = ("uncertainty", "random", "traffic", "uncertainty×traffic")
 # If the old model is still queried, items with a high uncertainty are often those that the old
 # model finds best.
-_BOTH_MODELS = ("uncertainty", "random", "certainty")
+_BOTH_MODELS = (
+    "uncertainty", "random", "certainty", "traffic", "uncertainty×traffic", "certainty×traffic",
+)  # fmt: skip
 
 
 def _keep(asked: Asked) -> Mix:
