@@ -73,7 +73,8 @@ def add_arguments(parser) -> None:
     orders.add_argument("--query-new", help="the same queries embedded by the new model")
     orders.add_argument("--query-labels", help=".npy with one integer per query")
     orders.add_argument("--judged", help="judged pairs, in the forms that assess takes")
-    orders.add_argument("--traffic", help=".npy with the traffic of each item")
+    orders.add_argument("--traffic", help="how often each item is asked for: a .npy file of one "
+                        "number per item, or a log of ids, or ids with weights")  # fmt: skip
     add_columns(orders)
     orders.add_argument("--metric", choices=("l2", "cosine"), help="metric of the new space")
 

@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtrit
 
+from fct_jax.compare.order_table import RANDOM, OrderComparison, OrderRow
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import as_labels
 from fct_jax.evaluate.orders import ORDERS, Items, find_order
 from fct_jax.evaluate.search import knn
 from fct_jax.runtime.progress import Bar
-from fct_jax.runtime.report import Curve, Panel, Report
-from fct_jax.runtime.tables import Table, percent
 from fct_jax.storage.files import check_free, new_directory
 from fct_jax.storage.named import array_of, vectors_of
 from fct_jax.upgrade.assessment.inputs import check_fit, held_out_rows, metric_of, open_queries
@@ -27,163 +26,12 @@ from fct_jax.upgrade.inputs import FEWEST, paired, take
 from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.ways.relevance import per_query
 from fct_jax.upgrade.ways.scores import Space
+from fct_jax.upgrade.ways.traffic import counts_of
 
-RANDOM = "random"
 _REPEATS = 10  # random orders to average over; their spread is what chance alone gives
 _CERTAIN = 0.99  # with which no order is called better or worse wrongly, however many are tried
 _TARGETS = {"labels": "map", "judged pairs": "mrr"}  # else recall@10
 _DEPTH = {"labels": 1000}  # results of a query that are judged, else 100
-_NAMES = {"map": "mAP", "mrr": "MRR"}
-
-
-@dataclasses.dataclass(frozen=True)
-class OrderRow:
-    """One order.
-
-    Attributes:
-      name: of the order.
-      curve: (points,) the target at each share, as fractions.
-      low, high: (points,) the 95 % interval around it.
-      area: the area under the curve, with its 95 % interval.
-      gain: the area minus that of a random order, with its 95 % interval.
-      sure: 1 or −1 where the gain is above or below 0 although several orders were tried, else 0.
-      oracle: whether the order needs the vectors that re-embedding is about to compute.
-    """
-
-    name: str
-    curve: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    area: tuple[float, float, float]
-    gain: tuple[float, float, float]
-    sure: int
-    oracle: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class OrderComparison:
-    """Orders beside each other.
-
-    Attributes:
-      rows: {order: `OrderRow`}, the largest area first.
-      shares: of the gallery re-embedded, the points of the curves.
-      by: evidence of relevance: "labels", "judged pairs" or "agreement" with the new model's own
-        ten nearest.
-      target: the metric of the curves.
-      queries, items: how many were asked, and searched.
-      skipped: {order: what nobody knows of these items}.
-    """
-
-    rows: dict[str, OrderRow]
-    shares: tuple[float, ...]
-    by: str
-    target: str
-    queries: int
-    items: int
-    skipped: dict[str, list[str]]
-
-    def verdict(self) -> list[str]:
-        """Return sentences: which order to take, and how much it gives."""
-        usable = [row for row in self.rows.values() if not row.oracle and row.name != RANDOM]
-        better = [row for row in usable if row.sure > 0]
-        if not better:
-            found = ["No order is better than a random one beyond chance: take any."]
-        else:
-            best = better[0]
-            found = [
-                f"Re-embed {find_order(best.name).text} ({best.name}): the area under the curve is "
-                f"{_points(best.gain)} above that of a random order."
-            ]
-        worse = [row.name for row in usable if row.sure < 0]
-        if worse:
-            found.append(f"Worse than random: {', '.join(worse)}.")
-        return found
-
-    def table(self) -> Table:
-        """Return the table, the best order first."""
-        name = _NAMES.get(self.target, self.target)
-        head = ["order", "area", "95 %", "against random, 95 %"]
-        shown = [i for i, share in enumerate(self.shares) if 0 < share < 1]
-        head += [f"at {100 * self.shares[i]:.0f} %" for i in shown]
-        lines, bold = [], []
-        for number, row in enumerate(self.rows.values()):
-            area, low, high = row.area
-            gain = "" if row.name == RANDOM else _signed(row.gain)
-            label = f"{row.name} (oracle)" if row.oracle else row.name
-            at = [percent(row.curve[i]) for i in shown]
-            lines.append([label, percent(area), f"{percent(low)}–{percent(high)}", gain, *at])
-            if row.sure > 0 and not row.oracle and not bold:
-                bold.append(number)
-        return Table(f"Orders of re-embedding, {name} (%)", head, lines, bold)
-
-    def report(self, settings=None) -> Report:
-        """Return the description that `Report.write` makes files of."""
-        name = _NAMES.get(self.target, self.target)
-        x = [100 * share for share in self.shares]
-        curves = [
-            Curve(
-                row.name,
-                x,
-                (100 * row.curve).tolist(),
-                (100 * row.low).tolist(),
-                (100 * row.high).tolist(),
-                line=ORDERS[row.name].line if row.name in ORDERS else "-",
-            )
-            for row in self.rows.values()
-        ]
-        weak = self.by == "agreement"
-        by = "agreement with the new model's own ten nearest" if weak else self.by
-        notes = [
-            "area: the mean along the curve from the translated to the re-embedded gallery; its "
-            "interval is bootstrapped over the queries, differences in pairs.",
-            "An order is called better or worse only where that holds with 99 % for all orders "
-            "together, beyond the queries' chance and beyond what random orders differ by.",
-        ]
-        if weak:
-            notes.append(
-                "Nothing says what is relevant: the curves show how fast the search becomes the "
-                "new model's, not whether that model is better."
-            )
-        if any(row.oracle for row in self.rows.values()):
-            notes.append("An oracle needs the vectors that re-embedding is about to compute.")
-        if self.skipped:
-            needs = (f"{name} (needs {' and '.join(of)})" for name, of in self.skipped.items())
-            notes.append(f"Left out: {', '.join(needs)}.")
-        return Report(
-            title="Orders of re-embedding",
-            verdict=self.verdict(),
-            tables=[self.table()],
-            panels=[Panel(name, curves, y_label=f"{name} (%)")],
-            measured_on={
-                "queries": f"{self.queries:,}",
-                "gallery": f"{self.items:,} items that the map was not fitted on",
-                "relevant": by,
-            },
-            notes=notes,
-            settings=settings or {},
-            data=self.to_json(),
-        )
-
-    def to_json(self) -> dict:
-        """Return the numbers, as JSON holds them."""
-        return {
-            "by": self.by,
-            "target": self.target,
-            "shares": list(self.shares),
-            "orders": {
-                name: {
-                    "curve": row.curve.tolist(),
-                    "low": row.low.tolist(),
-                    "high": row.high.tolist(),
-                    "area": list(row.area),
-                    "gain": list(row.gain),
-                    "sure": row.sure,
-                    "oracle": row.oracle,
-                }
-                for name, row in self.rows.items()
-            },
-            "skipped": self.skipped,
-        }
 
 
 def compare_orders(
@@ -215,7 +63,8 @@ def compare_orders(
       labels, query_labels: (N,), (Q,) integers or ``.npy`` files; None: those of the sets.
       judged: judged pairs, as of ``assess``. Without them and without labels the curves show
         agreement with the new model's own ten nearest.
-      traffic: (N,) how often each item of ``new`` is asked for, or a ``.npy`` file.
+      traffic: (N,) how often each item of ``new`` is asked for, or a ``.npy`` file of it; or a
+        file that names items by their ids, as of ``traffic.read_traffic``.
       orders: names; none: every order of the table that these items allow.
       shares: of the gallery re-embedded, from 0 to 1.
       max_queries: more queries are sampled down to so many.
@@ -243,6 +92,7 @@ def compare_orders(
     wanted = [find_order(name) for name in orders or ORDERS]
     given = vectors_of(new, "new")
     whole_old, whole_new = paired(vectors_of(old, "old"), given)
+    traffic, notes = counts_of(traffic, given.ids)
     columns = {}
     for name, values in (("labels", labels), ("traffic", traffic)):
         values = array_of(values, name)
@@ -305,6 +155,7 @@ def compare_orders(
         len(kept),
         len(unseen),
         {name: lacks for name, lacks in lacking.items() if lacks},
+        notes,
     )
     if out is not None:
         settings = {
@@ -402,13 +253,3 @@ def _by_luck(areas: np.ndarray, orders: int) -> float:
     """Return how far one more random order may lie from the mean of (R,), for all ``orders``."""
     t = stdtrit(len(areas) - 1, 1 - (1 - _CERTAIN) / (2 * orders))
     return float(t * areas.std(ddof=1) * (1 + 1 / len(areas)) ** 0.5)
-
-
-def _points(gain: tuple[float, float, float]) -> str:
-    mean, low, high = (100 * value for value in gain)
-    return f"{mean:.1f} points (95 % interval {low:.1f} to {high:.1f})"
-
-
-def _signed(gain: tuple[float, float, float]) -> str:
-    mean, low, high = (100 * value for value in gain)
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"

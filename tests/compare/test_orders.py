@@ -42,6 +42,36 @@ def world(tmp_path_factory):
     return folder
 
 
+def test_traffic_by_ids_is_that_by_rows(world, tmp_path):
+    counts = np.arange(N) % 5
+    log = "".join(f"{SEEN + row}\n" * int(n) for row, n in enumerate(counts)) + "999999\n"
+    (tmp_path / "log.txt").write_text(log)
+    weights = np.array(
+        list(zip(np.arange(SEEN, SEEN + N), counts, strict=True)),
+        [("id", np.int64), ("weight", np.float64)],
+    )
+    np.save(tmp_path / "weights.npy", weights)
+    np.save(tmp_path / "counts.npy", counts)
+    names = ["traffic", "uncertainty×traffic"]
+
+    def compared(traffic):
+        sets = (world / name for name in ("map", "test_old", "test_new"))
+        return compare_orders(
+            *sets, orders=names, shares=SHARES, max_queries=40, resamples=20, traffic=traffic
+        )
+
+    expected = compared(counts)
+    for file in ("log.txt", "weights.npy", "counts.npy"):
+        found = compared(tmp_path / file)
+        for name in names:
+            np.testing.assert_array_equal(found.rows[name].curve, expected.rows[name].curve)
+        unknown = ["1 id (999999)" in note for note in found.notes]
+        assert unknown == ([True] if file == "log.txt" else [])
+    (tmp_path / "none.txt").write_text("nobody\n")
+    with pytest.raises(UserError, match="names none of the 360 items"):
+        compared(str(tmp_path / "none.txt"))
+
+
 def test_areas_by_hand(world):
     """Each curve is the mean average precision of its mixed galleries, the own item left out."""
     made = compare_orders(

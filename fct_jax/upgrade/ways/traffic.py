@@ -7,6 +7,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.storage.ids import first_ten
+from fct_jax.storage.named import array_of
 from fct_jax.upgrade.ways.judgements import rows_of_ids
 
 _FIELDS = {"id", "weight"}
@@ -115,6 +116,24 @@ def by_query_or_item(
     return queries, items
 
 
+def counts_of(given, ids: np.ndarray):
+    """Return how often each item is asked for, (N,) or None, and notes on what was left out.
+
+    given: (N,) counts or a ``.npy`` file of them, in the order of the items; or any other file
+    that `read_traffic` takes, which names the items by their ids (N,); None or "" for none.
+    Raises UserError for a file that names none of them.
+    """
+    if not isinstance(given, str | Path) or not str(given):
+        return array_of(given, "traffic"), ()
+    path = Path(given).expanduser()
+    if path.suffix == ".npy" and not (path.is_file() and _names_ids(path)):
+        return array_of(path, "traffic"), ()
+    found = traffic_of(read_traffic(path), ids, "item")
+    if found is None:
+        raise UserError(f"traffic={given} names none of the {len(ids):,} items, such as {ids[0]}")
+    return found.per_row(len(ids)), found.notes
+
+
 def among(
     traffic: Traffic, kept: np.ndarray, count: int, length: int, seed: int
 ) -> tuple[np.ndarray | None, list[str]]:
@@ -135,6 +154,13 @@ def among(
     if not assessed.any() or (weights is not None and not weights.any()):
         return None, [*notes, "None of the traffic is left: each query is asked once."]
     return place[Traffic(traffic.rows[assessed], weights).stream(length, seed)], notes
+
+
+def _names_ids(path: Path) -> bool:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False).dtype.names is not None
+    except (OSError, ValueError, EOFError):
+        return False  # whoever reads it says what is wrong
 
 
 def _of_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
