@@ -15,6 +15,7 @@ from fct_jax.storage.named import vectors_of
 from fct_jax.upgrade.migration.retrying import Patience, again_of
 from fct_jax.upgrade.migration.settings import expanded
 from fct_jax.upgrade.migration.spending import Spending
+from fct_jax.upgrade.stores import is_store, open_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,9 +205,10 @@ def open_reembed(where, asking: Asking | None = None) -> NewVectors:
     """Open a source of new vectors.
 
     Args:
-      where: vectors of any form that ``vectors_of`` reads; ``module:function`` or a function from
-        ids (n,) to their vectors (n, D), with None in place of a missing vector; or the URL of an
-        endpoint like OpenAI's ``/v1/embeddings``. The current directory is searched for modules.
+      where: vectors of any form that ``vectors_of`` reads; the URI of a store;
+        ``module:function`` or a function from ids (n,) to their vectors (n, D), with None in place
+        of a missing vector; or the URL of an endpoint like OpenAI's ``/v1/embeddings``. The current
+        directory is searched for modules.
       asking: settings for functions and endpoints.
 
     Raises:
@@ -234,6 +236,8 @@ def open_reembed(where, asking: Asking | None = None) -> NewVectors:
             per_request=asking.per_request,
             stop=stop,
         )
+    if is_store(where):
+        return _of_store(open_store(where))
     if not callable(where) and not is_import_name(where):
         return _of_set(vectors_of(expanded(where), "reembed"))
     function = where if callable(where) else imported(str(where), "function")
@@ -260,6 +264,16 @@ def open_reembed(where, asking: Asking | None = None) -> NewVectors:
 
     parallel = asking.parallel or 1
     return NewVectors(name, patient, spending=spending, parallel=parallel, stop=stop)
+
+
+def _of_store(store) -> NewVectors:
+    from fct_jax.upgrade.stores.samples import possible, space_of
+
+    def vectors(ids: np.ndarray) -> list:
+        found = store.fetch(possible(store, ids))
+        return [found.get(one) for one in ids.tolist()]
+
+    return NewVectors(str(store.uri), vectors, space_of(store))
 
 
 def _of_set(found: EmbeddingSet) -> NewVectors:

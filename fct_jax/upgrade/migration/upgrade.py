@@ -288,9 +288,14 @@ class Upgrade:
                 raise UserError(f"{self.workdir} knows no {what} yet; give {what}")
         kind = side_of(settings.gallery)
         source = kind.open(gallery, settings)
-        mapping = load_map(self._object if unnamed else settings.map)
-        mapping = mapping.forward().for_dim(source.dim)
-        # A map is identified by its fingerprint, wherever it is.
-        settings = merged(self.workdir, {**given, "map_fingerprint": mapping.fingerprint})
-        probe = open_probe(settings.probe, mapping)
+        try:
+            mapping = load_map(self._object if unnamed else settings.map)
+            mapping = mapping.forward().for_dim(source.dim)
+            # A map is identified by its fingerprint, wherever it is.
+            settings = merged(self.workdir, {**given, "map_fingerprint": mapping.fingerprint})
+            probe = open_probe(settings.probe, mapping)
+        except BaseException:
+            if source is not gallery and hasattr(source, "close"):
+                source.close()
+            raise
         return kind(self.workdir, Opened(settings, source, mapping, probe, unnamed))

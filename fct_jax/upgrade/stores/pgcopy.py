@@ -13,11 +13,12 @@ _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _INTEGERS = {2: ">h", 4: ">i", 8: ">q"}
 
 
-def unpack(data: bytes, id_kind: str, half: bool = False):
+def unpack(data: bytes, id_kind: str, half: bool = False, dim: int | None = None):
     """Parse the output of ``COPY (SELECT id, bigint, vector …) TO STDOUT (FORMAT BINARY)``.
 
     Args:
       half: whether the vectors are pgvector's halfvec.
+      dim: of the vectors; those of another become NaN. None: all have the same.
 
     Returns ids (list), integers (list; None where NULL) and vectors (n, D) float32.
     """
@@ -36,6 +37,10 @@ def unpack(data: bytes, id_kind: str, half: bool = False):
         # The floats follow two 16-bit numbers, the dimension and 0.
         vectors.append(b"" if fields[2] is None else fields[2][4:])
     dtype = ">f2" if half else ">f4"
+    size = None if dim is None else dim * np.dtype(dtype).itemsize
+    if size is not None and any(len(vector) != size for vector in vectors):
+        unknown = np.full(dim, np.nan, dtype).tobytes()
+        vectors = [vector if len(vector) == size else unknown for vector in vectors]
     rows = np.frombuffer(b"".join(vectors), dtype).astype(np.float32)
     return ids, integers, rows.reshape(len(ids), rows.size // max(len(ids), 1))
 

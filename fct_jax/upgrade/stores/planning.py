@@ -176,6 +176,8 @@ def _scores(order: Order, batch, mapping, weights, seed: int) -> np.ndarray:
             uncertainty = np.zeros(len(batch), np.float32)
     items = Items(len(batch), seed, uncertainty=uncertainty, traffic=weights, old=batch.vectors)
     score = np.asarray(order.score(items), np.float64)
+    if not order.needs:  # by chance: a place among n, and batches have different sizes
+        score = score / len(batch)
     if weights is not None and order.log_gain is not None:
         with np.errstate(divide="ignore"):
             score = order.log_gain(score) + np.log(weights)

@@ -153,7 +153,7 @@ class PostgresStore(Searching, Store):
         statement = self.sql.SQL(text).format(**self.names, **names)
         with self.db.cursor() as cursor, cursor.copy(statement) as copy:
             data = b"".join(copy)
-        ids, tokens, rows = unpack(data, self.id_kind, self.half)
+        ids, tokens, rows = unpack(data, self.id_kind, self.half, self.dim if vectors else None)
         tokens = np.array([token or 0 for token in tokens], np.int64)
         rows = rows.reshape(len(ids), self.dim if vectors else 0)
         return Batch(self.id_array(ids), rows, tokens, ids[-1] if ids else after)
@@ -190,7 +190,8 @@ class PostgresStore(Searching, Store):
 
     def fetch(self, ids):
         rows = self._of("select {id}, {v}::real[] from {t} where", ids)
-        return {self.key(one): vector for one, vector in rows}
+        unknown = [np.nan] * self.dim  # of another dimension, which an undeclared column may hold
+        return {self.key(one): row if len(row) == self.dim else unknown for one, row in rows}
 
     def write(self, ids, vectors, version, tokens, extra=None, *, over=False):
         older = "o.{seen} <> excluded.{seen} or o.{ver} < excluded.{ver}"

@@ -13,6 +13,7 @@ from fct_jax.upgrade import Upgrade, fit
 from fct_jax.upgrade.migration.journal import Journal
 from fct_jax.upgrade.stores import NEW as REEMBEDDED
 from fct_jax.upgrade.stores import TRANSLATED
+from fct_jax.upgrade.stores.id_file import IdFile
 
 STORES = ["postgres", "qdrant", "lance", "milvus"]
 
@@ -173,3 +174,57 @@ def test_items_that_change_or_cannot_be_embedded(
     work.apply(reembed=embed, unchecked=True).close()
     assert work.status(recall_queries=0).unembedded == 0
     assert_agree(app, target, new_model, 1e-5)
+
+
+class TestBadRows:
+    """Zero, NaN and vectors of another dimension are set aside, listed and mended."""
+
+    def bad(self, app, store):
+        """Spoil two rows of a store in each way that it permits; returns {id: reason}."""
+        (one, other), zero = ids("int", 20, 22), np.zeros(OLD, np.float32)
+        app.put([one], zero[None])
+        if store == "lance":
+            app.delete([other])
+            rows = app.table([other], np.full((1, OLD), np.nan, np.float32))
+            lance = pytest.importorskip("lance", reason="LanceDB's own client writes no NaN")
+            lance.write_dataset(rows, f"{app.place.partition('://')[2]}/items.lance", mode="append")
+            return {one: "zero", other: "NaN"}
+        if store == "postgres":
+            app.db.execute("alter table items alter column embedding type vector")
+            app.put([other], np.ones((1, 7), np.float32))
+            return {one: "zero", other: "NaN"}  # of another dimension
+        app.put([other], zero[None])
+        return {one: "zero", other: "zero"}
+
+    @pytest.mark.parametrize("store", STORES)
+    def test_they_never_cost_the_good_ones(
+        self, store, make_app, open_store, map_folder, tmp_path, capsys
+    ):
+        app, upgrade = make_app(store).filled(), tmp_path / "upgrade"
+        more = ids("int", COUNT, COUNT + 1000)  # one in a thousand is allowed
+        app.put(more, vectors(1000, 8))
+        bad = self.bad(app, store)
+        words = ("--map", map_folder, "--gallery", app.uri)
+        assert run("plan", tmp_path / "other", *words, "--on-bad", "raise") == 1
+        assert run("plan", upgrade, *words, "--budget-items", 50) == 0
+        assert run("apply", upgrade) == 0
+        lines = (upgrade / "quarantine.jsonl").read_text().splitlines()
+        assert {row["id"]: row["reason"] for row in map(json.loads, lines)} == bad
+        found = told(capsys, "status", upgrade, "--recall-queries", 0)
+        assert (found["quarantined"], found["target"] is None) == (2, False)
+        target = open_store(found["target"])
+        assert target.count() == COUNT + 998
+        assert not target.has(np.array(list(bad))).any()
+        # They come first in the plan: the new model's vector is all that they can get.
+        assert set(IdFile(upgrade / "plan" / "ids", "int")[:2].tolist()) == set(bad)
+        app.put([next(iter(bad))], vectors(1, 5))
+        assert run("apply", upgrade) == 0
+        assert told(capsys, "status", upgrade, "--recall-queries", 0)["quarantined"] == 1
+        assert open_store(found["target"]).count() == COUNT + 999
+
+    def test_too_many_are_a_fault(self, make_app, map_folder, tmp_path, capsys):
+        app = make_app("lance").filled()
+        app.put(ids("int", 30, 33), np.zeros((3, OLD), np.float32))
+        words = ("--map", map_folder, "--gallery", app.uri)
+        assert run("apply", tmp_path / "upgrade", *words) == 1
+        assert "3 of 1,500 rows are unusable" in capsys.readouterr().err
