@@ -11,7 +11,7 @@ computes the class centres and radii of an old model, which backward-compatible 
     translated, log_variance = fct_jax.load_map("map").transform(vectors.vectors)
 """
 
-import importlib
+from fct_jax.runtime import lazy
 
 __version__ = "0.2.0"
 
@@ -26,17 +26,5 @@ _PUBLIC = {
     "upgrade": None,
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
-
-
-def __getattr__(name: str):
-    """Import a public name when it is first used, so that ``--help`` answers at once."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'fct_jax' has no attribute {name!r}")
-    if _PUBLIC[name] is None:
-        return importlib.import_module(f"fct_jax.{name}")
-    return getattr(importlib.import_module(f"fct_jax.{_PUBLIC[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy.names(__name__, _PUBLIC)
+__all__.append("__version__")

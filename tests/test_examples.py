@@ -2,9 +2,13 @@
 
 import doctest
 import importlib
+import inspect
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import fct_jax
 
 PACKAGE = Path(__file__).parents[1] / "fct_jax"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text("utf-8"))
@@ -41,3 +45,12 @@ def test_no_example_is_left_out():
         "storage.embedding_set",
     ):
         assert f"fct_jax.{name}" in shown
+
+
+@pytest.mark.parametrize("package", [fct_jax, fct_jax.upgrade, fct_jax.evaluate])
+def test_public_names_have_an_example(package):
+    for name in package.__all__:
+        found = getattr(package, name)
+        if not isinstance(found, ModuleType | str):
+            text = inspect.getdoc(found) or ""
+            assert ">>> " in text or "Example" in text, name

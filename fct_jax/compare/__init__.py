@@ -5,11 +5,6 @@ from fct_jax.compare import compare
 compare("runs/old", {"bct": "runs/bct"}, new="runs/new", data="digits", out="report")
 """
 
+from fct_jax.runtime import lazy
 
-def __getattr__(name: str):
-    """Import `compare` when it is first used: measures alone need no data set."""
-    if name == "compare":
-        from fct_jax.compare.command import compare
-
-        return compare
-    raise AttributeError(f"module 'fct_jax.compare' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy.names(__name__, {"compare": "compare.command"})

@@ -127,6 +127,11 @@ def hot_refresh_curve(
     Raises:
       UserError: galleries of different shape, shares that do not grow or leave [0, 1], an order
         that is not a permutation.
+
+    >>> new, old = np.ones((4, 2)), np.zeros((4, 2))
+    >>> found = hot_refresh_curve(new, old, lambda mixed: {"refreshed": float(mixed[:, 0].mean())})
+    >>> found.values["refreshed"].tolist()
+    [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     new, old = np.asarray(new), np.asarray(old)
     if new.shape != old.shape or new.ndim != 2:

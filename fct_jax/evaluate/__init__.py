@@ -4,7 +4,7 @@ The functions are imported when first used: some of them need compilers and libr
 that a map of vectors does without.
 """
 
-import importlib
+from fct_jax.runtime import lazy
 
 # public name -> module that defines it
 _PUBLIC = {
@@ -28,14 +28,4 @@ _PUBLIC = {
     "update_gain": "compare.measures",
 }
 
-__all__ = sorted(_PUBLIC)
-
-
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fct_jax.{_PUBLIC[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy.names(__name__, _PUBLIC)

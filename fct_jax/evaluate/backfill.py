@@ -24,6 +24,10 @@ class BackfillCurve:
 
     fraction: share of the gallery that has the new model's vectors, (points,), from 0 to 1.
     values: "cmc@1", "cmc@5", "map" → (points,), as fractions from 0 to 1.
+
+    >>> curve = BackfillCurve(np.array([0.0, 0.5, 1.0]), {"map": np.array([0.5, 0.7, 0.9])})
+    >>> round(curve.auc("map"), 3)
+    0.7
     """
 
     fraction: np.ndarray
@@ -89,6 +93,12 @@ def backfill_curves(
     query (Q, D), query_labels (Q,): other items than the gallery's, embedded by the new model;
     without them the gallery queries itself, leave-one-out.
     ``progress`` is called with the number of queries done, block after block.
+
+    >>> new, moved = [[0.0], [0.1], [5.0], [5.1]], [[9.0], [0.1], [5.0], [5.1]]
+    >>> orders = {"worst first": [0, 1, 2, 3], "worst last": [3, 2, 1, 0]}
+    >>> found = backfill_curves(new, moved, [0, 0, 1, 1], orders, steps=4)
+    >>> {name: round(curve.auc("map"), 3) for name, curve in found.items()}
+    {'worst first': 0.944, 'worst last': 0.861}
     """
     check_metric(metric)
     new, transformed = as_vectors("new", new), as_vectors("transformed", transformed)

@@ -92,6 +92,10 @@ def per_query_results(
     """Return the results of `retrieval_metrics` before the mean.
 
     ``progress`` is called with the number of queries done, block after block.
+
+    >>> found = per_query_results([[0.0], [0.1], [1.0]], [[0.0], [0.1], [1.0]], [0, 0, 1], ks=(1,))
+    >>> found.ap.tolist(), found.hit[1].tolist()  # the third has no other item of its class
+    ([1.0, 1.0, nan], [True, True, False])
     """
     check_metric(metric)
     ks = check_ks(ks)
@@ -131,6 +135,11 @@ def grouped(per_query: PerQuery, groups) -> dict[object, dict[str, float]]:
 
     groups (Q,): one label a query, such as its class (per-class results) or any split of the data.
     Raises UserError if the number of groups and of queries differ.
+
+    >>> vectors, labels = [[0.0], [0.1], [1.0], [5.0]], [0, 0, 1, 1]
+    >>> found = grouped(per_query_results(vectors, vectors, labels, ks=(1,)), labels)
+    >>> {group: values["cmc@1"] for group, values in found.items()}
+    {0: 1.0, 1: 0.5}
     """
     groups = as_labels("groups", groups, len(per_query.ap))
     return {g.item(): per_query.mean(groups == g) for g in np.unique(groups)}

@@ -72,6 +72,11 @@ def load_model(run) -> "Embedder | Transformer | CallableModel":
     """Return a run's frozen model: an Embedder, or a Transformer for FCT and FastFill.
 
     "module:function" gives the CallableModel of a Python function instead.
+
+    Example::
+
+        model = fct_jax.load_model("runs/new")
+        embeddings = model.embed(images)  # (N, H, W, 3) uint8 -> (N, D) float32
     """
     if is_callable_name(run):
         return CallableModel(str(run))

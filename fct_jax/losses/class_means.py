@@ -3,6 +3,8 @@
 The means M (C, do) are those of the old model's unit vectors over the *new* training set, not
 normalised again: the ``center`` of :func:`fct_jax.class_statistics`. A mean of zeros is a class
 without any old vector: it is no candidate, and its samples count as unknown to the old model.
+
+Sources: https://arxiv.org/abs/2408.08793 (OCA), https://arxiv.org/abs/2211.03989 (BT²).
 """
 
 import jax

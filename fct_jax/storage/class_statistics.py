@@ -35,6 +35,10 @@ class ClassStatistics:
     num_kept (C,): distances kept after the outliers were removed; 0: class unseen.
     smallest_radius (C,): smallest kept distance or angle.
     kind: "euclidean" or "angle"; None when built by hand: losses then trust the caller.
+
+    >>> made = ClassStatistics(np.eye(2), np.array([0.1, 0.2]), np.array([5, 7]), kind="euclidean")
+    >>> made.center.shape
+    (2, 2)
     """
 
     center: Any

@@ -9,35 +9,25 @@
 The names are imported when first used.
 """
 
-import importlib
+from fct_jax.runtime import lazy
 
 # public name -> module that defines it
 _PUBLIC = {
-    "Calibration": "ways.calibration",
-    "Map": "maps.map",
-    "Upgrade": "migration.upgrade",
-    "assess": "assessment.assessing",
-    "calibrate": "ways.calibration",
-    "fit": "maps.fitting",
-    "load_map": "maps.loading",
-    "cascade": "ways.cascade",
-    "midpoint": "ways.interpolation",
-    "open_gallery": "galleries.base",
-    "open_store": "stores",
-    "recalibrated_threshold": "checks.thresholds",
-    "search": "ways.serving",
-    "slerp": "ways.interpolation",
-    "translation_confidence": "confidence",
+    "Calibration": "upgrade.ways.calibration",
+    "Map": "upgrade.maps.map",
+    "Upgrade": "upgrade.migration.upgrade",
+    "assess": "upgrade.assessment.assessing",
+    "calibrate": "upgrade.ways.calibration",
+    "fit": "upgrade.maps.fitting",
+    "load_map": "upgrade.maps.loading",
+    "cascade": "upgrade.ways.cascade",
+    "midpoint": "upgrade.ways.interpolation",
+    "open_gallery": "upgrade.galleries.base",
+    "open_store": "upgrade.stores",
+    "recalibrated_threshold": "upgrade.checks.thresholds",
+    "search": "upgrade.ways.serving",
+    "slerp": "upgrade.ways.interpolation",
+    "translation_confidence": "upgrade.confidence",
 }
 
-__all__ = sorted(_PUBLIC)
-
-
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy.names(__name__, _PUBLIC)

@@ -19,6 +19,8 @@ def revisited_map(
 ) -> dict[str, dict[str, float]]:
     """Return mAP and mean precision at k of revisited Oxford/Paris (Radenović et al., CVPR 2018).
 
+    Source: https://arxiv.org/abs/1803.11285.
+
     Args:
       ranks: (gallery, queries) integers; column q holds gallery rows, nearest first.
         Rows that are left out, or -1, count as not found.
@@ -31,6 +33,11 @@ def revisited_map(
 
     Raises:
       UserError: no query, or another number of columns than of ground truths.
+
+    >>> truth = [{"easy": [2], "hard": [0], "junk": [1]}]
+    >>> found = revisited_map(np.array([[1], [0], [2]]), truth, kappas=(1,))
+    >>> found["hard"]  # junk leaves the ranking; the easy item is junk here
+    {'map': 1.0, 'mp@1': 1.0}
     """
     ranks = _check(ranks, ground_truth)
     report = {}
@@ -76,6 +83,9 @@ def map_at_k(ranked, positives: Sequence, k: int = 100) -> float:
 
     The mean of `ap_at_k`, with its arguments and errors; a query without hits or without positives
     is averaged too, as in the published evaluation.
+
+    >>> map_at_k([[4, 2, 9, 7]], [[2, 7]], k=3)  # hits at ranks 2 and 4, of which 3 count
+    0.25
     """
     return float(ap_at_k(ranked, positives, k).mean())
 

@@ -29,6 +29,10 @@ def market1501(
 
     Raises:
       UserError: shapes that do not fit, distances that are not finite, no query with a match.
+
+    >>> found = market1501([[0.1, 0.2, 0.3]], [7], [7, 5, 7], [1], [1, 2, 2], max_rank=2)
+    >>> found["cmc"].tolist(), found["map"]  # the first item is of the query's camera
+    ([0.0, 1.0], 0.5)
     """
     aps, ranks = market1501_per_query(
         distances, query_ids, gallery_ids, query_cameras, gallery_cameras
@@ -88,6 +92,8 @@ def k_reciprocal_rerank(
 ) -> np.ndarray:
     """Return distances re-ranked with k-reciprocal encoding (Zhong et al., CVPR 2017).
 
+    Source: https://arxiv.org/abs/1701.08398.
+
     ``weight`` times the original distance plus ``1 - weight`` times the Jaccard distance of the
     encodings. The original distance is the squared Euclidean one of L2-normalised vectors,
     divided by the largest in its row. Memory grows with Q·G and (Q+G)·k1², not (Q+G)².
@@ -104,6 +110,11 @@ def k_reciprocal_rerank(
 
     Raises:
       UserError: shapes, k1, k2 or weight out of range, or values that are not finite.
+
+    >>> gallery = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]
+    >>> found = k_reciprocal_rerank([[1.0, 0.05]], gallery, k1=2, k2=1)
+    >>> found.argsort(axis=1).tolist()
+    [[0, 1, 2]]
     """
     query, gallery = np.asarray(query, np.float32), np.asarray(gallery, np.float32)
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:

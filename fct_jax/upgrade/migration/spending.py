@@ -35,11 +35,6 @@ class Spending:
             self.items += items
             self.tokens += tokens
 
-    @property
-    def money(self) -> float:
-        """Return the money spent, by the known prices."""
-        return self._money(self.items, self.tokens)
-
     def _money(self, items: int, tokens: int) -> float:
         return items * self._item_price + tokens * self._token_price
 

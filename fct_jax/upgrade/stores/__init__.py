@@ -71,6 +71,10 @@ def open_store(uri) -> Store:
 
     Raises UserError if the scheme is unknown, the URI carries a secret, the client library is
     missing, the server does not answer, or there is no store of that name.
+
+    Example::
+
+        store = open_store("qdrant://localhost:6333/items")
     """
     if isinstance(uri, Store):
         return uri

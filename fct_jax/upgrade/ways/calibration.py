@@ -45,6 +45,11 @@ class Calibration:
       spread: typical spreads of the old, new and fused tail; each query's own spread, which is
         measured on few items, is shrunk halfway towards the typical one.
       weights: weights of the two spaces.
+
+    Example::
+
+        made = fct_jax.upgrade.calibrate(sample_old, sample_new, metric="cosine")
+        made.save("calibration")
     """
 
     old: Space
@@ -152,6 +157,12 @@ def calibrate(
       seed: seed of the choice of items.
 
     Raises UserError for unequal numbers of rows or fewer than 20 items.
+
+    >>> rng = np.random.default_rng(0)
+    >>> old = rng.normal(size=(50, 4)).astype(np.float32)
+    >>> made = calibrate(old, old @ rng.normal(size=(4, 6)).astype(np.float32), metric="cosine")
+    >>> made.reference_old.shape, made.reference_new.shape
+    ((50, 4), (50, 6))
     """
     if len(old) != len(new) or len(old) < _FEWEST:
         raise UserError(

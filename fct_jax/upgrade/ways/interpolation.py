@@ -67,7 +67,11 @@ def slerp(old_query: np.ndarray, bridged_query: np.ndarray, weight) -> np.ndarra
 
 
 def midpoint(old_query: np.ndarray, bridged_query: np.ndarray) -> np.ndarray:
-    """Return the middle of the arc, ``slerp(…, 0.5)``, (Q, D); it needs no choice of a weight."""
+    """Return the middle of the arc, ``slerp(…, 0.5)``, (Q, D); it needs no choice of a weight.
+
+    >>> midpoint(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])).round(3).tolist()
+    [[0.707, 0.707]]
+    """
     return slerp(old_query, bridged_query, 0.5)
 
 

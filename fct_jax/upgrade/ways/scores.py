@@ -43,7 +43,8 @@ class Space:
     damping: share of an item's crowding (mean score with its five nearest items of the crowd) that
       is subtracted from its score, so that hubs, which are near to everything, do not come first
       everywhere. An index stores it as one more column. Source: Conneau et al., "Word
-      translation without parallel data", ICLR 2018 (CSLS).
+      translation without parallel data", ICLR 2018 (CSLS),
+      https://arxiv.org/abs/1710.04087.
     crowd (M, E): plain prepared items, with damping only.
     """
 
