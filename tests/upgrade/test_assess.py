@@ -296,7 +296,11 @@ def test_mistakes_are_one_line(text, text_map, tmp_path):
         ((text_map, old, new), {"target": "mapp"}, "unknown target 'mapp'; did you mean 'map'"),
         ((text_map, old, new), {"ways": ("fuse",)}, "did you mean 'fused'"),
         ((text_map, old, new), {"shares": (1.5,)}, "shares must be between 0 and 1"),
-        ((text_map, old, new), {"query_old": text["query_old"]}, "give both query_old"),
+        (
+            (text_map, old, new),
+            {"query_old": text["query_old"]},
+            "query_old alone cannot be assessed",
+        ),
         ((text_map, old, new), {"judged_calibration": 0.5}, "needs judged pairs or labels"),
         ((text_map, old, new), {"ways": ()}, "ways must be some of translated, bridge"),
         ((text_map, old, new), {"orders": ("uncertanty",)}, "did you mean 'uncertainty'"),

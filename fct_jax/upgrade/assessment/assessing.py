@@ -18,6 +18,7 @@ from fct_jax.upgrade.assessment.cascades import (
 )
 from fct_jax.upgrade.assessment.curves import (
     KEEP,
+    TRANSLATE,
     WHOLE,
     Curves,
     World,
@@ -41,7 +42,13 @@ from fct_jax.upgrade.assessment.points import Budget, points_of
 from fct_jax.upgrade.assessment.report import Assessment
 from fct_jax.upgrade.assessment.runs import write_runs
 from fct_jax.upgrade.assessment.settings import check_settings, checked_shares, is_plain
-from fct_jax.upgrade.assessment.verdict import Bootstrap, options_of, recommend, without_evidence
+from fct_jax.upgrade.assessment.verdict import (
+    Bootstrap,
+    options_of,
+    recommend,
+    without_evidence,
+    without_keep,
+)
 from fct_jax.upgrade.checks.guards import ask_map
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.inputs import FEWEST, load_array, paired, take
@@ -199,6 +206,12 @@ def assess(
     if groups is not None:
         groups = groups_of(groups, queries, len(given), unseen)
     by = queries.relevance.by
+    for name, wanted in (
+        ("threshold", threshold is not None),
+        ("judged_calibration", judged_calibration > 0),
+    ):
+        if wanted and queries.old is None:
+            raise UserError(f"{name} needs query_old, the queries by the old model")
     kept, learn, dropped = _chosen(queries, max_queries, judged_calibration, rng)
     if len(learn):
         weights = fit_weights(
@@ -217,7 +230,7 @@ def assess(
             *sample, metric=metric, old_metric=old_metric, weights=weights, seed=seed
         )
     if popular is not None:
-        asking, said = among(popular, kept, len(queries.old), POPULAR, seed)
+        asking, said = among(popular, kept, len(queries.new), POPULAR, seed)
         notes += said
     queries = queries.of(kept)
     groups = None if groups is None else groups[kept]
@@ -225,7 +238,8 @@ def assess(
     target = target or _TARGETS[by]
     depth = depth or (1000 if by in ("labels", "groups") else 100)
     translated, uncertainty = found.transform(gallery_old.vectors)
-    asked = {"old": queries.old, "new": queries.new}
+    asked = {"new": queries.new} | ({} if queries.old is None else {"old": queries.old})
+    notes += _without_old(ways, queries)
     if any({"bridged", "common"} & set(way.queries) for way in ways):
         more, said = bridged_queries(
             ways, whole_old, whole_new, seen if len(inside) == 0 else unseen, queries,
@@ -234,6 +248,8 @@ def assess(
         asked |= more
         notes += said
     ways = [way for way in ways if set(way.queries) <= set(asked)]
+    if not ways:
+        raise UserError(f"none of these ways can be assessed. {' '.join(notes[1:])}")
     world = World(
         items={
             "old": np.asarray(gallery_old.vectors, np.float32),
@@ -274,12 +290,14 @@ def assess(
         cost_per_1000,
     )  # fmt: skip
     cut = None if threshold is None else cutoffs(world, threshold, seed)
-    keep, whole = measured[KEEP, "", 0.0], measured[WHOLE, "", 1.0]
+    keep, whole = measured[curves.baseline], measured[WHOLE, "", 1.0]
     if by == "agreement":
-        verdict = without_evidence(keep["recall@10"], queries.how)
+        verdict = without_evidence(keep["recall@10"], queries.how, queries.old is not None)
     else:
         options = options_of(spots, measured, target)
         verdict = recommend(options, keep[target], whole[target], bootstrap)
+        if queries.old is None:
+            verdict = without_keep(verdict)
     behind, deep_enough = gaps(spots, measured, target, bootstrap)
     for label, gap in behind.items():
         replays[label] |= gap
@@ -288,7 +306,7 @@ def assess(
     calibration = calibrate(
         whole_old.vectors,
         whole_new.vectors,
-        query_old=queries.old[typical],
+        query_old=None if queries.old is None else queries.old[typical],
         query_new=queries.new[typical],
         metric=metric,
         old_metric=old_metric,
@@ -298,7 +316,7 @@ def assess(
     budget = Budget(gallery_size or len(whole_new), items_per_second, cost_per_1000, currency)
     named = {spot.name: spot.way for spot in spots}
     shown = _with_translate(measured, named)
-    points = points_of(shown, named, target, bootstrap, budget, groups)
+    points = points_of(shown, named, target, bootstrap, budget, groups, curves.baseline)
     notes += [] if wished is None else wished.notes
     notes += _notes(queries, by, dropped, len(whole_new) - len(unseen), found)
     made = Assessment(
@@ -317,6 +335,7 @@ def assess(
         deep_enough=deep_enough,
         cutoffs=cut or {},
         settings=settings,
+        baseline=curves.baseline[0],
     )
     if runs_out is not None:
         write_runs(runs_out, curves, spots, verdict, queries.ids, gallery_new.ids)
@@ -328,7 +347,7 @@ def assess(
 def _chosen(queries: Queries, most: int, judged_calibration: float, rng):
     """Return the queries to assess, those to learn from, and the number without relevant items."""
     kept = np.flatnonzero(queries.relevance.total > 0)
-    dropped = len(queries.old) - len(kept)
+    dropped = len(queries.new) - len(kept)
     if len(kept) < FEWEST:
         raise UserError(
             f"{len(kept)} queries have a relevant item in the test gallery; "
@@ -341,13 +360,25 @@ def _chosen(queries: Queries, most: int, judged_calibration: float, rng):
     return *split_judged(kept, judged_calibration, queries.relevance.by, rng), dropped
 
 
+def _without_old(ways: Sequence[Way], queries: Queries) -> list[str]:
+    """Return a note on the ways that ask the old model, unless its queries are given."""
+    names = ", ".join(way.name for way in ways if way.needs_old_queries)
+    if not names or (queries.old is not None and queries.own is None):
+        return []
+    if queries.old is None:
+        return [f"Left out: {names}; they need the queries by the old model, too (query_old). "
+                "Today's quality is unknown without them."]  # fmt: skip
+    return [f"These ways embed every query by the old model, too, and are impossible without it: "
+            f"{names}."]  # fmt: skip
+
+
 def _with_translate(measured: dict, named: dict) -> dict:
     """Add the point of the translated gallery before anything is re-embedded."""
     start = next(
         (name for name, way in named.items() if way.name == "translated" and name[2] == 0), None
     )
-    more = {} if start is None else {("translate", "", 0.0): measured[start]}
-    first = {name: measured[name] for name in ((KEEP, "", 0.0),)}
+    more = {} if start is None else {(TRANSLATE, "", 0.0): measured[start]}
+    first = {name: of for name, of in measured.items() if name == (KEEP, "", 0.0)}
     return first | more | measured
 
 

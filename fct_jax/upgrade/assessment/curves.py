@@ -40,6 +40,7 @@ _PLAIN = "plain "  # prefix of pairs of spaces without damping
 
 # names of points outside the table of ways
 KEEP, WHOLE = "keep", "re-embed all"
+TRANSLATE = "translate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +136,14 @@ class Curves:
         self._damped = bool(c.old.damping)
         self.candidates: dict[tuple[str, str], Candidates] = {}
         self._ranked: dict[tuple, dict[int, tuple]] | None = None  # kept by `rankings` only
+
+    @property
+    def baseline(self) -> tuple[str, str, float]:
+        """Return the name of the point that gains are measured against.
+
+        That is today's gallery, or the translated one if there are no queries by the old model.
+        """
+        return (KEEP if "old" in self._world.queries else TRANSLATE), "", 0.0
 
     def run(self, spots: Sequence[Spot]) -> dict[tuple, dict[str, np.ndarray]]:
         """Return {name of a spot: {metric: (Q,)}}, with `KEEP` and `WHOLE`."""
@@ -278,7 +287,8 @@ class Curves:
     def _measure(self, spots, states, typical, asked, rows: np.ndarray):
         """Return {name: {metric: (q,)}} of some queries, and the candidates of cascades."""
         world = self._world
-        scores, own_scores = self._scores(asked, rows), self._own_scores(rows)
+        scores = self._scores(asked, rows)
+        own_scores = self._own_scores(rows) if typical else None
         own = np.full(len(rows), -1) if world.own is None else world.own[rows]
         relevance = world.relevance.of(rows)
         affine = {}
@@ -296,10 +306,11 @@ class Curves:
             return self._judged(name, rows, ranked, relevance)
 
         plain = {pair: (_PLAIN if self._damped else "") + pair for pair in ("old", "new")}
-        old, new = (Mix({plain[pair]: 1.0}) for pair in ("old", "new"))
-        ends = (KEEP, "", 0.0), (WHOLE, "", 1.0)
+        ends = self.baseline, (WHOLE, "", 1.0)
+        start = plain["old"] if ends[0][0] == KEEP else "translated"
+        start, new = Mix({start: 1.0}), Mix({plain["new"]: 1.0})
         found = {
-            ends[0]: judged(ends[0], old, old, none),
+            ends[0]: judged(ends[0], start, start, none),
             ends[1]: judged(ends[1], new, new, every),
         }
         recalled, candidates = {}, {}

@@ -40,7 +40,7 @@ class Queries:
     how: describes the queries for a sentence; ids: (Q,) their ids.
     """
 
-    old: np.ndarray
+    old: np.ndarray | None
     new: np.ndarray
     relevance: judge.Relevance
     own: np.ndarray | None = None
@@ -50,7 +50,8 @@ class Queries:
     def of(self, rows: np.ndarray) -> "Queries":
         own = None if self.own is None else self.own[rows]
         ids = None if self.ids is None else self.ids[rows]
-        return Queries(self.old[rows], self.new[rows], self.relevance.of(rows), own, self.how, ids)
+        old = None if self.old is None else self.old[rows]
+        return Queries(old, self.new[rows], self.relevance.of(rows), own, self.how, ids)
 
 
 def metric_of(given: str, found: EmbeddingSet) -> tuple[str, str]:
@@ -169,26 +170,31 @@ def open_queries(
     judged = judged_of(judged)
     query_labels = load_array(query_labels, "query_labels")
     own, how = None, "the given queries"
-    if _absent(query_old) != _absent(query_new):
-        raise UserError("give both query_old and query_new, or neither")
-    if _absent(query_old):
+    if _absent(query_new) and not _absent(query_old):
+        raise UserError(
+            "query_old alone cannot be assessed: every way but keeping the old model needs the "
+            "queries by the new one; give query_new too, or neither"
+        )
+    if _absent(query_new):
         asked_old, asked_new, own = old, new, np.arange(len(old))
         how = "the items themselves"
     else:
-        asked_old, asked_new = (
-            open_sample(query_old, "query_old"),
-            open_sample(query_new, "query_new"),
-        )
-        check_paired(asked_old, asked_new)
-        for asked, items in ((asked_old, old), (asked_new, new)):
+        asked_old, asked_new = None, open_sample(query_new, "query_new")
+        sides = [(asked_new, new)]
+        if not _absent(query_old):
+            asked_old = open_sample(query_old, "query_old")
+            check_paired(asked_old, asked_new)
+            sides.append((asked_old, old))
+        for asked, items in sides:
             asked.check_finite()
             if asked.dim != items.dim:
                 raise UserError(
                     f"{asked.name} has dimension {asked.dim}, but {items.name} has {items.dim}"
                 )
             check_fingerprint(asked, items.fingerprint, "gallery's")
-    if query_labels is None:
-        query_labels = asked_new.labels if asked_new.labels is not None else asked_old.labels
+    for asked in (asked_new, asked_old):
+        if query_labels is None and asked is not None:
+            query_labels = asked.labels
     labels = new.labels if new.labels is not None else old.labels
     asked_vectors = np.asarray(asked_new.vectors, np.float32)
     if judged is not None:
@@ -203,7 +209,8 @@ def open_queries(
         found = dataclasses.replace(judge.by_labels(groups, groups, own), by="groups")
     else:
         found = judge.by_agreement(asked_vectors, new.vectors, space, own)
-    asked_old = np.asarray(asked_old.vectors, np.float32)
+    if asked_old is not None:
+        asked_old = np.asarray(asked_old.vectors, np.float32)
     return Queries(asked_old, asked_vectors, found, own, how, asked_new.ids)
 
 
@@ -215,9 +222,9 @@ def groups_of(groups: np.ndarray, queries: Queries, given: int, unseen: np.ndarr
     """Return the group (Q,) of each query; ``given``: number of items before some were held out."""
     if queries.own is not None and len(groups) == given:
         groups = groups[unseen]
-    if groups.shape != (len(queries.old),):
+    if groups.shape != (len(queries.new),):
         raise UserError(
-            f"groups must have shape ({len(queries.old)},), one per query, not {groups.shape}"
+            f"groups must have shape ({len(queries.new)},), one per query, not {groups.shape}"
         )
     return groups
 

@@ -79,12 +79,14 @@ def points_of(
     bootstrap: Bootstrap,
     budget: Budget,
     groups: np.ndarray | None,
+    baseline: tuple[str, str, float],
 ) -> list[Point]:
-    """Return the points of what was measured: {(way, order, share): {metric: (Q,)}}, with keep.
+    """Return the points of what was measured: {(way, order, share): {metric: (Q,)}}.
 
-    ways: of those names that are a way of the table; groups: (Q,) or None.
+    ways: of those names that are a way of the table; groups: (Q,) or None; baseline: the name of
+    the point that gains are measured against.
     """
-    keep = measured[KEEP, "", 0.0]
+    keep = measured[baseline]
     values = np.stack([of[target] for of in measured.values()])
     changes = values - keep[target]
     intervals, gains = bootstrap.intervals(values), bootstrap.intervals(changes)

@@ -10,14 +10,14 @@ from fct_jax.evaluate.orders import ORDERS
 from fct_jax.runtime.report import Curve, Panel, Report
 from fct_jax.runtime.tables import Table, percent
 from fct_jax.storage.files import new_directory
-from fct_jax.upgrade.assessment.curves import KEEP, WHOLE
+from fct_jax.upgrade.assessment.curves import KEEP, TRANSLATE, WHOLE
 from fct_jax.upgrade.assessment.points import Budget, Point
 from fct_jax.upgrade.assessment.verdict import Verdict
 from fct_jax.upgrade.ways.calibration import Calibration
 from fct_jax.upgrade.ways.relevance import METRICS
 
 TITLES = {"map": "mAP", "mrr": "MRR", "ndcg@10": "nDCG@10"}
-PLAIN = (KEEP, "translate", WHOLE)  # points outside the table of ways
+PLAIN = (KEEP, TRANSLATE, WHOLE)  # points outside the table of ways
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Assessment:
       deep_enough: {cascade: the smallest depth with a gap of at most a point, or None}.
       cutoffs: {direction: the converted threshold}.
       settings: arguments of the call.
+      baseline: point that gains are measured against, "keep" or "translate".
     """
 
     by: str
@@ -56,6 +57,7 @@ class Assessment:
     deep_enough: dict[str, int | None] = dataclasses.field(default_factory=dict)
     cutoffs: dict[str, dict] = dataclasses.field(default_factory=dict)
     settings: dict = dataclasses.field(default_factory=dict)
+    baseline: str = KEEP
 
     @property
     def advice(self) -> str:
@@ -203,15 +205,20 @@ class Assessment:
             self.way, dict(self.verdict.settings), self.share,
         ) and self.order in (None, p.order)  # fmt: skip
 
+    @property
+    def _against(self) -> str:
+        """Return the heading of the gains."""
+        return f"against {self.baseline}, 95 %"
+
     def _option_table(self) -> Table:
         shown = self._best()
-        columns = ["way of serving", "re-embedded", title_of(self.target), "against keep, 95 %",
+        columns = ["way of serving", "re-embedded", title_of(self.target), self._against,
                    "flips"]  # fmt: skip
         return self._table("Options: " + self._measured, columns, shown)
 
     def _point_table(self) -> Table:
         columns = ["way of serving", "re-embedded", *(title_of(m) for m in METRICS)]
-        columns += [f"{title_of(self.target)}, 95 %", "against keep, 95 %", "flips"]
+        columns += [f"{title_of(self.target)}, 95 %", self._against, "flips"]
         if any(p.groups and p.groups["gap"] is not None for p in self.points):
             columns += ["group gap", "worst group"]
         return self._table("Every point (%)", columns, self.points)
@@ -229,7 +236,7 @@ class Assessment:
                 "re-embedded": f"{100 * p.share:.0f} %",
                 **{title_of(metric): percent(p.values[metric]) for metric in METRICS},
                 f"{title_of(self.target)}, 95 %": "–".join(percent(v) for v in p.interval),
-                "against keep, 95 %": f"{100 * p.gain[0]:+.1f} ({low:+.1f} to {high:+.1f})",
+                self._against: f"{100 * p.gain[0]:+.1f} ({low:+.1f} to {high:+.1f})",
                 "flips": percent(p.negative_flips),
                 "time": _duration(p.budget["hours"]),
                 f"cost ({self.budget.currency})": f"{p.budget['cost'] or 0:,.2f}",

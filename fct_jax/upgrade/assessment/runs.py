@@ -7,7 +7,7 @@ import numpy as np
 
 from fct_jax.storage.files import new_directory
 from fct_jax.storage.trec import write_run
-from fct_jax.upgrade.assessment.curves import KEEP, WHOLE, Curves, Spot
+from fct_jax.upgrade.assessment.curves import KEEP, TRANSLATE, WHOLE, Curves, Spot
 from fct_jax.upgrade.assessment.verdict import Verdict
 
 
@@ -19,7 +19,8 @@ def write_runs(
     folder: directory to make. query_ids: (Q,); item_ids: (N,) ids of the searched gallery.
     """
     advised = [spot for spot in spots if _is_advised(spot, verdict)][:1]
-    names = {(KEEP, "", 0.0): "keep", (WHOLE, "", 1.0): "re-embed_all"}
+    names = {(KEEP, "", 0.0): "keep", (TRANSLATE, "", 0.0): "translate"}
+    names |= {(WHOLE, "", 1.0): "re-embed_all"}
     names |= {spot.name: "advised" for spot in advised}
     with new_directory(Path(folder)) as made:
         for name, (scores, rows) in curves.rankings(advised).items():

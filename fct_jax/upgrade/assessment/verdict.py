@@ -253,11 +253,28 @@ def _said(gain) -> str:
     )
 
 
-def without_evidence(overlap: np.ndarray, how: str) -> Verdict:
+def without_keep(verdict: Verdict) -> Verdict:
+    """Return the verdict where today's quality is unknown, for lack of queries by the old model.
+
+    verdict: that of `recommend` against the translated gallery in place of today's. Its way is
+    kept, but whether it is better than today cannot be told.
+    """
+    if verdict.advice == "keep":
+        found = f"No way is surely better than the translated gallery. ({verdict.text})"
+    else:
+        found = f"Compared with the translated gallery: {verdict.text}"
+    text = (
+        "Cannot tell whether any way is better than today: there are no queries by the old model "
+        f"(query_old). {found}"
+    )
+    return dataclasses.replace(verdict, advice="cannot tell", text=text)
+
+
+def without_evidence(overlap: np.ndarray, how: str, both: bool = True) -> Verdict:
     """Return the verdict without any evidence of relevance.
 
-    overlap: (Q,) share of the new model's ten nearest that are also among the old model's. how:
-    describes the queries.
+    overlap: (Q,) share of the new model's ten nearest that are also among the old model's; or, if
+    not ``both`` models were asked, among the translated gallery's. how: describes the queries.
 
     The number of judged queries is that for recall@10, if the relevant item is equally likely to be
     any of the items that the two models find. If c of their ten results are common, exactly one
@@ -265,9 +282,10 @@ def without_evidence(overlap: np.ndarray, how: str) -> Verdict:
     """
     common = 10 * overlap
     needed = queries_needed(float(np.mean(2 * (10 - common) / (20 - common))))
+    found = "Both models agree" if both else "The translated gallery and the new model agree"
     text = (
         f"Cannot tell: nothing says which items are relevant to {how}, so the new model may be "
-        f"better or worse. Both models agree on {100 * overlap.mean():.0f} % of the ten nearest. "
+        f"better or worse. {found} on {100 * overlap.mean():.0f} % of the ten nearest. "
         "To settle it, give labels, groups, or judged pairs (near-duplicates or clicks), or "
         f"judge 50 to 200 queries by hand. {_more(needed)}"
     )
