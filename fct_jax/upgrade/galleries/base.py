@@ -21,6 +21,7 @@ from fct_jax.storage.ids import repeated
 from fct_jax.upgrade.galleries import FORMS
 from fct_jax.upgrade.galleries.quarantine import REPEATED, Quarantine, reasons
 from fct_jax.upgrade.galleries.resembles import resembles
+from fct_jax.upgrade.stores import is_store
 
 VERSIONS = ("translated", "new")
 TRANSLATED, NEW = 0, 1
@@ -305,8 +306,8 @@ def split_columns(where) -> tuple:
     path, _, query = str(where).partition("?")
     pairs = urllib.parse.parse_qsl(query)
     named = [(key, value) for key, value in pairs if key in found]
-    if not named or Path(where).exists():
-        return where, found
+    if not named or is_store(where) or Path(where).exists():
+        return where, found  # a store's columns are parts of its name
     # What else there is in the URI of an object store is the store's.
     rest = urllib.parse.urlencode([pair for pair in pairs if pair not in named])
     return f"{path}?{rest}" if rest else path, {**found, **dict(named)}

@@ -119,7 +119,7 @@ def test_a_random_order_is_fair_and_the_same_again(tmp_path):
 
 
 def test_orders_that_compare_items_are_refused(tmp_path):
-    with pytest.raises(UserError, match="take random, uncertainty"):
+    with pytest.raises(UserError, match="scored one by one"):
         planned(tmp_path, Counted(500), order="class_mean")
 
 
