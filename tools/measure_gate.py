@@ -230,15 +230,15 @@ def name_of(count: int | None) -> str:
     return f"ridge of {count:,} pairs" if count else "useless"
 
 
-def measure_set(old, new, repeats: int, seed: int):
-    """Yield (what was asked, {row: counts for each of `COUNTS`}) of the tables of a set."""
+def measure_set(old, new, repeats: int, seed: int, items):
+    """Yield (what was asked, {row: counts for each number of items}) of the tables of a set."""
     for with_known in (True, False):
         yield (
             f"a map with {'256' if with_known else 'no'} tested pairs",
             {
                 name_of(count): [
                     measure_map(old, new, count, m, repeats_of(repeats, m), with_known, seed)
-                    for m in COUNTS
+                    for m in items
                 ]
                 for count in FITTED
             },
@@ -247,7 +247,7 @@ def measure_set(old, new, repeats: int, seed: int):
         "pairs before a map is fitted",
         {
             f"noise {noise:g}": [
-                measure_pairs(old, new, m, repeats_of(repeats, m), noise, seed) for m in COUNTS
+                measure_pairs(old, new, m, repeats_of(repeats, m), noise, seed) for m in items
             ]
             for noise in (0.0, 1.0, 2.0, 4.0)
         },
@@ -263,14 +263,14 @@ def outcomes(totals, *truths: str) -> list[str]:
     return [*(f"{100 * count / asked:.1f} %" for count in counts), f"{asked:,}"]
 
 
-def held_out(repeats: int, names) -> None:
+def held_out(repeats: int, names, items) -> None:
     """Print one row for each set and question: right pairings, wrong ones, half of them wrong."""
     heading = ["", "right: refused / cannot tell", "wrong: passed / cannot tell"]
     heading += ["half of them wrong: passed / cannot tell", "asked"]
     print(f"| {' | '.join(heading)} |\n|{'---|' * len(heading)}")
     totals = collections.Counter()
     for name in names:
-        for which, rows in measure_set(*HELD_OUT[name](), repeats, HELD_OUT_SEED):
+        for which, rows in measure_set(*HELD_OUT[name](), repeats, HELD_OUT_SEED, items):
             found = sum(filter(None, itertools.chain(*rows.values())), collections.Counter())
             totals += found
             right = outcomes(found, "right")
@@ -293,18 +293,19 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--sets", nargs="*", default=[], help="names of data; none: all")
+    parser.add_argument("--items", nargs="*", type=int, default=list(COUNTS))
     parser.add_argument("--held-out", action="store_true", help="data that chose no constant")
     options = parser.parse_args(argv)
     if options.held_out:
-        held_out(options.repeats, options.sets or HELD_OUT)
+        held_out(options.repeats, options.sets or HELD_OUT, options.items)
         return
     totals = collections.Counter()
     for name in options.sets or SETS:
-        for which, rows in measure_set(*SETS[name](), options.repeats, 0):
+        for which, rows in measure_set(*SETS[name](), options.repeats, 0, options.items):
             totals += sum(filter(None, itertools.chain(*rows.values())), collections.Counter())
             cells = {row: [cell(part) for part in found] for row, found in rows.items()}
             unit = "pairs" if which.startswith("pairs") else "items"
-            table(f"**{name}, {which}**, by {unit}", cells, COUNTS)
+            table(f"**{name}, {which}**, by {unit}", cells, options.items)
     summary(totals)
 
 
