@@ -251,8 +251,9 @@ def evaluate() -> ConfigDict:
     config.new = ""
     config.side = ""  # likewise of the side information, where one was used
     config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
-    # Transformations: "NAME=RUN,NAME=RUN"; a transformed EmbeddingSet may stand for a run, and
-    # "identity" for none: a backward-compatible new model searches the old gallery as it is.
+    # "NAME=WHERE,NAME=WHERE": runs of transformations, maps (a directory or module:function),
+    # transformed vectors, or "identity" for a backward-compatible new model: it searches the old
+    # gallery as it is.
     config.transformed = ""
     config.data = data()
     config.split = "validation"

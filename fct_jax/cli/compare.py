@@ -81,15 +81,9 @@ def add_arguments(parser) -> None:
 
 def named(text: str) -> dict[str, str]:
     """Parse ``bct=runs/bct,fct=runs/fct``."""
-    found = {}
-    for part in names(text):
-        name, equals, where = part.partition("=")
-        if not equals or not name or not where:
-            raise UserError(f"--models holds {part!r}; write NAME=RUN,NAME=RUN")
-        if name in found:
-            raise UserError(f"--models names {name!r} twice")
-        found[name] = where
-    return found
+    from fct_jax.storage.named import names_in  # late: NumPy is not needed for help
+
+    return names_in(text, "--models")
 
 
 def run(arguments):

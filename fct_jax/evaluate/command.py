@@ -1,5 +1,7 @@
 """The evaluate command: retrieval of old, new and transformed models, and backfilling curves."""
 
+from pathlib import Path
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -15,6 +17,7 @@ from fct_jax.evaluate.report import Evaluation
 from fct_jax.evaluate.search import knn, ranked_results
 from fct_jax.frozen.model import Transformer, is_run, load_model
 from fct_jax.runtime import processes
+from fct_jax.runtime.plugins import is_import_name
 from fct_jax.runtime.progress import Bar
 from fct_jax.runtime.workdir import to_json, usable
 from fct_jax.storage.embedding_set import (
@@ -24,7 +27,7 @@ from fct_jax.storage.embedding_set import (
     new_directory,
 )
 from fct_jax.storage.files import check_free
-from fct_jax.storage.named import vectors_of
+from fct_jax.storage.named import names_in, vectors_of
 
 
 def evaluate(config: ConfigDict, workdir) -> Evaluation | None:
@@ -161,14 +164,13 @@ def _transformed(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet, side,
     backward-compatible new model searches it without a transformation.
     """
     found = {}
-    for part in filter(None, (p.strip() for p in config.transformed.split(","))):
-        name, equals, where = part.partition("=")
-        if not equals:
-            raise UserError(f"config.transformed holds {part!r}; write NAME=DIR,NAME=DIR")
+    for name, where in names_in(config.transformed, "config.transformed").items():
         if where == IDENTITY:
             made = old
         elif is_run(where):
             made = _transform(name, where, old, new, side)
+        elif (Path(where) / "map.json").is_file() or is_import_name(where):
+            made = _mapped(name, where, old, new)
         else:
             made = vectors_of(where, f"config.transformed: {name}")
         check_paired(new, made)
@@ -193,19 +195,40 @@ def _transform(
             f"backward-compatible model is config.new, and {name}={IDENTITY} searches the old "
             "gallery with it"
         )
+    _check_models(name, run, model, old, new)
+    side = checked_inputs(model, old, side)
+    vectors, uncertainty = model.transform(old.vectors, None if side is None else side.vectors)
+    meta = {"fingerprint": model.new_fingerprint}
+    return EmbeddingSet(vectors, old.ids, old.labels, uncertainty, meta, name)
+
+
+def _mapped(name: str, where: str, old: EmbeddingSet, new: EmbeddingSet) -> EmbeddingSet:
+    """Return the old vectors by a map, of a directory or a Python function."""
+    from fct_jax.upgrade.maps.loading import load_map  # late: few evaluations need it
+
+    mapping = load_map(where)
+    if mapping.direction != "forward":
+        raise UserError(
+            f"config.transformed: {name}={where} maps new vectors to the old model's space, but "
+            "the old gallery is to be mapped to the new one's"
+        )
+    _check_models(name, where, mapping, old, new)
+    vectors, uncertainty = mapping.transform(old.vectors)
+    meta = {"fingerprint": mapping.new_fingerprint}
+    return EmbeddingSet(vectors, old.ids, old.labels, uncertainty, meta, name)
+
+
+def _check_models(name: str, where: str, model, old: EmbeddingSet, new: EmbeddingSet) -> None:
+    """Raise UserError if a transformation or a map was made for other models than these."""
     for role, given, trained in (
         ("old", old, model.old_fingerprint),
         ("new", new, model.new_fingerprint),
     ):
         if given.fingerprint and trained and given.fingerprint != trained:
             raise UserError(
-                f"config.transformed: {name}={run} was trained with another {role} model "
+                f"config.transformed: {name}={where} was trained with another {role} model "
                 f"({trained}) than config.{role} ({given.fingerprint}, {given.name})"
             )
-    side = checked_inputs(model, old, side)
-    vectors, uncertainty = model.transform(old.vectors, None if side is None else side.vectors)
-    meta = {"fingerprint": model.new_fingerprint}
-    return EmbeddingSet(vectors, old.ids, old.labels, uncertainty, meta, name)
 
 
 def _curves(config, name, new, found, labels, queries, orders) -> dict[str, BackfillCurve]:

@@ -4,6 +4,7 @@ vectors_of("sample.npy")             arrays, EmbeddingSets, and every form of ga
 vectors_of("runs/old", data=…)       a run, or module:function, embeds the images of `data`
 classifier_of("runs/new")            a run's classifier, an array or a .npy file
 array_of("labels.npy", "labels")     plain arrays
+names_in("bct=runs/bct,fct=map")     several of them, each with a name of its own
 """
 
 from __future__ import annotations
@@ -100,6 +101,26 @@ def _embedded(where, role: str, data, split: str) -> EmbeddingSet:
     config = configs.evaluate()
     config.data = data
     return embeddings_of(str(where), role, config, split)
+
+
+def names_in(text: str, role: str) -> dict[str, str]:
+    """Return the names that a user gives to several things, ``NAME=WHERE,NAME=WHERE``.
+
+    Raises UserError, with ``role`` for the message, for a part of another form and a name given
+    twice.
+
+    >>> names_in("bct=runs/bct, fct=map", "models")
+    {'bct': 'runs/bct', 'fct': 'map'}
+    """
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, where = (piece.strip() for piece in part.partition("="))
+        if not name or not where:
+            raise UserError(f"{role} holds {part!r}; write NAME=WHERE,NAME=WHERE")
+        if name in found:
+            raise UserError(f"{role} names {name!r} twice")
+        found[name] = where
+    return found
 
 
 def classifier_of(where, role: str = "classifier") -> np.ndarray | None:

@@ -178,7 +178,7 @@ def test_mistakes_in_one_line(sets, tmp_path, capsys):
     for words, message in (
         ([], "compare needs --old, or CONFIG"),
         (["--old", old], "there is no model to compare"),
-        (["--old", old, "--models", "good"], "write NAME=RUN"),
+        (["--old", old, "--models", "good"], "write NAME=WHERE"),
         (["--old", old, "--models", f"{good},{good}"], "names 'good' twice"),
         (["--old", old, "--models", f"old={sets / 'good'}"], "cannot be called 'old'"),
         (["--old", old, "--models", good, "--seeds", "3"], "--seeds belongs to a benchmark"),

@@ -16,6 +16,7 @@ from fct_jax.evaluate.report import Evaluation
 from fct_jax.runtime.report import FILES
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.train.loop import train
+from fct_jax.upgrade.maps.fitting import fit
 
 N, CLASSES = 90, 6
 
@@ -142,6 +143,30 @@ def test_a_compatible_model_searches_the_old_gallery_as_it_is(sets, tmp_path):
         evaluate(config, tmp_path / "other")
 
 
+def test_maps_stand_for_transformations(sets, tmp_path):
+    """A fitted map's directory, and a Python function, as other commands take them."""
+    mapping = fit(sets / "old", sets / "new", method="ridge", out=tmp_path / "map")
+    (tmp_path / "widen.py").write_text(
+        "import numpy as np\n\n\ndef pad(x):\n    return np.pad(x, ((0, 0), (0, 3)))\n"
+    )
+    config = config_of(sets, "")
+    config.transformed = f"ridge={tmp_path / 'map'},padded=widen:pad"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        report = evaluate(config, tmp_path / "report")
+    old, new = (EmbeddingSet.read(sets / name) for name in ("old", "new"))
+    for name, vectors in (
+        ("ridge", mapping.transform(old.vectors)[0]),
+        ("padded", np.pad(old.vectors, ((0, 0), (0, 3)))),
+    ):
+        right = retrieval_metrics(new.vectors, vectors, new.labels)
+        assert report.rows[f"{name} new/old"] == pytest.approx(right)
+    assert "uncertainty" in report.curves["ridge"] and "uncertainty" not in report.curves["padded"]
+    config.old = corrupted(sets, tmp_path / "other", "old", meta={"fingerprint": "x"})
+    with pytest.raises(UserError, match="ridge=.* was trained with another old model .o. than"):
+        evaluate(config, tmp_path / "refused")
+
+
 def test_separate_queries(sets, tmp_path):
     config = config_of(sets, query_old=str(sets / "query_old"), query_new=str(sets / "query_new"))
     report = evaluate(config, tmp_path / "report")
@@ -187,8 +212,9 @@ def corrupted(sets, folder, name, **changes):
     [
         ({"metric": "l3"}, "unknown config.metric 'l3'"),
         ({"orders": "random,uncertanty"}, "'uncertanty'; did you mean 'uncertainty'"),
-        ({"transformed": "moved"}, "write NAME=DIR"),
+        ({"transformed": "moved"}, "write NAME=WHERE"),
         ({"transformed": "FCT=/no/where"}, "does not exist"),
+        ({"transformed": "a=identity,a=identity"}, "config.transformed names 'a' twice"),
         ({"old": "/no/where"}, "does not exist"),
         ({"new": ""}, r"config\.new is empty"),
         ({"groups": "/no/where.npy"}, "is no file"),
