@@ -123,6 +123,11 @@ class Way:
     variants: tuple[Mapping[str, Any], ...] = ()
 
     @property
+    def needs_old_queries(self) -> bool:
+        """Return whether a query must be embedded by the old model, too."""
+        return "old" in self.queries
+
+    @property
     def needs_translated(self) -> bool:
         """Return whether the gallery must be translated by a map."""
         return "translated" in self.items
