@@ -1,7 +1,7 @@
-"""A scenario benchmark: train what is missing of it, and compare all models.
+"""A scenario benchmark: train its missing models, and compare all of them.
 
-The config file of a benchmark has, beside ``get_config``, a function ``benchmark`` that names
-scenarios, test sets, transformations and, where a method's own publication asks for them, changes
+Besides ``get_config``, the config file of a benchmark has a function ``benchmark`` that names
+scenarios, test sets, transformations and, if a method's publication requires them, changes
 of its config; ``configs/digits_compatible.py`` is an example.
 """
 
@@ -32,21 +32,21 @@ def benchmark(
 ) -> list[Comparison]:
     """Train all models of a benchmark, compare them, and write WORKDIR/report.
 
-    For every scenario these are an old model, a new model alone, one with each method, and the
-    transformations (FCT and FastFill, say) from the old model to the new one alone. Models that are
-    trained already are not trained again.
+    Every scenario has an old model, a new model trained alone, a new model with each method, and
+    the transformations (FCT and FastFill, say) from the old model to the new one alone. Existing
+    models are not trained again.
 
     Args:
       config: file with ``get_config`` and ``benchmark``, or the name of a packaged one.
-      workdir: where runs and report go; None: ``runs/NAME`` of the config.
-      seeds: trainings to average.
-      scenarios: some of the config's; None: all.
-      methods: of compatible training.
+      workdir: directory of runs and report; None: ``runs/NAME`` of the config.
+      seeds: number of trainings to average.
+      scenarios: some of the config's scenarios; None: all.
+      methods: methods of compatible training.
 
     Returns: a `Comparison` for each scenario.
 
     Raises:
-      UserError: unknown names, a report that is there already, a missing image.
+      UserError: unknown names, an existing report, a missing image.
     """
     if seeds < 1:
         raise UserError(f"seeds must be at least 1, not {seeds}")
@@ -100,9 +100,9 @@ class Scenario:
         self.old = folder.parent.parent / f"old-{_slug(self._old_changes)}" / f"seed{seed}"
 
     def check(self, methods: Sequence[str]) -> None:
-        """Look for all files, lest days of training end at a missing image.
+        """Check that all files exist, so that days of training do not end at a missing image.
 
-        Raises UserError; nothing is looked for where all is trained already.
+        Raises UserError. Nothing is checked if everything is already trained.
         """
         if all(is_run(workdir) for _, workdir, _ in self._runs(methods)):
             return
@@ -116,7 +116,7 @@ class Scenario:
             test.check_images()
 
     def train(self, methods: Sequence[str]) -> None:
-        """Train everything that is not trained yet."""
+        """Train all missing models."""
         from fct_jax.train.loop import train
 
         runs = self._runs(methods)
@@ -147,7 +147,7 @@ class Scenario:
     def _runs(self, methods: Sequence[str]) -> list[tuple]:
         """Return (row, directory, config) of every training, each after that of its old model."""
         old = self._new_config("none", self._old_changes)
-        # The seed differs: models that start from the same weights are compatible by themselves.
+        # The seed differs, because models with the same initial weights are compatible anyway.
         old.seed += 1000
         runs = [("old", self.old, old)]
         runs.append((ALONE, self.folder / "alone", self._new_config("none", self._new_changes)))

@@ -34,23 +34,23 @@ def compare(
       old: the old model: a run, "module:function", or vectors of the test items (EmbeddingSet,
         array, ``.npy``, Parquet, …).
       models: {name: model}: runs of backward-compatible models (BCT … AdvBCT), of transformations
-        (FCT, FastFill) or directories of maps, functions, or vectors; "identity" is ``new`` before
-        the old gallery as it is.
-      new: the new model trained alone, likewise: M* of the scores, and the model whose space
-        transformations translate to. None: there are no P scores and no transformations.
-      data: test sets, "NAME" or "NAME=FOLDER" with commas, such as "digits" or
+        (FCT, FastFill) or directories of maps, functions, or vectors; "identity" is ``new`` with
+        the unchanged old gallery.
+      new: the new model trained alone, in the same forms: M* of the scores, and the model whose
+        space transformations translate to. With None there are no P scores and no transformations.
+      data: test sets, "NAME" or "NAME=FOLDER" separated by commas, such as "digits" or
         "roxford5k=/data/roxford5k"; or {name: config with a section ``data``}; "": all models are
         given as vectors.
       labels: (N,) classes of vectors, or a ``.npy`` file; None: those of the old model's set.
-      shares: of the gallery re-embedded, the points of the curves.
-      seed: of the random order in which the gallery is re-embedded.
-      title: of the table; "": the names of the test sets.
-      out: directory of the report to make; None: nothing is written.
+      shares: re-embedded shares of the gallery, the points of the curves.
+      seed: seed of the random order of re-embedding.
+      title: title of the table; "": the names of the test sets.
+      out: directory to write the report to; None writes nothing.
 
     Returns: the `Comparison`; its ``tests`` hold all numbers.
 
     Raises:
-      UserError: no model, a name that nothing stands for, or sets that do not fit together.
+      UserError: no model, an unknown name, or sets that do not match.
 
     Example:
 
@@ -119,7 +119,7 @@ def _labels(old, labels) -> np.ndarray:
     found = vectors_of(old, "old")
     if found.labels is None:
         raise UserError(
-            f"{found.name} has no labels, which say what is relevant; give labels, or data with "
-            "runs"
+            f"{found.name} has no labels, which are needed to judge results; give labels, or data "
+            "with runs"
         )
     return np.asarray(found.labels)

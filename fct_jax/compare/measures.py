@@ -1,4 +1,4 @@
-"""Measures of how compatible a new model is: P scores, update gain, negative flips, hot refresh."""
+"""Measures of a new model's compatibility: P scores, update gain, negative flips, hot refresh."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -25,8 +25,8 @@ def compatibility_scores(self_, cross, old, star) -> dict[str, float]:
     Returns: fractions in (0, 1); the published tables print them times 100.
 
     Raises:
-      UserError: no test set, lengths that differ, values that are not finite, a ``star`` of 0 or
-        equal to ``old`` (the scores compare with that difference).
+      UserError: no test set, different lengths, values that are not finite, a ``star`` of 0 or
+        equal to ``old`` (the scores divide by that difference).
 
     >>> found = compatibility_scores(self_=[80.0], cross=[65.0], old=[60.0], star=[80.0])
     >>> {name: round(value, 3) for name, value in found.items()}
@@ -42,7 +42,7 @@ def compatibility_scores(self_, cross, old, star) -> dict[str, float]:
 
 
 def update_gain(cross, old, star) -> np.ndarray:
-    """Return the share (d,) of the possible gain that comes without re-embedding the gallery.
+    """Return the share (d,) of the possible gain that is reached without re-embedding the gallery.
 
     ``(cross - old) / (star - old)``: 0 keeps the old model's score, 1 reaches the new model
     trained alone (Hot-refresh, ICLR 2022). Arguments and errors as `compatibility_scores`.
@@ -57,15 +57,15 @@ def update_gain(cross, old, star) -> np.ndarray:
 
 
 def negative_flip_rate(old_correct, new_correct) -> dict[str, float]:
-    """Return the share of queries that the old model answers right and the new one wrong.
+    """Return the share of queries that the old model answers correctly and the new one does not.
 
     Args:
       old_correct, new_correct: (Q,) booleans, for instance whether the nearest item is right.
 
     Returns:
-      ``nfr``, the share of all queries; ``relative_nfr``, that share over what two models with
-      the same accuracies and independent errors would give, ``accuracy_old * error_new``
-      (Positive-congruent training, CVPR 2021). 0 where no flip is possible.
+      ``nfr``, the share of all queries; ``relative_nfr``, that share divided by the share for two
+      models with the same accuracies and independent errors, ``accuracy_old * error_new``
+      (Positive-congruent training, CVPR 2021). 0 if no flip is possible.
 
     Raises:
       UserError: no query, or lengths that differ.
@@ -92,10 +92,10 @@ class HotRefreshCurve(NamedTuple):
 
 
 def hot_refresh_order(n: int, seed: int = 0) -> np.ndarray:
-    """Return a seeded permutation (n,): the order in which gallery items are embedded anew.
+    """Return a seeded permutation (n,): the order in which gallery items are re-embedded.
 
-    The published evaluation refreshes whole batches, drawn anew for each share, so that an item
-    may fall back to its old embedding. Here items are refreshed one by one and stay so.
+    The published evaluation refreshes whole batches, drawn again for each share, so an item
+    may return to its old embedding. Here items are refreshed one by one and stay refreshed.
 
     >>> sorted(hot_refresh_order(4, seed=0).tolist())
     [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""The models of a comparison: what each of them embeds, and what it searches of the old gallery."""
+"""The models of a comparison: their vectors, and the form of the old gallery that they search."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,19 +25,20 @@ def rows_of(
     Args:
       test: the test set.
       old: the old model: a run, "module:function", or vectors.
-      new: the new model trained alone, likewise, or None. Transformations translate the old gallery
-        to its space.
+      new: the new model trained alone, in the same forms, or None. Transformations translate the
+        old gallery to its space.
       models: {name: model}: a backward-compatible model's run (of LCE with a transformation of the
         gallery: the run that has it in ``gallery/``), function or vectors; a transformation's run,
-        or the directory of a map; "identity", which searches the old gallery with ``new`` as it is.
-      folder: keeps transformed galleries; None: they are made in memory.
+        or the directory of a map; "identity", with which ``new`` searches the unchanged old
+        gallery.
+      folder: directory for transformed galleries; None: they are made in memory.
 
     Raises:
-      UserError: a model that is none of these, or does not fit the old one or the test set.
+      UserError: a model that is none of these, or does not match the old one or the test set.
     """
     for name in models:
         if name in (OLD, ALONE):
-            raise UserError(f"a model cannot be called {name!r}, which is a row of its own")
+            raise UserError(f"a model cannot be called {name!r}, because the table has such a row")
     made = _Rows(test, old, new, folder)
     rows = {} if new is None else {ALONE: made.alone()}
     for name, where in models.items():
@@ -55,13 +56,13 @@ def judge(
     shares=SHARES,
     seed: int = 0,
 ) -> dict[str, dict]:
-    """Return `measure` of all models on one test set; arguments as of `rows_of`."""
+    """Return `measure` of all models on one test set, with the arguments of `rows_of`."""
     old_row, rows = rows_of(test, old, new, models, folder)
     return measure(test.score, old_row, rows, shares=shares, seed=seed)
 
 
 class _Rows:
-    """Rows on one test set; vectors that several of them need are read once."""
+    """Rows on one test set; shared vectors are read once."""
 
     def __init__(self, test: TestSet, old, new, folder: Path | None):
         self._test, self._new, self._folder = test, new, folder
@@ -88,14 +89,14 @@ class _Rows:
         return Row(query, gallery, self.old.gallery if fits else None)
 
     def row(self, name: str, where) -> Row:
-        """Return the row of a compatible model, or of a transformation before the new model."""
+        """Return the row of a compatible model, or of a transformation with the new model."""
         identity = isinstance(where, str) and where == IDENTITY
         transform = None if identity else _transformation(name, where)
         if transform is None and not identity:
             return Row(*self._of_model(where), self._searched(where))
         model = where if _has_gallery_run(where) else self._new
         if model is None:
-            raise UserError(f"{name}={where} translates to a new model's space; say which (new)")
+            raise UserError(f"{name}={where} translates to a new model's space; name it (new)")
         query, gallery = self._of_model(model)
         if transform is None:
             return Row(query, gallery, self.old.gallery)
@@ -148,7 +149,7 @@ def _has_gallery_run(where) -> bool:
 
 
 def _transformation(name: str, where):
-    """Return the transformation that a name stands for, or None where it is a model itself."""
+    """Return the transformation that a name refers to, or None if it is a model itself."""
     if not isinstance(where, str | Path):
         return None
     if (Path(where) / "map.json").is_file():

@@ -1,8 +1,8 @@
-"""Orders of re-embedding judged on a pair of models: which items to embed anew first.
+"""Orders of re-embedding, judged on a pair of models.
 
-Every order of `fct_jax.evaluate.orders.ORDERS` that can be computed of the given vectors is
-followed along the translated gallery; the area under its curve has an interval over the queries,
-and so has its difference from a random order.
+Every order of `fct_jax.evaluate.orders.ORDERS` that can be computed from the given vectors is
+followed along the translated gallery. The area under its curve, and the difference from a random
+order, have intervals over the queries.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def compare_orders(
       map: a Map, or the directory of one, from old to new vectors.
       old, new: the same items embedded by both models: EmbeddingSets, arrays, files. Items that the
         map was fitted on are left out.
-      query_old, query_new: queries by both models; None: items query the others.
+      query_old, query_new: queries by both models; None: each item queries the others.
       labels, query_labels: (N,), (Q,) integers or ``.npy`` files; None: those of the sets.
       judged: judged pairs, as of ``assess``. Without them and without labels the curves show
         agreement with the new model's own ten nearest.
@@ -74,8 +74,8 @@ def compare_orders(
       out: directory of the report to make; None: nothing is written.
 
     Raises:
-      UserError: sets that do not fit the map or each other, unknown orders, or one that is named
-        and lacks what it needs.
+      UserError: sets that do not match the map or each other, unknown orders, or a named order
+        that lacks a fact it needs.
 
     Example:
 
@@ -115,9 +115,7 @@ def compare_orders(
     )  # fmt: skip
     kept = np.flatnonzero(queries.relevance.total > 0)
     if len(kept) < FEWEST:
-        raise UserError(
-            f"{len(kept)} queries have a relevant item; at least {FEWEST} are needed to judge by"
-        )
+        raise UserError(f"{len(kept)} queries have a relevant item; at least {FEWEST} are needed")
     if len(kept) > max_queries:
         kept = np.sort(rng.permutation(kept)[:max_queries])
     queries = queries.of(kept)
@@ -182,7 +180,7 @@ def _measured(orders, items: Items, queries, shares, target: str, depth: int) ->
 
         def search(migrated) -> np.ndarray:
             gallery = np.where(migrated[:, None], items.new, items.transformed)
-            # One more result is needed, for the query itself.
+            # One more result is needed, because the query itself is one.
             more = depth + (queries.own is not None)
             _, rows = knn(queries.new, gallery, min(more, items.n), metric=items.metric)
             if queries.own is not None:
@@ -209,7 +207,7 @@ def _measured(orders, items: Items, queries, shares, target: str, depth: int) ->
 def _without(rows: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Return results (Q, K − 1) without each query's own row, in the same order."""
     is_own = rows == own[:, None]
-    is_own[~is_own.any(axis=1), -1] = True  # it was not among them: the last one goes
+    is_own[~is_own.any(axis=1), -1] = True  # if it is not among them, drop the last one
     return rows[~is_own].reshape(len(rows), -1)
 
 
@@ -221,8 +219,8 @@ def _rows(orders, measured: dict, shares, bootstrap: Bootstrap) -> dict[str, Ord
     sure = dict.fromkeys(areas, 0)
     if others:
         low, high = bootstrap.bounds(np.stack([areas[name] - areas[RANDOM] for name in others]))
-        # The bootstrap draws queries; the luck of one permutation is a further source of chance,
-        # which the random orders show.
+        # The bootstrap draws queries; a single permutation is a further source of chance, which
+        # the random orders show.
         apart = _by_luck(runs[RANDOM].mean(axis=1), len(others))
         signs = (low - apart > 0).astype(int) - (high + apart < 0)
         sure |= zip(others, signs.tolist(), strict=True)
@@ -250,6 +248,6 @@ def _rows(orders, measured: dict, shares, bootstrap: Bootstrap) -> dict[str, Ord
 
 
 def _by_luck(areas: np.ndarray, orders: int) -> float:
-    """Return how far one more random order may lie from the mean of (R,), for all ``orders``."""
+    """Bound the deviation of one more random order from the mean of (R,), for all ``orders``."""
     t = stdtrit(len(areas) - 1, 1 - (1 - _CERTAIN) / (2 * orders))
     return float(t * areas.std(ddof=1) * (1 + 1 / len(areas)) ** 0.5)

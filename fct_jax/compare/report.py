@@ -23,11 +23,11 @@ class Comparison:
     """The figures of a comparison; mAPs, rates and gaps are fractions.
 
     Attributes:
-      title: of the scenario ("extended-data", say).
+      title: title of the scenario ("extended-data", say).
       tests: {test set: {row: metrics}} as ``scoring.measure`` gives them. Rows are "old", "new
         alone" (trained without compatibility, M* of the scores; it may be missing) and the models.
-      shares: of the gallery, at which the curves were taken.
-      runs: how many trainings the metrics are the mean of.
+      shares: re-embedded shares of the gallery, the points of the curves.
+      runs: number of trainings that the metrics average.
       spread: {test set: {row: {"self", "cross"}}}, standard deviations over these trainings.
     """
 
@@ -38,7 +38,7 @@ class Comparison:
     spread: dict[str, dict[str, dict]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        """Raise UserError where test sets have different rows, or none of the old model."""
+        """Raise UserError if test sets have different rows, or no row of the old model."""
         rows = [list(found) for found in self.tests.values()]
         if not rows or any(names != rows[0] for names in rows):
             raise UserError(f"{self.title}: every test set needs the same rows: {rows}")
@@ -51,15 +51,15 @@ class Comparison:
         return [name for name in next(iter(self.tests.values())) if name != OLD]
 
     def column(self, row: str, name: str) -> np.ndarray:
-        """Return one metric of a row over the test sets, (d,); NaN where it has none."""
+        """Return one metric of a row over the test sets, (d,); NaN if it is missing."""
         return np.array([found[row].get(name, np.nan) for found in self.tests.values()])
 
     def scores(self) -> dict[str, dict[str, float]]:
         """Return {row: {"p_up", "p_comp", "p_1", "update_gain"}} over all test sets.
 
-        All are None where there is no gain to compare with: no new model alone, or one that is as
-        good as the old one on some test set. They are None for a row that cannot search the old
-        gallery.
+        All are None if there is no gain to compare with: no new model alone, or one that is as
+        good as the old one on some test set. They are also None for a row that cannot search the
+        old gallery.
         """
         nothing = {row: dict.fromkeys(SCORES) for row in self.rows}
         if ALONE not in self.rows:
@@ -76,12 +76,12 @@ class Comparison:
         return found
 
     def reached(self, row: str) -> tuple[int, int]:
-        """Return in how many cases cross search beats the old model's own, and of how many."""
+        """Count the cases in which cross search beats the old model's own, and all cases."""
         count = self.runs * len(self.tests)
         return round(float(np.nanmean(self.column(row, "reaches_old"))) * count), count
 
     def verdict(self) -> str:
-        """Return a sentence: which models find more in the old gallery than the old model does."""
+        """Return a sentence: the models that beat the old model's search in the old gallery."""
         models = [row for row in self.rows if "cross" in next(iter(self.tests.values()))[row]]
         models = [row for row in models if row != ALONE]
         if not models:
@@ -183,7 +183,7 @@ class Comparison:
         return "\n\n".join(table.markdown() for table in self.tables()) + "\n"
 
     def to_json(self) -> dict:
-        """Return everything, as JSON holds it."""
+        """Return everything as JSON values."""
         return {
             "runs": self.runs,
             "shares": list(self.shares),
@@ -276,10 +276,10 @@ def described(
     """Return the report of several comparisons together."""
     notes = []
     if any(c.runs == 1 for c in comparisons):
-        notes.append("One training each: differences of a few points may be the seed's.")
+        notes.append("Each model is one training: differences of a few points may be the seed's.")
     notes.append(
         "self: the model searches its own gallery; cross: its queries search the old gallery, "
-        "translated where the model is a transformation; refresh: the mean of the curve."
+        "translated if the model is a transformation; refresh: the mean of the curve."
     )
     return Report(
         title="Comparison of compatible models",
@@ -294,7 +294,7 @@ def described(
 
 
 def write_reports(comparisons: Sequence[Comparison], folder: Path, **more) -> Report:
-    """Write the report of several comparisons to a folder; ``more`` as of `described`."""
+    """Write the report of several comparisons to a folder; ``more``: arguments of `described`."""
     report = described(comparisons, **more)
     report.write(folder)
     return report

@@ -32,8 +32,8 @@ KS = (1, 5, 10)
 
 
 class Scored(NamedTuple):
-    """``map`` as a fraction; ``hit`` (Q,): is the nearest item right; ``groups``: mAP of each;
-    ``more``: other metrics that the test set is known for."""
+    """``map`` as a fraction; ``hit`` (Q,): whether the nearest item is right; ``groups``: mAP of
+    each group; ``more``: other usual metrics of the test set."""
 
     map: float
     hit: np.ndarray | None = None
@@ -48,11 +48,10 @@ class Row(NamedTuple):
     """Vectors of one model on one test set.
 
     Attributes:
-      query: (Q, D) by the model.
-      gallery: (G, D) by the model.
-      old_gallery: (G, D) what is searched before the gallery is re-embedded: the old model's
-        vectors, or those vectors through a transformation. None: the model cannot search it,
-        because its vectors have another size.
+      query: (Q, D) queries by the model.
+      gallery: (G, D) gallery by the model.
+      old_gallery: (G, D) the gallery before re-embedding: the old model's vectors, possibly
+        translated. None: the model cannot search it, because its vectors have another size.
       uncertainty: (G,) log-variance of each of these vectors, or None.
     """
 
@@ -96,7 +95,7 @@ def group_means(values: np.ndarray, groups) -> dict | None:
 def revisited(ground_truth: Sequence[Mapping], protocol: str = "medium", *, groups=None) -> Score:
     """Return the score of ROxford5k or RParis6k: mAP of "easy", "medium" (published) or "hard".
 
-    ``groups`` (Q,) of the queries, their landmarks say.
+    ``groups`` (Q,) are groups of the queries, their landmarks for example.
     """
     wanted, removed = PROTOCOLS[protocol]
 
@@ -131,7 +130,7 @@ def landmarks(positives: Sequence, k: int = 100, *, groups=None) -> Score:
 def persons(
     query_ids, gallery_ids, query_cameras, gallery_cameras, *, rerank: bool = False, groups=None
 ) -> Score:
-    """Return the score of Market-1501: mAP and CMC-1/5/10 without what the query's camera saw.
+    """Return the score of Market-1501: mAP and CMC-1/5/10 without images of the query's camera.
 
     Both sides are normalised (the published code leaves an old gallery raw).
 
@@ -191,7 +190,7 @@ def faces(
     def score(query, search) -> Scored:
         ids, asked = pooled(query)
         searched = asked if search is query else pooled(search)[1]
-        # Verification by one list of vectors: the second templates lie behind the first.
+        # Verification takes one list of vectors: the second templates follow the first.
         offset = int(ids.max()) + 1
         both = np.concatenate([ids, ids + offset]), np.concatenate([asked, searched])
         scores = pair_scores(*both, pairs.first, pairs.second + offset)
@@ -233,14 +232,14 @@ def measure(
 
     Returns:
       ``{"old": {"self"}, row: {"self", "cross", "curve" (S,), "nfr", "relative_nfr", "gap"}}``:
-      mAPs as fractions; ``curve`` at each share of a re-embedded gallery, in random order, and
-      "curve by uncertainty" where the row has one; negative flips of cross against old search, and
-      the difference of the best and the worst group in cross search, where the score gives them;
-      likewise its other metrics, "self NAME", "cross NAME". A row without an old gallery has what
-      concerns the model itself.
+      mAPs as fractions; ``curve`` at each re-embedded share of the gallery, in random order, and
+      "curve by uncertainty" if the row has an uncertainty; negative flips of cross against old
+      search, and the gap between the best and the worst group in cross search, if the score gives
+      them; other metrics as "self NAME", "cross NAME". A row without an old gallery has only the
+      model's own figures.
 
     Raises:
-      UserError: vectors that do not fit together, or are not finite.
+      UserError: vectors that do not match, or are not finite.
     """
     before = score(old.query, old.gallery)
     found = {"old": _with_gap({"self": before.map, **_more("self", before)}, before)}
@@ -251,8 +250,8 @@ def measure(
             continue
         if np.shape(row.query)[1] != np.shape(row.old_gallery)[1]:
             raise UserError(
-                f"{name} has embeddings of {np.shape(row.query)[1]}, the gallery that it searches "
-                f"of {np.shape(row.old_gallery)[1]}"
+                f"{name} has embeddings of {np.shape(row.query)[1]} dimensions, but the gallery "
+                f"that it searches has {np.shape(row.old_gallery)[1]}"
             )
         cross = score(row.query, row.old_gallery)
         values = {

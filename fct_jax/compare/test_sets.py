@@ -1,4 +1,4 @@
-"""The test sets of a comparison: the vectors they need, and how they are scored.
+"""The test sets of a comparison: their vectors and their scores.
 
 `KINDS` is the table of data sets that have a score of their own; every other data set with a
 validation split is scored by its labels.
@@ -28,8 +28,8 @@ class TestSet(NamedTuple):
     """A score and the splits that it compares; the same split twice: leave-one-out.
 
     Attributes:
-      config: with the section ``data``; None: models are given as vectors of its items.
-      score: of a query and a gallery.
+      config: config with the section ``data``; None: models are given as vectors of its items.
+      score: scores a query set and a gallery.
       query, gallery: names of splits.
     """
 
@@ -40,23 +40,23 @@ class TestSet(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the gallery's name; "ijbb" and "ijbc" are told apart by their files."""
+        """Return the gallery's name; "ijbb" and "ijbc" are distinguished by their files."""
         if self.config is None:
             return "vectors"
         where = self.config.data
         return where.name if where.name != "ijb" else Path(where.list).name.split("_")[0]
 
     def check_images(self) -> None:
-        """Raise UserError where images of the splits are missing."""
+        """Raise UserError if images of the splits are missing."""
         if self.config is not None:
             for split in dict.fromkeys((self.query, self.gallery)):
                 data.open_source(source_config(self.config.data, split), split)
 
     def vectors(self, where, split: str) -> EmbeddingSet:
-        """Return a model's embeddings of a split, computed once, or vectors that are given.
+        """Return a model's embeddings of a split, computed once, or the given vectors.
 
         Args:
-          where: a run, "module:function", or, where the gallery is its own query, anything that
+          where: a run, "module:function", or, if the gallery queries itself, anything that
             `vectors_of` reads.
           split: ``query`` or ``gallery``.
         """
@@ -85,14 +85,14 @@ def open_test(config: ConfigDict) -> TestSet:
     """Return the test set of a config with a ``data`` section.
 
     "roxford5k" and "rparis6k" are scored by mAP medium, "gldv2" by mAP@100, "market1501" by the
-    mAP of its protocol, "ijb" by that of 1:N identification, every data set with a validation split
-    by its labels, leave-one-out. ``config.groups`` names groups of the queries (of "ijb": of the
-    probe templates) for the gap between groups; without it they are classes, cameras ("market1501")
-    or landmarks ("roxford5k", "rparis6k"), and "gldv2" and "ijb" have none.
+    mAP of its protocol, "ijb" by that of 1:N identification, and every other data set with a
+    validation split by its labels, leave-one-out. ``config.groups`` names groups of the queries
+    (for "ijb" of the probe templates) for the gap between groups; without it groups are classes,
+    cameras ("market1501") or landmarks ("roxford5k", "rparis6k"), and "gldv2" and "ijb" have none.
 
     Raises:
-      UserError: a data set that is none of these, or whose ground truth cannot be read; groups
-        that are not one for each query.
+      UserError: a data set that is none of these, or whose ground truth cannot be read; a number
+        of groups that differs from that of the queries.
     """
     return KINDS.get(config.data.name, _by_labels)(config)
 

@@ -1,7 +1,7 @@
 """Retrieval metrics, backfilling curves and reports.
 
-The functions are imported when first used: some of them need compilers and libraries of searching
-that a map of vectors does without.
+The functions are imported when first used, because some of them need compilers and search
+libraries that a map does not need.
 """
 
 from fct_jax.runtime import lazy

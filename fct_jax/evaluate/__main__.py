@@ -29,5 +29,5 @@ if __name__ == "__main__":
     cli.run(
         main,
         __doc__,
-        "stopped; embeddings that were made are kept, and the same command evaluates anew",
+        "stopped; finished embeddings are kept, and the same command starts the evaluation again",
     )

@@ -1,4 +1,4 @@
-"""Backfilling curves: the gain of each step of re-embedding a gallery in some order."""
+"""Backfilling curves: metrics while a gallery is re-embedded in some order."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,12 +52,12 @@ def backfill_curve(
 ) -> BackfillCurve:
     """Return metrics at ``steps`` + 2 points of re-embedding a gallery in the given order.
 
-    new (n, D): the new model's vectors, which are also the queries; transformed (n, D): what
-    the gallery starts from; labels (n,); order (n,): a permutation, see `orders.backfill_order`.
+    new (n, D): the new model's vectors, which are also the queries; transformed (n, D): the
+    gallery's initial vectors; labels (n,); order (n,): a permutation, see `orders.backfill_order`.
     At point i the first ``floor(i·n/(steps+1))`` items of the order have their new vector, so the
-    curve runs from none to all. Leave-one-out as in `retrieval_metrics`. Among equally near items
-    the one earlier in ``order`` ranks first, as if the gallery were stored in that order;
-    with ``order = arange(n)`` that is the lower gallery row.
+    curve runs from none to all. The evaluation is leave-one-out, as in `retrieval_metrics`. Among
+    equally near items the one earlier in ``order`` ranks first, as if the gallery were stored in
+    that order; with ``order = arange(n)`` that is the lower gallery row.
     Protocol of FCT (CVPR 2022) and FastFill (ICLR 2023).
 
     Exact at every point for little more than one evaluation, in memory that does not grow with n².
@@ -90,7 +90,7 @@ def backfill_curves(
 ) -> dict[str, BackfillCurve]:
     """Return `backfill_curve` of several orders ``{name: order}``, which share all distances.
 
-    query (Q, D), query_labels (Q,): other items than the gallery's, embedded by the new model;
+    query (Q, D), query_labels (Q,): items outside the gallery, embedded by the new model;
     without them the gallery queries itself, leave-one-out.
     ``progress`` is called with the number of queries done, block after block.
 
@@ -139,12 +139,12 @@ def curves_of_rows(
     query_labels=None,
     progress=None,
 ) -> dict[str, BackfillCurve]:
-    """Return `backfill_curves` of rows compared as they are; ``kind`` as in `Keys`."""
+    """Return `backfill_curves` of rows without further preparation; ``kind`` as in `Keys`."""
     n = len(new)
     labels = as_labels("labels", labels, n)
     ks = check_ks(ks)
     if int(steps) != steps or steps < 0:
-        raise UserError(f"steps must be a whole number from 0 on, not {steps}")
+        raise UserError(f"steps must be a whole number of at least 0, not {steps}")
     if not orders:
         raise UserError("no backfilling order given")
     points = int(steps) + 2
@@ -153,7 +153,7 @@ def curves_of_rows(
     for row, (name, order) in zip(position, orders.items(), strict=True):
         row[_checked_order(name, order, n)] = np.arange(n)
     stage = np.searchsorted(cuts[1:], position, side="right").astype(np.int32)
-    from fct_jax.evaluate.ranking import rank_positives  # late: Numba takes a second
+    from fct_jax.evaluate.ranking import rank_positives  # late: importing Numba takes a second
 
     ap, first = rank_positives(
         Keys(new if query is None else query, np.concatenate([transformed, new]), kind),

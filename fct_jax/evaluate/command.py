@@ -34,15 +34,15 @@ def evaluate(config: ConfigDict, workdir) -> Evaluation | None:
     """Evaluate, print the tables and write the report to ``workdir``.
 
     Several processes share the embedding; the writer evaluates, and the others return None.
-    Embeddings that are made on the way are kept, so that a command that was stopped only makes
-    the rest of them when it is given again; the evaluation itself is then begun anew.
+    Embeddings are kept, so a repeated command only makes the missing ones; the evaluation itself
+    starts again.
 
     Args:
-      config: of ``fct_jax.config.evaluate``.
+      config: a config of ``fct_jax.config.evaluate``.
       workdir: the directory to make: report.json, report.md, report.html, curves.png.
 
     Raises:
-      UserError: sets that do not fit together, vectors that are not finite, unknown names.
+      UserError: sets that do not match, vectors that are not finite, unknown names.
     """
     config = configs.at_home(config)
     configs.check(config)
@@ -82,7 +82,9 @@ def _evaluated(config: ConfigDict, orders: list[Order], old, new, side) -> Evalu
         row = f"{name} new/old"
         _measure(made, config, row, queries["new"], found.vectors, labels, queries["labels"])
         made.curves[name] = _curves(config, name, new, found, labels, queries, orders)
-    made.notes.append("One data set, without intervals: a difference of a point may be chance.")
+    made.notes.append(
+        "This is one data set, without intervals: a difference of a point may be chance."
+    )
     return made
 
 
@@ -160,7 +162,7 @@ IDENTITY = "identity"
 def _transformed(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet, side, notes: list[str]):
     """Return {name: EmbeddingSet that the new model searches} of config.transformed.
 
-    "identity", or a set of the old model's fingerprint, is the old gallery as it is: a
+    "identity", or a set with the old model's fingerprint, is the unchanged old gallery: a
     backward-compatible new model searches it without a transformation.
     """
     found = {}
@@ -175,9 +177,9 @@ def _transformed(config: ConfigDict, old: EmbeddingSet, new: EmbeddingSet, side,
             made = vectors_of(where, f"config.transformed: {name}")
         check_paired(new, made)
         if made.dim != new.dim:
-            raise UserError(f"{name} has dimension {made.dim}, the new model {new.dim}")
+            raise UserError(f"{name} has dimension {made.dim}, but the new model has {new.dim}")
         if made is old or (made.fingerprint and made.fingerprint == old.fingerprint):
-            notes.append(f"{name}: the new model searches the old gallery as it is.")
+            notes.append(f"{name}: the new model searches the unchanged old gallery.")
         else:
             check_fingerprint(made, new.fingerprint, "new")
         made.check_finite()

@@ -1,4 +1,4 @@
-"""Checked vectors and labels, and distances whose ties can be trusted, block by block."""
+"""Checks of vectors and labels, and distances with exact ties, block by block."""
 
 import numpy as np
 
@@ -105,12 +105,13 @@ class Keys:
 
     Keys order a query's gallery as distances do, and are cheaper: ``|g|²/2 − q·g`` for L2,
     ``−q·g`` for ``dot`` (rows prepared by the caller; cosine when they have unit length).
-    Equal gallery vectors have equal keys, wherever they stand: they are copied from the
+    Equal gallery vectors have equal keys in all places: the keys are copied from the
     first of them, because a matrix product may round two equal columns differently.
 
-    Float32 products lose digits to what all vectors have in common (embeddings behind a ReLU, say),
-    so large sets are taken relative to a centre c: with q' = q − c and g' = g − c the keys are
-    ``|g'|²/2 − q'·g'`` and ``−c·g' − q'·g'``, which differ from the above by a number per query.
+    A large common part of all vectors (of embeddings after a ReLU, say) costs float32 products
+    digits, so large sets are taken relative to a centre c: with q' = q − c and g' = g − c the keys
+    are ``|g'|²/2 − q'·g'`` and ``−c·g' − q'·g'``, which differ from the above by a number per
+    query.
     """
 
     def __init__(self, query: np.ndarray, gallery: np.ndarray, kind: str):
@@ -149,7 +150,7 @@ class Keys:
 
 
 def _scaled(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Multiply both by the power of two that makes their largest number about 1: L2 ranks stay."""
+    """Scale both by the power of two that makes their largest number about 1; L2 ranks stay."""
     exponent = -int(np.frexp(max(np.abs(query).max(), np.abs(gallery).max()))[1])
     return np.ldexp(query, exponent), np.ldexp(gallery, exponent)
 
@@ -157,7 +158,7 @@ def _scaled(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _centre(rows: np.ndarray) -> np.ndarray:
     """Return the mean row, rounded to a power-of-two grid somewhat finer than the data's spread.
 
-    Vectors on such a grid, integers for example, so keep exact differences and ties.
+    Vectors on such a grid, integers for example, thus keep exact differences and ties.
     """
     mean = rows.mean(axis=0, dtype=np.float64)
     spread = np.abs(rows - mean).max()

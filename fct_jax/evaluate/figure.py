@@ -12,13 +12,13 @@ def panels_of(
     levels: Mapping[str, Mapping[str, float]],
     titles: Mapping[str, str],
 ) -> list[Panel]:
-    """Return one panel a metric, with a line a curve and a horizontal line for each level.
+    """Return one panel per metric, with a line per curve and a horizontal line for each level.
 
     Args:
-      curves: {"FCT · random": curve, …}; the part before " · " chooses the colour, the part after
-        it the style of the line.
+      curves: {"FCT · random": curve, …}; the part before " · " determines the colour, the part
+        after it the line style.
       levels: {"old/old": {"map": …}, …}, as fractions.
-      titles: {"map": "mAP", …}: which metrics, and their names.
+      titles: {"map": "mAP", …}: the metrics and their names.
     """
     return [
         Panel(

@@ -23,7 +23,7 @@ class PerQuery:
     """Results of each of Q queries.
 
     ap: average precision (Q,), NaN for queries without a positive, which the mean leaves out.
-    hit: for each k, whether a positive is among the k nearest, (Q,) bool; never without a positive.
+    hit: for each k, (Q,) bool: whether a positive is among the k nearest.
     """
 
     ap: np.ndarray
@@ -33,7 +33,7 @@ class PerQuery:
         """Return ``{"cmc@1": …, "map": …}`` over all queries, or over those in the mask ``of``.
 
         As published, CMC counts a query without a positive as a miss, and "map" leaves it out.
-        Where no query has a positive there is nothing to judge by: all values are NaN.
+        If no query has a positive, all values are NaN.
         """
         ap = self.ap[of]
         ap = ap[~np.isnan(ap)]
@@ -64,10 +64,10 @@ def retrieval_metrics(
     a query whose class has no other item is a miss.
     "map" is the mean, over queries with a positive, of average precision over the
     whole ranking, equally near items forming one threshold (as in scikit-learn's
-    ``average_precision_score``). Where no query has a positive, all values are NaN.
+    ``average_precision_score``). If no query has a positive, all values are NaN.
     Protocol of FCT (CVPR 2022, section 5). Memory does not grow with Q·G.
 
-    Raises UserError for an empty set, NaN or infinity, lengths or dimensions that do not agree,
+    Raises UserError for an empty set, NaN or infinity, different lengths or dimensions,
     an unknown metric, or a k below 1.
 
     >>> gallery, labels = [[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1]
@@ -120,8 +120,8 @@ def per_query_results(
 def results_of_keys(
     keys: Keys, query_labels, gallery_labels, *, leave_one_out: bool, ks, progress=None
 ) -> PerQuery:
-    """Return `per_query_results` of checked labels and any keys, also cosine of other norms."""
-    from fct_jax.evaluate.ranking import rank_positives  # late: Numba takes a second
+    """Return `per_query_results` of checked labels and any keys."""
+    from fct_jax.evaluate.ranking import rank_positives  # late: importing Numba takes a second
 
     ap, first = rank_positives(
         keys, query_labels, gallery_labels, leave_one_out=leave_one_out, progress=progress
@@ -148,16 +148,16 @@ def grouped(per_query: PerQuery, groups) -> dict[object, dict[str, float]]:
 def read_groups(path: str, count: int) -> np.ndarray | None:
     """Return the groups of ``count`` queries from a .npy of integers, or None for the path "".
 
-    Raises UserError where the file is missing, cannot be read or has another shape.
+    Raises UserError if the file is missing, cannot be read or has another shape.
     """
     if not path:
         return None
     if not Path(path).is_file():
-        raise UserError(f"config.groups={path} is no file; give a .npy of {count} integers")
+        raise UserError(f"config.groups={path} is not a file; give a .npy of {count} integers")
     try:
         groups = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"config.groups={path} is no .npy of integers: {error}") from None
+        raise UserError(f"config.groups={path} is not a .npy of integers: {error}") from None
     if groups.shape != (count,):
         raise UserError(f"{path} has shape {groups.shape}, but there are {count} queries")
     return groups
@@ -167,5 +167,5 @@ def check_ks(ks: Sequence[int]) -> tuple[int, ...]:
     """Return ``ks`` as a tuple of integers. Raises UserError if it is empty or one is below 1."""
     ks = tuple(ks)
     if not ks or any(int(k) != k or k < 1 for k in ks):
-        raise UserError(f"ks must be whole numbers from 1 on, such as (1, 5), not {ks}")
+        raise UserError(f"ks must be whole numbers of at least 1, such as (1, 5), not {ks}")
     return tuple(int(k) for k in ks)

@@ -1,7 +1,7 @@
 """The inner loop of every exhaustive search: Faiss on blocks of rows, and the best of all blocks.
 
-More is nearer. Of equal scores the lower row comes first, whatever the blocks; only which of
-several equal items takes the last place inside a block is Faiss's choice.
+A larger score is nearer. Of equal scores the lower row comes first, with any blocks; only which
+of several equal items takes the last place inside a block is Faiss's choice.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ def nearest(
     Args:
       queries: (Q, D) contiguous float32.
       blocks: (rows (m,), their vectors (m, D)); each row once, ascending or not.
-      wanted: n, results of a query. Where there are fewer rows, scores are −inf and rows −1.
+      wanted: n, results per query. If there are fewer rows, −inf and −1 fill the results.
       metric: "dot", whose score is the inner product, or "l2", whose score is minus the squared
         distance.
     """
@@ -33,7 +33,7 @@ def nearest(
         score, place = faiss.knn(queries, block, min(wanted, len(block)), metric=measure)
         scores = np.hstack([scores, score if metric == "dot" else -score])
         found = np.hstack([found, np.where(place < 0, -1, rows[place])])
-        if found.shape[1] > 4 * wanted:  # seldom, because sorting takes its time
+        if found.shape[1] > 4 * wanted:  # seldom, because sorting is slow
             scores, found = best(scores, found, wanted)
     return best(scores, found, wanted)
 

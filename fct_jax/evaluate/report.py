@@ -1,4 +1,4 @@
-"""The result of an evaluation: what its numbers say, and their tables and curves."""
+"""The result of an evaluation: a verdict in sentences, tables and curves."""
 
 import dataclasses
 
@@ -14,13 +14,13 @@ class Evaluation:
 
     Attributes:
       metric: "l2" or "cosine".
-      ks: of CMC@k.
+      ks: the k of CMC@k.
       map_at: R of mAP@R; 0: mAP over the full ranking.
       rows: {"old/old": {"cmc@1": …, "map": …}, …}: query model / gallery model.
       curves: {transformation: {order: curve}}.
-      per_class, per_group: {row: {class or group: metrics}}, where asked for.
+      per_class, per_group: {row: {class or group: metrics}}, if requested.
       measured_on: {"gallery": …, "queries": …}, in words.
-      notes: sentences that a reader should know.
+      notes: remarks for the reader.
     """
 
     metric: str
@@ -39,7 +39,7 @@ class Evaluation:
         return [*(f"cmc@{k}" for k in self.ks), "map"]
 
     def title(self, column: str) -> str:
-        """Return a metric's name as people write it."""
+        """Return the spelling of a metric for readers."""
         if column == "map":
             return f"mAP@{self.map_at}" if self.map_at else "mAP"
         return column.upper()
@@ -53,7 +53,7 @@ class Evaluation:
         }
 
     def tables(self) -> list[Table]:
-        """Return the table of retrieval and, where there are curves, that of their areas."""
+        """Return the table of retrieval and, if there are curves, the table of their areas."""
         found = [self._table("Retrieval (%)", "query / gallery", self.rows)]
         if self.curves:
             title = "Backfilling, area under the curve (%)"
@@ -68,7 +68,7 @@ class Evaluation:
         return Table(title, [heading, *map(self.title, self.columns)], lines)
 
     def verdict(self) -> list[str]:
-        """Return sentences: is the new model better, and what comes without re-embedding."""
+        """Return sentences: whether the new model is better, and the gain without re-embedding."""
         if not {"old/old", "new/new"} <= self.rows.keys():
             return []
         name = self.title("map")
@@ -76,7 +76,7 @@ class Evaluation:
         if not new > old:
             return [
                 f"The new model retrieves no better than the old one ({name} {percent(new)} % "
-                f"against {percent(old)} %): there is no gain to bring over."
+                f"against {percent(old)} %): an upgrade has nothing to gain."
             ]
         found = [
             f"The new model retrieves better than the old one: {name} {percent(new)} % against "
@@ -100,7 +100,7 @@ class Evaluation:
         return found
 
     def to_json(self) -> dict:
-        """Return the numbers, as JSON holds them."""
+        """Return the numbers as JSON values."""
         curves = {
             name: {
                 order: {
@@ -124,7 +124,7 @@ class Evaluation:
         return found
 
     def report(self, settings: dict | None = None) -> Report:
-        """Return the description that `Report.write` makes files of."""
+        """Return the description from which `Report.write` makes files."""
         labelled = {
             f"{name} · {order}": curve
             for name, curves in self.curves.items()

@@ -37,10 +37,10 @@ def knn(
     ``progress`` is called with the number of gallery rows done, block after block.
 
     Returns distances (Q, k) float32, ascending ("l2": Euclidean, in the unit of the vectors;
-    "cosine": 1 − cosine), and ids (Q, k) int64, rows of the gallery. Where the gallery has fewer
-    than k items, ids are −1 and distances infinite. Distances are of the vectors
-    themselves, not of Faiss's matrix product, so equal vectors are equally far and the
-    lower row comes first; which of several equal items takes the last place is Faiss's choice.
+    "cosine": 1 − cosine), and ids (Q, k) int64, rows of the gallery. If the gallery has fewer
+    than k items, −1 and infinite distances fill the results. Distances are computed from the
+    vectors themselves, not from Faiss's matrix product, so equal vectors have equal distances and
+    the lower row comes first; which of several equal items takes the last place is Faiss's choice.
 
     Raises UserError for empty sets, NaN or infinity, sizes that do not agree, k or block below 1.
 
@@ -51,7 +51,7 @@ def knn(
     check_metric(metric)
     for name, value in (("k", k), ("block", block)):
         if int(value) != value or value < 1:
-            raise UserError(f"{name} must be a whole number from 1 on, not {value}")
+            raise UserError(f"{name} must be a whole number of at least 1, not {value}")
     query, gallery = as_vectors("query", query), np.asarray(gallery)
     if gallery.ndim != 2 or 0 in gallery.shape:
         as_vectors("gallery", gallery)  # raises: not (N, D), or empty
@@ -72,7 +72,7 @@ def knn(
     _, ids = nearest(query, blocks(), wanted, "l2" if metric == "l2" else "dot")
     distance = _distances_of(query, gallery, ids, metric)
     if exclude_self:
-        # It goes last, and is cut off as the one result too many.
+        # The query itself goes last, and is cut off as the surplus result.
         own = ids == np.arange(len(query))[:, None]
         distance[own], ids[own] = np.inf, -1
     scores, ids = best(-distance, ids, k)
@@ -88,16 +88,16 @@ def ranked_metrics(
     map_at: int = 100,
     exclude_self: bool = False,
 ) -> dict[str, float]:
-    """Return CMC@k and mAP@R of ranked results, as `knn` returns them.
+    """Return CMC@k and mAP@R of ranked results in the form of `knn`.
 
     ids (Q, K): gallery rows, nearest first, −1 for no result. query_labels (Q,),
-    gallery_labels (G,). ``exclude_self``: query i is gallery item i and no positive of itself
+    gallery_labels (G,). ``exclude_self``: query i is gallery item i and not a positive of itself
     (it must then not be among its own results).
     Returns ``{"cmc@1": …, "map@100": …}``. CMC@k is the share of queries with an item of their
     class among the first k. AP@R is the sum, over ranks r ≤ R that hold a positive, of
     (positives up to r) / r, divided by min(positives in the gallery, R); mAP@R is its mean over
-    queries with a positive. Where no query has one, all values are NaN. The order of the ids
-    stands: ties are not grouped.
+    queries with a positive. If no query has one, all values are NaN. The order of the ids
+    is kept: ties are not grouped.
 
     Raises UserError if K is smaller than R or a k (unless it covers the gallery), for ids outside
     the gallery, or for lengths that do not agree.
@@ -134,10 +134,10 @@ def ranked_results(
         check_same_length("query_labels", query_labels, "gallery_labels", gallery_labels)
     ks = check_ks(ks)
     if int(map_at) != map_at or map_at < 1:
-        raise UserError(f"map_at must be a whole number from 1 on, not {map_at}")
+        raise UserError(f"map_at must be a whole number of at least 1, not {map_at}")
     deepest = max(*ks, map_at)
     if ids.shape[1] < min(deepest, len(gallery_labels) - bool(exclude_self)):
-        raise UserError(f"ids hold {ids.shape[1]} results a query, but {deepest} are to be judged")
+        raise UserError(f"ids hold {ids.shape[1]} results per query, but {deepest} are needed")
 
     names, counts = np.unique(gallery_labels, return_counts=True)
     place = np.minimum(np.searchsorted(names, query_labels), len(names) - 1)
@@ -154,7 +154,7 @@ def ranked_results(
 
 
 def _rows(vectors: np.ndarray, metric: str) -> np.ndarray:
-    """Return rows as Faiss wants them: contiguous float32, of unit length for cosine."""
+    """Return rows for Faiss: contiguous float32, of unit length for cosine."""
     rows = unit_rows(vectors) if metric == "cosine" else vectors
     return np.ascontiguousarray(rows, np.float32)
 

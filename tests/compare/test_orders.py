@@ -147,7 +147,7 @@ def test_orders_of_pure_chance_are_not_advised(world):
         world / "map", world / "test_old", world / "test_new", orders=chances, shares=(0, 0.5, 1)
     )
     assert {row.sure for row in made.rows.values()} == {0}
-    assert made.verdict() == ["No order is better than a random one beyond chance: take any."]
+    assert made.verdict() == ["No order is significantly better than a random one: use any."]
 
 
 def test_without_labels_the_curves_show_agreement(world, tmp_path):

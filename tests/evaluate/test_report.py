@@ -136,10 +136,10 @@ def test_a_compatible_model_searches_the_old_gallery_as_it_is(sets, tmp_path):
     right = retrieval_metrics(compatible, old.vectors, new.labels, metric="cosine")
     assert report.rows["BCT new/old"] == pytest.approx(right, abs=1e-6)
     assert report.rows["same new/old"] == report.rows["BCT new/old"]
-    assert "BCT: the new model searches the old gallery as it is." in report.notes
+    assert "BCT: the new model searches the unchanged old gallery." in report.notes
     assert list(report.curves["BCT"]) == ["random", "distance"]
     config.new = str(sets / "new")
-    with pytest.raises(UserError, match="BCT has dimension 5, the new model 8"):
+    with pytest.raises(UserError, match="BCT has dimension 5, but the new model has 8"):
         evaluate(config, tmp_path / "other")
 
 
@@ -217,7 +217,7 @@ def corrupted(sets, folder, name, **changes):
         ({"transformed": "a=identity,a=identity"}, "config.transformed names 'a' twice"),
         ({"old": "/no/where"}, "does not exist"),
         ({"new": ""}, r"config\.new is empty"),
-        ({"groups": "/no/where.npy"}, "is no file"),
+        ({"groups": "/no/where.npy"}, "is not a file"),
         ({"ks": (0,)}, "0"),
     ],
 )
@@ -234,7 +234,7 @@ def test_sets_that_do_not_fit_are_refused(sets, tmp_path):
     broken = {
         "another": ({"meta": {"fingerprint": "x"}}, "comes from model x, but the new model is n"),
         "short": ({"vectors": vectors[:-1], "labels": np.arange(N - 1)}, f"{N - 1}"),
-        "wide": ({"vectors": np.ones((N, 9), np.float32)}, "has dimension 9, the new model 8"),
+        "wide": ({"vectors": np.ones((N, 9), np.float32)}, "has dimension 9, but the new model has 8"),
         "nan": ({"vectors": nan}, "the vector of id 3 is not finite"),
     }
     for name, (changes, message) in broken.items():

@@ -184,7 +184,7 @@ def test_faces_are_pooled_as_asked(root, found, tmp_path):
 def test_groups_that_cannot_be_read(tmp_path):
     assert read_groups("", 3) is None
     (tmp_path / "text.npy").write_text("0 1 2")
-    for path, message in (("text.npy", "is no .npy of integers"), ("none.npy", "is no file")):
+    for path, message in (("text.npy", "is not a .npy of integers"), ("none.npy", "is not a file")):
         with pytest.raises(UserError, match=message) as caught:
             read_groups(str(tmp_path / path), 3)
         assert "\n" not in str(caught.value)

@@ -1,9 +1,9 @@
-"""Published test protocols that rank and score in their own way.
+"""Published test protocols, each with its own ranking and scoring.
 
-"Average precision" means seven things here, because each protocol defines its own. They stand side
-by side in this table; none is replaced by another, or published figures could not be compared. The
-last column is the value for one query with two relevant items that are found at ranks 2 and 4 of
-five, all cut at R = k = 3.
+"Average precision" has seven definitions here, because each protocol has its own. This table shows
+them side by side; none replaces another, because published figures could then not be compared. The
+last column is the value for one query with two relevant items at ranks 2 and 4 of five, with all
+cuts at R = k = 3.
 
 =================================== ========================================== ============ =======
 function                            average precision                          no relevant  example

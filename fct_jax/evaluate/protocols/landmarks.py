@@ -23,13 +23,13 @@ def revisited_map(
 
     Args:
       ranks: (gallery, queries) integers; column q holds gallery rows, nearest first.
-        Rows that are left out, or -1, count as not found.
-      ground_truth: one mapping for each query with gallery rows under ``easy``, ``hard``, ``junk``.
+        Rows that are missing, or -1, count as not found.
+      ground_truth: a mapping for each query, with gallery rows under ``easy``, ``hard``, ``junk``.
       kappas: the k of the mean precisions.
 
     Returns:
       ``{"easy" | "medium" | "hard": {"map": …, "mp@1": …, …}}`` as fractions. A query without a
-      positive is left out of that protocol's means, which are NaN when no query is left.
+      positive is left out of that protocol's means, which are NaN if no query is left.
 
     Raises:
       UserError: no query, or another number of columns than of ground truths.
@@ -98,12 +98,12 @@ def ap_at_k(ranked, positives: Sequence, k: int = 100) -> np.ndarray:
 
     Args:
       ranked: (Q, n) integer ids, best first; -1 is padding and never a hit.
-      positives: for each query the ids that are right.
-      k: results that count. The published code lets hits beyond k count and only divides by
+      positives: for each query its relevant ids.
+      k: number of results that count. The published code counts hits beyond k and only divides by
         at most k (APs above 1); here the ranking is cut at k.
 
     Raises:
-      UserError: no query, k below 1, or another number of rankings than of positives.
+      UserError: no query, k below 1, or different numbers of rankings and positives.
     """
     ranked = np.asarray(ranked)
     if ranked.ndim != 2 or len(ranked) != len(positives) or len(ranked) == 0:

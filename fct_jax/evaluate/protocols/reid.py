@@ -47,7 +47,7 @@ def market1501(
 def market1501_per_query(
     distances, query_ids, gallery_ids, query_cameras, gallery_cameras
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each query what `market1501` averages; arguments and errors are its own.
+    """Return the results of each query that `market1501` averages, with its arguments and errors.
 
     Returns:
       average precision (Q,) float and rank of the first match (Q,), 1 for the nearest. A query
@@ -60,7 +60,7 @@ def market1501_per_query(
     if distances.shape != wanted:
         raise UserError(f"distances must be (queries, gallery) = {wanted}, not {distances.shape}")
     if query_cameras.shape != query_ids.shape or gallery_cameras.shape != gallery_ids.shape:
-        raise UserError("every query and gallery item needs one identity and one camera")
+        raise UserError("every query and gallery item needs an identity and a camera")
     if not np.isfinite(distances).all():
         raise UserError("distances hold NaN or infinite values")
 
@@ -152,7 +152,7 @@ def _neighbours(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
     for start in range(0, len(vectors), BLOCK):
         distance = _squared_distances(vectors[start : start + BLOCK], vectors)
         rows = np.arange(len(distance))
-        # If all vectors are alike, every distance is 0, and so is its share of the largest.
+        # If all vectors are equal, every distance is 0, and so is its share of the largest.
         largest[start : start + BLOCK] = np.maximum(distance.max(axis=1), 1e-12)
         distance[rows, start + rows] = -1  # itself first, also among duplicates
         nearest[start : start + BLOCK] = np.argsort(distance, axis=1, kind="stable")[:, :count]

@@ -18,10 +18,10 @@ class Identified(NamedTuple):
     """Ranks of each probe's mates, (P,): the gallery's templates of the same person.
 
     Attributes:
-      rank: of the first mate, 1 for the nearest; 0 without a mate.
+      rank: rank of the first mate, 1 for the nearest; 0 without a mate.
       ap: average precision; NaN without a mate.
       mate: highest score of a mate; -inf without one.
-      other: highest score of another person's template; -inf where there is none.
+      other: highest score of another person's template; -inf without one.
     """
 
     rank: np.ndarray
@@ -41,14 +41,14 @@ def pool_templates(
     Args:
       embeddings: (N, D);  templates, media: (N,) ids of each image.
       weights: (N,) factors of the embeddings, 0 or more, such as a detector's scores; None: all 1.
-      normalize: divide every embedding by its length first. Otherwise a longer one weighs more,
-        which many face models give to clear images.
+      normalize: divide every embedding by its length first. Otherwise longer embeddings, which
+        many face models give to clear images, weigh more.
 
     Returns:
       ids (T,) ascending, and vectors (T, D) float32.
 
     Raises:
-      UserError: nothing to pool, lengths that differ, values that are not finite, weights below 0.
+      UserError: nothing to pool, different lengths, values that are not finite, weights below 0.
     """
     embeddings = np.asarray(embeddings)
     templates, media = np.asarray(templates), np.asarray(media)
@@ -86,7 +86,7 @@ def pair_scores(ids, vectors, first, second) -> np.ndarray:
       ids: (T,) sorted template ids and vectors: (T, D), as `pool_templates` gives them.
 
     Raises:
-      UserError: a pair names a template that is not there.
+      UserError: a pair names an unknown template.
     """
     ids, vectors = np.asarray(ids), np.asarray(vectors)
     rows = [_lookup(ids, np.asarray(side)) for side in (first, second)]
@@ -134,11 +134,11 @@ def tar_at_far(scores, same, fars: Sequence[float] = FARS) -> dict[str, float]:
 def _rejected(impostor: np.ndarray, rate: float) -> float:
     """Return the highest score that is rejected if ``rate`` of the ``impostor`` scores may pass.
 
-    They are sorted, the highest first. The best one beyond those allowed is rejected, and with it
-    what ties with it. Raises UserError for a rate outside [0, 1].
+    The scores are sorted in descending order. The best score beyond the allowed ones is rejected
+    with all its ties. Raises UserError for a rate outside [0, 1].
     """
     if not 0 <= rate <= 1:
-        raise UserError(f"a false accept rate lies in [0, 1], not {rate}")
+        raise UserError(f"a false accept rate must be between 0 and 1, not {rate}")
     allowed = int(rate * impostor.size + 1e-9)  # 0.29 * 100 is 28.999… in floating point
     return impostor[allowed] if allowed < impostor.size else -np.inf
 
@@ -148,8 +148,8 @@ def identification(
 ) -> dict[str, float]:
     """Return 1:N identification: ``{"top@1": …, "map": …, "mated": …, "tpir@fpir=0.01": …}``.
 
-    Probes whose person is not in the gallery are left out of all but `tpir_at_fpir`; ``mated`` is
-    the share that stays. Equal scores rank the lower gallery row first in top@k and share one
+    Probes whose person is not in the gallery count only in `tpir_at_fpir`; ``mated`` is
+    the share of the others. Equal scores rank the lower gallery row first in top@k and share one
     threshold in the mAP.
 
     Args:
@@ -169,8 +169,9 @@ def identification(
 def tpir_at_fpir(found: Identified, fpirs: Sequence[float] = FPIRS) -> dict[str, float]:
     """Return true at false positive identification rates, ``{"tpir@fpir=0.01": …, …}``.
 
-    A probe is found when a mate has rank 1 and a score above the threshold; the TPIR is the share
-    of the probes with mates that are. Every probe also searches the gallery without its mates: the
+    A probe is found if a mate has rank 1 and a score above the threshold; the TPIR is the share
+    of found probes among those with mates. Every probe also searches the gallery without its
+    mates: the
     threshold is the lowest at which the share of these searches that return something does not
     exceed the FPIR. Equal scores are accepted or rejected together.
 
@@ -188,7 +189,7 @@ def tpir_at_fpir(found: Identified, fpirs: Sequence[float] = FPIRS) -> dict[str,
 
 
 def identification_per_probe(probe, probe_ids, gallery, gallery_ids) -> Identified:
-    """Return for each probe what `identification` averages; arguments and errors are its own."""
+    """Return the results of each probe that `identification` averages, with its arguments."""
     probe, gallery = np.asarray(probe, np.float32), np.asarray(gallery, np.float32)
     probe_ids, gallery_ids = np.asarray(probe_ids), np.asarray(gallery_ids)
     if probe.ndim != 2 or gallery.ndim != 2 or probe.shape[1] != gallery.shape[1]:

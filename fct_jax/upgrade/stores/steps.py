@@ -1,14 +1,14 @@
 """The steps of a store's upgrade, each recorded in the upgrade's journal when it is done.
 
-    begin        what is upgraded, into which sibling, by which map
+    begin        source, sibling and map of the upgrade
     copied       the last id that is translated and written, in bulk
-    translated   all are, as of that moment
-    caught_up    what the application wrote meanwhile was brought over
-    plan, pending, batch, …   re-embedded items, as of `Batches`
+    translated   all rows of that moment are translated
+    caught_up    rows that the application wrote meanwhile are transferred
+    plan, pending, batch, …   re-embedded items, as in `Batches`
     indexed      the sibling has its vector index
-    switched, undone          where readers are
+    switched, undone          the store that readers follow
 
-Killed between a step and its record, the step is done again: each can be repeated.
+After a kill between a step and its record, the step is repeated, which every step allows.
 """
 
 import shutil
