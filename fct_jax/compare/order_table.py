@@ -22,7 +22,7 @@ class OrderRow:
       low, high: (points,) the 95 % interval around it.
       area: the area under the curve, with its 95 % interval.
       gain: the area minus that of a random order, with its 95 % interval.
-      sure: 1 or −1 where the gain is above or below 0 although several orders were tried, else 0.
+      sure: 1 or −1 if the gain is above or below 0 with several orders tried, otherwise 0.
       oracle: whether the order needs the vectors that re-embedding is about to compute.
     """
 
@@ -38,16 +38,16 @@ class OrderRow:
 
 @dataclasses.dataclass(frozen=True)
 class OrderComparison:
-    """Orders beside each other.
+    """Orders side by side.
 
     Attributes:
       rows: {order: `OrderRow`}, the largest area first.
-      shares: of the gallery re-embedded, the points of the curves.
+      shares: re-embedded shares of the gallery, the points of the curves.
       by: evidence of relevance: "labels", "judged pairs" or "agreement" with the new model's own
         ten nearest.
       target: the metric of the curves.
-      queries, items: how many were asked, and searched.
-      skipped: {order: what nobody knows of these items}.
+      queries, items: number of queries, and of items searched.
+      skipped: {order: facts that it needs and that are unknown}.
       notes: sentences on what was left out of the data.
     """
 
@@ -61,11 +61,11 @@ class OrderComparison:
     notes: tuple[str, ...] = ()
 
     def verdict(self) -> list[str]:
-        """Return sentences: which order to take, and how much it gives."""
+        """Return sentences: the order to use, and its gain."""
         usable = [row for row in self.rows.values() if not row.oracle and row.name != RANDOM]
         better = [row for row in usable if row.sure > 0]
         if not better:
-            found = ["No order is better than a random one beyond chance: take any."]
+            found = ["No order is significantly better than a random one: use any."]
         else:
             best = better[0]
             found = [
@@ -95,7 +95,7 @@ class OrderComparison:
         return Table(f"Orders of re-embedding, {name} (%)", head, lines, bold)
 
     def report(self, settings=None) -> Report:
-        """Return the description that `Report.write` makes files of."""
+        """Return the description from which `Report.write` makes files."""
         name = _NAMES.get(self.target, self.target)
         x = [100 * share for share in self.shares]
         curves = [
@@ -115,13 +115,13 @@ class OrderComparison:
             *self.notes,
             "area: the mean along the curve from the translated to the re-embedded gallery; its "
             "interval is bootstrapped over the queries, differences in pairs.",
-            "An order is called better or worse only where that holds with 99 % for all orders "
-            "together, beyond the queries' chance and beyond what random orders differ by.",
+            "An order is called better or worse only if this holds with 99 % for all orders "
+            "together, beyond the chance of the queries and the spread of random orders.",
         ]
         if weak:
             notes.append(
-                "Nothing says what is relevant: the curves show how fast the search becomes the "
-                "new model's, not whether that model is better."
+                "Nothing says which items are relevant: the curves show how fast the search "
+                "becomes the new model's, not whether that model is better."
             )
         if any(row.oracle for row in self.rows.values()):
             notes.append("An oracle needs the vectors that re-embedding is about to compute.")
@@ -144,7 +144,7 @@ class OrderComparison:
         )
 
     def to_json(self) -> dict:
-        """Return the numbers, as JSON holds them."""
+        """Return the numbers as JSON values."""
         return {
             "by": self.by,
             "target": self.target,

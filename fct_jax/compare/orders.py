@@ -28,10 +28,10 @@ from fct_jax.upgrade.ways.relevance import per_query
 from fct_jax.upgrade.ways.scores import Space
 from fct_jax.upgrade.ways.traffic import counts_of
 
-_REPEATS = 10  # random orders to average over; their spread is what chance alone gives
-_CERTAIN = 0.99  # with which no order is called better or worse wrongly, however many are tried
-_TARGETS = {"labels": "map", "judged pairs": "mrr"}  # else recall@10
-_DEPTH = {"labels": 1000}  # results of a query that are judged, else 100
+_REPEATS = 10  # random orders to average over; their spread is that of chance
+_CERTAIN = 0.99  # probability that no order at all is wrongly called better or worse
+_TARGETS = {"labels": "map", "judged pairs": "mrr"}  # otherwise recall@10
+_DEPTH = {"labels": 1000}  # results judged per query, otherwise 100
 
 
 def compare_orders(

@@ -133,8 +133,8 @@ def results_of_keys(
 def grouped(per_query: PerQuery, groups) -> dict[object, dict[str, float]]:
     """Return metrics of each group of queries, ``{group: {"cmc@1": …, "map": …}}``, groups sorted.
 
-    groups (Q,): one label a query, such as its class (per-class results) or any split of the data.
-    Raises UserError if the number of groups and of queries differ.
+    groups (Q,): one label per query, such as its class or any other division of the queries.
+    Raises UserError if the numbers of groups and queries differ.
 
     >>> vectors, labels = [[0.0], [0.1], [1.0], [5.0]], [0, 0, 1, 1]
     >>> found = grouped(per_query_results(vectors, vectors, labels, ks=(1,)), labels)

@@ -113,7 +113,7 @@ def test_maps_stand_beside_models(sets, tmp_path):
     row = made.tests["vectors"]["ridge"]
     assert row["self"] == made.tests["vectors"]["new alone"]["self"]
     assert row["cross"] > made.tests["vectors"]["old"]["self"] - 0.1
-    with pytest.raises(UserError, match="say which .new."):
+    with pytest.raises(UserError, match="name it .new."):
         compare(sets / "old", {"ridge": tmp_path / "map"})
     with pytest.raises(UserError, match="another new model .new. than .* .good."):
         compare(sets / "old", {"ridge": tmp_path / "map"}, new=sets / "good")

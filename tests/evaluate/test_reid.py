@@ -220,7 +220,7 @@ def test_rerank_scale_does_not_matter():
 def test_wrong_input():
     with pytest.raises(UserError, match=r"\(2, 3\), not \(2, 2\)"):
         market1501(np.zeros((2, 2)), [0, 1], [0, 1, 2], [0, 0], [1, 1, 1])
-    with pytest.raises(UserError, match="one camera"):
+    with pytest.raises(UserError, match="an identity and a camera"):
         market1501(np.zeros((2, 2)), [0, 1], [0, 1], [0], [1, 1])
     with pytest.raises(UserError, match="NaN"):
         market1501([[np.nan]], [0], [0], [0], [1])

@@ -234,7 +234,10 @@ def test_sets_that_do_not_fit_are_refused(sets, tmp_path):
     broken = {
         "another": ({"meta": {"fingerprint": "x"}}, "comes from model x, but the new model is n"),
         "short": ({"vectors": vectors[:-1], "labels": np.arange(N - 1)}, f"{N - 1}"),
-        "wide": ({"vectors": np.ones((N, 9), np.float32)}, "has dimension 9, but the new model has 8"),
+        "wide": (
+            {"vectors": np.ones((N, 9), np.float32)},
+            "has dimension 9, but the new model has 8",
+        ),
         "nan": ({"vectors": nan}, "the vector of id 3 is not finite"),
     }
     for name, (changes, message) in broken.items():

@@ -139,7 +139,7 @@ def test_search_errors(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"map_at": 4}, "ids hold 3 results a query, but 5"),
+        ({"map_at": 4}, "ids hold 3 results per query, but 5"),
         ({"map_at": 0}, "map_at must be"),
         ({"ids": np.full((2, 3), 9)}, "rows of the gallery"),
         ({"ids": np.zeros((2, 3))}, "ids must be integers"),

@@ -181,7 +181,7 @@ def test_tpir_equals_slow_loop(seed, probes, templates, people, ties):
     np.testing.assert_allclose(list(report.values()), expected, atol=1e-12)
     whole = identification(probe, probe_ids, gallery, gallery_ids)
     assert report["tpir@fpir=1"] == whole["top@1"] >= whole["tpir@fpir=0.1"]
-    with pytest.raises(UserError, match=r"\[0, 1\], not -1"):
+    with pytest.raises(UserError, match=r"between 0 and 1, not -1"):
         tpir_at_fpir(found, [-1])
 
 
@@ -223,7 +223,7 @@ def test_wrong_input():
         tar_at_far([0.5, 0.6], [True, True])
     with pytest.raises(UserError, match="NaN"):
         tar_at_far([0.5, np.nan], [True, False])
-    with pytest.raises(UserError, match=r"\[0, 1\], not 2"):
+    with pytest.raises(UserError, match=r"between 0 and 1, not 2"):
         tar_at_far([0.5, 0.6], [True, False], [2])
     with pytest.raises(UserError, match="person id"):
         identification(np.eye(2), [1], np.eye(2), [1, 2])

@@ -81,8 +81,8 @@ def revisited_per_query(ranks, positives, junk, kappas=(1, 5, 10)) -> tuple[np.n
 def map_at_k(ranked, positives: Sequence, k: int = 100) -> float:
     """Return the mean average precision of the first k results (Google Landmarks v2: k = 100).
 
-    The mean of `ap_at_k`, with its arguments and errors; a query without hits or without positives
-    is averaged too, as in the published evaluation.
+    This is the mean of `ap_at_k`, with its arguments and errors. Queries without hits or without
+    positives count as 0, as in the published evaluation.
 
     >>> map_at_k([[4, 2, 9, 7]], [[2, 7]], k=3)  # hits at ranks 2 and 4, of which 3 count
     0.25
