@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,13 +20,26 @@ from patience import LONG
 START = LONG  # seconds that a server may take to answer
 
 
+TRIES = 3  # starts: a port may have been taken meanwhile, or a busy server may give up
+
+
+class Ended(Exception):
+    """A server ended before it answered; says why, by the end of its log."""
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on just now, each another one."""
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in found:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in found]
+    """Ports that nobody listens on just now, each another one.
+
+    They are below those that the system gives to outgoing connections: a server of several parts,
+    which call each other while they start, would take its own.
+    """
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)
 
 
 def program(name: str) -> str:
@@ -53,7 +67,9 @@ def running(command: list[str], folder: Path, ready, **environment):
     try:
         until = time.monotonic() + START
         while not ready():
-            assert child.poll() is None, f"{command[0]} ended: {log.read_text()[-2000:]}"
+            if child.poll() is not None:
+                said = log.read_text()[-2000:]
+                raise Ended(f"{command[0]} ended with status {child.returncode}: {said}")
             assert time.monotonic() < until, f"{command[0]} is silent: {log.read_text()[-2000:]}"
             time.sleep(0.2)
         yield child
@@ -65,6 +81,24 @@ def running(command: list[str], folder: Path, ready, **environment):
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+
+
+@contextlib.contextmanager
+def started(attempt):
+    """Context: a server that is started again, up to three times, where it ends while starting.
+
+    ``attempt`` returns the context of one start, on ports of its own.
+    """
+    with contextlib.ExitStack() as stack:
+        for left in range(TRIES - 1, -1, -1):
+            try:
+                found = stack.enter_context(attempt())
+                break
+            except Ended as reason:
+                if not left:
+                    pytest.fail(f"after {TRIES} starts: {reason}")
+                time.sleep(2)
+        yield found
 
 
 def listens(port: int):
@@ -120,6 +154,12 @@ def milvus_lite(folder: Path, port: int | None = None):
 @contextlib.contextmanager
 def seaweedfs(folder: Path, bucket: str):
     """Context: an S3 server with one bucket; yields the environment that clients need."""
+    with started(lambda: _seaweedfs(folder, bucket)) as environment:
+        yield environment
+
+
+@contextlib.contextmanager
+def _seaweedfs(folder: Path, bucket: str):
     import pyarrow.fs
 
     command = [program("weed"), "server", "-dir", str(folder), "-ip", "127.0.0.1", "-s3"]
@@ -143,7 +183,7 @@ def seaweedfs(folder: Path, bucket: str):
             return False
         return True
 
-    with running(command, folder, ready):
+    with running(command, folder, ready) as child:
         files = pyarrow.fs.S3FileSystem(
             access_key="any",
             secret_key="any",
@@ -156,9 +196,9 @@ def seaweedfs(folder: Path, bucket: str):
             try:
                 files.create_dir(bucket)
                 break
-            except OSError:
-                if time.monotonic() > until:
-                    raise
+            except OSError as error:
+                if child.poll() is not None or time.monotonic() > until:
+                    raise Ended(f"weed makes no bucket: {error}") from error
                 time.sleep(0.5)
         yield {
             "AWS_ENDPOINT": url,

@@ -388,6 +388,25 @@ def test_an_object_store(tmp_path):
         open_gallery(f"file://{tmp_path}/none")
 
 
+def test_object_stores_that_cannot_be_reached(tmp_path, monkeypatch):
+    """One line: a package that is missing, a server that is not there."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="hf://datasets/a/b needs huggingface_hub: pip install"):
+        open_gallery("hf://datasets/a/b")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "Zq9hunter")
+    away = "endpoint_override=127.0.0.1:1&scheme=http"
+    for uri in (
+        f"s3://bucket/g?region=us-east-1&{away}",
+        f"gs://anonymous@bucket/g?{away}&retry_limit_seconds=1",
+    ):
+        with pytest.raises(UserError, match=r"^(s3|gs)://.* cannot be read: .*") as caught:
+            open_gallery(uri)
+        assert "\n" not in str(caught.value) and "Zq9hunter" not in str(caught.value)
+    with pytest.raises(UserError, match="of URIs, s3://, gs://, hf:// and file:// are read"):
+        open_gallery("abfs://container/g")
+
+
 def test_damaged_and_foreign_files(tmp_path):
     path = write(
         tmp_path / "a.parquet", range(1000), random(1000, 16), settings={"compression": "none"}
