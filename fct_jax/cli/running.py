@@ -41,10 +41,16 @@ def run(name: str, words: list[str]) -> int:
         return cli.MISTAKE
     except OSError as error:  # a full disk, a folder that may not be written to
         where = error.filename or "the disk"
-        reason = error.strerror or error
+        reason = error.strerror or _short_write(error)
         print(f"error: {where}: {reason}; fix this and repeat the command",
               file=sys.stderr)  # fmt: skip
         return cli.MISTAKE
+
+
+def _short_write(error: OSError) -> str:
+    """Return the reason of an error without a number, such as NumPy's of a disk that is full."""
+    said = str(error)
+    return "No space left on device" if "requested and" in said else said
 
 
 def build_parser(name: str) -> Parser:

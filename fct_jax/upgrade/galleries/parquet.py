@@ -137,6 +137,8 @@ class ParquetPart(Part):
         try:
             with self.opened() as reader:
                 yield from reader.iter_batches(size, groups, names, use_threads=False)
+        except FileNotFoundError:
+            raise UserError(f"{self.file} is no longer there") from None
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{self.file} is damaged: {' '.join(str(error).split())}") from None
 

@@ -15,6 +15,7 @@ is byte-identical. New vectors are written to ``pending.npy`` before they go to 
 gallery, because they may have been paid for; translated ones are computed again from the source.
 """
 
+import contextlib
 import dataclasses
 import time
 import zlib
@@ -30,6 +31,7 @@ from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.files import Lock
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import NEW, TRANSLATED, Gallery
+from fct_jax.upgrade.galleries.rows import empty_npy, npy_rows
 from fct_jax.upgrade.migration.batches import Batches, write_array
 from fct_jax.upgrade.migration.planning import Plan
 from fct_jax.upgrade.migration.reading import (
@@ -130,9 +132,10 @@ class Migration(Batches):
         checksum = self.target.vectors.write(start, vectors)
         self.target.vectors.sync()
         if uncertainty is not None:
-            values = np.load(self.workdir / "uncertainty.npy", mmap_mode="r+")
-            values[start:stop] = uncertainty
-            values.flush()
+            # Written, not mapped: where the disk is full, a mapped page ends the process.
+            with contextlib.closing(npy_rows(self.workdir / "uncertainty.npy")) as rows:
+                rows.write(start, uncertainty[:, None])
+                rows.sync()
         now = time.monotonic()
         seconds, self._begun = round(now - self._begun, 3), now
         some = {"bad": bad} if bad else {}
@@ -150,8 +153,7 @@ class Migration(Batches):
     def _make_uncertainty(self) -> None:
         """Make the file of log-variances for the order of a later plan."""
         if self.map.has_uncertainty:
-            path = self.workdir / "uncertainty.npy"
-            np.lib.format.open_memmap(path, "w+", np.float32, (len(self.source),)).flush()
+            empty_npy(self.workdir / "uncertainty.npy", (len(self.source),), np.float32)
 
     @property
     def certificate(self) -> Certificate | None:
