@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import json
 import time
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from fct_jax.upgrade.stores.base import (
     plain,
     ranked,
 )
-from fct_jax.upgrade.stores.pointer import Pointer
+from fct_jax.upgrade.stores.lance_pointer import LancePointer
 from fct_jax.upgrade.stores.uri import Uri, parse
 
 _TIMEOUT = datetime.timedelta(seconds=120)  # of a merge; 30 s are too short with other writers
@@ -297,38 +296,4 @@ class LanceStore(Store):
         return Batch(ids, self._values(found), np.zeros(len(ids), np.int64), None)
 
     def pointer(self):
-        return _Pointer(self)
-
-
-class _Pointer(Pointer):
-    """One small table per generation, whose first version counts.
-
-    If two processes create the same table at once, Lance lets both succeed, but only one of them
-    gets the first version.
-    """
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.first.name}__pointer_"
-
-    def _read(self, name: str) -> dict:
-        table = self.first.db.open_table(name)
-        table.checkout(1)
-        return table.to_arrow().to_pylist()[0]
-
-    def load(self):
-        db, newest, token = self.first.db, "", None
-        while token != "":
-            page = db.list_tables(page_token=token, limit=1000)
-            newest = max([newest, *(n for n in page.tables if n.startswith(self._prefix))])
-            token = page.page_token or ""
-        return json.loads(self._read(newest)["value"]) if newest else None
-
-    def swap(self, value, expect):
-        name, mark = f"{self._prefix}{expect + 1:09}", str(uuid.uuid4())
-        rows = self.first._pa.table({"value": [json.dumps(value)], "mark": [mark]})
-        # The error means that somebody else has made this generation.
-        with contextlib.suppress(ValueError, RuntimeError, OSError):
-            self.first.db.create_table(name, rows)
-            return self._read(name)["mark"] == mark
-        return False
+        return LancePointer(self)

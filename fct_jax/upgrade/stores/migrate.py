@@ -17,7 +17,7 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.storage.files import Lock
 from fct_jax.upgrade.migration.journal import Journal
-from fct_jax.upgrade.stores.base import TRANSLATED, Store
+from fct_jax.upgrade.stores.base import TRANSLATED, Batch, Store
 from fct_jax.upgrade.stores.screen import Screen
 
 MOST_PASSES = 20
@@ -74,12 +74,19 @@ def copy(source: Store, target: Store, transform, journal: Journal, *, limit=Non
 
 
 def catch_up(
-    source: Store, target: Store, transform, *, passes: int = MOST_PASSES, limit=None, screen=None
+    source: Store,
+    target: Store,
+    transform,
+    *,
+    passes: int = MOST_PASSES,
+    limit=None,
+    screen=None,
+    before: Callable[[Batch], None] | None = None,
 ) -> Caught:
     """Transfer the application's inserts, changes and deletes until a pass finds none.
 
     Rows that the application itself wrote in the target are kept. Each pass checks every row of
-    the source; only rows that differ are translated and written.
+    the source; only rows that differ are translated and written; ``before`` sees them first.
     """
     screen = screen or Screen(source)
     written = deleted = 0
@@ -88,6 +95,8 @@ def catch_up(
         while len(batch := source.read(after, limit, missing_in=target)):
             sound, bad = screen.take(batch)
             if len(sound):
+                if before is not None:
+                    before(sound)
                 found += int(_write(target, sound, transform).sum())
             if bad:  # such a row may have had a usable vector before
                 deleted += delete_ours(target, [one for one, _ in bad])

@@ -7,8 +7,6 @@ sibling has a FLAT index until `MilvusStore.build_index`.
 
 import json
 import os
-import time
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +22,14 @@ from fct_jax.upgrade.stores.base import (
     plain,
     ranked,
 )
-from fct_jax.upgrade.stores.pointer import Pointer
+from fct_jax.upgrade.stores.milvus_pointer import MilvusPointer
 from fct_jax.upgrade.stores.sampling import sample
 from fct_jax.upgrade.stores.uri import Uri, parse
 
 _METRICS = {"COSINE": "cosine", "IP": "ip", "L2": "l2"}
 _INDEX = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}
-_STATE = "fct_jax"  # our collection of pointers
 TIMEOUT = 60  # seconds for a request
 _DEEPEST = 16_384  # candidates of one search
-_LEASE = 60.0  # seconds after which an unfinished switch counts as given up
 _FLOATS = ("FLOAT_VECTOR", "FLOAT16_VECTOR", "BFLOAT16_VECTOR")
 
 
@@ -229,76 +225,13 @@ class MilvusStore(Store):
                 consistency_level="Strong",
                 properties={"fct_jax": json.dumps(meta)},
             )
-        place, _, query = self.uri.text.partition("#")[0].partition("?")
-        query = f"?{query}" if query else ""
-        if self.uri.name:
-            uri = f"{place}{query}#{name}"
-        else:
-            uri = f"{place.rstrip('/').rpartition('/')[0]}/{name}{query}"
-        return self.same_dim(MilvusStore(parse(uri), self.db), dim)
+        return self.same_dim(MilvusStore(parse(self.uri.with_name(name)), self.db), dim)
 
     def sample(self, n, seed=0):
         return sample(self, n, seed)
 
     def pointer(self):
-        return _Pointer(self)
+        return MilvusPointer(self)
 
     def close(self):
         self.db.close()
-
-
-class _Pointer(Pointer):
-    """Rows of a small collection, one per switch; of two simultaneous switches both are withdrawn.
-
-    Milvus has no conditional write. A row counts once its writer has confirmed it, after a strongly
-    consistent read has shown that there is no other row of this generation.
-    """
-
-    def _rows(self) -> list[dict]:
-        db = self.first.db
-        if not db.has_collection(_STATE):
-            return []
-        return db.query(
-            _STATE,
-            filter=f"name == {json.dumps(self.first.name)}",
-            output_fields=["*"],
-            consistency_level="Strong",
-        )
-
-    def load(self):
-        confirmed = [row for row in self._rows() if row["confirmed"]]
-        newest = max(confirmed, key=lambda row: row["generation"], default=None)
-        return newest and json.loads(newest["value"])
-
-    def swap(self, value, expect):
-        db, types = self.first.db, self.first._milvus.DataType
-        if not db.has_collection(_STATE):
-            schema = db.create_schema(auto_id=False)
-            schema.add_field("mark", types.VARCHAR, max_length=36, is_primary=True)
-            schema.add_field("name", types.VARCHAR, max_length=255)
-            schema.add_field("value", types.VARCHAR, max_length=8192)
-            schema.add_field("generation", types.INT64)
-            schema.add_field("confirmed", types.BOOL)
-            schema.add_field("at", types.DOUBLE)
-            schema.add_field("unused", types.FLOAT_VECTOR, dim=2)  # each collection must have one
-            flat = self.first._index_params("unused", "l2", index_type="FLAT")
-            db.create_collection(
-                _STATE, schema=schema, index_params=flat, consistency_level="Strong"
-            )
-        row = {
-            "mark": str(uuid.uuid4()),
-            "name": self.first.name,
-            "value": json.dumps(value),
-            "generation": expect + 1,
-            "confirmed": False,
-            "at": time.time(),
-            "unused": [0.0, 0.0],
-        }
-        db.insert(_STATE, [row])
-        others = [r for r in self._rows() if r["mark"] != row["mark"]]
-        alive = [r for r in others if r["confirmed"] or row["at"] - r["at"] < _LEASE]
-        if any(r["generation"] > expect for r in alive):
-            db.delete(_STATE, ids=[row["mark"]])
-            return False
-        db.upsert(_STATE, [{**row, "confirmed": True}])
-        return True

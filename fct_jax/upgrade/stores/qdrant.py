@@ -22,12 +22,11 @@ from fct_jax.upgrade.stores.base import (
     plain,
     ranked,
 )
-from fct_jax.upgrade.stores.pointer import Pointer
+from fct_jax.upgrade.stores.qdrant_pointer import QdrantPointer
 from fct_jax.upgrade.stores.sampling import sample
 from fct_jax.upgrade.stores.uri import Uri, parse
 
 _METRICS = {"Cosine": "cosine", "Dot": "ip", "Euclid": "l2"}
-_STATE = "fct_jax"  # our collection of pointers
 _LOCAL = {}  # folder or ":memory:" -> client
 
 
@@ -204,20 +203,14 @@ class QdrantStore(Store):
                 fields[VERSION] = m.PayloadSchemaType.INTEGER  # for searches of one version
             for key, kind in fields.items():
                 self.db.create_payload_index(name, key, field_schema=kind, wait=True)
-        place = self.uri.text.partition("?")[0].partition("#")[0]
-        if self.uri.name:
-            uri = f"{place}#{name}"
-        else:
-            uri = f"{place.rstrip('/').rpartition('/')[0]}/{name}"
-            if "https" in self.uri.params:
-                uri += f"?https={self.uri.params['https']}"
+        uri = parse(self.uri.without("vector")).with_name(name)  # its vector has no name
         return self.same_dim(QdrantStore(parse(uri), self.db), dim)
 
     def sample(self, n, seed=0):
         return sample(self, n, seed)
 
     def pointer(self):
-        return _Pointer(self)
+        return QdrantPointer(self)
 
     def close(self):
         if self.uri.host != ":memory:":
@@ -230,37 +223,6 @@ class QdrantStore(Store):
             version = self.db.info().version
             if tuple(map(int, version.split(".")[:2])) < (1, 16):
                 raise UserError(f"{self.uri} runs Qdrant {version}; writing needs 1.16 or newer")
-
-
-class _Pointer(Pointer):
-    """A point of a small collection, which the server changes only at the expected generation."""
-
-    @property
-    def _id(self) -> str:
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, self.first.name))
-
-    def _payload(self) -> dict:
-        db = self.first.db
-        if not db.collection_exists(_STATE):
-            return {}
-        found = db.retrieve(_STATE, [self._id], consistency="all")
-        return found[0].payload if found else {}
-
-    def load(self):
-        found = self._payload()
-        return json.loads(found["value"]) if found else None
-
-    def swap(self, value, expect):
-        db, m, mark = self.first.db, self.first.models, str(uuid.uuid4())
-        if not db.collection_exists(_STATE):
-            size = m.VectorParams(size=1, distance=m.Distance.DOT)
-            db.create_collection(_STATE, vectors_config=size)
-        row = {"value": json.dumps(value), "generation": expect + 1, "mark": mark}
-        point = m.PointStruct(id=self._id, vector=[0.0], payload=row)
-        match = m.FieldCondition(key="generation", match=m.MatchValue(value=expect))
-        expected = m.Filter(must=[match])  # a point that is not there yet is inserted
-        db.upsert(_STATE, [point], wait=True, update_filter=expected, ordering="strong")
-        return self._payload().get("mark") == mark
 
 
 def _connect(uri: Uri):

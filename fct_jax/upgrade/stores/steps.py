@@ -24,12 +24,13 @@ from fct_jax.storage.ids import first_ten
 from fct_jax.upgrade.migration.batches import Batches
 from fct_jax.upgrade.migration.journal import Progress
 from fct_jax.upgrade.migration.settings import Settings
-from fct_jax.upgrade.stores.base import NEW, TRANSLATED, Store
+from fct_jax.upgrade.stores.base import NEW, TRANSLATED, Batch, Store
 from fct_jax.upgrade.stores.migrate import catch_up, copied, delete_ours
 from fct_jax.upgrade.stores.planning import StorePlan
 from fct_jax.upgrade.stores.screen import Screen
 
 _CHECKED = 256  # rows that are looked at before readers are sent to them
+_BLOCK = 1 << 16  # ids of a plan that are looked through together
 _ALIKE = 0.999  # cosine of a row and the map's own answer, which halfvec rounds
 
 
@@ -113,10 +114,11 @@ class StoreMigration(Batches):
     def catch_up(self) -> None:
         """Bring over what the application wrote meanwhile. Raises UserError if it never ends."""
         known = dict(self.screen.bad)
-        found = catch_up(self.source, self.target, self._mapped, screen=self.screen)
-        some = (
-            {} if self.screen.bad == known else {"bad": [list(e) for e in self.screen.bad.items()]}
+        found = catch_up(
+            self.source, self.target, self._mapped, screen=self.screen, before=self._ask_again
         )
+        bad = [list(entry) for entry in self.screen.bad.items()]
+        some = {} if self.screen.bad == known else {"bad": bad}
         self.record("caught_up", **vars(found), **some)
         self.screen.write(self.workdir / "quarantine.jsonl")
         if found.written or found.deleted:
@@ -128,6 +130,29 @@ class StoreMigration(Batches):
                 f"{self.source.uri} still changes after {found.passes} passes; give the same "
                 "command again when the application writes less"
             )
+
+    def _ask_again(self, rows: Batch) -> None:
+        """Record which re-embedded items have changed, before their new vectors are replaced.
+
+        They count as failed, so that the next run with a source of new vectors asks for them.
+        """
+        done = self.progress
+        if not done.items:
+            return
+        states = self.target.states(rows.ids)
+        stale = [one for one, (version, seen) in states.items() if version == NEW and seen]
+        if not stale:
+            return
+        ids, places = self.followed().ids, []
+        for start in range(0, done.items, _BLOCK):
+            block = ids[start : min(start + _BLOCK, done.items)]
+            places += (start + np.flatnonzero(np.isin(block, stale))).tolist()
+        at = {"batch": len(done.stops) + 1, "start": done.items, "stop": done.items}
+        self.record("batch", **at, failed=places, seconds=0.0)
+        console.print(
+            f"{first_ten(stale)} changed after being re-embedded, and are translated again; "
+            "the next apply with --reembed asks for their new vectors"
+        )
 
     def index(self) -> None:
         """Build the sibling's vector index, once."""

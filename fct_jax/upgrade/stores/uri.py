@@ -42,8 +42,18 @@ class Uri:
                 raise UserError(f"{self}: unknown parameter {name!r}; known: {some}")
 
     def with_name(self, name: str) -> str:
-        """Return the URI text of another ``#name`` in the same place."""
-        return f"{self.text.partition('#')[0]}#{name}"
+        """Return the URI text of another name in the same place: ``…#name``, or ``…/name``."""
+        if self.name or not self.host:
+            return f"{self.text.partition('#')[0]}#{name}"
+        place, mark, query = self.text.partition("?")
+        return f"{place.rstrip('/').rpartition('/')[0]}/{name}{mark}{query}"
+
+    def without(self, *params: str) -> str:
+        """Return the URI text without some of its parameters."""
+        place, _, rest = self.text.partition("?")
+        query, mark, name = rest.partition("#")
+        kept = [part for part in query.split("&") if part.partition("=")[0] not in params]
+        return f"{place}{'?' if any(kept) else ''}{'&'.join(kept)}{mark}{name}"
 
 
 def parse(text: str) -> Uri:

@@ -174,6 +174,33 @@ def test_items_that_change_or_cannot_be_embedded(
     work.apply(reembed=embed, unchecked=True).close()
     assert work.status(recall_queries=0).unembedded == 0
     assert_agree(app, target, new_model, 1e-5)
+    # What changes later is translated at once, and gets its new vector with the next --reembed.
+    app.put(changed, vectors(3, 99))
+    work.apply().close()
+    assert {target.states(np.array(changed))[one][0] for one in changed} == {TRANSLATED}
+    assert work.status(recall_queries=0).unembedded == 3
+    work.apply(reembed=embed, unchecked=True).close()
+    assert_agree(app, target, new_model, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("store", "kind"),
+    [("postgres", "uuid"), ("postgres", "text"), ("qdrant", "uuid"), ("lance", "text")],
+)
+def test_ids_of_other_kinds(store, kind, make_app, open_store, map_folder, tmp_path, capsys):
+    app, upgrade = make_app(store, kind).filled(), tmp_path / "upgrade"
+    have = app.rows()
+    keys = np.array(sorted(have))
+    new = EmbeddingSet.of(new_model(np.stack([have[one] for one in keys.tolist()])), keys)
+    words = ("--map", map_folder, "--gallery", app.uri)
+    assert run("plan", upgrade, *words, "--budget-items", 200, "--order", "random") == 0
+    assert run("apply", upgrade, "--reembed", new.write(tmp_path / "new")) == 0
+    app.put(ids(kind, 0, 3), vectors(3, 4))
+    app.delete(ids(kind, 9, 12))
+    now = told(capsys, "switch", upgrade)
+    assert run("rollback", upgrade, "--to", 0) == 0
+    h = load_map(map_folder)
+    assert_agree(app, open_store(now["store"]), lambda rows: h.transform(rows)[0], 1e-5)
 
 
 class TestBadRows:

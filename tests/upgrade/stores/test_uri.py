@@ -24,6 +24,22 @@ def test_parts():
     assert parse("milvus:///a%20b.db#items").path == "/a b.db"
 
 
+@pytest.mark.parametrize(
+    ("uri", "want"),
+    [
+        ("qdrant://host:6333/items?https=1&vector=a", "qdrant://host:6333/new?https=1"),
+        ("qdrant://:memory:/items", "qdrant://:memory:/new"),
+        ("qdrant:///folder?vector=a#items", "qdrant:///folder#new"),
+        ("lancedb:///dir?id=key#items", "lancedb:///dir?id=key#new"),
+        ("s3://bucket/dir#items", "s3://bucket/dir#new"),
+        ("milvus:///file.db#items", "milvus:///file.db#new"),
+        ("milvus://host/items?db=shop", "milvus://host/new?db=shop"),
+    ],
+)
+def test_the_name_of_another_collection_there(uri, want):
+    assert parse(parse(uri).without("vector")).with_name("new") == want
+
+
 def test_what_is_a_store():
     for text in (
         "qdrant://host/items",

@@ -1,0 +1,41 @@
+"""The pointer of a Lance table."""
+
+import contextlib
+import json
+import uuid
+
+from fct_jax.upgrade.stores.pointer import Pointer
+
+
+class LancePointer(Pointer):
+    """One small table per generation, whose first version counts.
+
+    If two processes create the same table at once, Lance lets both succeed, but only one of them
+    gets the first version.
+    """
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.first.name}__pointer_"
+
+    def _read(self, name: str) -> dict:
+        table = self.first.db.open_table(name)
+        table.checkout(1)
+        return table.to_arrow().to_pylist()[0]
+
+    def load(self):
+        db, newest, token = self.first.db, "", None
+        while token != "":
+            page = db.list_tables(page_token=token, limit=1000)
+            newest = max([newest, *(n for n in page.tables if n.startswith(self._prefix))])
+            token = page.page_token or ""
+        return json.loads(self._read(newest)["value"]) if newest else None
+
+    def swap(self, value, expect):
+        name, mark = f"{self._prefix}{expect + 1:09}", str(uuid.uuid4())
+        rows = self.first._pa.table({"value": [json.dumps(value)], "mark": [mark]})
+        # The error means that somebody else has made this generation.
+        with contextlib.suppress(ValueError, RuntimeError, OSError):
+            self.first.db.create_table(name, rows)
+            return self._read(name)["mark"] == mark
+        return False
