@@ -1,16 +1,22 @@
 """Tiny configs and runs of the digits that several test files use."""
 
+import os
 from pathlib import Path
 
 from fct_jax import recipes
 
 REPOSITORY = Path(__file__).parents[2]
+HELPERS = Path(__file__).parent
+# for programs that are run as subprocesses
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HELPERS}{os.pathsep}{REPOSITORY}"}
+MODEL = "tiny_models:ONE_BLOCK"  # for what holds for any model
 
 
 def backbone(**changes):
-    """A ResNet-18 of 4 channels on 8-px digits, two epochs of five steps."""
+    """A residual block of 4 channels on 8-px digits, two epochs of five steps."""
     config = recipes.digits_backbone()
     config.preprocessing.size = 8
+    config.model.name = MODEL
     config.model.width = 4
     config.model.embedding_dim = 8
     config.data.classes = "first 5"

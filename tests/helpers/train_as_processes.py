@@ -12,22 +12,16 @@ import tiny_runs
 from patience import LONG
 
 from fct_jax import config as configs
-from fct_jax import models
 from fct_jax.embed.command import embed
 from fct_jax.evaluate.command import evaluate
 from fct_jax.runtime import processes
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.train.loop import train
 
-# A ResNet-18 cut down to its first block: compiled in a fraction of the time.
-MODULE, FIXED = models.MODELS["resnet18"]
-models.MODELS["resnet18_block"] = (MODULE, {**FIXED, "depths": (1,)})
-
 
 def streamed(**changes):
     """A backbone with BatchNorm on images that are read batch by batch: two epochs of 3 steps."""
     config = tiny_runs.backbone(
-        model__name="resnet18_block",
         data__in_memory="no",
         data__classes="",
         batch_size=320,

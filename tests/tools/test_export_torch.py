@@ -85,7 +85,11 @@ def test_round_trip(kind, ending, imported, tmp_path, capsys):
 def test_trained_run(tmp_path, capsys):
     """A run that was trained here, with its own options, gives equal embeddings in PyTorch."""
     config = tiny_runs.backbone(
-        model__small_stem=True, model__last_nonlin=False, model__normalize_embedding=True, epochs=1
+        model__name="resnet18",
+        model__small_stem=True,
+        model__last_nonlin=False,
+        model__normalize_embedding=True,
+        epochs=1,
     )
     config.optimizer.schedule.warmup_epochs = 0
     train(config, tmp_path / "run")

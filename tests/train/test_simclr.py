@@ -119,6 +119,7 @@ def test_lars_spares_biases_and_normalisations():
 def tiny(**changes):
     config = digits_simclr.get_config()
     config.preprocessing.size = 8
+    config.model.name = tiny_runs.MODEL
     config.model.width = 4
     config.model.embedding_dim = 8
     config.head.hidden_dim = 16

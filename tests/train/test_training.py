@@ -68,7 +68,7 @@ def test_what_is_trained_on_is_said_first(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("fct_jax.train.loop._trained", nothing)
     with pytest.raises(UserError, match="the first step"):
-        train(tiny_runs.backbone(last_batch="keep"), tmp_path / "run")
+        train(tiny_runs.backbone(model__name="resnet18", last_batch="keep"), tmp_path / "run")
     assert capsys.readouterr().out.splitlines() == [
         "resnet18 on 501 images, 5 of 10 classes (digits train, classes 'first 5')",
         "validation: 797 images",
@@ -76,7 +76,7 @@ def test_what_is_trained_on_is_said_first(tmp_path, capsys, monkeypatch):
     ]
     # Nothing was trained, so that another config is no change.
     with pytest.raises(UserError, match="the first step"):
-        train(tiny_runs.backbone(optimizer__lr=0.2), tmp_path / "run")
+        train(tiny_runs.backbone(model__name="resnet18", optimizer__lr=0.2), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["optimizer"]["lr"] == 0.2
 
 
@@ -154,14 +154,15 @@ def test_killed_process_goes_on(tmp_path):
     """SIGTERM saves and exits 0; SIGKILL loses nothing that a checkpoint held."""
     command = [
         sys.executable, "-m", "fct_jax.train", "--config", "configs/digits_backbone_old.py",
-        "--config.model.width=4", "--config.preprocessing.size=8", "--config.epochs=40",
-        "--config.checkpoint_every_steps=2", "--workdir", str(tmp_path / "run"),
+        f"--config.model.name={tiny_runs.MODEL}", "--config.model.width=4",
+        "--config.preprocessing.size=8", "--config.epochs=40", "--config.checkpoint_every_steps=2", "--workdir", str(tmp_path / "run"),
     ]  # fmt: skip
     saved = tmp_path / "run" / "checkpoints"
     for sent, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)):
         process = subprocess.Popen(
             command,
             cwd=tiny_runs.REPOSITORY,
+            env=tiny_runs.ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
