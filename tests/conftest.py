@@ -52,14 +52,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -minutes[item.path])
 
 
+# Large arrays go back to the machine as soon as they are freed, and few threads have heaps of
+# their own: glibc's thresholds, which would otherwise grow with the arrays, are fixed.
+if sys.platform == "linux":
+    _LIBC = ctypes.CDLL(None)
+    if hasattr(_LIBC, "mallopt"):
+        _MMAP_THRESHOLD, _ARENA_MAX = -3, -8
+        _LIBC.mallopt(_MMAP_THRESHOLD, 4 << 20)
+        _LIBC.mallopt(_ARENA_MAX, 2)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def memory_goes_back():
     """After each file: compiled programs are forgotten, and freed memory is the machine's again."""
     yield
     jax.clear_caches()
     gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
+    if sys.platform == "linux" and hasattr(_LIBC, "malloc_trim"):
+        _LIBC.malloc_trim(0)
 
 
 @pytest.fixture(scope="module")

@@ -289,6 +289,7 @@ assert jax.device_count() == 4
 """
 
 
+@pytest.mark.slow
 def test_batches_lie_on_a_grid_of_devices():
     done = subprocess.run(
         [sys.executable, "-c", ON_FOUR_DEVICES],

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import pickle
 import runpy
 import shutil
@@ -42,7 +41,7 @@ def command(*arguments, cwd):
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(tiny_runs.REPOSITORY)},
+        env=tiny_runs.ENVIRONMENT,
         timeout=LONG,
     )
     return done.returncode, done.stderr.splitlines(), done.stdout
@@ -326,8 +325,9 @@ def test_old_runs_that_do_not_fit(refused, finished, runs, tmp_path):
 
     model = load_model(old)
     kwargs = {"num_classes": 3, "embedding_dim": 8, "width": 4, "has_classifier": False}
-    bare = {**model.description, "name": "resnet18", "kwargs": kwargs}  # as SimCLR leaves it
-    variables = models.build("resnet18", **kwargs).init(jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    bare = {**model.description, "name": tiny_runs.MODEL, "kwargs": kwargs}  # as SimCLR leaves it
+    fresh = jax.jit(models.build(tiny_runs.MODEL, **kwargs).init)
+    variables = fresh(jax.random.key(0), np.zeros((1, 32, 32, 3)))
     write_model(tmp_path / "bare" / "model", bare, variables)
     message = "config.method=bct needs the old model's classifier"
     refused(message, method="bct", old=tmp_path / "bare")

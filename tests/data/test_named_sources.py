@@ -123,6 +123,7 @@ def test_ms1m(tmp_path, monkeypatch):
     fails(r"no file .*train\.rec", config("ms1m", tmp_path))
 
 
+@pytest.mark.slow
 def test_ms1m_in_worker_processes(tmp_path):
     source = open_source(config("ms1m", write_recordio(tmp_path / "b", insightface())), "train")
     stream = batches(

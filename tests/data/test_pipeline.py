@@ -366,6 +366,7 @@ def test_a_dead_worker_is_an_error_and_no_hang():
     iterator.close()
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_dead_worker_is_started_again_where_errors_are_skipped(damaged, caplog, monkeypatch):
     monkeypatch.setattr(logging.get_absl_logger(), "propagate", True)
@@ -396,6 +397,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_workers_end_with_a_killed_training(tmp_path):
     """Else every kill would leave processes behind that wait for ever."""

@@ -208,6 +208,7 @@ def test_mistakes(tmp_path, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     run = [sys.executable, str(TOOL)]
     help_text = subprocess.run(

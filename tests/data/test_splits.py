@@ -14,6 +14,7 @@ from patience import LONG
 from fct_jax.data.lists import parse_list
 from fct_jax.data.splits import old_classes, split_by_class, split_by_data, split_list
 from fct_jax.errors import UserError
+from tools import split_dataset
 
 TOOL = Path(__file__).parents[2] / "tools" / "split_dataset.py"
 
@@ -147,40 +148,47 @@ def test_wrong_input():
         split_list(parse_list(["a.png 0"]), "clas")
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=LONG,
-    )
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """(arguments) -> (exit status, standard output, standard error), in this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
+        try:
+            status = split_dataset.main()
+        except SystemExit as ended:
+            status = ended.code
+        return (status, *capsys.readouterr())
+
+    return run
 
 
 @pytest.mark.slow
-def test_command(golden_advbct, tmp_path):
+def test_command(golden_advbct, command, tmp_path):
     golden = golden_advbct.json("splits")
     file = tmp_path / "gldv2_train.txt"
     file.write_text("".join(f"{line}\n" for line in golden["input_lines"]))
     out = tmp_path / "out"
-    result = command(file, "--by", "class", "--ratio", "0.3", "--seed", "666", "--out", out)
+    words = [file, "--by", "class", "--ratio", "0.3", "--seed", "666", "--out", out]
+    result = subprocess.run(
+        [sys.executable, TOOL, *words], capture_output=True, text=True, timeout=LONG
+    )
     assert result.returncode == 0 and result.stderr == ""
     for name, lines in golden["cases"]["gldv2_by_class_0.3"].items():
         assert (out / name).read_text().splitlines() == lines
 
-    again = command(file, "--by", "class", "--out", out)
-    assert again.returncode == 1
-    assert again.stderr.count("\n") == 1 and "nothing is overwritten" in again.stderr
+    status, _, error = command(file, "--by", "class", "--out", out)
+    assert status == 1
+    assert error.count("\n") == 1 and "nothing is overwritten" in error
 
     reid = tmp_path / "market1501_train.txt"
     reid.write_text("".join(f"{line}\n" for line in golden["reid_input_lines"]))
-    result = command(reid, "--by", "data", "--format", "market1501", "--out", out)
-    assert result.returncode == 0
+    assert command(reid, "--by", "data", "--format", "market1501", "--out", out)[0] == 0
     for name, lines in golden["cases"]["reid_by_data_0.3"].items():
         assert (out / name).read_text().splitlines() == lines
 
 
-@pytest.mark.slow
-def test_command_errors(tmp_path):
+def test_command_errors(command, tmp_path):
     bad = tmp_path / "bad.txt"
     bad.write_text("a.png 0\nb.png x\n")
     for arguments, message in [
@@ -188,9 +196,9 @@ def test_command_errors(tmp_path):
         ((tmp_path / "none.txt", "--by", "data", "--out", tmp_path), "cannot read"),
         ((bad, "--by", "size", "--out", tmp_path), "invalid choice"),
     ]:
-        result = command(*arguments)
-        assert result.returncode == 1
-        assert result.stderr.count("\n") == 1 and message in result.stderr
+        status, _, error = command(*arguments)
+        assert status == 1
+        assert error.count("\n") == 1 and message in error
     assert [file.name for file in tmp_path.iterdir()] == ["bad.txt"]
-    shown = command("--help")
-    assert shown.returncode == 0 and "old_30percent_class" in shown.stdout
+    status, shown, _ = command("--help")
+    assert status == 0 and "old_30percent_class" in shown

@@ -7,6 +7,7 @@ import sys
 import doc_blocks
 import numpy as np
 import pytest
+import tiny_runs
 
 from fct_jax import cli, load_map
 from fct_jax.storage.embedding_set import EmbeddingSet
@@ -22,7 +23,7 @@ def here(tmp_path, monkeypatch):
     """An empty current folder that modules are imported from, and forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{doc_blocks.REPOSITORY}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{tiny_runs.ENVIRONMENT['PYTHONPATH']}")
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
@@ -129,7 +130,12 @@ def test_a_data_set(here, monkeypatch):
     section = readers.Where("arrays", str(folder), "", "", False)
     source = open_source(section, "train")
     assert len(source) == 60 and source.image_size == (8, 8)
-    small = ("model.width=4", "preprocessing.size=8", "batch_size=20")
+    small = (
+        f"model.name={tiny_runs.MODEL}",
+        "model.width=4",
+        "preprocessing.size=8",
+        "batch_size=20",
+    )
     for words in doc_blocks.commands(text):
         assert doc_blocks.run(words, small) == cli.DONE, words
     assert (here / "run" / "model" / "model.json").is_file()

@@ -56,6 +56,7 @@ def test_backbone(runs, tmp_path, count):
     np.testing.assert_allclose(found, fct_jax.load_model(runs / "new").embed(images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_transformation(runs, tmp_path):
     model = fct_jax.load_model(runs / "fastfill")
     old = np.random.default_rng(0).standard_normal((5, 8), np.float32)

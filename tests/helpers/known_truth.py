@@ -49,6 +49,7 @@ def base(name: str, seed: int, count: int = 600, queries: int = 200):
         rows = np.load(SHARED / "text" / "new.npy", mmap_mode="r")
         chosen = np.sort(rng.permutation(len(rows))[:count])
         rows = np.asarray(rows[chosen], np.float64)
+        rows = rows @ np.linalg.svd(rows, full_matrices=False)[2][:128].T  # the main directions
         labels = np.load(SHARED / "text" / "group.npy")[chosen]
     rows = np.asarray(rows, np.float64)
     rows = (rows - rows.mean(axis=0)) / rows.std()

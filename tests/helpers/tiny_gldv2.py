@@ -28,6 +28,7 @@ def small(config, epochs):
 
 def get_config():
     config = small(published["get_config"](), 4)
+    config.model.name = {tiny_runs.PROJECTION!r}
     config.model.width, config.model.embedding_dim = 4, 8
     config.pretrained = ""
     config.optimizer.lr = 0.02

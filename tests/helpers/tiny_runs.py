@@ -9,7 +9,8 @@ REPOSITORY = Path(__file__).parents[2]
 HELPERS = Path(__file__).parent
 # for programs that are run as subprocesses
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HELPERS}{os.pathsep}{REPOSITORY}"}
-MODEL = "tiny_models:ONE_BLOCK"  # for what holds for any model
+# for what holds for any model
+MODEL, PROJECTION = "tiny_models:ONE_BLOCK", "tiny_models:ONE_BLOCK_PROJECTION"
 
 
 def backbone(**changes):

@@ -134,9 +134,9 @@ def test_two_processes(golden_advbct):
     }
     stored = {key.split("/")[1] for key in arrays if re.fullmatch(r"tworank/.*/.*", key)}
     assert stored == set(functions)
-    for name, function in functions.items():
+    step = jax.jit(lambda f: {n: jax.value_and_grad(loss)(f) for n, loss in functions.items()})
+    for name, (value, grad) in step(feat).items():
         prefix = f"tworank/{name}/rank"
-        value, grad = jax.value_and_grad(function)(feat)
         close(value, (arrays[f"{prefix}0_loss"] + arrays[f"{prefix}1_loss"]) / 2)
         ranks = np.concatenate([arrays[f"{prefix}{rank}_grad_feat"] for rank in (0, 1)])
         close(grad, ranks / 2)
@@ -151,7 +151,7 @@ def test_no_batch_is_forgotten(golden_advbct):
 def test_margins(golden_advbct, head):
     arrays = golden_advbct.arrays("margin")
     feat, weight, labels = arrays["feat"], arrays["weight"], arrays["labels"]
-    function = getattr(losses, head)
+    function = jax.jit(getattr(losses, head))
     close(losses.cosine_logits(feat, weight), arrays["cosine"])
     names = {key.split("/")[0] for key in arrays if key.startswith(head) and "/" in key}
     assert len(names) == 2
@@ -167,8 +167,8 @@ def test_margins(golden_advbct, head):
         def of_feat(feat, weight, loss=loss):
             return loss(losses.cosine_logits(feat, weight))
 
-        close(jax.grad(loss)(arrays["cosine"]), arrays[f"{name}/grad_cosine"])
-        value, grads = jax.value_and_grad(of_feat, (0, 1))(feat, weight)
+        close(jax.jit(jax.grad(loss))(arrays["cosine"]), arrays[f"{name}/grad_cosine"])
+        value, grads = jax.jit(jax.value_and_grad(of_feat, (0, 1)))(feat, weight)
         close(value, arrays[f"{name}/loss"])
         close(grads[0], arrays[f"{name}/grad_feat"])
         close(grads[1], arrays[f"{name}/grad_weight"])
@@ -179,7 +179,8 @@ def test_margins(golden_advbct, head):
     defined = np.isfinite(expected)
     close(np.asarray(actual)[defined], expected[defined])
     assert np.isfinite(actual).all()
-    gradient = jax.grad(lambda c: function(c, arrays["edge_labels"], 30.0, 0.3).sum())(edge)
+    total = jax.jit(jax.grad(lambda c: function(c, arrays["edge_labels"], 30.0, 0.3).sum()))
+    gradient = total(edge)
     assert np.isfinite(gradient).all()
 
 
@@ -187,7 +188,7 @@ def test_plain_softmax(golden_advbct):
     arrays = golden_advbct.arrays("margin")
     feat, weight, labels = arrays["feat"], arrays["weight"], arrays["labels"]
     close(losses.base_logits("softmax", feat, weight, labels), arrays["softmax/logits"])
-    step = jax.value_and_grad(lambda f, w: base_loss("softmax", f, w, labels), (0, 1))
+    step = jax.jit(jax.value_and_grad(lambda f, w: base_loss("softmax", f, w, labels), (0, 1)))
     value, grads = step(feat, weight)
     close(value, arrays["softmax/loss"])
     close(grads[0], arrays["softmax/grad_feat"])

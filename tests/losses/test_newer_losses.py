@@ -38,7 +38,7 @@ def agree(got, wanted):
 
 
 def all_finite(tree):
-    return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
 def batch(seed, count=7, dim=4, classes=3):
@@ -69,7 +69,7 @@ def test_an_anchor_without_positives_has_no_gradient():
     def loss(x):
         return losses.multi_positive_contrastive(x, jnp.eye(3), labels, jnp.array([0, 0, 2]))[1]
 
-    value, slope = jax.value_and_grad(loss)(anchors)
+    value, slope = jax.jit(jax.value_and_grad(loss))(anchors)
     assert value == 0
     assert not slope.any()
 
@@ -150,7 +150,7 @@ def test_bt2_is_the_loop(seed):
             agree(part, expected)
 
 
-@given(seeds, st.integers(1, 4))
+@given(seeds, st.sampled_from([1, 4]))
 @few
 def test_bt2_embedding_is_an_isometry_and_ends_in_what_is_left(seed, extra):
     rng = np.random.default_rng(seed)
@@ -225,14 +225,16 @@ def test_mixing_replaces_the_right_number_of_credible_rows(seed, count, share, c
 def test_mixing_draws_evenly_and_gives_replaced_rows_no_gradient():
     new, old = jnp.ones((10, 2)), jnp.ones((10, 2))
     keys = jax.random.split(jax.random.key(0), 2000)
-    draw = jax.vmap(lambda key: losses.mix_old_embeddings(new, old, jnp.ones(10, bool), key)[1])
+    draw = jax.jit(
+        jax.vmap(lambda key: losses.mix_old_embeddings(new, old, jnp.ones(10, bool), key)[1])
+    )
     share = np.asarray(draw(keys)).mean(axis=0)
     # Each row is replaced with chance 0.3; six standard errors of 2,000 draws.
     assert np.all(np.abs(share - 0.3) < 6 * math.sqrt(0.3 * 0.7 / 2000))
-    slope = jax.grad(
-        lambda x: losses.mix_old_embeddings(x, old, jnp.ones(10, bool), keys[0])[0].sum()
+    slope = jax.jit(
+        jax.grad(lambda x: losses.mix_old_embeddings(x, old, jnp.ones(10, bool), keys[0])[0].sum())
     )(new)
-    assert np.array_equal(np.asarray(slope).sum(axis=1) == 0, np.asarray(draw(keys[:1]))[0])
+    assert np.array_equal(np.asarray(slope).sum(axis=1) == 0, np.asarray(draw(keys))[0])
     with pytest.raises(UserError, match="new size"):
         losses.mix_old_embeddings(new, old[:, :1], jnp.ones(10, bool), keys[0])
 
@@ -255,10 +257,12 @@ def test_hoc_is_the_loop(seed):
 
 
 def test_hoc_of_one_class_has_finite_gradients():
-    slope = jax.grad(lambda x: losses.hoc(x, jnp.eye(3), jnp.zeros(3), as_published=False).sum())(
-        jnp.eye(3) + 0.1
-    )
-    assert all_finite(slope)
+    @jax.jit
+    @jax.grad
+    def slope(x):
+        return losses.hoc(x, jnp.eye(3), jnp.zeros(3), as_published=False).sum()
+
+    assert all_finite(slope(jnp.eye(3) + 0.1))
 
 
 @pytest.mark.parametrize("count", [2, 3, 17])
@@ -279,7 +283,7 @@ def test_measures_of_a_single_model():
         losses.average_accuracy(np.ones((2, 3)))
 
 
-@given(seeds, st.integers(1, 9))
+@given(seeds, st.sampled_from([1, 3, 9]))
 @few
 def test_embedding_converter_is_the_loop(seed, neighbours):
     rng, mapped, _ = batch(seed)
@@ -305,7 +309,7 @@ def test_embedding_converter_is_the_loop(seed, neighbours):
         agree(pairs, [abs(far(mapped, i, i + 3) - far(target, i, i + 3)) for i in range(3)])
 
 
-@given(seeds, st.integers(1, 9))
+@given(seeds, st.sampled_from([1, 3, 9]))
 @few
 def test_hmoe_losses_are_the_loops(seed, neighbours):
     rng, source, _ = batch(seed)
@@ -343,7 +347,7 @@ def test_relations_of_one_sample_and_of_zero_rows():
         kept = losses.distance_preservation(jnp.eye(3), x, jnp.eye(3))
         return sum(part.sum() for part in parts) + kept.sum()
 
-    assert all_finite(jax.value_and_grad(total)(jnp.zeros((3, 3))))
+    assert all_finite(jax.jit(jax.value_and_grad(total))(jnp.zeros((3, 3))))
 
 
 def test_principal_axis_is_where_the_targets_spread():

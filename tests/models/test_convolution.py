@@ -1,5 +1,7 @@
 """Every form of convolution and pooling gives the values and gradients of the plain one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,16 @@ def loop(x, kernel, stride):
     )
 
 
-@pytest.mark.slow
+@functools.partial(jax.jit, static_argnums=3)
+def values(x, kernel, cotangent, stride):
+    """{form: values and gradients}, in one program, which compiles faster than many small ones."""
+    found = {}
+    for form in (convolution.plain, convolution.as_matrix_product, convolution.convolve):
+        out, pullback = jax.vjp(lambda x, k, form=form: form(x, k, stride), x, kernel)
+        found[form.__name__] = (out, *pullback(cotangent))
+    return found
+
+
 @settings(max_examples=6, deadline=None)
 @given(
     size=st.sampled_from([1, 3, 7]),
@@ -48,11 +59,11 @@ def test_forms_agree(size, stride, height, width, seed):
     kernel = rng.normal(size=(size, size, 3, 4)).astype(np.float32)
     expected = loop(x, kernel, stride)
     cotangent = rng.normal(size=expected.shape).astype(np.float32)
-    _, pullback = jax.vjp(lambda x, k: convolution.plain(x, k, stride), x, kernel)
-    for form in (convolution.plain, convolution.as_matrix_product, convolution.convolve):
-        out, ours = jax.vjp(lambda x, k, form=form: form(x, k, stride), x, kernel)
+    found = values(x, kernel, cotangent, stride)
+    assert len(found) == 3
+    for out, *gradients in found.values():
         np.testing.assert_allclose(out, expected, atol=1e-4)
-        for a, b in zip(ours(cotangent), pullback(cotangent), strict=True):
+        for a, b in zip(gradients, found["plain"][1:], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -71,21 +82,27 @@ def test_choice_by_platform_and_map_size(platform):
     assert ("reduce_window" in pool) == (platform != "cpu")
 
 
-@pytest.mark.slow
+@jax.jit
+def pooled_and_gradient(x, cotangent):
+    out, pullback = jax.vjp(pooling.max_pool, x)
+    return out, pullback(cotangent)[0]
+
+
 @settings(max_examples=6, deadline=None)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 99))
 def test_pooling_with_ties(height, width, seed):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 3, (2, height, width, 3)).astype(np.float32)
-    out, pullback = jax.vjp(pooling.max_pool, x)
     theirs = torch.tensor(x.transpose(0, 3, 1, 2).copy(), requires_grad=True)
     pooled = torch.nn.functional.max_pool2d(theirs, 3, 2, 1)
-    np.testing.assert_array_equal(out, pooled.detach().numpy().transpose(0, 2, 3, 1))
-    cotangent = rng.normal(size=out.shape).astype(np.float32)
+    expected_out = pooled.detach().numpy().transpose(0, 2, 3, 1)
+    cotangent = rng.normal(size=expected_out.shape).astype(np.float32)
     pooled.backward(torch.tensor(cotangent.transpose(0, 3, 1, 2).copy()))
+    out, gradient = pooled_and_gradient(x, cotangent)
+    np.testing.assert_array_equal(out, expected_out)
     expected = theirs.grad.numpy().transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(pullback(cotangent)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
 def test_pooling_keeps_nan():

@@ -29,6 +29,7 @@ def test_help_shows_an_example_and_the_flags(module):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_packaged_config_by_its_name(tmp_path):
     done = run("train", "--config", "digits_fct", "--workdir", tmp_path / "run")
     assert done.returncode == 1 and "config.old=runs/digits/old does not exist" in done.stderr, (
@@ -68,8 +69,8 @@ def test_a_config_file_that_cannot_be_used(tmp_path, text, said):
         (["--config", CONFIG, "--workdir", "{}", "--config.epochs=many"], "many"),
         (["--config", CONFIG, "--workdir", "{}", "extra"], "'extra' is not a flag"),
         (["--config", CONFIG], "--workdir is missing"),
-        (["--config", CONFIG, "--workdir", "{}", "--config.data.name=digit"],
-         "unknown data set 'digit'; did you mean 'digits'?"),
+        pytest.param(["--config", CONFIG, "--workdir", "{}", "--config.data.name=digit"],
+         "unknown data set 'digit'; did you mean 'digits'?", marks=pytest.mark.slow),
         (["--config", CONFIG, "--workdir", "{}", "--config.data.name=folder",
           "--config.data.dir=/no/such/place"], "/no/such/place"),
     ],
@@ -83,6 +84,7 @@ def test_mistake_is_one_line_and_not_zero(tmp_path, arguments, said):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_config_file_with_an_unknown_key(tmp_path):
     (tmp_path / "configs").mkdir()
     file = tmp_path / "configs" / "mine.py"
@@ -100,6 +102,7 @@ def test_config_file_with_an_unknown_key(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_embed_and_evaluate_name_what_is_missing(tmp_path):
     done = run("embed", "--workdir", tmp_path / "set",
                "--config.model", tmp_path / "no_run")  # fmt: skip

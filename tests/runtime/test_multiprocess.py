@@ -147,7 +147,7 @@ def fastfill(sets, workdir, port, index, epochs):
         "-m", "fct_jax.train", "--config=configs/digits_fastfill.py", f"--workdir={workdir}",
         f"--config.old={sets / 'old'}", f"--config.new={sets / 'new'}", "--config.side=",
         f"--config.classifier={sets / 'classifier.npy'}", "--config.model.inner_dim=16",
-        "--config.batch_size=64", f"--config.epochs={epochs}",
+        "--config.batch_size=64", f"--config.epochs={epochs}", "--config.checkpoint_every_steps=8",
         f"--coordinator=localhost:{port}", f"--process_id={index}", "--num_processes=2",
     ]  # fmt: skip
 

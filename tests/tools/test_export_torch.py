@@ -106,6 +106,7 @@ def test_trained_run(tmp_path, capsys):
     np.testing.assert_allclose(model.embed(images), theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_export_of_a_script_imports_as_equal_run(tmp_path, capsys):
     save_script(torch_models.FeatureExtractor(backbone()), tmp_path / "m.pt")
     run_tool(import_torch, capsys, tmp_path / "m.pt", "--out", tmp_path / "a", *SIZE)
@@ -160,6 +161,7 @@ def test_without_torch(imported, tmp_path, capsys, monkeypatch):
         export_torch.run([str(run), "--out", str(tmp_path / "w.pth")])
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     command = [sys.executable, TOOLS / "export_torch.py"]
     done = subprocess.run(

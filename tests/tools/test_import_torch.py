@@ -77,6 +77,7 @@ def test_every_architecture_is_told_by_its_weights(arch):
     }
 
 
+@pytest.mark.slow
 def test_linear_last_block_is_seen_in_an_archive(tmp_path, convert):
     module = backbone(last_nonlin=False)
     save_script(torch_models.FeatureExtractor(module), tmp_path / "m.pt")
@@ -98,6 +99,7 @@ def test_traced_and_wrapped_archive(tmp_path, convert):
     assert load_model(run).description["kwargs"]["normalize_embedding"] is True
 
 
+@pytest.mark.slow
 def test_side_model_with_projection_head(tmp_path, convert):
     module = WithHead(backbone(classifier="none")).eval()
     save_script(module, tmp_path / "simclr.pt")
@@ -298,6 +300,7 @@ def test_torchvision_and_timm(ending, classes, tmp_path, convert):
         np.testing.assert_array_equal(classifier, state["fc.weight"])
 
 
+@pytest.mark.slow
 def test_preprocessing_options(tmp_path, capsys):
     torch.save(backbone().state_dict(), tmp_path / "m.pth")
     numbers = ["0.5", "0.4", "0.3"]

@@ -41,12 +41,14 @@ def refused(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_wrong_last_nonlin_is_refused(tmp_path, refused):
     save_script(torch_models.FeatureExtractor(backbone(last_nonlin=False)), tmp_path / "m.pt")
     message = refused(tmp_path / "m.pt", "--last_nonlin", "true")
     assert "differ from those of the PyTorch model by" in message and "nothing was" in message
 
 
+@pytest.mark.slow
 def test_head_that_makes_the_embedding_is_refused(tmp_path, refused):
     save_script(WithHead(backbone(), head_is_output=True).eval(), tmp_path / "simclr.pt")
     message = refused(tmp_path / "simclr.pt")

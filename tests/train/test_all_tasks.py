@@ -75,6 +75,7 @@ def found(root, flat_model):
     }
 
 
+@pytest.mark.slow
 def test_one_table_for_all_tasks(found, tmp_path):
     report = report_of("all tasks", found)
     text = report.markdown()
@@ -107,6 +108,7 @@ def test_one_table_for_all_tasks(found, tmp_path):
     assert set(written["tests"]) == set(found)
 
 
+@pytest.mark.slow
 def test_groups_of_every_task(root, found, tmp_path):
     """A file of groups is taken for each kind of test set, and the gap is theirs."""
     run = root / "runs" / "bct"
@@ -128,6 +130,7 @@ def test_groups_of_every_task(root, found, tmp_path):
             open_test(tiny_compatible.config(**changes))
 
 
+@pytest.mark.slow
 def test_default_groups(root, found):
     """Cameras of persons, landmarks by the names of their queries."""
     config = tiny_compatible.config(**kinds(root)["Market-1501"])
@@ -142,6 +145,7 @@ def test_default_groups(root, found):
     assert scored.groups == {"query": pytest.approx(scored.map)}  # all are called query_N
 
 
+@pytest.mark.slow
 def test_faces_are_pooled_as_asked(root, found, tmp_path):
     """Mirror images, unit lengths and a detector's scores, against the pooling by hand."""
     run = root / "runs" / "bct"

@@ -181,6 +181,7 @@ def own_unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_oca_keeps_the_old_space_in_the_first_numbers(old, tmp_path):
     refused(new_config(old, "oca"), "first numbers of a larger.*embedding_dim=10", tmp_path)
     changes = {"model__embedding_dim": 10, "epochs": 6, "evaluate_every_epochs": 6}
@@ -200,6 +201,7 @@ def test_oca_keeps_the_old_space_in_the_first_numbers(old, tmp_path):
     assert ((unit @ model.classifier.T).argmax(1) == labels).mean() > 0.6
 
 
+@pytest.mark.slow
 def test_mixbct_lets_old_embeddings_stand_for_new_ones(old):
     task = task_of(new_config(old, "mixbct", compatibility__mix_share=0.5))
     batch, key = first_batch(task), jax.random.key(3)

@@ -1,5 +1,6 @@
 """What saves memory leaves the training as it is: accumulation, rematerialisation, bfloat16."""
 
+import functools
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -55,8 +56,11 @@ class Task:
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
 
+initial = jax.jit(functools.partial(Net().init, train=False))
+
+
 def start():
-    variables = Net().init(jax.random.key(0), X, False)
+    variables = initial(jax.random.key(0), X)
     params = variables["params"]
     return State(jnp.int32(0), params, variables["batch_stats"], OPTIMIZER.init(params))
 
@@ -76,11 +80,16 @@ def assert_close(found, expected, rtol=1e-5, atol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, atol), found, expected)
 
 
+@functools.cache
+def without_statistics(room):
+    return after(4, room, freeze=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [1, 4])  # micro-batches in programs of their own, or in a loop
 @pytest.mark.parametrize("count", [2, 3, 24])
 def test_accumulated_is_the_whole_batch_without_batch_statistics(count, room):
-    expected = after(4, room, freeze=True)
+    expected = without_statistics(room)
     found = after(4, room, freeze=True, micro_batches=MicroBatches(count))
     assert_close(found, expected)
 
@@ -93,18 +102,21 @@ def test_accumulated_is_the_mean_of_micro_batches(group, room):
     micro = MicroBatches(3, group)
     found, sums = after(4, room, freeze=False, micro_batches=micro)
     task, state, losses = Task(), start(), []
+
+    @jax.jit
+    def gradient_of(params, batch_stats, x, rows):
+        def loss(params):
+            variables = {"params": params, "batch_stats": batch_stats}
+            return task.loss(variables, (), {"x": x, "rows": rows}, 0, jax.random.key(0), False)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
     for _ in range(4):
         gradients, batch_stats = [], state.batch_stats
         for i in range(3):
             rows = np.concatenate(np.split(np.arange(24), 24 // group)[i::3])
-
-            def loss(params, batch_stats=batch_stats, rows=rows):
-                variables = {"params": params, "batch_stats": batch_stats}
-                batch = {"x": X[rows], "rows": rows}
-                return task.loss(variables, (), batch, 0, jax.random.key(0), False)
-
-            (value, (batch_stats, _)), gradient = jax.value_and_grad(loss, has_aux=True)(
-                state.params
+            (value, (batch_stats, _)), gradient = gradient_of(
+                state.params, batch_stats, X[rows], rows
             )
             gradients.append(gradient)
             losses.append(value)
@@ -164,8 +176,8 @@ def test_rematerialised_resnet_is_the_same_and_keeps_less(block):
 def test_rematerialised_transformation_is_the_same(name):
     kwargs = {"embedding_dim": 3, "inner_dim": 6}
     plain, remat = models.build(name, **kwargs), models.build(name, **kwargs, remat=True)
-    variables = plain.init(jax.random.key(0), X, X)
-    other = remat.init(jax.random.key(0), X, X)
+    variables = jax.jit(plain.init)(jax.random.key(0), X, X)
+    other = jax.jit(remat.init)(jax.random.key(0), X, X)
     assert_close(other, variables, 0, 0)
 
     def loss(module):
@@ -175,7 +187,7 @@ def test_rematerialised_transformation_is_the_same(name):
             )
             return jnp.mean(jnp.square(out[0] - Y))
 
-        return jax.value_and_grad(of)(variables["params"])
+        return jax.jit(jax.value_and_grad(of))(variables["params"])
 
     assert_close(loss(remat), loss(plain))
 

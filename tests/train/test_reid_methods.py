@@ -85,6 +85,7 @@ def test_every_method_beside_triplet_and_centre(method, market, alone):
     assert np.allclose(gradient, alone, atol=1e-7) == (method == "none")
 
 
+@pytest.mark.slow
 def test_neck(market):
     """Triplet and centre loss see what goes into the embedding's BatchNorm."""
     found = {}

@@ -83,7 +83,7 @@ def market_runs(folders, flat_model):
         "advbct": {"method": "advbct", "base_loss": "circle", "scale": 64.0, "margin": 0.25},
         "bct": {
             "method": "bct",
-            "model__name": "resnet18_projection",
+            "model__name": tiny_runs.PROJECTION,
             "model__width": 4,
             "model__small_stem": True,
             "data__in_memory": "no",

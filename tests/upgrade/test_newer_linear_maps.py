@@ -155,6 +155,7 @@ def worlds(seed=0, count=240, do=5, dn=5):
     return old.astype(np.float32), new.astype(np.float32), labels
 
 
+@pytest.mark.slow
 def test_strict_training_from_the_identity_reaches_the_best_rotation():
     old, new, _ = worlds()
     best = common_space.closed_form_backward(new, old)
@@ -200,6 +201,7 @@ def test_training_lowers_its_own_loss(do, dn, kind, labelled):
         assert np.array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_a_limit_holds_a_relaxed_map_near_orthogonal():
     old, new, labels = worlds()
     off = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_runs
 
 from fct_jax import cli
 from fct_jax import config as defaults
@@ -23,6 +24,7 @@ TUTORIAL = (REPOSITORY / "docs" / "upgrade.md").read_text()
 SMALLER = {
     "train": {
         "preprocessing.size": 8,
+        "model.name": tiny_runs.MODEL,
         "model.width": 4,
         "model.embedding_dim": 8,
         "epochs": 6,
