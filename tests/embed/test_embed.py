@@ -218,6 +218,7 @@ def test_preprocessing_that_contradicts_the_runs_is_refused(runs, tmp_path):
             train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_online_equals_cached_in_distribution(runs, tmp_path):
     """Without augmentation, recomputed and cached embeddings give the same training."""
     for online in (False, True):
