@@ -60,12 +60,19 @@ def forecast(
     place[order] = np.arange(count)
     own, old = place[rows], gallery.rows(rows)  # place of each probe item in the order
     old = without(old, sound(old))
-    if find_way(way).needs_translated:
+    served = find_way(way)
+    mixed = [None] * len(items)
+    if served.needs_translated:
         translated, _ = mapping.transform(old)
-        quality = [probe.quality(np.where(own[:, None] < i, probe.new, translated)) for i in items]
+        mixed = (np.where(own[:, None] < i, probe.new, translated) for i in items)
+    if served.one_index:
+        quality = [probe.quality(vectors) for vectors in mixed]
     else:
         metric = gallery.meta.get("metric", probe.metric)
-        quality = [probe.served(way, old, probe.new, own < i, metric) for i in items]
+        quality = [
+            probe.served(served, old, probe.new, own < i, metric, vectors)
+            for i, vectors in zip(items, mixed, strict=True)
+        ]
     return Forecast(items.tolist(), share, left, probe.measure, quality, way)
 
 

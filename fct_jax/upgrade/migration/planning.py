@@ -50,7 +50,11 @@ class Wanted:
         """Raise UserError for an impossible value, before any expensive work."""
         if self.order is not None:
             find_order(self.order)
-        find_way(self.serve)
+        way = find_way(self.serve)
+        if not way.reembeds:
+            raise UserError(
+                f"serve={way.name} re-embeds nothing, so there is nothing to plan: {way.text}"
+            )
         check_budget(self)
 
 

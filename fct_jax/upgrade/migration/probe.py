@@ -2,7 +2,7 @@
 
     PROBE/new/           EmbeddingSet: some items of the gallery, embedded by the new model
     PROBE/query/         EmbeddingSet: queries, embedded by the new model
-    PROBE/query_old/     EmbeddingSet: the same queries by the old model, for dual and fused
+    PROBE/query_old/     EmbeddingSet: the same queries by the old model, for ways that ask both
     PROBE/relevant.npy   (Q,) the id of each query's relevant item; optional
 
 Quality is the mean reciprocal rank of the relevant item if ``relevant.npy`` exists; otherwise
@@ -22,8 +22,9 @@ from fct_jax.evaluate.search import knn
 from fct_jax.storage.embedding_set import EmbeddingSet, check_paired
 from fct_jax.storage.ids import rows_of
 from fct_jax.upgrade.checks.guards import as_found, check_space, new_space
-from fct_jax.upgrade.ways import relevance
+from fct_jax.upgrade.ways import Way, relevance
 from fct_jax.upgrade.ways.calibration import calibrate
+from fct_jax.upgrade.ways.interpolation import orthogonal_bridge
 from fct_jax.upgrade.ways.scores import Space
 from fct_jax.upgrade.ways.serving import search
 
@@ -90,26 +91,43 @@ class Probe:
         """Return the gallery's row of each item. Raises UserError for items not in the gallery."""
         return rows_of(gallery.ids, self.ids, f"items of the probe {self.name}", gallery.name)
 
-    def served(self, way: str, old: np.ndarray, new, migrated, old_metric: str) -> float:
-        """Return the quality of serving the items "dual" or "fused".
+    def served(
+        self, way: Way, old: np.ndarray, new, migrated, old_metric: str, mixed=None
+    ) -> float:
+        """Return the quality of serving the items in a way of the table.
 
         Args:
+          way: a way for which new vectors matter (`Way.reembeds`).
           old: (m, Do) the items by the old model.
           new: (m, D) the items by the new model; only migrated ones are used.
           migrated: (m,) bool, True for re-embedded items.
           old_metric: "l2" or "cosine", metric of the old space.
 
-        The calibration uses the probe's items, which both models have embedded.
-        Raises UserError if there are no queries by the old model.
+          mixed: (m, D) new vectors of the migrated items, translated ones of the others, for ways
+            that need them.
+
+        The calibration, and the rotation of "common", use the probe's items, which both models
+        have embedded.
+        Raises UserError if the way needs queries by the old model and there are none.
         """
-        if self.query_old is None or self.query_old.shape[1] != old.shape[1]:
+        absent = self.query_old is None or self.query_old.shape[1] != old.shape[1]
+        if way.needs_old_queries and absent:
             raise UserError(
-                f"serve={way} queries both models: the probe {self.name} needs query_old, "
+                f"serve={way.name} queries both models: the probe {self.name} needs query_old, "
                 f"the queries by the old model, of dimension {old.shape[1]}"
             )
-        made = calibrate(old, self.new, metric=self.metric, old_metric=old_metric)
+        made = turned = None
+        if way.calibrated:
+            made = calibrate(old, self.new, metric=self.metric, old_metric=old_metric)
+        if "common" in way.queries:
+            if "l2" in (self.metric, old_metric):
+                raise UserError(f"serve={way.name} needs vectors that are compared by cosine")
+            turned = unit_rows(self.query) @ orthogonal_bridge(self.new, old)
         depth = min(len(old), _DEPTH)
-        _, rows = search(way, self.query_old, self.query, old, new, migrated, depth, made)
+        _, rows = search(
+            way, self.query_old, self.query, old, new, migrated, depth, made,
+            translated=mixed, metric=self.metric, query_common=turned,
+        )  # fmt: skip
         name = self.measure.replace("agreement", "recall")
         return float(relevance.per_query(rows, self._judged())[name].mean())
 

@@ -157,12 +157,13 @@ def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
 def _measured(asked: Probe, gallery, way: str, source: str, columns: dict) -> float:
     """Return the probe's quality with the plan's way of serving."""
     rows = asked.rows(gallery)
-    if find_way(way).needs_translated:
-        return asked.quality(gallery.rows(rows))
+    served, vectors = find_way(way), gallery.rows(rows)
+    if served.one_index:
+        return asked.quality(vectors)
     old = open_gallery(source, **columns, on_bad="quarantine")
     migrated = gallery.versions[rows] == VERSIONS.index("new")
     metric = old.meta.get("metric", asked.metric)
-    return asked.served(way, old.rows(rows), gallery.rows(rows), migrated, metric)
+    return asked.served(served, old.rows(rows), vectors, migrated, metric, vectors)
 
 
 def state_of(done: Progress, planned: int | None) -> str:

@@ -133,6 +133,16 @@ class Way:
         return "translated" in self.items
 
     @property
+    def one_index(self) -> bool:
+        """Return whether one index of translated and new vectors serves it by itself."""
+        return self.needs_translated and self.reranked is None
+
+    @property
+    def reembeds(self) -> bool:
+        """Return whether the new vector of an item changes its place in the results."""
+        return self.done is not None or self.reranked is not None
+
+    @property
     def label(self) -> str:
         """Return the name with the settings, for a table."""
         said = " ".join(
