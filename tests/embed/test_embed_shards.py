@@ -29,7 +29,6 @@ from fct_jax.runtime import processes
 from fct_jax.storage import partial as partials
 from fct_jax.storage import rows as columns
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.storage.files import Lock
 
 TESTS = tiny_runs.REPOSITORY / "tests" / "helpers"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parents[1]}"}
@@ -384,21 +383,3 @@ def test_sizes_are_checked(tmp_path):
     for name in ("batch_size", "shard_size"):
         with pytest.raises(UserError, match=f"config.{name} must be at least 1, not 0"):
             pixels(tiny_models.digits(), tmp_path / "set", **{name: 0})
-
-
-def test_lock_is_for_one_run_or_shared_in_it(tmp_path):
-    first, second, third = (Lock(tmp_path / "set") for _ in range(3))
-    first.take()
-    for refused in (second.take, second.share):
-        with pytest.raises(UserError, match="another run"):
-            refused()
-    first.share()
-    second.share()
-    with pytest.raises(UserError, match="another run"):
-        third.take()
-    first.remove()
-    second.close()
-    third.take()
-    assert third.held and not first.held
-    third.remove()
-    assert list(tmp_path.iterdir()) == []

@@ -64,3 +64,21 @@ def test_running_shards(tmp_path, block):
     damaged[20, 1] += 1
     with pytest.raises(UserError, match=r"is damaged in shard 1 \(rows 16–31\)"):
         run(damaged)
+
+
+def test_lock_is_for_one_run_or_shared_in_it(tmp_path):
+    first, second, third = (Lock(tmp_path / "set") for _ in range(3))
+    first.take()
+    for refused in (second.take, second.share):
+        with pytest.raises(UserError, match="another run"):
+            refused()
+    first.share()
+    second.share()
+    with pytest.raises(UserError, match="another run"):
+        third.take()
+    first.remove()
+    second.close()
+    third.take()
+    assert third.held and not first.held
+    third.remove()
+    assert list(tmp_path.iterdir()) == []
