@@ -233,8 +233,7 @@ class Upgrade:
         Raises:
           UserError: there is no such batch.
         """
-        if not (self.workdir / "journal.jsonl").is_file():
-            raise UserError(f"nothing to roll back in {self.workdir}: it is not translated yet")
+        self._check_begun("roll back")
         side = self._side(map, gallery)
         with self._closing(side, gallery):
             return side.rollback(to)
@@ -258,9 +257,15 @@ class Upgrade:
           UserError: the upgrade is not of a store, the store is not translated yet, rows differ,
             or somebody else switches at the same time.
         """
+        self._check_begun("switch")
         side = self._side(map, gallery)
         with self._closing(side, gallery):
             return side.switch(back, named(calibration))
+
+    def _check_begun(self, what: str) -> None:
+        """Raise UserError if nothing is translated."""
+        if not (self.workdir / "journal.jsonl").is_file():
+            raise UserError(f"nothing to {what} in {self.workdir}: it is not translated yet")
 
     @contextlib.contextmanager
     def _closing(self, side: Side, given, at_end: bool = True):

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.storage.ids import listed
 from fct_jax.upgrade.stores.base import SEEN, VERSION, Batch, Store, client, plain
 from fct_jax.upgrade.stores.pgcopy import pack, unpack
 from fct_jax.upgrade.stores.pointer import Pointer
@@ -49,6 +50,7 @@ class PostgresStore(Searching, Store):
         columns = {"id": uri.params.get("id", "id"), "v": uri.params.get("vector", "embedding")}
         columns |= {"ver": VERSION, "seen": SEEN}
         self.names = {name: self.sql.Identifier(column) for name, column in columns.items()}
+        self._id_column = columns["id"]
         self.names["t"] = self.sql.Identifier(*self.name.split("."))
         self.db = connection or self._connect()
         try:
@@ -228,7 +230,24 @@ class PostgresStore(Searching, Store):
     def delete(self, ids):
         self._of("delete from {t} where", ids)
 
+    def _check_unique(self) -> None:
+        """Raise UserError for repeated ids, which a column without a unique index may hold."""
+        unique = self.ask(
+            "select 1 from pg_index i join pg_attribute a on a.attrelid = indrelid and "
+            "a.attnum = indkey[0] where indrelid = to_regclass(%s) and indisunique and "
+            "indnkeyatts = 1 and indpred is null and attname = %s",
+            self.names["t"].as_string(self.db),
+            self._id_column,
+        ).fetchone()
+        if unique:
+            return
+        again = self.ask("select {id} from {t} group by {id} having count(*) > 1 limit 11")
+        again = [self.key(one) for (one,) in again]
+        if again:
+            raise UserError(f"{self.uri}: repeated ids ({listed(again)}); keep one row of each")
+
     def sibling(self, dim, meta):
+        self._check_unique()
         meta = {**meta, "source": str(self.uri)}
         params = {**self.uri.params, "table": self.sibling_name(meta), "id": "id"}
         params |= {"vector": "vector", "metric": self.metric}

@@ -141,7 +141,10 @@ class StoreSide(Side):
             also.append(new.known[:_FIRST])
         if plan is not None:
             also.append(plan.ids[:_FIRST])
-        return Drawn(self.opened.source, also=also)
+        drawn = Drawn(self.opened.source, also=also)
+        if not len(drawn):
+            raise UserError(f"{self.opened.source.uri} holds no vectors yet")
+        return drawn
 
     def _planned(self, wanted: Wanted, drawn: Drawn) -> StorePlan:
         opened = self.opened

@@ -255,3 +255,70 @@ class TestBadRows:
         words = ("--map", map_folder, "--gallery", app.uri)
         assert run("apply", tmp_path / "upgrade", *words) == 1
         assert "3 of 1,500 rows are unusable" in capsys.readouterr().err
+
+
+class TestMistakes:
+    """Each is told in one line, before anything is written."""
+
+    def test_an_empty_store(self, make_app, map_folder, tmp_path, capsys):
+        app = make_app("postgres")
+        app.create()
+        words = ("--map", map_folder, "--gallery", app.uri)
+        for command in ("plan", "apply"):
+            assert run(command, tmp_path / "upgrade", *words) == 1
+            assert "holds no vectors yet" in capsys.readouterr().err
+
+    def test_repeated_ids(self, make_app, map_folder, tmp_path, capsys):
+        app = make_app("postgres").filled()
+        app.db.execute("alter table items drop constraint items_pkey")
+        app.db.execute("insert into items (key, embedding) select key, embedding from items "
+                       "where key < 12")  # fmt: skip
+        assert run("apply", tmp_path / "upgrade", "--map", map_folder, "--gallery", app.uri) == 1
+        assert "repeated ids (" in capsys.readouterr().err
+
+    def test_columns_and_maps_that_do_not_fit(self, make_app, map_folder, tmp_path, capsys):
+        app, upgrade = make_app("postgres").filled(), tmp_path / "upgrade"
+        words = ("--map", map_folder, "--gallery", app.uri)
+        assert run("apply", upgrade, *words, "--id-column", "key") == 1
+        assert "named in its URI" in capsys.readouterr().err
+        assert run("switch", upgrade) == 1
+        assert "not translated yet" in capsys.readouterr().err
+        assert run("plan", upgrade, *words, "--order", "class_mean") == 1
+        assert run("plan", upgrade, *words) == 0
+        assert run("switch", upgrade) == 1
+        assert "not translated yet" in capsys.readouterr().err
+        assert run("apply", upgrade, "--gallery", "qdrant://:memory:/items") == 1
+        secret = app.uri.replace("postgres@", "postgres:hunter2@")
+        assert run("apply", tmp_path / "other", "--map", map_folder, "--gallery", secret) == 1
+        assert "hunter2" not in capsys.readouterr().err
+        assert not (tmp_path / "other").exists()
+
+    def test_somebody_else_has_switched(self, make_app, open_store, map_folder, tmp_path, capsys):
+        app, upgrade = make_app("postgres").filled(), tmp_path / "upgrade"
+        assert run("apply", upgrade, "--map", map_folder, "--gallery", app.uri) == 0
+        pointer = open_store(app.uri).pointer()
+        assert run("switch", upgrade) == 0
+        pointer.switch({"store": "qdrant://elsewhere/items"}, 1)
+        assert run("switch", upgrade, "--back") == 1
+        assert "readers follow qdrant://elsewhere/items" in capsys.readouterr().err
+
+    def test_a_connection_that_is_cut(
+        self, make_app, open_store, map_folder, tmp_path, monkeypatch
+    ):
+        app, upgrade = make_app("postgres").filled(), tmp_path / "upgrade"
+        monkeypatch.setattr("fct_jax.upgrade.stores.base.BATCH_ROWS", 128)
+        left, append = itertools.count(), Journal.append
+
+        def cutting(journal, kind, **values):
+            if next(left) in (3, 8):
+                app.db.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity "
+                    "where pid <> pg_backend_pid() and usename = 'postgres'"
+                )
+            return append(journal, kind, **values)
+
+        monkeypatch.setattr(Journal, "append", cutting)
+        codes = [run("apply", upgrade, "--map", map_folder, "--gallery", app.uri) for _ in range(3)]
+        assert codes == [1, 1, 0]
+        h, now = load_map(map_folder), Upgrade(upgrade).status(recall_queries=0)
+        assert_agree(app, open_store(now.target), lambda rows: h.transform(rows)[0], 1e-5)
