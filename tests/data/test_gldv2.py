@@ -77,7 +77,7 @@ def old_run(runs) -> Path:
     return folder / "seed0"
 
 
-@pytest.mark.slow(minutes=3)
+@pytest.mark.slow(minutes=0.7)
 @pytest.mark.multiprocess
 def test_one_run_for_each_row(runs):
     folders = [old_run(runs), *(runs / "lists" / "seed0" / name for name in ROWS.values())]

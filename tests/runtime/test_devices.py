@@ -19,7 +19,7 @@ def differences(tmp_path_factory):
     return check_devices.compare(["1", "2", "8m2"], names, STEPS, folder)
 
 
-@pytest.mark.slow(minutes=3)
+@pytest.mark.slow(minutes=0.25)
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("devices", ["2", "8m2"])
 @pytest.mark.parametrize("task", [*TASKS, check_devices.EMBEDDING])

@@ -69,7 +69,7 @@ def assert_same_run(run, other):
         assert_close(found[name], value, name)
 
 
-@pytest.mark.slow(minutes=2)
+@pytest.mark.slow(minutes=0.4)
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["streamed", "resident"])
 def test_training_gives_the_same_numbers(runs, name):

@@ -41,7 +41,7 @@ def story(folder, seed):
     return evaluate(config, folder / "report")
 
 
-@pytest.mark.slow(minutes=2)
+@pytest.mark.slow(minutes=1.5)
 def test_digits_over_three_seeds(tmp_path):
     """old/old < FCT new/old < new/new, and the uncertainty's order beats a random one."""
     reports = [story(tmp_path / str(seed), seed) for seed in SEEDS]
@@ -77,7 +77,7 @@ def write_pictures(root, classes=102, size=32):
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.png")
 
 
-@pytest.mark.slow(minutes=2)
+@pytest.mark.slow(minutes=0.6)
 def test_picture_folder_by_config_alone(tmp_path):
     """The same commands on 102 classes of 32-px PNGs: only data and preprocessing change."""
     write_pictures(tmp_path / "pictures")

@@ -82,7 +82,7 @@ def ran(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow(minutes=2)
+@pytest.mark.slow(minutes=0.4)
 def test_images(ran):
     from fct_jax.upgrade.galleries.base import open_gallery
 

@@ -191,7 +191,7 @@ def skip_without_vectors(name: str) -> None:
         pytest.skip("the shared vectors are not there")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=0.02)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("known", truth.TRUTHS)
 @pytest.mark.parametrize("name", NAMES)
@@ -204,7 +204,7 @@ def test_advice_is_right_or_cannot_tell(name, known, seed):
         assert said[0] in RIGHT[known]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=0.02)
 @pytest.mark.parametrize("known", truth.TRUTHS)
 @pytest.mark.parametrize("name", NAMES)
 def test_without_evidence_no_pair_gets_advice(name, known):
@@ -213,7 +213,7 @@ def test_without_evidence_no_pair_gets_advice(name, known):
         check_truth(name, known, yardstick, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=0.02)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_advised_is_not_below_keep_for_other_queries(name, seed):
