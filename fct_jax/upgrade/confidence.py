@@ -21,11 +21,11 @@ SPREADS = ("mean", "std", "local")
 DOUBTFUL = 0.3  # the source advises re-embedding items with a lower confidence
 _PAIRS = 5000  # random pairs of training vectors that represent all pairs
 _NEIGHBOURS = 32
-_BLOCK = 8192  # rows worked through at a time
+BLOCK = 8192  # rows worked through at a time
 
 
 def translation_confidence(
-    vectors, training_vectors, *, spread: str = "mean", seed: int = 0
+    vectors, training_vectors, *, spread: str = "mean", seed: int = 0, block: int = BLOCK
 ) -> np.ndarray:
     """Return the confidence ``exp(−δ / σ)`` of each vector, (N,).
 
@@ -39,6 +39,7 @@ def translation_confidence(
         is each vector's median distance to its 32 nearest training vectors. If there are more than
         5,000 pairs of training vectors, 5,000 random ones are used.
       seed: seed of the random pairs.
+      block: vectors worked through at a time.
 
     As an order of re-embedding (lowest first), "mean" and "std" both put the largest δ first.
     If all training vectors are equal, σ is 0: a vector equal to them has confidence 1 and any
@@ -56,34 +57,36 @@ def translation_confidence(
     training = as_vectors("training_vectors", training_vectors)
     check_same_width("vectors", np.asarray(vectors), "training_vectors", training)
     if spread == "local":
-        near = nearest_distances(vectors, training, min(_NEIGHBOURS, len(training)))
+        near = nearest_distances(vectors, training, min(_NEIGHBOURS, len(training)), block=block)
         delta, sigma = near[:, 0], np.median(near, axis=1)
     else:
         between = _distances_between(training, seed)
         sigma = between.mean() if spread == "mean" else between.std()
-        delta = nearest_distances(vectors, training, 1)[:, 0]
+        delta = nearest_distances(vectors, training, 1, block=block)[:, 0]
     ratio = np.full(len(delta), np.inf)
     np.divide(delta, sigma, out=ratio, where=np.broadcast_to(sigma > 0, delta.shape))
     ratio[delta == 0] = 0
     return np.exp(-ratio)
 
 
-def nearest_distances(vectors, training_vectors, count: int) -> np.ndarray:
+def nearest_distances(vectors, training_vectors, count: int, *, block: int = BLOCK) -> np.ndarray:
     """Return the Euclidean distances (N, count), float64, to the nearest training vectors.
 
     An exact search in float32 finds the neighbours; their distances are then computed in float64.
     """
     training = as_vectors("training_vectors", training_vectors)
     found = np.empty((len(vectors), count))
-    for start in range(0, len(vectors), _BLOCK):
-        block = as_vectors(f"vectors from row {start}", vectors[start : start + _BLOCK])
-        _, rows = knn(block, training, count)
+    for part in _blocks(len(vectors), block):
+        asked = as_vectors(f"vectors from row {part.start}", vectors[part])
+        _, rows = knn(asked, training, count)
         for column in range(count):
-            found[start : start + len(block), column] = distances(block, training[rows[:, column]])
+            found[part, column] = distances(asked, training[rows[:, column]])
     return np.sort(found, axis=1)
 
 
-def class_mean_distance(translated, labels, *, metric: str = "l2") -> np.ndarray:
+def class_mean_distance(
+    translated, labels, *, metric: str = "l2", block: int = BLOCK
+) -> np.ndarray:
     """Return the distance (N,) of each translated vector to the mean of its class.
 
     Items far from the mean of their class are re-embedded first: the order is
@@ -94,6 +97,7 @@ def class_mean_distance(translated, labels, *, metric: str = "l2") -> np.ndarray
         to unit length.
       labels: (N,) integers or text. An item that is alone in its class has distance 0.
       metric: "l2" or "cosine".
+      block: rows worked through at a time.
 
     Raises UserError for different lengths, NaN or infinity, or an unknown metric.
 
@@ -107,20 +111,26 @@ def class_mean_distance(translated, labels, *, metric: str = "l2") -> np.ndarray
     labels = as_labels("labels", labels, len(translated))
     names, which = np.unique(labels, return_inverse=True)
     means = np.zeros((len(names), translated.shape[1]))
-    for rows in _blocks(len(translated)):
-        block = as_vectors(f"translated from row {rows.start}", translated[rows])
+    for rows in _blocks(len(translated), block):
+        part = as_vectors(f"translated from row {rows.start}", translated[rows])
         order = np.argsort(which[rows], kind="stable")
         present, first = np.unique(which[rows][order], return_index=True)
-        means[present] += np.add.reduceat(block[order].astype(np.float64), first)
+        means[present] += np.add.reduceat(part[order].astype(np.float64), first)
     means /= np.bincount(which)[:, None]
     found = np.empty(len(translated))
-    for rows in _blocks(len(translated)):
+    for rows in _blocks(len(translated), block):
         found[rows] = distances(translated[rows], means[which[rows]], metric)
     return found
 
 
 def cell_mean_distance(
-    translated, cells: int, *, metric: str = "l2", sample: int = 50_000, seed: int = 0
+    translated,
+    cells: int,
+    *,
+    metric: str = "l2",
+    sample: int = 50_000,
+    seed: int = 0,
+    block: int = BLOCK,
 ) -> np.ndarray:
     """Return `class_mean_distance` with k-means cells in place of classes, for unlabelled items.
 
@@ -132,6 +142,7 @@ def cell_mean_distance(
       metric: "l2" or "cosine".
       sample: largest number of rows on which k-means runs; all rows are assigned to its cells.
       seed: seed of the sample and of k-means.
+      block: rows worked through at a time.
 
     Raises UserError for no rows, NaN or infinity, or fewer than 1 cell.
     """
@@ -142,17 +153,17 @@ def cell_mean_distance(
     rows = np.random.default_rng(seed).permutation(len(translated))[:sample]
     centres = kmeans(translated[np.sort(rows)], cells, seed=seed).centres
     assigned = np.concatenate(
-        [_nearest(translated[block], centres) for block in _blocks(len(translated))]
+        [_nearest(translated[part], centres) for part in _blocks(len(translated), block)]
     )
-    return class_mean_distance(translated, assigned, metric=metric)
+    return class_mean_distance(translated, assigned, metric=metric, block=block)
 
 
 def _nearest(vectors, centres):
     return nearest_centre(as_vectors("translated", vectors), centres)[0]
 
 
-def _blocks(count: int) -> list[slice]:
-    return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+def _blocks(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _distances_between(training, seed: int) -> np.ndarray:

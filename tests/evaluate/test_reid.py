@@ -193,19 +193,16 @@ def test_rerank_equals_slow_loop(seed, queries, gallery, k1, k2, duplicates):
     np.testing.assert_allclose(found, slow_rerank(query, gallery, k1, k2, 0.3), atol=1e-5)
 
 
-def test_rerank_works_in_blocks(monkeypatch):
+def test_rerank_works_in_blocks():
     rng = np.random.default_rng(3)
     query, gallery = rng.normal(size=(9, 5)), rng.normal(size=(31, 5))
     whole = k_reciprocal_rerank(query, gallery)
-    monkeypatch.setattr("fct_jax.evaluate.protocols.reid.BLOCK", 7)
-    monkeypatch.setattr("fct_jax.evaluate.protocols.reid.PAIRS", 11)
-    np.testing.assert_allclose(k_reciprocal_rerank(query, gallery), whole, atol=1e-3)
+    in_blocks = k_reciprocal_rerank(query, gallery, block=7, pairs=11)
+    np.testing.assert_allclose(in_blocks, whole, atol=1e-3)
     ids = rng.integers(0, 4, 40)
     cameras = rng.integers(0, 3, 40)
     arguments = whole, ids[:9], ids[9:], cameras[:9], cameras[9:]
-    in_blocks = market1501(*arguments)
-    monkeypatch.undo()
-    assert in_blocks["map"] == market1501(*arguments)["map"]
+    assert market1501(*arguments, block=7)["map"] == market1501(*arguments)["map"]
 
 
 def test_rerank_scale_does_not_matter():

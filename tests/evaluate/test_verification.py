@@ -185,7 +185,7 @@ def test_tpir_equals_slow_loop(seed, probes, templates, people, ties):
         tpir_at_fpir(found, [-1])
 
 
-def test_from_images_to_rates(monkeypatch):
+def test_from_images_to_rates():
     rng = np.random.default_rng(0)
     people = rng.normal(size=(20, 16))
     template = np.repeat(np.arange(40), 5)
@@ -200,10 +200,9 @@ def test_from_images_to_rates(monkeypatch):
     assert rates["tar@far=0.1"] == 1.0 and rates["tar@far=1e-06"] > 0.8
     report = identification(vectors[::2], ids[::2] // 2, vectors[1::2], ids[1::2] // 2)
     assert report["top@1"] > 0.9
-    monkeypatch.setattr("fct_jax.evaluate.protocols.verification.BLOCK", 7)
-    np.testing.assert_allclose(pair_scores(ids, vectors, first, second), scores, atol=1e-6)
+    np.testing.assert_allclose(pair_scores(ids, vectors, first, second, block=7), scores, atol=1e-6)
     assert identification(
-        vectors[::2], ids[::2] // 2, vectors[1::2], ids[1::2] // 2
+        vectors[::2], ids[::2] // 2, vectors[1::2], ids[1::2] // 2, block=7
     ) == pytest.approx(report)
 
 

@@ -37,7 +37,7 @@ def test_confidence_is_the_loop(seed, spread, count):
     )
 
 
-def test_order_and_sample_of_pairs(monkeypatch):
+def test_order_and_sample_of_pairs():
     rng = np.random.default_rng(0)
     vectors, training = rng.normal(size=(40, 4)), rng.normal(size=(300, 4))
     first = translation_confidence(vectors, training)  # 44,850 pairs: 5,000 of them
@@ -51,24 +51,23 @@ def test_order_and_sample_of_pairs(monkeypatch):
     assert np.array_equal(np.argsort(first), np.argsort(-delta))
 
 
-def test_blocks_and_memory_maps_make_no_difference(tmp_path, monkeypatch):
+def test_blocks_and_memory_maps_make_no_difference(tmp_path):
     rng = np.random.default_rng(1)
     vectors, training = rng.normal(size=(50, 4)).astype(np.float32), rng.normal(size=(20, 4))
     labels = rng.integers(0, 6, 50)
     np.save(tmp_path / "v.npy", vectors)
     mapped = np.load(tmp_path / "v.npy", mmap_mode="r")
 
-    def everything(x):
+    def everything(x, **options):
         return (
-            translation_confidence(x, training),
-            translation_confidence(x, training, spread="local"),
-            class_mean_distance(x, labels),
-            cell_mean_distance(x, 4),
+            translation_confidence(x, training, **options),
+            translation_confidence(x, training, spread="local", **options),
+            class_mean_distance(x, labels, **options),
+            cell_mean_distance(x, 4, **options),
         )
 
     wanted = everything(vectors)
-    monkeypatch.setattr(confidence, "_BLOCK", 7)
-    for got, expected in zip(everything(mapped), wanted, strict=True):
+    for got, expected in zip(everything(mapped, block=7), wanted, strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-12)
 
 

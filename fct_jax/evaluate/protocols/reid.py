@@ -11,7 +11,14 @@ PAIRS = 16384  # pairs of rows compared at a time
 
 
 def market1501(
-    distances, query_ids, gallery_ids, query_cameras, gallery_cameras, *, max_rank: int = 50
+    distances,
+    query_ids,
+    gallery_ids,
+    query_cameras,
+    gallery_cameras,
+    *,
+    max_rank: int = 50,
+    block: int = BLOCK,
 ) -> dict[str, np.ndarray | float]:
     """Return CMC and mAP of the Market-1501 protocol (Zheng et al., ICCV 2015).
 
@@ -22,6 +29,7 @@ def market1501(
       distances: (Q, G), smaller is nearer.
       query_ids, query_cameras: (Q,);  gallery_ids, gallery_cameras: (G,).
       max_rank: length of the CMC.
+      block: queries worked on at a time.
 
     Returns:
       ``{"cmc": (R,) float, "map": float}`` with R = min(max_rank, G), as fractions; ``cmc[k - 1]``
@@ -35,7 +43,7 @@ def market1501(
     ([0.0, 1.0], 0.5)
     """
     aps, ranks = market1501_per_query(
-        distances, query_ids, gallery_ids, query_cameras, gallery_cameras
+        distances, query_ids, gallery_ids, query_cameras, gallery_cameras, block=block
     )
     valid = ranks > 0
     # A gallery shorter than max_rank gives a shorter CMC (the published code fails there).
@@ -45,7 +53,7 @@ def market1501(
 
 
 def market1501_per_query(
-    distances, query_ids, gallery_ids, query_cameras, gallery_cameras
+    distances, query_ids, gallery_ids, query_cameras, gallery_cameras, *, block: int = BLOCK
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the results of each query that `market1501` averages, with its arguments and errors.
 
@@ -65,8 +73,8 @@ def market1501_per_query(
         raise UserError("distances hold NaN or infinite values")
 
     aps, ranks = np.full(len(query_ids), np.nan), np.zeros(len(query_ids), np.int64)
-    for start in range(0, len(query_ids), BLOCK):
-        rows = slice(start, start + BLOCK)
+    for start in range(0, len(query_ids), block):
+        rows = slice(start, start + block)
         order = np.argsort(distances[rows], axis=1, kind="stable")
         same = gallery_ids[order] == query_ids[rows, None]
         keep = ~(same & (gallery_cameras[order] == query_cameras[rows, None]))
@@ -88,7 +96,15 @@ def market1501_per_query(
 
 
 def k_reciprocal_rerank(
-    query, gallery, k1: int = 20, k2: int = 6, weight: float = 0.3, *, dtype=np.float16
+    query,
+    gallery,
+    k1: int = 20,
+    k2: int = 6,
+    weight: float = 0.3,
+    *,
+    dtype=np.float16,
+    block: int = BLOCK,
+    pairs: int = PAIRS,
 ) -> np.ndarray:
     """Return distances re-ranked with k-reciprocal encoding (Zhong et al., CVPR 2017).
 
@@ -104,6 +120,7 @@ def k_reciprocal_rerank(
       weight: share of the original distance, in [0, 1].
       dtype: of the encodings and their sums. float16 rounds where the published code does, so
         that numbers compare; with float32 they are exact, up to 4e-3 away from those.
+      block, pairs: rows, and pairs of rows, worked on at a time.
 
     Returns:
       (Q, G) float32, smaller is nearer.
@@ -128,8 +145,8 @@ def k_reciprocal_rerank(
         raise UserError("query or gallery vectors hold NaN or infinite values")
     everything = unit_rows(everything).astype(everything.dtype)
 
-    neighbours, largest = _neighbours(everything, max(k1 + 1, k2))
-    encoding = _rounded(_encode(everything, neighbours, largest, k1), dtype)
+    neighbours, largest = _neighbours(everything, max(k1 + 1, k2), block)
+    encoding = _rounded(_encode(everything, neighbours, largest, k1, pairs), dtype)
     if k2 > 1:
         encoding = _rounded(_average(neighbours[:, :k2], encoding), dtype)
 
@@ -144,18 +161,18 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(2 - 2 * (a @ b.T), 0)
 
 
-def _neighbours(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _neighbours(vectors: np.ndarray, count: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Return each row's nearest ``count`` rows, itself first, and its largest squared distance."""
     count = min(count, len(vectors))
     nearest = np.empty((len(vectors), count), np.int64)
     largest = np.empty(len(vectors), np.float32)
-    for start in range(0, len(vectors), BLOCK):
-        distance = _squared_distances(vectors[start : start + BLOCK], vectors)
+    for start in range(0, len(vectors), block):
+        distance = _squared_distances(vectors[start : start + block], vectors)
         rows = np.arange(len(distance))
         # If all vectors are equal, every distance is 0, and so is its share of the largest.
-        largest[start : start + BLOCK] = np.maximum(distance.max(axis=1), 1e-12)
+        largest[start : start + block] = np.maximum(distance.max(axis=1), 1e-12)
         distance[rows, start + rows] = -1  # itself first, also among duplicates
-        nearest[start : start + BLOCK] = np.argsort(distance, axis=1, kind="stable")[:, :count]
+        nearest[start : start + block] = np.argsort(distance, axis=1, kind="stable")[:, :count]
     return nearest, largest
 
 
@@ -171,7 +188,7 @@ def _pattern(rows: np.ndarray, columns: np.ndarray, total: int) -> sparse.csr_ar
     return sparse.csr_array((ones, (rows, columns)), shape=(total, total))
 
 
-def _encode(vectors, neighbours, largest, k1: int) -> sparse.csr_array:
+def _encode(vectors, neighbours, largest, k1: int, pairs: int) -> sparse.csr_array:
     """Return weights over each item's expanded k-reciprocal neighbours; each row sums to 1."""
     full = _reciprocal(neighbours[:, : k1 + 1])
     half = _reciprocal(neighbours[:, : int(np.around(k1 / 2)) + 1])
@@ -184,10 +201,10 @@ def _encode(vectors, neighbours, largest, k1: int) -> sparse.csr_array:
 
     rows, columns = expanded.row, expanded.col
     weights = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), PAIRS):
-        r, c = rows[start : start + PAIRS], columns[start : start + PAIRS]
+    for start in range(0, len(rows), pairs):
+        r, c = rows[start : start + pairs], columns[start : start + pairs]
         distance = np.square(vectors[r] - vectors[c]).sum(axis=1)
-        weights[start : start + PAIRS] = np.exp(-distance / largest[r])
+        weights[start : start + pairs] = np.exp(-distance / largest[r])
     weights /= np.bincount(rows, weights, minlength=len(vectors))[rows]
     return sparse.csr_array((weights, (rows, columns)), shape=full.shape)
 

@@ -79,11 +79,12 @@ def pool_templates(
     return ids, unit_rows(pooled).astype(np.float32)
 
 
-def pair_scores(ids, vectors, first, second) -> np.ndarray:
+def pair_scores(ids, vectors, first, second, *, block: int = BLOCK) -> np.ndarray:
     """Return the inner products (P,) of template pairs, given by ids ``first`` and ``second`` (P,).
 
     Args:
       ids: (T,) sorted template ids and vectors: (T, D), as `pool_templates` gives them.
+      block: pairs worked on at a time.
 
     Raises:
       UserError: a pair names an unknown template.
@@ -91,8 +92,8 @@ def pair_scores(ids, vectors, first, second) -> np.ndarray:
     ids, vectors = np.asarray(ids), np.asarray(vectors)
     rows = [_lookup(ids, np.asarray(side)) for side in (first, second)]
     scores = np.empty(len(rows[0]), np.float32)
-    for start in range(0, len(scores), BLOCK):
-        part = slice(start, start + BLOCK)
+    for start in range(0, len(scores), block):
+        part = slice(start, start + block)
         scores[part] = np.einsum("pd,pd->p", vectors[rows[0][part]], vectors[rows[1][part]])
     return scores
 
@@ -144,7 +145,7 @@ def _rejected(impostor: np.ndarray, rate: float) -> float:
 
 
 def identification(
-    probe, probe_ids, gallery, gallery_ids, ks: Sequence[int] = (1, 5, 10)
+    probe, probe_ids, gallery, gallery_ids, ks: Sequence[int] = (1, 5, 10), *, block: int = BLOCK
 ) -> dict[str, float]:
     """Return 1:N identification: ``{"top@1": …, "map": …, "mated": …, "tpir@fpir=0.01": …}``.
 
@@ -155,11 +156,12 @@ def identification(
     Args:
       probe: (P, D), gallery: (G, D), compared by inner product (L2-normalise for the cosine);
       probe_ids: (P,), gallery_ids: (G,) person ids.
+      block: probes worked on at a time.
 
     Raises:
       UserError: shapes that do not fit, values that are not finite, no probe with a mate.
     """
-    found = identification_per_probe(probe, probe_ids, gallery, gallery_ids)
+    found = identification_per_probe(probe, probe_ids, gallery, gallery_ids, block=block)
     mated = found.rank > 0
     report = {f"top@{k}": float((found.rank[mated] <= k).mean()) for k in ks}
     report |= {"map": float(found.ap[mated].mean()), "mated": float(mated.mean())}
@@ -188,7 +190,9 @@ def tpir_at_fpir(found: Identified, fpirs: Sequence[float] = FPIRS) -> dict[str,
     return report
 
 
-def identification_per_probe(probe, probe_ids, gallery, gallery_ids) -> Identified:
+def identification_per_probe(
+    probe, probe_ids, gallery, gallery_ids, *, block: int = BLOCK
+) -> Identified:
     """Return the results of each probe that `identification` averages, with its arguments."""
     probe, gallery = np.asarray(probe, np.float32), np.asarray(gallery, np.float32)
     probe_ids, gallery_ids = np.asarray(probe_ids), np.asarray(gallery_ids)
@@ -206,8 +210,8 @@ def identification_per_probe(probe, probe_ids, gallery, gallery_ids) -> Identifi
         np.full(len(probe), np.nan),
         *np.full((2, len(probe)), -np.inf),
     )
-    for start in range(0, len(probe), BLOCK):
-        scores = probe[start : start + BLOCK] @ gallery.T
+    for start in range(0, len(probe), block):
+        scores = probe[start : start + block] @ gallery.T
         for row, score in enumerate(scores, start):
             same = gallery_ids == probe_ids[row]
             found.other[row] = score[~same].max(initial=-np.inf)
