@@ -45,13 +45,13 @@ def compatible() -> ConfigDict:
     config = ConfigDict()
     config.task = "compatible"
     # "none" (a model alone), "bct", "bct_ract", "lce", "hot_refresh", "unibct", "advbct",
-    # "contrastive", "triplet", "triplet_ract", "l2", "lwf", "focal_distillation", "oca" (wants a
-    # larger embedding than the old one's), "bt2" (wants a teacher), "mixbct"; or one's own,
+    # "contrastive", "triplet", "triplet_ract", "l2", "lwf", "focal_distillation", "oca" (needs a
+    # larger embedding than the old one's), "bt2" (needs a teacher), "mixbct"; or your own,
     # "module:name"
     config.method = "advbct"
     # Run of the old model, EmbeddingSet of the training images, or a function, "module:function".
     config.old = ""
-    # bt2: likewise, of the new model trained alone (method=none), whose vectors it follows
+    # bt2: the same for the new model trained alone (method=none), whose vectors it follows
     config.teacher = ""
     config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
     # class_statistics_KIND.npz or the directory that holds it; "": made of the old run's data
@@ -69,7 +69,7 @@ def compatible() -> ConfigDict:
     # "softmax", "arcface", "arcface_monotonic" (with the threshold), "cosface", "amsoftmax",
     # "circle" (published with scale 256, margin 0.25)
     config.base_loss = "softmax"
-    config.scale = 30.0  # of all but softmax
+    config.scale = 30.0  # for all base losses but softmax
     config.margin = 0.3
     config.label_smoothing = 0.0
     config.reid = reid()
@@ -101,10 +101,10 @@ def reid() -> ConfigDict:
     config.erase = 0.0  # probability that a rectangle is erased, published 0.5
     # True: triplet and centre loss see the projection before its BatchNorm (BNNeck)
     config.neck = False
-    config.triplet_weight = 0.0  # batch-hard triplet; wants config.sampler.name=identities
+    config.triplet_weight = 0.0  # batch-hard triplet; needs config.sampler.name=identities
     config.triplet_margin = 0.3
     config.triplet_soft = False  # True: softplus instead of the margin
-    config.triplet_normalize = False  # True: of directions, not of raw embeddings
+    config.triplet_normalize = False  # True: use directions instead of raw embeddings
     config.center_weight = 0.0  # centre loss, published 0.0005
     config.rerank = False  # comparisons on "market1501": True re-ranks by k-reciprocal neighbours
     return config
@@ -114,7 +114,7 @@ def faces() -> ConfigDict:
     """Return the keys of "ijb": how a template's image embeddings become one vector."""
     config = ConfigDict()
     config.flip = False  # True: mean of an image's and its mirror image's embedding
-    config.normalize = False  # True: of unit length first; False: longer embeddings weigh more
+    config.normalize = False  # True: scale to unit length first; False: longer ones weigh more
     # File of "image … score" lines, such as ijbc_name_5pts_score.txt, whose scores are weights;
     # "": all images weigh the same
     config.scores = ""
@@ -135,7 +135,7 @@ def sampler() -> ConfigDict:
 def compatibility() -> ConfigDict:
     """Return the keys of the compatibility losses; each comment names the methods that read it."""
     config = ConfigDict()
-    config.weight = 1.0  # of the whole compatibility loss, beside the base loss
+    config.weight = 1.0  # weight of the whole compatibility loss, relative to the base loss
     config.scale = 30.0  # unibct: ArcFace against the old class centres
     config.margin = 0.3
     config.temperature = 0.01  # hot_refresh, contrastive
@@ -211,14 +211,14 @@ def transformation() -> ConfigDict:
     """Return the config of FCT or FastFill: old and side embeddings to the new model's space."""
     config = ConfigDict()
     config.task = "transformation"
-    # Each is the directory of a run, whose model embeds `data`, or of an EmbeddingSet, or names a
-    # Python function "module:function" from uint8 images (N, S, S, 3) to embeddings (N, D).
+    # Each is the directory of a run, whose model embeds `data`, or of an EmbeddingSet, or a Python
+    # function "module:function" from uint8 images (N, S, S, 3) to embeddings (N, D).
     config.old = ""
     config.new = ""
-    config.side = ""  # side information; "" : the old embedding stands in
+    config.side = ""  # side information; "": the old embedding is used instead
     config.classifier = ""  # run or .npy (C, D) for the discriminative loss; "": of the new run
     config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
-    config.validation_old = ""  # EmbeddingSets to validate on, where old and new are no runs
+    config.validation_old = ""  # EmbeddingSets to validate on if old and new are not runs
     config.validation_new = ""
     config.validation_side = ""
     config.data = data()
@@ -249,7 +249,7 @@ def evaluate() -> ConfigDict:
     config.task = "evaluate"
     config.old = ""  # run, EmbeddingSet, or a Python function, "module:function"
     config.new = ""
-    config.side = ""  # likewise of the side information, where one was used
+    config.side = ""  # the same for the side information, if it was used
     config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
     # "NAME=WHERE,NAME=WHERE": runs of transformations, maps (a directory or module:function),
     # transformed vectors, or "identity" for a backward-compatible new model: it searches the old
@@ -281,10 +281,10 @@ def embed() -> ConfigDict:
     config.data.name = ""
     config.split = "validation"
     config.class_statistics = False  # True: also class_statistics_euclidean.npz and _angle.npz
-    config.old = ""  # EmbeddingSets, where `model` is a transformation
+    config.old = ""  # EmbeddingSets if `model` is a transformation
     config.side = ""
     config.batch_size = 256  # on each device
-    # Work is recorded after this many rows: a killed run goes on at the next shard.
+    # Work is recorded after this number of rows: a killed run resumes at the next shard.
     config.shard_size = 65_536
     return config
 
@@ -296,16 +296,16 @@ def data() -> ConfigDict:
     # "market1501", "roxford5k", "rparis6k", "gldv2", "ijb"
     config.name = "digits"
     config.dir = ""  # TFDS data directory or the data set's folder
-    # Training images, "path label" a line, paths below `dir`: of "list" and "gldv2"; for
+    # Training images, one "path label" per line, paths below `dir`: for "list" and "gldv2"; for
     # "market1501" optional, "path label camera view". For "ijb" the file of images and templates.
     config.list = ""
-    config.validation_list = ""  # validation images of "list" and "gldv2", likewise
+    config.validation_list = ""  # validation images of "list" and "gldv2", in the same form
     config.query_crop = False  # "roxford5k", "rparis6k": True crops queries to their box
     config.classes = ""  # of the training split: "" all, "first 50", "0-5,10-53"
     # A seeded share for an old model, or everything for a new one, old classes numbered first:
     # "old classes 0.3", "new classes 0.3", "old images 0.3", each "… seed 666"
     config.subset = ""
-    config.on_error = "raise"  # an unreadable image, a dead worker: "raise", or "skip" to go on
+    config.on_error = "raise"  # for an unreadable image or a dead worker: "raise" or "skip"
     config.workers = 0  # processes that decode images
     config.in_memory = "auto"  # whole data set on the device: "auto", "yes", "no"
     return config
@@ -315,7 +315,7 @@ def preprocessing() -> ConfigDict:
     """Return the keys that turn a stored image into the model's input."""
     config = ConfigDict()
     config.size = 224  # side of the model's input, pixels
-    config.width = 0  # of the input where it is not square; 0: as its height, `size`
+    config.width = 0  # width of the input if it is not square; 0: equal to its height, `size`
     config.resize = 0  # R: shorter side to R, then centre crop; 0: the whole image squashed
     config.train_crop = "none"  # "none", "random_resized"
     config.flip = True
@@ -329,13 +329,13 @@ def optimizer() -> ConfigDict:
     config = ConfigDict()
     config.name = "sgd"  # "sgd", "adam", "lars" (spares batch norm and biases always)
     config.lr = 1.024
-    # lr is meant for this batch: lr · batch_size / lr_reference_batch is used; 0: lr as it is
+    # lr is meant for this batch: lr · batch_size / lr_reference_batch is used; 0: lr is not scaled
     config.lr_reference_batch = 0
     config.momentum = 0.875
     config.nesterov = False
     config.weight_decay = 2.0**-15
     config.decay_batch_norm = True  # False: no decay on any BatchNorm scale or bias
-    config.bias_lr_factor = 1.0  # biases, those of BatchNorm too, learn at this times the rate
+    config.bias_lr_factor = 1.0  # factor on the learning rate of biases, also those of BatchNorm
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # "cosine", "constant", "multistep"
     config.schedule.warmup_epochs = 5

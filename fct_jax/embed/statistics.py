@@ -19,7 +19,7 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 def num_known_classes(model: Embedder) -> int:
     """Return the number of the model's classes, which come first in its classifier.
 
-    Raises UserError where there is no classifier, or where they do not come first.
+    Raises UserError if there is no classifier, or if they do not come first.
     """
     if model.classifier is None:
         raise UserError(f"model {model.fingerprint} has no classifier, so its classes are unknown")
@@ -74,7 +74,7 @@ def write_missing(folder, num_classes: int | None, kinds=KINDS) -> None:
 def read_statistics(where, kind: str, fingerprint: str | None, num_classes) -> ClassStatistics:
     """Return statistics of a kind, from their file or from the directory that holds it.
 
-    Raises UserError where they are missing, or of another kind, model or number of classes.
+    Raises UserError if they are missing, or of another kind, model or number of classes.
     """
     path = statistics_path(where, kind) if Path(where).is_dir() else where
     return load_statistics(path, fingerprint=fingerprint, num_classes=num_classes, kind=kind)

@@ -22,10 +22,9 @@ def transform_set(
     batch_size: int = 4096,
     shard_size: int = checksums.SHARD_SIZE,
 ) -> EmbeddingSet:
-    """Write the transformed set, whole or not at all; memory does not grow with its size.
+    """Write the transformed set, completely or not at all; memory does not grow with its size.
 
-    All processes of a run call it and share the work; a run that was killed goes on at the next
-    shard.
+    All processes of a run call it and share the work; a killed run resumes at the next shard.
 
     Args:
       transformer: the frozen transformation.
@@ -87,7 +86,7 @@ def _gives_uncertainty(transformer: Transformer, dims: list[int]) -> bool:
 
 
 def _identity(found: EmbeddingSet) -> dict:
-    """Return what tells a set from another one, without reading its vectors from the disk."""
+    """Return facts that identify a set, without reading its vectors from disk."""
     if not isinstance(found.vectors, np.memmap):
         vectors = checksums.text(checksums.update(0, found.vectors))
     elif "shards" in found.meta:
@@ -102,7 +101,7 @@ def _identity(found: EmbeddingSet) -> dict:
 def checked_inputs(
     transformer: Transformer, old: EmbeddingSet, side: EmbeddingSet | None
 ) -> EmbeddingSet | None:
-    """Return the side set that it takes, or None. Raises UserError if a set does not fit."""
+    """Return the needed side set, or None. Raises UserError if a set does not match."""
     _check_model(old, transformer.old_fingerprint, "old")
     _check_dim(old, transformer.description["old_dim"], "old")
     if not transformer.needs_side:

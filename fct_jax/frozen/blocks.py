@@ -1,4 +1,4 @@
-"""Rows of arrays in equal blocks, and a pipeline that computes one while another is fetched."""
+"""Equal blocks of rows, and a pipeline that computes one block while another is fetched."""
 
 import numpy as np
 

@@ -1,14 +1,14 @@
-"""Any Python function ``images -> embeddings`` in the place of a run, named "module:function".
+"""Any Python function ``images -> embeddings`` in place of a run, named "module:function".
 
     # mymodels.py, in the current directory or on PYTHONPATH
     def embed(images):      # uint8 (N, S, S, 3)
         return net(images)  # (N, D), anything that NumPy takes as an array
-    embed.image_size = 160  # S, in pixels; 224 where it is not given
+    embed.image_size = 160  # S, in pixels; 224 by default
 
     python -m fct_jax.embed … --config.model=mymodels:embed --config.data.name=cifar100
 
-It stands where an old, new or side run stands, for embedding: the function is never trained,
-nor traced, and has no classifier.
+It can replace an old, new or side run for embedding: the function is never trained or traced, and
+has no classifier.
 """
 
 import hashlib
@@ -56,8 +56,7 @@ class CallableModel:
     def run(self, images, flip=None) -> np.ndarray:
         """Return (N, D) float32 of uint8 images (N, H, W, 3); ``flip`` (N,): mirrored first.
 
-        Raises UserError where the function fails, for a result of another shape, or that is not
-        finite.
+        Raises UserError if the function fails, or if its result has a wrong shape or is not finite.
         """
         images = np.asarray(images)
         size = self.preprocessing.size
@@ -67,7 +66,7 @@ class CallableModel:
             images = np.where(np.asarray(flip)[:, None, None, None], images[:, :, ::-1], images)
         try:
             found = np.asarray(self._function(np.ascontiguousarray(images)))
-        except Exception as error:  # it may be anything: the code is not ours
+        except Exception as error:  # a user's function may raise anything
             raise UserError(
                 f"{self.name} failed for {len(images)} images: {told(error)}"
             ) from error
@@ -106,7 +105,7 @@ class CallableModel:
 def _find(name: str):
     function = imported(name, "function")
     if not callable(function):
-        raise UserError(f"{name} is no function but {type(function).__name__}")
+        raise UserError(f"{name} must be a function, but it is of type {type(function).__name__}")
     return function
 
 

@@ -17,15 +17,15 @@ from fct_jax.frozen.callable_model import CallableModel
 def on_local_devices(model) -> tuple[Callable, int]:
     """Return (``model.run`` on all devices, how many stacked batches it takes at once).
 
-    A device works on a batch as it would alone, so that results do not depend on how many devices
-    there are. A Python function runs where it likes, a batch at a time.
+    Each device computes its batch independently, so results do not depend on the number of devices.
+    A Python function chooses its device itself, and gets one batch at a time.
     """
     if isinstance(model, CallableModel):
         return model.run, 1
     devices = jax.local_devices()
     if len(devices) == 1:
         return model.run, 1
-    # This process's devices alone: each process has shards of its own.
+    # Only this process's devices, because each process has its own shards.
     mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
     model = copy.copy(model)
     model.variables = jax.device_put(model.variables, NamedSharding(mesh, PartitionSpec()))

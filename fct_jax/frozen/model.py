@@ -1,4 +1,4 @@
-"""Exported models: the files with which a run's model is embedded, transformed and evaluated.
+"""Exported models: the files from which a run's model embeds, transforms and is evaluated.
 
 ``RUN/model/`` holds ``model.json`` (architecture, preprocessing, fingerprints),
 ``weights.safetensors`` (every parameter and running statistic by its path) and

@@ -39,8 +39,8 @@ def define_process_flags() -> None:
     flags.DEFINE_boolean(
         "distributed",
         False,
-        "several processes work as one: the same command on every host. Cloud TPU, SLURM, GKE and "
-        "Open MPI say by themselves which process is which; elsewhere the three flags below do",
+        "several processes work as one: run the same command on every host. Cloud TPU, SLURM, GKE "
+        "and Open MPI number the processes themselves; elsewhere use the three flags below",
     )
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for instance 10.0.0.1:1234")
     flags.DEFINE_integer("process_id", None, "number of this process, from 0")
@@ -98,12 +98,12 @@ def run(
                 print(f"error: {where}{error.strerror}; {hint}", file=sys.stderr)
                 sys.exit(1)
             raise
-        # If another process failed first, its reason tells more than this process's own error.
+        # If another process failed first, its reason is more informative than this one's error.
         time.sleep(processes.NOTICE_SECONDS)
         traceback.print_exc()
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         print(
-            f"error: {reason}; where a process was killed, give all of them the command again",
+            f"error: {reason}; if a process was killed, repeat the command on all of them",
             file=sys.stderr,
         )
         processes.end_all(reason)
@@ -187,7 +187,7 @@ def _one_line(error: Exception, argv: list[str]) -> str:
                 return found
     missing = re.match(r"flag --(\w+)=None: ", str(error))
     if missing:
-        return f"--{missing[1]} is missing; --help says what it is"
+        return f"--{missing[1]} is missing; --help explains it"
     return " ".join(str(error).split()).strip('"')
 
 

@@ -1,4 +1,4 @@
-"""Config files: by path, or by the name of one that the package brings."""
+"""Config files, found by path or by the name of a packaged one."""
 
 import difflib
 import runpy
@@ -50,7 +50,7 @@ def run_config(path: Path) -> dict:
         raise
     except SyntaxError as error:
         place = f"{error.filename or path}, line {error.lineno}"
-        raise UserError(f"config file {path} is no Python: {error.msg} ({place})") from None
+        raise UserError(f"config file {path} is not Python: {error.msg} ({place})") from None
     except Exception as error:
         raise UserError(f"config file {path} cannot be run: {told(error)}") from error
     if not callable(found.get("get_config")):

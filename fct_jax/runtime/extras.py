@@ -24,7 +24,7 @@ EXTRAS = {
 
 
 def missing(error: ModuleNotFoundError) -> str | None:
-    """Return the line that says which extra is missing, or None where none would help."""
+    """Return a line that names the missing extra, or None if no extra would help."""
     name = (error.name or "").split(".")[0]
     if name not in EXTRAS:
         return None

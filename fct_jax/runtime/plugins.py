@@ -26,7 +26,7 @@ def imported(name: str, what: str = "name") -> Any:
 
     Args:
       name: ``module:name``, for example ``mypackage.maps:Whitening``.
-      what: kind of thing that is looked for, for the message.
+      what: kind of the wanted object, for the message.
 
     Raises:
       UserError: if the module or the attribute does not exist, or the module raises.
@@ -51,7 +51,7 @@ def imported(name: str, what: str = "name") -> Any:
 
 
 def find(table: Mapping[str, Any], name: str, what: str, group: str) -> Any:
-    """Return the row of a table, or what another package or the user's own module offers.
+    """Return a row of a table, or an object of another package or of the user's own module.
 
     Args:
       table: the project's own rows by name.
@@ -78,7 +78,7 @@ def find(table: Mapping[str, Any], name: str, what: str, group: str) -> Any:
 
 
 def told(error: Exception) -> str:
-    """Return one line about an error of a user's code: its kind, its text and its place."""
+    """Describe an error in a user's code in one line: its kind, its text and its place."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

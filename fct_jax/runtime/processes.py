@@ -53,12 +53,12 @@ def start(
 
     Args:
       coordinator: ``HOST:PORT`` of process 0, at which it listens.
-      process_id: of this process, from 0.
-      num_processes: how many there are. All three, or none of them: then Cloud TPU, SLURM, GKE
-        and Open MPI are asked.
-      timeout: seconds to wait until all processes have come.
+      process_id: number of this process, from 0.
+      num_processes: number of processes. Give all three or none; with none, Cloud TPU, SLURM, GKE
+        or Open MPI provide them.
+      timeout: seconds to wait for all processes.
 
-    Where they have not come in time, the program ends with a line that says so.
+    If a process does not join in time, the program ends with a one-line message.
 
     Raises:
       UserError: arguments that do not fit together, or no cluster found.
@@ -109,7 +109,7 @@ def _check(coordinator: str, process_id: int, num_processes: int) -> None:
 
 
 def _too_late(coordinator: str | None, num_processes: int | None, timeout: int) -> None:
-    """End this process with one line that says what was waited for."""
+    """End this process with one line that names what it waited for."""
     where = _state().coordinator_address or coordinator
     reason = f"not all of {num_processes or 'the'} processes came to {where}"
     host, _, port = (where or "").rpartition(":")
@@ -148,7 +148,7 @@ def is_writer() -> bool:
 
 
 def say(text) -> None:
-    """Print on the writer alone."""
+    """Print on the writer only."""
     if is_writer():
         print(text, flush=True)
 
@@ -163,8 +163,8 @@ def from_writer(function: Callable[[], object], name: str):
     """Call ``function`` on the writer; the others wait, and all get its result.
 
     Args:
-      function: gives what JSON holds.
-      name: of the occasion, the same on every process.
+      function: returns a JSON value.
+      name: name of the occasion, the same on every process.
 
     Raises:
       UserError: that of the writer, on every process.
@@ -227,7 +227,7 @@ def _watch() -> None:
 
 
 def _leave(status: int) -> None:
-    """Exit without JAX's farewell, which waits for processes that will not come."""
+    """Exit without JAX's shutdown, which waits for processes that will not come."""
     for child in multiprocessing.active_children():
         child.terminate()  # data workers; nothing else would end them
     sys.stdout.flush()
@@ -236,6 +236,6 @@ def _leave(status: int) -> None:
 
 
 def _unique(name: str) -> str:
-    """Return a name that is used once: every process counts how often it came by."""
+    """Return a unique name: every process counts the uses of each name."""
     _counts[name] = _counts.get(name, 0) + 1
     return f"{name}/{_counts[name]}"

@@ -1,4 +1,4 @@
-"""Progress bars: how far, how fast, how long still."""
+"""Progress bars with the rate and the remaining time."""
 
 import sys
 import time
@@ -17,11 +17,11 @@ from fct_jax.runtime import processes
 
 console = Console(stderr=True)
 _silent = False
-_PLAIN_EVERY = 10.0  # seconds between two lines where the output is no terminal
+_PLAIN_EVERY = 10.0  # seconds between two lines if the output is not a terminal
 
 
 def silence() -> None:
-    """Show no progress and no remarks from here on, as a command's ``--quiet`` asks."""
+    """Suppress all further progress and remarks, for a command's ``--quiet``."""
     global _silent
     _silent = console.quiet = True
 
@@ -71,7 +71,7 @@ class Bar:
 
     @property
     def rate(self) -> float:
-        """Return units a second since the end of the first step; 0 before a second one."""
+        """Return units per second since the end of the first step; 0 before a second one."""
         if self._first is None:
             return 0.0
         return (self._done - self._first) / max(time.monotonic() - self._start, 1e-9)
@@ -96,7 +96,7 @@ class Bar:
 def track(
     items: Iterable, description: str, total: int, unit: str, size: Callable = lambda item: 1
 ) -> Iterator:
-    """Yield the items under a progress bar; ``size(item)`` says how many units one is."""
+    """Yield the items under a progress bar; ``size(item)`` is the number of an item's units."""
     with Bar(description, total, unit) as bar:
         for item in items:
             yield item

@@ -1,4 +1,4 @@
-"""One description of a result, written as JSON, Markdown, a page for the browser and a picture."""
+"""A description of a result, written as JSON, Markdown, an HTML page and a picture."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ class Curve:
     """A line of a `Panel`.
 
     Attributes:
-      name: as the legend shows it.
+      name: name in the legend.
       x, y: (P,) in the units of the panel's axes, x ascending.
       low, high: (P,) of an interval around y, or both None.
       group: curves of one group share a colour, in all panels; "" makes the name the group.
@@ -55,19 +55,19 @@ class Panel:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a report says; `write` makes its files.
+    """The content of a report; `write` makes its files.
 
     Attributes:
-      title: of the report, one line.
+      title: title of the report, one line.
       verdict: sentences, the most important first.
       tables: `Table`s, in order.
-      panels: curves; none: there is no curves.png.
-      measured_on: {"gallery": "1,797 images of digits", …}, the data that the figures hold for.
+      panels: curves; without any there is no curves.png.
+      measured_on: {"gallery": "1,797 images of digits", …}, the data of the figures.
       cost: {"re-embed all": "3.2 h, 120 USD", …}, time and money.
-      notes: sentences that a reader should know.
-      settings: of the command; sections may nest.
-      data: what programs read: further keys of report.json, which may replace ``verdict`` and the
-        other keys that this class gives by itself.
+      notes: remarks for the reader.
+      settings: settings of the command; sections may be nested.
+      data: further keys of report.json for programs, which may replace ``verdict`` and the
+        other keys of this class.
     """
 
     title: str
@@ -81,7 +81,7 @@ class Report:
     data: Mapping[str, object] = field(default_factory=dict)
 
     def show(self, console: Console | None = None) -> None:
-        """Print tables, notes and, last, where it stays in sight, the verdict."""
+        """Print tables, notes and, at the end, where it stays visible, the verdict."""
         console = console or Console()
         for table in self.tables:
             table.show(console)
@@ -110,7 +110,7 @@ class Report:
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def to_json(self) -> dict:
-        """Return what report.json holds; NaN becomes None."""
+        """Return the content of report.json; NaN becomes None."""
         own = {
             "title": self.title,
             "verdict": list(self.verdict),
@@ -121,7 +121,7 @@ class Report:
         return plain({**own, **self.data, "settings": self.settings})
 
     def write(self, folder: Path) -> None:
-        """Write `FILES` to a folder that exists; without panels there is no picture."""
+        """Write `FILES` to an existing folder; without panels there is no picture."""
         folder = Path(folder)
         text = json.dumps(self.to_json(), indent=2, allow_nan=False)
         (folder / "report.json").write_text(text + "\n")

@@ -1,4 +1,4 @@
-"""A report as one page that needs no network: words, tables, and curves that answer the pointer."""
+"""A report as one HTML page without network access: text, tables, and interactive curves."""
 
 import html
 import json
@@ -37,8 +37,8 @@ _PAGE = """<!DOCTYPE html>
 def page(report) -> str:
     """Return the HTML of a `fct_jax.runtime.report.Report`.
 
-    The page is readable from 320 px on, in light and in dark. Without JavaScript each point of a
-    curve still says its values, as the browser's own tooltip.
+    The page is readable from a width of 320 px on, in light and dark mode. Without JavaScript each
+    point of a curve still shows its values in the browser's own tooltip.
     """
     parts = []
     if report.verdict:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from fct_jax.runtime.report_svg import groups_of
 
-# The colour-blind can tell these colours apart.
+# Colour-blind readers can distinguish these colours.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
 _LEVELS = ("0.65", "0.2")
 _SIDE_BY_SIDE = 3  # panels in a row

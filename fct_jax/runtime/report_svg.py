@@ -12,7 +12,7 @@ COLOURS = 8  # classes c0 … c7 of the style sheet
 
 
 def groups_of(panels: Sequence) -> dict[str, int]:
-    """Return {group: number of its colour}, alike for all panels."""
+    """Return {group: number of its colour}, the same for all panels."""
     names = (curve.group or curve.name for panel in panels for curve in panel.curves)
     return {name: number % COLOURS for number, name in enumerate(dict.fromkeys(names))}
 
@@ -60,7 +60,7 @@ def panel_svg(panel, panels: Sequence) -> str:
 
 
 class _Axis:
-    """Values to places, with ticks at round values."""
+    """Maps values to places, with ticks at round values."""
 
     def __init__(self, values: Sequence[float], start: float, end: float):
         known = [float(value) for value in values if math.isfinite(value)] or [0.0, 1.0]

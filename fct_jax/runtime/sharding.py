@@ -1,4 +1,4 @@
-"""The one device mesh, and how arrays lie on it."""
+"""The device mesh, and the placement of arrays on it."""
 
 import math
 
@@ -36,7 +36,7 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
 
 
 def _connect(mesh: Mesh) -> None:
-    """Let the processes' devices meet for the first time while all of them are waiting here.
+    """Connect the processes' devices for the first time while all of them are waiting here.
 
     CPUs allow 30 seconds for that, and one process may compile for longer than another.
     """
@@ -54,7 +54,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def class_axis(path) -> int | None:
-    """Return the axis along which a parameter, or its momentum, has an entry a class, or None.
+    """Return the axis of a parameter, or its momentum, with an entry per class, or None.
 
     Args:
       path: of ``jax.tree_util``. Found by their names are ``classifier/kernel`` (D, C) and the
@@ -90,7 +90,7 @@ def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def batch_parts(size: int) -> int:
-    """Return over how many devices a batch of ``size`` is split, for use inside a traced step.
+    """Return the number of devices that share a batch of ``size``, for use in a traced step.
 
     One outside of a mesh (``jax.set_mesh``), or if the devices do not divide the batch.
     """
@@ -132,7 +132,7 @@ def put_rows(array, rows: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
 def put_replicated(tree, mesh: Mesh):
     """Put arrays that every process holds whole onto every device.
 
-    ``jax.device_put`` would first send them all round, to see whether they are the same. Shapes
+    ``jax.device_put`` would first send them to all processes to compare them. Shapes
     (``jax.ShapeDtypeStruct``) stay shapes.
     """
 

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command still imports what it needs ends it with one line.
+"""Ctrl-C while a command is still importing modules ends it with one line.
 
 Import this module first: it costs nothing, and importing JAX takes seconds on a busy machine.
 """
@@ -10,12 +10,12 @@ import threading
 
 
 def _end(signal_number, frame) -> None:
-    sys.stderr.write("stopped before anything was begun\n")
+    sys.stderr.write("stopped before any work began\n")
     sys.stderr.flush()
     os._exit(_STATUS)
 
 
-_STATUS = 130  # as of a program that Ctrl-C ended
+_STATUS = 130  # the usual status of a program ended by Ctrl-C
 
 
 def exit_status(status: int) -> None:
@@ -25,7 +25,7 @@ def exit_status(status: int) -> None:
 
 
 def begun() -> None:
-    """Give Ctrl-C its usual meaning, KeyboardInterrupt: from here on the command handles it."""
+    """Restore the usual meaning of Ctrl-C, KeyboardInterrupt, which the command now handles."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""One table, printed three ways: on a console, in Markdown and in HTML."""
+"""A table for a console, for Markdown and for HTML."""
 
 import html
 from collections.abc import Collection, Sequence
@@ -19,12 +19,12 @@ class Table:
     """A table of text.
 
     Attributes:
-      title: stands above the table; a unit that all cells share belongs here ("Retrieval (%)").
+      title: heading of the table, with the unit if all cells share it ("Retrieval (%)").
       columns: (C,) headings.
-      rows: (R, C) cells, formatted already (`percent`); "" where there is nothing to say.
+      rows: (R, C) formatted cells (`percent`); "" for empty ones.
       emphasised: indices of the rows that a reader should see first.
-      text: indices of the columns that hold words, which are aligned to the left and wrapped;
-        all others hold numbers.
+      text: indices of the text columns, which are aligned to the left and wrapped; all others
+        hold numbers.
 
     Example:
       >>> table = Table("Retrieval (%)", ["model", "mAP"], [["old", "30.1"], ["new", "45.0"]])
@@ -44,13 +44,13 @@ class Table:
     text: Collection[int] = (0,)
 
     def __post_init__(self):
-        """Raises ValueError where a row has more or fewer cells than there are columns."""
+        """Raise ValueError if a row has more or fewer cells than there are columns."""
         for row in self.rows:
             if len(row) != len(self.columns):
                 raise ValueError(f"{self.title}: {len(self.columns)} columns, but the row {row}")
 
     def show(self, console: Console | None = None) -> None:
-        """Print the table; columns that do not fit side by side follow below, with the first."""
+        """Print the table; columns that do not fit continue below, with the first column again."""
         console = console or Console()
         widths = [self._least_width(column, console.width) for column in range(len(self.columns))]
         for number, part in enumerate(_parts(widths, console.width)):
@@ -96,7 +96,7 @@ class Table:
         return "\n".join(lines)
 
     def html(self) -> str:
-        """Return the table as an HTML element that scrolls sideways where it must."""
+        """Return the table as an HTML element that scrolls sideways if necessary."""
         lines = [f"<figure><figcaption>{html.escape(self.title)}</figcaption>"]
         lines.append('<div class="scroll" tabindex="0"><table>')
         lines.append(f"<thead>{self._html_row(self.columns, 'th')}</thead><tbody>")

@@ -1,6 +1,6 @@
 """Threads for linear algebra: one for a small problem, and never more than this process may use.
 
-A BLAS library starts a thread on every core that it sees. Beside other busy processes, or in a
+A BLAS library starts a thread on every core that it sees. If other processes are busy, or in a
 container with a CPU quota, these threads wait for one another by spinning: a singular value
 decomposition of 384 × 384 that takes 0.6 s with one thread took 40 s with two on two busy cores.
 So each call runs on one thread here, and large problems are cut into blocks that run side by side
@@ -31,7 +31,7 @@ def available() -> int:
     """Return the number of threads that this process may keep busy, at least 1.
 
     It is the smallest of the CPUs it may run on, the CPU quota of its container (cgroup 1 or 2,
-    rounded up), and ``OMP_NUM_THREADS`` where that is set.
+    rounded up), and ``OMP_NUM_THREADS`` if it is set.
     """
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
@@ -59,8 +59,8 @@ def _quota(folder: Path) -> float:
 def single() -> Iterator[None]:
     """Limit BLAS and LAPACK to one thread a call; may be nested, and used by several threads.
 
-    The limit holds for the process: the last one to leave restores what was before. Each one that
-    enters limits what was imported since, too.
+    The limit holds for the process; the last context to exit restores the previous state. Each
+    context that is entered also limits libraries imported since.
     """
     global _users, _loaded
     with _lock:
@@ -82,8 +82,8 @@ def single() -> Iterator[None]:
 def in_order(function: Callable, items: Iterable) -> Iterator:
     """Yield ``function(item)`` of each item, in order; several are computed at a time.
 
-    At most two items for each available thread are taken ahead of what was yielded, so that a long
-    stream needs little memory. An error of ``function`` is raised where its result is due.
+    At most two items for each available thread are taken ahead of the yielded ones, so that a long
+    stream needs little memory. An error of ``function`` is raised in place of its result.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""A work directory belongs to one config, which it keeps in ``config.json``."""
+"""A work directory belongs to one config, which it stores in ``config.json``."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ _SHOWN = 5  # differences that a message names
 
 
 def to_json(config: ConfigDict) -> dict:
-    """Return the config as JSON holds it (tuples become lists)."""
+    """Convert the config to JSON values (tuples become lists)."""
     return json.loads(config.to_json())
 
 
 def usable(workdir) -> Path:
     """Return the path of a work directory, ``~`` expanded.
 
-    Raises UserError if it, or a folder that it is to lie in, is a file.
+    Raises UserError if it, or one of its parent folders, is a file.
     """
     path = Path(workdir).expanduser()
     for folder in (path, *path.parents):
@@ -39,10 +39,10 @@ def claim_workdir(
     """Write ``config.json``, or find that the directory belongs to the same config.
 
     Args:
-      config: of the command.
+      config: config of the command.
       workdir: the directory.
-      allow_change: take another config than the directory's.
-      defaults: of keys that the directory's config lacks, as one of an earlier version does.
+      allow_change: accept a config that differs from the directory's.
+      defaults: values of keys that the directory's config lacks, if an earlier version wrote it.
 
     Raises UserError, with the differing keys, if the directory holds another config.
     """
@@ -58,7 +58,7 @@ def claim_workdir(
                 f"{path} cannot be read; remove it or choose another --workdir"
             ) from None
         if not isinstance(old, dict) or "task" not in old:
-            raise UserError(f"{path} is no config of a run; choose another --workdir")
+            raise UserError(f"{path} is not the config of a run; choose another --workdir")
         changes = _differences(_completed(old, to_json(defaults)) if defaults else old, new)
         # A command that failed before its first checkpoint left nothing that could be mixed up.
         begun = any(f.is_file() and f not in {path, *leftovers} for f in workdir.rglob("*"))
@@ -66,7 +66,8 @@ def claim_workdir(
             more = f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
             raise UserError(
                 f"{workdir} holds a run with another config ({'; '.join(changes[:_SHOWN])}{more}); "
-                "choose another --workdir, or pass --allow_config_change to go on with the new one"
+                "choose another --workdir, or pass --allow_config_change to continue with the new "
+                "one"
             )
         if not changes and old == new:
             return
@@ -79,7 +80,7 @@ def claim_workdir(
 
 
 def _completed(old: dict, defaults: dict) -> dict:
-    """Return the config with the defaults of what it lacks."""
+    """Return the config with defaults for missing keys."""
     missing = {key: value for key, value in defaults.items() if key not in old}
     inner = {
         key: _completed(value, defaults[key])

@@ -1,7 +1,7 @@
-"""Checksums of an EmbeddingSet's files: of the vectors shard by shard, of the others whole.
+"""Checksums of an EmbeddingSet's files: of the vectors per shard, of the other files as a whole.
 
-They are CRC-32, as of ``zlib.crc32``, written as eight hexadecimal digits: of the rows' bytes as
-they lie in the file, and of a whole file's. They tell damage, not forgery.
+They are CRC-32 (``zlib.crc32``) of the rows' bytes in the file, or of a whole file, written as
+eight hexadecimal digits. They detect damage, not forgery.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def update(checksum: int, array: np.ndarray) -> int:
 
 
 def text(checksum: int) -> str:
-    """Return the checksum as it is written in files."""
+    """Return the checksum in the form in which files hold it."""
     return f"{checksum:08x}"
 
 
@@ -72,7 +72,7 @@ def of_rows(path: Path, offset: int, width: int, spans: Iterable[tuple[int, int]
 
 
 def shards_of(path: Path, shard_size: int = SHARD_SIZE) -> list[dict]:
-    """Return the entry ``shards`` of ``meta.json`` for a ``vectors.npy`` that is whole."""
+    """Return the entry ``shards`` of ``meta.json`` for a complete ``vectors.npy``."""
     count, offset, width = _layout(path)
     spans = [(a, min(shard_size, count - a)) for a in range(0, count, shard_size)]
     sums = of_rows(path, offset, width, spans)
@@ -114,7 +114,7 @@ def _check_whole(folder: Path, shards: list | None, files: dict, expected: int |
 
 
 def digest_of(array: np.ndarray) -> str:
-    """Return a fingerprint of an array's values, whatever width its integers or text have."""
+    """Return a fingerprint of an array's values, independent of the width of integers or text."""
     digest = hashlib.sha256(array.dtype.kind.encode())
     for start in range(0, len(array), 1 << 20):
         part = array[start : start + (1 << 20)]
@@ -139,18 +139,18 @@ class RunningShards:
     """Compares the checksums of shards with rows that are read anyway, block after block.
 
     Attributes:
-      state: checksum of the shard that is under way, to go on with later.
+      state: checksum of the current shard, from which a later pass resumes.
     """
 
     def __init__(self, path: Path, shards: list[dict], row: int = 0, state: int = 0):
-        """Start, or go on from the ``row`` and ``state`` of an earlier pass that stopped."""
+        """Start, or resume from the ``row`` and ``state`` of an earlier pass that stopped."""
         self._path, self._shards, self._row, self.state = path, shards, row, state
         self._number = next(
             (n for n, s in enumerate(shards) if row < s["start"] + s["count"]), len(shards)
         )
 
     def take(self, vectors: np.ndarray) -> None:
-        """Take the next rows, as they lie in the file. Raises UserError where they are damaged."""
+        """Take the next rows in the file's type. Raises UserError if they are damaged."""
         while len(vectors) and self._number < len(self._shards):
             shard = self._shards[self._number]
             here = vectors[: shard["start"] + shard["count"] - self._row]

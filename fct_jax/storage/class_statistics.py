@@ -71,7 +71,7 @@ def class_statistics(
     Works through memory-mapped embeddings in blocks of ``block_rows``, 32 MB of float64 at 256
     dimensions; there is no loop over classes or samples.
 
-    Raises UserError for shapes that do not fit, labels that are negative or not integers,
+    Raises UserError for shapes that do not match, labels that are negative or not integers,
     NaN, infinite or zero embeddings, or an unknown kind.
 
     Source: AdvBCT, CVPR 2023 (boundary of a class), and LCE, ICCV 2021 (angles).
@@ -107,7 +107,7 @@ def class_statistics(
 
 
 def save_statistics(path: str | Path, stats: ClassStatistics, *, fingerprint: str) -> None:
-    """Write statistics to a ``.npz`` file with the fingerprint of the model that they describe."""
+    """Write statistics to a ``.npz`` file, with the fingerprint of their model."""
     if stats.kind not in KINDS or stats.smallest_radius is None:
         raise UserError(f"{path}: only statistics made by class_statistics can be saved")
     path = Path(path)
@@ -133,17 +133,17 @@ def load_statistics(
     num_classes: int | None = None,
     kind: str | None = None,
 ) -> ClassStatistics:
-    """Read what :func:`save_statistics` wrote, and check that it is what the caller expects.
+    """Read a file of :func:`save_statistics`, and check that it is the expected one.
 
-    Raises UserError if the file is missing, damaged or of another version, or if it was made of
-    another model (``fingerprint``), for another number of classes, or of another kind.
+    Raises UserError if the file is missing, damaged or of another version, or if it is of
+    another model (``fingerprint``), of another number of classes, or of another kind.
     """
     path = Path(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise UserError(f"{path}: no class statistics there") from None
+        raise UserError(f"{path}: no class statistics found") from None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not readable as class statistics ({error})") from None
     _check_content(path, content)

@@ -1,6 +1,6 @@
-"""EmbeddingSet: vectors on disk with what is needed to use them rightly.
+"""EmbeddingSet: vectors on disk with the facts that are needed to use them correctly.
 
-A directory of plain NumPy files, so that any tool can write or read one:
+It is a directory of plain NumPy files, so that any tool can write or read it:
 
     vectors.npy      (N, D) float32 or float16, opened memory-mapped
     ids.npy          (N,)   integers or text, unique
@@ -31,16 +31,16 @@ _BLOCK = 1 << 16  # rows looked at together when a whole file is checked
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingSet:
-    """N embeddings of dimension D with ids and, where known, labels and uncertainties.
+    """N embeddings of dimension D with ids and, if known, labels and uncertainties.
 
     Attributes:
       vectors: (N, D) float32 or float16; read from disk it is a memory map.
       ids: (N,) integers or text.
       labels: (N,) integers or None.
       uncertainty: (N,) float32 log-variances of a FastFill transformation, or None.
-      meta: what else is known; ``fingerprint`` names the space the vectors live in.
-      name: where the set came from, for messages.
-      numbered: whether nobody gave ids, so that they are the row numbers.
+      meta: other known facts; ``fingerprint`` identifies the model of the vectors.
+      name: source of the set, for messages.
+      numbered: whether the ids are row numbers, because none were given.
 
     >>> import tempfile
     >>> made = EmbeddingSet.of([[1.0, 0.0], [0.0, 1.0]], ids=["a", "b"], labels=np.array([3, 5]))
@@ -67,12 +67,12 @@ class EmbeddingSet:
 
     @property
     def fingerprint(self) -> str | None:
-        """Return the fingerprint of the model in whose space the vectors live, or None."""
+        """Return the fingerprint of the vectors' model, or None."""
         return self.meta.get("fingerprint")
 
     @classmethod
     def of(cls, vectors, ids=None, labels=None, uncertainty=None, meta=None) -> "EmbeddingSet":
-        """Return an EmbeddingSet of arrays at hand; ids default to the row numbers."""
+        """Make an EmbeddingSet from arrays; ids default to the row numbers."""
         vectors, numbered = np.asarray(vectors), ids is None
         ids = np.arange(len(vectors) if vectors.ndim else 0) if numbered else np.asarray(ids)
         made = cls(vectors, ids, labels, uncertainty, dict(meta or {}), numbered=numbered)
@@ -83,14 +83,14 @@ class EmbeddingSet:
     def read(
         cls, path, unfinished: bool = False, verify: bool = True, unique: bool = True
     ) -> "EmbeddingSet":
-        """Open a directory; vectors stay on disk. Raises UserError if it is not sound.
+        """Open a directory; vectors stay on disk. Raises UserError if it is faulty.
 
         Args:
           path: the directory.
-          unfinished: also a gallery of which a part is re-embedded and a part still to be.
+          unfinished: also open a gallery whose re-embedding is unfinished.
           verify: read every file once and compare it with its checksum, at about the speed of
-            the disk; False: only look whether every row is there.
-          unique: refuse repeated ids; False: for a caller that deals with them.
+            the disk; False only checks that every row exists.
+          unique: refuse repeated ids; False is for callers that handle them.
         """
         path = Path(path)
         if not (path / "vectors.npy").is_file():
@@ -121,7 +121,7 @@ class EmbeddingSet:
         return found
 
     def write(self, path) -> Path:
-        """Write the directory, whole or not at all; never over an existing one."""
+        """Write the directory, completely or not at all; an existing one is never overwritten."""
         self.check()
         with new_directory(path) as folder:
             np.save(folder / "vectors.npy", np.ascontiguousarray(self.vectors))
@@ -129,10 +129,10 @@ class EmbeddingSet:
         return Path(path)
 
     def write_companions(self, folder: Path, shards: list[dict] | None = None) -> None:
-        """Write all but the vectors, and the uncertainty if that is None (streams write these).
+        """Write all files but the vectors, and the uncertainty unless a stream writes it (None).
 
         Args:
-          folder: where ``vectors.npy`` is.
+          folder: the folder of ``vectors.npy``.
           shards: for ``meta.json``; None: read from ``vectors.npy``.
         """
         np.save(folder / "ids.npy", self.ids)
@@ -204,11 +204,10 @@ def check_ids(name: str, ids: np.ndarray) -> None:
 
 
 def check_state(name: str, meta: dict, unfinished: bool = False) -> None:
-    """Return whether a gallery may be read while it is migrated, by ``state`` in ``meta.json``.
+    """Check by ``state`` in ``meta.json`` that a gallery may be read.
 
-    "translating": rows are missing, never; "migrating": part of the planned vectors are of the
-    new model, where ``unfinished`` allows it; "translated" and "finished": always.
-    Raises UserError.
+    "translating" (rows are missing) may never be read; "migrating" (part of the planned vectors are
+    new) only if ``unfinished`` allows it; "translated" and "finished" always. Raises UserError.
     """
     state = meta.get("state")
     if state in (None, "translated", "finished") or (state == "migrating" and unfinished):
@@ -216,7 +215,7 @@ def check_state(name: str, meta: dict, unfinished: bool = False) -> None:
     done, planned = meta.get("reembedded", 0), meta.get("planned", "?")
     raise UserError(
         f"{name} is an unfinished gallery ({state}: {done} of {planned} planned vectors "
-        "re-embedded); run `python -m fct_jax.upgrade apply` again to finish it"
+        "re-embedded); run `fct-jax apply` again to finish it"
         + ("" if state != "migrating" else ", or open it with unfinished=True")
     )
 
@@ -225,7 +224,7 @@ def check_paired(first: EmbeddingSet, second: EmbeddingSet) -> None:
     """Raise UserError unless both sets hold the same items in the same order."""
     if len(first) != len(second):
         raise UserError(
-            f"{first.name} has {len(first)} vectors and {second.name} {len(second)}; "
+            f"{first.name} has {len(first)} vectors and {second.name} has {len(second)}; "
             "both must hold the same items"
         )
     differ = np.asarray(first.ids != second.ids)
@@ -246,7 +245,7 @@ def check_paired(first: EmbeddingSet, second: EmbeddingSet) -> None:
 
 
 def check_fingerprint(found: EmbeddingSet, expected: str | None, role: str) -> None:
-    """Raise UserError if the set is known to come from another than the expected model."""
+    """Raise UserError if the set is known to come from a model other than the expected one."""
     if found.fingerprint and expected and found.fingerprint != expected:
         raise UserError(
             f"{found.name} comes from model {found.fingerprint}, but the {role} model is {expected}"
@@ -263,7 +262,7 @@ def _read_meta(path: Path) -> dict:
     except ValueError as error:
         raise UserError(f"{file} cannot be read: {error}") from None
     if not isinstance(meta, dict):
-        raise UserError(f"{file} cannot be read: it holds no object")
+        raise UserError(f"{file} cannot be read: it does not hold a JSON object")
     if meta.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
         raise UserError(
             f"{path} has format version {meta['format_version']}; "

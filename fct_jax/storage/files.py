@@ -1,7 +1,7 @@
 """Crash-safe writes: after a kill, a file has either its old or its new content.
 
-Windows has neither ``flock`` nor directories that can be synced: there, nothing refuses a second
-run in the same place, and a power cut may undo a rename.
+Windows has neither ``flock`` nor directories that can be synced: there, a second run in the same
+place is not refused, and a power cut may undo a rename.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ except ModuleNotFoundError:  # Windows
 
 @contextlib.contextmanager
 def disk_errors(path: Path):
-    """Raise UserError for a full or broken disk, which is no error of the program."""
+    """Convert errors of a full or broken disk, which are not the program's, to UserError."""
     try:
         yield
     except OSError as error:
@@ -29,9 +29,9 @@ def disk_errors(path: Path):
 
 
 def check_free(path) -> None:
-    """Raise UserError where no folder can be made: the name is taken, or the place is forbidden.
+    """Raise UserError if the folder cannot be made: the name is taken, or access is denied.
 
-    Ask this before work that takes long, and whose result is then lost.
+    Call this before long work, whose result would be lost.
     """
     path = Path(path)
     if path.exists():
@@ -42,7 +42,7 @@ def check_free(path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory (new files, renames) survive a crash."""
+    """Flush the names in a directory (new files, renames), so that they survive a crash."""
     if os.name == "nt":
         return  # Windows cannot open a directory
     handle = os.open(path, os.O_RDONLY)
@@ -53,7 +53,7 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Make all files of a directory, and their names, survive a crash."""
+    """Flush all files of a directory and their names, so that they survive a crash."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -61,7 +61,7 @@ def sync_files(folder: Path) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Replace a small file, whole or not at all; it is on the disk when this returns."""
+    """Replace a small file, completely or not at all; it is on disk when this returns."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         file.write(data)
@@ -72,17 +72,17 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 class Lock:
-    """One run at a time makes ``path``: a lock file beside it, which dies with its process.
+    """A lock file beside ``path``, which one run at a time may make; it ends with its process.
 
-    The processes of one run share it: the first takes it alone, and then shares it with the rest.
-    As a context it is taken, and removed at the end. On Windows it refuses nobody.
+    The processes of one run share it: the first takes it alone, then shares it with the others.
+    As a context it is taken, and removed at the end. On Windows it does nothing.
     """
 
     def __init__(self, path: Path, refusal: str = ""):
-        """Take a path, and a ``refusal`` for a second run; by default the path is being made."""
+        """Take a path and the message for a second run, by default that the path is being made."""
         self.path = path.with_name(f".{path.name}.lock")
         self._refusal = refusal or (
-            f"another run is making {path} just now; wait for it, or choose another name"
+            f"another run is making {path}; wait for it, or choose another name"
         )
         self._file = None
 
@@ -95,11 +95,11 @@ class Lock:
 
     @property
     def held(self) -> bool:
-        """Return whether this process has it."""
+        """Return whether this process holds the lock."""
         return self._file is not None
 
     def take(self) -> None:
-        """Raises UserError where another run has it, or any process of a run that is left over."""
+        """Take the lock. Raises UserError if another run, or a leftover of one, holds it."""
         while True:
             self._lock(exclusive=True)
             # Its last owner may have removed the name since it was opened.
@@ -109,7 +109,7 @@ class Lock:
             self.close()
 
     def share(self) -> None:
-        """Raises UserError where a process has it that does not share it."""
+        """Share the lock. Raises UserError if a process holds it exclusively."""
         self._lock(exclusive=False)
 
     def _lock(self, exclusive: bool) -> None:
@@ -127,13 +127,13 @@ class Lock:
             pass  # a file system without locks, which cannot refuse a second run
 
     def close(self) -> None:
-        """Give the lock back; others of the run may have it still."""
+        """Release the lock; other processes of the run may still hold it."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def remove(self) -> None:
-        """Give the lock back at the end of the run, with its file."""
+        """Release the lock at the end of the run, and remove its file."""
         if self._file is not None:
             if os.name == "nt":
                 self.close()  # Windows removes no file that is open
@@ -142,10 +142,10 @@ class Lock:
 
 
 class new_directory:
-    """Context: a temporary folder that takes its final name only if all went well.
+    """Context: a temporary folder that gets its final name only if no error occurs.
 
-    What a killed run left of it is thrown away by the next one. Raises UserError where the final
-    name is taken, or where another run is making it.
+    The next run deletes what a killed run left. Raises UserError if the final name is taken, or if
+    another run is making it.
     """
 
     def __init__(self, path):

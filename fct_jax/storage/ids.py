@@ -1,20 +1,20 @@
-"""Ids of items, integers or text: repeated ones, and the row of each; millions in little memory.
+"""Ids of items, integers or text: repetitions and look-up of rows, for millions in little memory.
 
-Text is compared by 64-bit numbers first, and as text only where these agree: sorting millions of
-strings takes long, and NumPy holds four bytes a character.
+Text is compared by 64-bit hashes first, and as text only if these agree: sorting millions of
+strings is slow, and NumPy needs four bytes per character.
 """
 
 import numpy as np
 
 from fct_jax.errors import UserError
 
-BLOCK = 1 << 17  # ids looked at together
+BLOCK = 1 << 17  # ids processed together
 
 
 def text_keys(ids: np.ndarray, block: int = BLOCK) -> np.ndarray:
-    """Return a number for each text, the same for equal texts of arrays of any width: (N,) uint64.
+    """Return a hash for each text, equal for equal texts in arrays of any width: (N,) uint64.
 
-    ``block`` texts are looked at together.
+    ``block`` texts are processed together.
     """
     width = ids.dtype.itemsize // 4
     factors = np.random.default_rng(2023).integers(0, 2**63, max(width, 1), np.uint64) * 2 + 1
@@ -22,7 +22,7 @@ def text_keys(ids: np.ndarray, block: int = BLOCK) -> np.ndarray:
     for start in range(0, len(ids), block):
         part = np.ascontiguousarray(ids[start : start + block])
         codes = part.view(np.uint32).reshape(len(part), width)
-        # Squares tell apart texts in which the same differences are swapped.
+        # Squares distinguish texts in which equal differences are swapped.
         mixed = (codes.astype(np.uint64) + factors[:width]) ** 2
         keys[start : start + block] = ((mixed - factors[:width] ** 2) * factors[:width]).sum(1)
     return keys
@@ -43,7 +43,7 @@ def repeated(ids: np.ndarray, numbers=text_keys) -> np.ndarray:
 
 
 class Finder:
-    """A lookup of the rows of ids, sorted once and asked as often as needed."""
+    """A look-up of the rows of ids, which are sorted once."""
 
     def __init__(self, ids: np.ndarray, *, block: int = BLOCK, numbers=text_keys):
         """Sort the ids (N,), each of which occurs once.
@@ -98,12 +98,12 @@ def rows_of(ids: np.ndarray, wanted, what: str, name: str) -> np.ndarray:
     """Return the row of each wanted id, (len(wanted),) int64.
 
     Args:
-      ids: (N,) the ids that are there, each once.
-      wanted: (n,) the ids that are looked for.
-      what, name: the wanted ids and the place that is searched, for the message.
+      ids: (N,) the existing ids, each once.
+      wanted: (n,) the ids to find.
+      what, name: names of the wanted ids and of the searched place, for the message.
 
     Raises:
-      UserError: if an id is not there, or integers are looked for among text.
+      UserError: an id is missing, or one side has integers and the other text.
     """
     wanted = np.asarray(wanted)
     if (wanted.dtype.kind == "U") != (ids.dtype.kind == "U"):

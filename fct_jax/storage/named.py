@@ -1,4 +1,4 @@
-"""The one resolver of names that a user gives, so that every command accepts the same things.
+"""The only resolver of a user's names, so that every command accepts the same things.
 
 vectors_of("sample.npy")             arrays, EmbeddingSets, and every form of galleries.FORMS
 vectors_of("runs/old", data=…)       a run, or module:function, embeds the images of `data`
@@ -27,7 +27,7 @@ def vectors_of(
     id_column: str | None = None,
     vector_column: str | None = None,
 ) -> EmbeddingSet:
-    """Return the vectors that a user named, as an EmbeddingSet.
+    """Open vectors by a user's name for them, as an EmbeddingSet.
 
     Args:
       where: an EmbeddingSet, an array (N, D), a path of any form in
@@ -35,13 +35,13 @@ def vectors_of(
         or ``module:function``. EmbeddingSets and ``.npy`` files stay on disk; other forms are read
         into memory.
       role: "old", "new", … for messages.
-      data: a config as of ``fct_jax.config.data``: the images that a run or a function embeds; the
-        embeddings are kept and used again.
-      split: of ``data``.
+      data: a config like ``fct_jax.config.data``: the images that a run or a function embeds; the
+        embeddings are stored and reused.
+      split: split of ``data``.
       id_column, vector_column: names of columns, in forms that have columns; None: found.
 
     Raises:
-      UserError: if nothing of the kind is there, or a run is named without images.
+      UserError: there is no such thing, or a run is named without images.
 
     Example:
       >>> vectors_of(np.eye(3, dtype=np.float32)).dim
@@ -93,7 +93,7 @@ def _of_npy(path: Path) -> EmbeddingSet:
 def _embedded(where, role: str, data, split: str) -> EmbeddingSet:
     if data is None:
         raise UserError(
-            f"{role}={where} is a model; say which images it embeds (data), or give vectors"
+            f"{role}={where} is a model; name the images that it embeds (data), or give vectors"
         )
     from fct_jax import config as configs
     from fct_jax.embed.images import embeddings_of
@@ -163,5 +163,5 @@ def _load(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, OSError, EOFError) as error:
-        reason = "it is no .npy array of numbers or text" if "pickle" in str(error) else error
+        reason = "it is not a .npy array of numbers or text" if "pickle" in str(error) else error
         raise UserError(f"{path} cannot be read: {reason}") from None

@@ -1,13 +1,13 @@
 """An unfinished EmbeddingSet, made shard by shard by any number of processes and runs.
 
-    .NAME.partial/            beside the set to come; it belongs to one plan
-        plan.json             what is made: the model, the data, the sizes
-        shards/00000.json     a finished shard: its rows, their checksums, what was skipped
-        set/                  vectors.npy and uncertainty.npy, every row at its place
+    .NAME.partial/            beside the future set; it belongs to one plan
+        plan.json             the plan: the model, the data, the sizes
+        shards/00000.json     a finished shard: its rows, their checksums, skipped rows
+        set/                  vectors.npy and uncertainty.npy, with every row in its place
 
-A shard is recorded once its rows are on the disk, so that a run goes on where one was killed. When
-all are there the writer compares every row with its checksum, adds the other files and gives
-``set`` its name.
+A shard is recorded once its rows are on disk, so that a run resumes where one was killed. When
+all shards are finished, the writer compares every row with its checksum, adds the other files and
+gives ``set`` its name.
 """
 
 import itertools
@@ -28,12 +28,12 @@ from fct_jax.storage.files import Lock, disk_errors, sync_directory, sync_files,
 
 
 class PartialSet:
-    """Context: takes part in making a set, on every process of the run; they share the folder.
+    """Context for making a set, entered by every process of the run; they share the folder.
 
     Attributes:
       folder: ``.NAME.partial``.
       todo: numbers of the shards that were not finished when the run began.
-      shard_count: how many there are.
+      shard_count: number of shards.
     """
 
     def __init__(self, out, plan: dict, count: int, shapes: columns.Shapes, shard_size: int):
@@ -70,7 +70,7 @@ class PartialSet:
         if error is not None and done:
             print(
                 f"{self.out}: {done} of {self.shard_count} shards are finished; "
-                "the same command goes on from there"
+                "the same command resumes from there"
             )
         self._leave()
 
@@ -80,7 +80,7 @@ class PartialSet:
         return range(start, min(start + self._shard_size, self._count))
 
     def share(self) -> list[int]:
-        """Return the unfinished shards that are for this process, ascending."""
+        """Return the unfinished shards of this process, ascending."""
         return [int(n) for n in np.array_split(self.todo, processes.count())[processes.index()]]
 
     def write(self, numbers: list[int], blocks: Iterable[tuple[np.ndarray, ...]]) -> None:
@@ -106,7 +106,7 @@ class PartialSet:
         companions: Callable[[list[int]], tuple],
         add_files: Callable[[Path], None] | None = None,
     ) -> None:
-        """Wait for all processes, and make the set of what they wrote.
+        """Wait for all processes, and make the set from their rows.
 
         Args:
           companions: called on the writer with the rows that were skipped; gives the ids (n,) and
@@ -114,7 +114,7 @@ class PartialSet:
           add_files: called on the writer with the folder of the set before that takes its name.
 
         Raises:
-          UserError: no row at all, or rows that are not on the disk as they were written; the next
+          UserError: there is no row at all, or rows on disk are not as they were written; the next
             run makes these again.
         """
         processes.barrier("shards are written")
@@ -122,7 +122,7 @@ class PartialSet:
         wait_for(self.out / "meta.json")
 
     def _begin(self) -> list[int]:
-        """Take the lock and lay out the folder, on the writer; return the shards that are left."""
+        """Take the lock and lay out the folder, on the writer; return the unfinished shards."""
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._lock.take()
         if self.out.exists():
@@ -155,14 +155,14 @@ class PartialSet:
         if free < needed:
             raise UserError(
                 f"{self.out.parent} has {free / 1e9:.1f} GB free, "
-                f"but the embeddings take {needed / 1e9:.1f} GB"
+                f"but the embeddings need {needed / 1e9:.1f} GB"
             )
         columns.lay_out(self._set, self._shapes, self._count)
         sync_files(self._set)
         write_synced(self.folder / "plan.json", json.dumps(self._plan, indent=2).encode())
 
     def _leave(self) -> None:
-        """Give the lock back; keep what another run can go on from."""
+        """Release the lock; keep the files from which another run can resume."""
         if not processes.is_writer():
             self._lock.close()
         elif self._lock.held:
@@ -196,7 +196,7 @@ class PartialSet:
             write_synced(self._path(number), json.dumps(record).encode())
 
     def _finish(self, companions: Callable, add_files: Callable | None) -> None:
-        """Verify, put together and rename, on the writer."""
+        """Verify, assemble and rename, on the writer."""
         paths = [self._path(n) for n in range(self.shard_count)]
         for path in paths:
             wait_for(path)
@@ -233,7 +233,7 @@ class PartialSet:
         made.write_companions(folder, shards)
 
     def _verify(self, records: list[dict]) -> None:
-        """Read all rows once and forget shards that are not as recorded. Raises UserError."""
+        """Read all rows once and drop shards that differ from their records. Raises UserError."""
         spans = [(record["start"], record["count"]) for record in records]
         with columns.Columns(self._set, self._shapes) as files:
             for name in self._shapes:
@@ -245,12 +245,12 @@ class PartialSet:
                     rows = self.span(bad[0])
                     raise UserError(
                         f"{self._set / name}.npy is damaged in {len(bad)} shards, first in "
-                        f"{bad[0]} (rows {rows[0]}–{rows[-1]}): it does not hold what was "
+                        f"{bad[0]} (rows {rows[0]}–{rows[-1]}): its rows differ from those "
                         "written; the same command makes them again"
                     )
 
     def _without_holes(self, records: list[dict]) -> Path:
-        """Return a copy of the rows without the places of those that were skipped."""
+        """Return a copy of the rows without the places of skipped ones."""
         folder = self.folder / "kept"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -260,7 +260,7 @@ class PartialSet:
 
 
 def remove_leftover(out) -> None:
-    """Remove what a run left that was killed after it had given the set its name."""
+    """Remove the remains of a run that was killed after it had given the set its name."""
     if not Path(out).name or not processes.is_writer():
         return
     lock = Lock(Path(out))
@@ -278,9 +278,9 @@ def _folder(out) -> Path:
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:
-    """Wait until the file is seen here, as a shared folder may show it late.
+    """Wait until the file is visible, because a shared folder may show it late.
 
-    Raises UserError if it is not there after so many seconds: the processes share no folder.
+    Raises UserError if it is not visible after ``seconds``: the processes share no folder.
     """
     deadline = time.monotonic() + seconds
     while not path.exists():

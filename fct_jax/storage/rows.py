@@ -13,12 +13,12 @@ Shapes = dict[str, tuple[int, ...]]  # {"vectors": (D,), "uncertainty": ()}: of 
 
 
 def needed_bytes(shapes: Shapes, count: int) -> int:
-    """Return the disk space that ``count`` rows take."""
+    """Return the disk space of ``count`` rows in bytes."""
     return sum(_width(shape) * count for shape in shapes.values())
 
 
 def lay_out(folder: Path, shapes: Shapes, count: int) -> None:
-    """Create ``.npy`` files of their full length with nothing in them yet."""
+    """Create empty ``.npy`` files of full length."""
     for name, shape in shapes.items():
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, (count, *shape))
 
@@ -71,7 +71,7 @@ class Columns:
         return checksums.of_rows(path, offset, width, spans)
 
     def sync(self) -> None:
-        """Make all rows written so far survive a crash."""
+        """Flush all written rows to disk, so that they survive a crash."""
         for name, file in self._files.items():
             with disk_errors(self._paths[name]):
                 file.flush()

@@ -23,7 +23,7 @@ def make_set(
     unit: str,
     add_files: Callable[[Path], None] | None = None,
 ) -> EmbeddingSet:
-    """Make a set, or go on with one; called on all processes, and the same on each.
+    """Make a set, or resume one; all processes call this with the same arguments.
 
     Args:
       out, plan, count, shapes, shard_size: as of ``PartialSet``.
@@ -42,7 +42,7 @@ def make_set(
 
 
 def whole_batches(shard_size: int, batch_size: int) -> int:
-    """Return the shard size rounded up, so that batches are cut at the same rows whatever it is."""
+    """Return the shard size rounded up to batches, so that it does not change their boundaries."""
     for name, size in (("batch_size", batch_size), ("shard_size", shard_size)):
         if size < 1:
             raise UserError(f"config.{name} must be at least 1, not {size}")

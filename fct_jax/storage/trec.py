@@ -1,11 +1,11 @@
-"""Judgements and rankings as the evaluation tools of TREC write them, and those of BEIR folders.
+"""Judgements and rankings in the formats of TREC's evaluation tools and of BEIR folders.
 
-    query 0 item grade             TREC qrels, fields apart by blanks
+    query 0 item grade             TREC qrels, fields separated by blanks
     query Q0 item rank score tag   TREC run
-    query<TAB>item<TAB>grade       BEIR, qrels/NAME.tsv, below a line of headings
+    query<TAB>item<TAB>grade       BEIR, qrels/NAME.tsv, below a header line
 
-Files are UTF-8, and ``.gz`` is read as well. An id of a TREC file cannot hold a blank; one of a
-BEIR file cannot hold a tab. Other white space of Unicode is a part of an id, as for trec_eval.
+Files are UTF-8, and ``.gz`` is read as well. Ids in TREC files cannot contain blanks; ids in
+BEIR files cannot contain tabs. Other Unicode white space is part of an id, as for trec_eval.
 """
 
 import gzip
@@ -43,7 +43,7 @@ class Run(NamedTuple):
     def judged(self, depth: int = 10) -> np.ndarray:
         """Return each query's first items as judged pairs, (P, 3) of text, of grade 1.
 
-        That is agreement with what made the run; it says nothing about what people want.
+        They measure agreement with the run's system, not what people want.
         """
         _, start, place = np.unique(self.queries, return_index=True, return_inverse=True)
         rank = np.arange(len(self.queries)) - start[place]
@@ -58,7 +58,7 @@ class Beir(NamedTuple):
       item_ids, item_texts: of corpus.jsonl, in its order; a title stands before its text.
       query_ids, query_texts: of queries.jsonl.
       judged: (P, 3) text: query id, item id, grade.
-      unknown: how many judged pairs name a query or an item that the folder does not hold.
+      unknown: number of judged pairs that name a query or an item not in the folder.
     """
 
     item_ids: np.ndarray
@@ -72,9 +72,9 @@ class Beir(NamedTuple):
 def read_qrels(path) -> np.ndarray:
     """Return the judged pairs of a TREC qrels file or a BEIR ``.tsv``, (P, 3) text.
 
-    A row is query id, item id and grade; pairs of grade 0 and below stay in. A pair that is judged
-    twice alike is kept once. Raises UserError, with file and line, for a line that is none, a grade
-    that is no number, and a pair with two grades; and for a run, which judges nothing.
+    A row is query id, item id and grade; pairs of grade 0 and below are kept. A pair that is judged
+    twice with one grade is kept once. Raises UserError, with file and line, for a malformed line, a
+    grade that is not a number, a pair with two grades, and for a run, which has no judgements.
     """
     found: dict[tuple[str, str], str] = {}
     for number, line in _lines(path):
@@ -104,7 +104,7 @@ def read_qrels(path) -> np.ndarray:
 def write_qrels(path, judged) -> None:
     """Write judged pairs (P, 2) or (P, 3) as a TREC qrels file; without grades they are 1.
 
-    Raises UserError where the file exists or an id holds a blank.
+    Raises UserError if the file exists or an id contains a blank.
     """
     judged = np.asarray(judged).astype(str)
     if judged.ndim != 2 or judged.shape[1] not in (2, 3):
@@ -119,7 +119,7 @@ def write_qrels(path, judged) -> None:
 def read_run(path) -> Run:
     """Return the ranking of a TREC run file; as for trec_eval, the score decides, not the rank.
 
-    Raises UserError, with file and line, for a line that is none, a score that is no number, and an
+    Raises UserError, with file and line, for a malformed line, a score that is not a number, and an
     item that a query ranks twice.
     """
     found: dict[str, dict[str, float]] = {}
@@ -183,7 +183,7 @@ def write_run(path, query_ids, item_ids, scores, tag: str = "fct_jax") -> None:
 
 
 def check_writable(what: str, ids: np.ndarray) -> None:
-    """Raises UserError for ids that a TREC file cannot hold: empty ones and ones with blanks."""
+    """Raise UserError for ids that a TREC file cannot hold: empty ones and ones with blanks."""
     wrong = [name for name in np.asarray(ids).astype(str).ravel() if _UNWRITABLE.search(name)]
     if wrong:
         raise UserError(
@@ -200,7 +200,7 @@ def qrels_of(folder, split: str = "") -> Path:
     folder = Path(folder)
     there = {path.stem: path for path in sorted((folder / "qrels").glob("*.tsv"))}
     if not there:
-        raise UserError(f"{folder} is no BEIR folder: it has no qrels/*.tsv")
+        raise UserError(f"{folder} is not a BEIR folder: it has no qrels/*.tsv")
     wanted = split or ("test" if "test" in there or len(there) > 1 else next(iter(there)))
     if wanted not in there:
         raise UserError(

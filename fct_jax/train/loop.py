@@ -244,7 +244,7 @@ def _epochs(config, task, run, state: State, records: _Records, termination) -> 
                 if terminated:
                     checkpoints.wait()
                     processes.say(
-                        f"terminated: saved at step {step}; the same command goes on from there"
+                        f"terminated: saved at step {step}; the same command resumes from there"
                     )
                     raise SystemExit(0)
             evaluate_if_due()

@@ -176,7 +176,7 @@ def test_a_run_as_vectors_needs_images(tmp_path, capsys):
     run.mkdir(parents=True)
     (run / "model.json").write_text("{}")
     assert cli.main(["fit", str(tmp_path / "run"), "b.npy", "--out", "m"]) == cli.MISTAKE
-    assert "is a model; say which images it embeds" in capsys.readouterr().err
+    assert "is a model; name the images that it embeds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
@@ -210,7 +210,7 @@ def test_early_interrupt_is_one_line():
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=LONG)
     assert done.returncode == cli.INTERRUPTED
-    assert done.stderr == "stopped before anything was begun\n"
+    assert done.stderr == "stopped before any work began\n"
 
 
 def test_help_needs_no_extra(monkeypatch):

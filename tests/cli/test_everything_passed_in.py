@@ -153,7 +153,7 @@ TABLE = {
     "train: workdir is a file": (trains_in("letter.txt"), "letter.txt is a file; name a folder"),
     "train: workdir below a file": (trains_in("letter.txt/run"), "letter.txt is a file"),
     "train: workdir of something else": (trains_in("no_run"), "is not empty and holds no run"),
-    "train: workdir with a broken config": (trains_in("stopped"), "is no config of a run"),
+    "train: workdir with a broken config": (trains_in("stopped"), "is not the config of a run"),
     "train: unknown task": (trains(task="backbon"), "config.task is 'backbon'"),
     "train: unknown data set": (trains(data__name="digit"), "did you mean 'digits'"),
     "train: no folder": (trains(data__name="folder", data__dir="nowhere"), "no folder nowhere"),
@@ -217,7 +217,10 @@ TABLE = {
     "load_model: damaged": (lambda: load_model("broken_run"), "model.json"),
     "load_model: no module": (lambda: load_model("nopackage:net"), "there is no such module"),
     "load_model: no function": (lambda: load_model("functions:goood"), "did you mean 'good'"),
-    "load_model: a number": (lambda: load_model("functions:number"), "is no function but int"),
+    "load_model: a number": (
+        lambda: load_model("functions:number"),
+        "must be a function, but it is of type int",
+    ),
     "load_model: it fails": (lambda: load_model("functions:fails"), "KeyError: 'weights'"),
     "load_model: its shape": (lambda: load_model("functions:flat"), r"must be \(4, D\)"),
     # ---- embedding
@@ -256,7 +259,7 @@ TABLE = {
     # ---- config files
     "config: none of that name": (lambda: find_config("digits_ftc"), "did you mean digits_fct"),
     "config: no get_config": (lambda: read_config(Path("no_function.py")), "no function get_conf"),
-    "config: syntax": (lambda: read_config(Path("syntax.py")), "is no Python.*line 1"),
+    "config: syntax": (lambda: read_config(Path("syntax.py")), "is not Python.*line 1"),
     "config: import": (lambda: read_config(Path("imports.py")), "no_such_module.*line 1"),
     "config: it raises": (lambda: read_config(Path("raises.py")), "ZeroDivisionError.*line 2"),
     # ---- maps
@@ -279,7 +282,7 @@ TABLE = {
     "fit: held out": (says("fit old.npy new.npy --held-out 2 --out m"), "held"),
     "fit: out exists": (says("fit old.npy new.npy --out map"), "exists"),
     "load_map: nowhere": (lambda: load_map("nowhere"), "no map in nowhere"),
-    "load_map: unfinished": (lambda: load_map("stopped"), "without its model"),
+    "load_map: unfinished": (lambda: load_map("stopped"), "without model"),
     "load_map: a letter": (lambda: load_map("letter.txt"), "letter.txt"),
     "transform: dimension": (lambda: load_map("map").transform(np.ones((2, 9))), "9"),
     "transform: 1-D": (lambda: load_map("map").transform(np.ones(8)), r"\(8,\)"),

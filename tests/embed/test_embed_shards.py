@@ -330,7 +330,7 @@ def test_processes_must_share_a_folder_and_a_plan(tmp_path, monkeypatch):
 def test_a_full_disk_is_said_before_the_work(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match="0.0 GB free, but the embeddings take 0.0 GB"):
+    with pytest.raises(UserError, match="0.0 GB free, but the embeddings need 0.0 GB"):
         pixels(tiny_models.digits(), tmp_path / "set")
     assert hidden(tmp_path) == []
 

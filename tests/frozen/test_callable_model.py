@@ -153,7 +153,7 @@ def test_fingerprint_is_of_what_it_computes(module, monkeypatch):
         ("their_models:ragged", "failed for 4 images: ValueError: setting an array element"),
         ("their_models:large_values", "not finite, for image 0 of a batch of 4"),
         ("their_models:odl", "did you mean 'old'"),
-        ("their_models:number", "no function but int"),
+        ("their_models:number", "must be a function, but it is of type int"),
         ("their_models:flat", r"returned shape \(4,\) for 4 images; it must be \(4, D\)"),
         ("their_models:short", r"returned shape \(3, 3\) for 4 images"),
         ("their_models:text", "real numbers"),

@@ -43,7 +43,7 @@ def test_a_packaged_config_by_its_name(tmp_path):
     "text, said",
     [
         ("x = 1\n", "has no function get_config()"),
-        ("def get_config(:\n", "is no Python: invalid syntax"),
+        ("def get_config(:\n", "is not Python: invalid syntax"),
         ("import no_such_module\n", "cannot be run: ModuleNotFoundError: No module named"),
         ("def get_config():\n    return 1 / 0\n", "failed: ZeroDivisionError: division by zero"),
     ],

@@ -203,7 +203,7 @@ def test_load_refuses_damaged_content(saved, changes, message):
 
 def test_load_refuses_missing_and_truncated_files(saved):
     path, _ = saved
-    with pytest.raises(UserError, match="no class statistics there"):
+    with pytest.raises(UserError, match="no class statistics found"):
         load_statistics(path.with_name("other.npz"))
     for size in (0, 50, path.stat().st_size // 2):
         path.write_bytes(path.read_bytes()[:size])

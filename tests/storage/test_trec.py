@@ -177,7 +177,7 @@ def test_the_split_of_a_beir_folder(tmp_path):
     assert trec.qrels_of(tmp_path / "two", "train").name == "train.tsv"
     with pytest.raises(UserError, match=r"has no qrels/test.tsv; name one of .*dev.tsv"):
         trec.qrels_of(tmp_path / "two")
-    with pytest.raises(UserError, match=r"is no BEIR folder: it has no qrels/\*.tsv"):
+    with pytest.raises(UserError, match=r"is not a BEIR folder: it has no qrels/\*.tsv"):
         trec.qrels_of(tmp_path)
 
 

@@ -447,7 +447,7 @@ def test_statistics_that_do_not_fit_are_refused(old, tmp_path):
     refused(given(7, own), "num_classes 7, expected 5", tmp_path)
     refused(given(5, own, "angle"), "kind 'angle'", tmp_path)
     missing = new_config(old, "advbct", statistics=str(tmp_path / "none.npz"))
-    refused(missing, "no class statistics there", tmp_path)
+    refused(missing, "no class statistics found", tmp_path)
 
 
 def test_classes_of_an_old_model_that_was_never_renumbered(tmp_path):

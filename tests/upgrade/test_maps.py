@@ -294,7 +294,7 @@ def test_mistakes_are_one_line(tmp_path):
         ((tmp_path, new), {}, "no gallery at"),
         (("", new), {}, "old is empty; give vectors"),
         ((tmp_path / "ints.npy", new), {}, r"ints.npy: vectors must be \(N, D\) floats"),
-        ((tmp_path / "junk.npy", new), {}, "junk.npy cannot be read: it is no .npy array"),
+        ((tmp_path / "junk.npy", new), {}, "junk.npy cannot be read: it is not a .npy array"),
         ((old, new), {"labels": tmp_path / "none.npy"}, "none.npy does not exist"),
         ((old, new), {"classifier": np.eye(3, 4)}, "a classifier can only be used with labels"),
         ((old, new), {"epochs": -1}, "epochs must be 0 or more, not -1"),
