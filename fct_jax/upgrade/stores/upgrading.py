@@ -39,7 +39,7 @@ class StoreSide(Side):
 
     @staticmethod
     def status(workdir, settings, probe, queries):
-        return status_of_store(workdir, settings, queries)
+        return status_of_store(workdir, settings, probe, queries)
 
     def plan(self, wanted: Wanted) -> StorePlan:
         with lock_of(self.workdir), one_line(self.opened.source):

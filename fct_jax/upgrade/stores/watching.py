@@ -8,32 +8,39 @@ from pathlib import Path
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.storage.ids import first_ten
 from fct_jax.upgrade.checks.guards import sound
+from fct_jax.upgrade.migration.budget import Forecast
 from fct_jax.upgrade.migration.journal import Journal
+from fct_jax.upgrade.migration.probe import Probe
 from fct_jax.upgrade.migration.settings import Settings
 from fct_jax.upgrade.migration.status import Status, rate_of, state_of
 from fct_jax.upgrade.stores import Store, open_store
 from fct_jax.upgrade.stores.affine import StoreCalibration
+from fct_jax.upgrade.stores.base import NEW
 from fct_jax.upgrade.stores.migrate import one_line
 from fct_jax.upgrade.stores.recall import recall_of, share_found
 from fct_jax.upgrade.stores.steps import StoreProgress
+from fct_jax.upgrade.ways import find_way
 
 _K = 10
 _REFERENCE = 500  # items by which scores of both spaces are brought to one scale
 
 
-def status_of_store(workdir: Path, settings: Settings, queries: int) -> Status:
+def status_of_store(workdir: Path, settings: Settings, probe: str | None, queries: int) -> Status:
     """Return the status of a store's upgrade.
 
     Args:
+      probe: folder of a probe set that quality is measured by, or None.
       queries: number of items that the stores are searched for to measure recall; 0: none.
     """
-    done = StoreProgress(Journal(workdir / "journal.jsonl").records)
+    records = Journal(workdir / "journal.jsonl").records
+    done = StoreProgress(records)
     path = workdir / "plan" / "plan.json"
     plan = json.loads(path.read_text()) if path.is_file() else {}
     planned = done.plan["items"] if done.plan else plan.get("items")
     kind = "batch" if done.ready else "copied"
-    rate = rate_of([r for r in Journal(workdir / "journal.jsonl").records if r["kind"] == kind])
+    rate = rate_of([r for r in records if r["kind"] == kind])
     found = Status(
         workdir=str(workdir),
         state=state_of(done, planned),
@@ -50,11 +57,18 @@ def status_of_store(workdir: Path, settings: Settings, queries: int) -> Status:
         way=plan.get("serve", "translated"),
         store=settings.gallery,
     )
+    if plan and plan["forecast"]["quality"] is not None:
+        forecast = Forecast(**plan["forecast"])
+        found = dataclasses.replace(
+            found, measure=forecast.measure, forecast=forecast.at(done.items)
+        )
     if settings.gallery is None:
         return found
     try:
         with open_store(settings.gallery) as store, one_line(store):
             found = _asked(found, store, done, queries)
+            if probe is not None and done.ready:
+                found = _measured(found, store, done, probe)
     except UserError as error:
         found = dataclasses.replace(found, store=f"cannot be asked now: {error}")
     total, at = (planned, done.items) if done.ready else (found.count, done.rows)
@@ -83,6 +97,29 @@ def _asked(found: Status, store: Store, done: StoreProgress, queries: int) -> St
     if done.reembedded:
         half = _half(store, target, old, new, now["calibration"])
     return dataclasses.replace(found, recall=measured, recall_half=half)
+
+
+def _measured(found: Status, store: Store, done: StoreProgress, probe: str) -> Status:
+    """Return the status with the quality of the probe's items as they are stored now."""
+    target, served = store.beside(done.begin["target"]), find_way(found.way)
+    asked = Probe(probe, "l2" if target.metric == "l2" else "cosine")
+    if found.measure not in (None, asked.measure):
+        found = dataclasses.replace(found, forecast=None)  # made with another probe set
+    parts = []
+    for one in (store, target):
+        there, vectors = one.get(asked.ids)
+        if not there.all():
+            raise UserError(f"{one.uri} lacks {first_ten(asked.ids[~there])} of the probe {probe}")
+        parts.append(np.asarray(vectors, np.float32))
+    old, vectors = parts
+    if served.one_index:
+        quality = asked.quality(vectors)
+    else:
+        states = target.states(asked.ids)
+        migrated = np.array([states[one][0] == NEW for one in asked.ids.tolist()], bool)
+        metric = "l2" if store.metric == "l2" else "cosine"
+        quality = asked.served(served, old, vectors, migrated, metric, vectors)
+    return dataclasses.replace(found, measure=asked.measure, measured=quality)
 
 
 def _pairs(store: Store, target: Store, count: int, seed: int):

@@ -183,6 +183,32 @@ def test_items_that_change_or_cannot_be_embedded(
     assert_agree(app, target, new_model, 1e-5)
 
 
+@pytest.mark.parametrize("serve", ["translated", "dual"])
+def test_a_probe_forecasts_and_measures(serve, make_app, open_store, map_folder, tmp_path, capsys):
+    app, upgrade, probe = make_app("postgres").filled(), tmp_path / "upgrade", tmp_path / "probe"
+    have = app.rows()
+    keys = np.array(sorted(have))
+    old = np.stack([have[one] for one in keys.tolist()])
+    rng = np.random.default_rng(1)
+    some = rng.permutation(COUNT)[:300]
+    near = old[some[:80]] + 0.1 * rng.normal(size=(80, OLD)).astype(np.float32)
+    for part, rows, its in (
+        ("new", new_model(old[some]), keys[some]),
+        ("query", new_model(near), np.arange(80)),
+        ("query_old", near, np.arange(80)),
+    ):
+        EmbeddingSet.of(rows, its).write(probe / part)
+    EmbeddingSet.of(new_model(old), keys).write(tmp_path / "new")
+    made = told(capsys, "plan", upgrade, "--map", map_folder, "--gallery", app.uri, "--serve",
+                serve, "--probe", probe, "--budget-items", 900)  # fmt: skip
+    assert made["forecast"]["way"] == serve
+    assert run("apply", upgrade, "--reembed", tmp_path / "new") == 0
+    found = told(capsys, "status", upgrade, "--recall-queries", 0)
+    # The forecast is of a sample, the measure of the items themselves.
+    assert found["measured"] == pytest.approx(found["forecast"], abs=0.1)
+    assert found["measured"] > 0.5 and found["measure"] == "agreement@10"
+
+
 @pytest.mark.parametrize(
     ("store", "kind"),
     [("postgres", "uuid"), ("postgres", "text"), ("qdrant", "uuid"), ("lance", "text")],
