@@ -11,6 +11,7 @@ from fct_jax.upgrade.migration.sides import Run, Side
 from fct_jax.upgrade.migration.status import state_of
 from fct_jax.upgrade.migration.steps import lock_of
 from fct_jax.upgrade.stores import Store, open_store
+from fct_jax.upgrade.stores.affine import StoreCalibration
 from fct_jax.upgrade.stores.migrate import one_line, switch_to
 from fct_jax.upgrade.stores.planning import StorePlan, make_store_plan, read_store_plan
 from fct_jax.upgrade.stores.samples import Drawn
@@ -88,6 +89,8 @@ class StoreSide(Side):
 
     def switch(self, back, calibration):
         source = self.opened.source
+        if calibration is not None:
+            StoreCalibration(calibration)  # readers will open it
         with lock_of(self.workdir), one_line(source):
             work, pointer = self._translated(), source.pointer()
             if back:

@@ -9,7 +9,7 @@ from store_apps import COUNT, NEW, OLD, Writer, assert_agree, ids, vectors
 
 from fct_jax import cli, load_map
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.upgrade import Upgrade, fit
+from fct_jax.upgrade import Upgrade, calibrate, fit
 from fct_jax.upgrade.migration.journal import Journal
 from fct_jax.upgrade.stores import NEW as REEMBEDDED
 from fct_jax.upgrade.stores import TRANSLATED
@@ -323,7 +323,11 @@ class TestMistakes:
         app, upgrade = make_app("postgres").filled(), tmp_path / "upgrade"
         assert run("apply", upgrade, "--map", map_folder, "--gallery", app.uri) == 0
         pointer = open_store(app.uri).pointer()
-        assert run("switch", upgrade) == 0
+        assert run("switch", upgrade, "--calibration", tmp_path / "none") == 1
+        assert "no calibration in" in capsys.readouterr().err
+        made = calibrate(vectors(300, 2), new_model(vectors(300, 2))).save(tmp_path / "made")
+        assert run("switch", upgrade, "--calibration", made) == 0
+        assert pointer.current()["calibration"] == str(made)
         pointer.switch({"store": "qdrant://elsewhere/items"}, 1)
         assert run("switch", upgrade, "--back") == 1
         assert "readers follow qdrant://elsewhere/items" in capsys.readouterr().err
