@@ -118,3 +118,18 @@ def test_a_row_says_what_it_is():
         assert way.reembeds or not way.orders
         for variant in way.all_variants():
             assert dataclasses.replace(variant, settings=way.settings) == way
+
+
+def test_a_name_among_the_settings_decides_which_others_there_are():
+    blend, cascade = WAYS["blend"], WAYS["cascade"]
+    assert blend.having(weight=0.3).settings == {"kind": "slerp", "weight": 0.3}
+    summed = blend.having(kind="sum")
+    assert summed.settings == {"kind": "sum", "weight": 0.5}
+    assert summed.having(weight=0.25).settings == {"kind": "sum", "weight": 0.25}
+    each = blend.having(kind="per-query", bias=1.0, slope=2.0)
+    assert each.settings == {"kind": "per-query", "bias": 1.0, "slope": 2.0}
+    assert set(blend.having(kind="per-query").settings) == {"kind", "bias", "slope"}
+    assert cascade.having(score="new").settings == {"depth": 100, "score": "new"}
+    assert cascade.having(depth=7).settings == {"depth": 7, "score": "sum"}
+    with pytest.raises(UserError, match="blend has no kind with all of weight, bias"):
+        blend.having(weight=0.5, bias=1.0)

@@ -27,9 +27,8 @@ from fct_jax.upgrade.ways.calibration import (
     tail_size,
     typical_spread,
 )
-from fct_jax.upgrade.ways.cascade import union
 from fct_jax.upgrade.ways.relevance import Relevance, per_query
-from fct_jax.upgrade.ways.serving import second_stage
+from fct_jax.upgrade.ways.stages import second_stage, union
 
 if TYPE_CHECKING:
     from fct_jax.upgrade.assessment.tops import Scores

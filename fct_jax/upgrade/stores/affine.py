@@ -142,22 +142,35 @@ class StoreCalibration:
                 "vectors have; calibrate without damping"
             )
         with np.load(folder / "reference.npz", allow_pickle=False) as file:
-            self._spaces = [
-                _Space(described[f"metric_{name}"], file[f"centre_{name}"], file[name])
-                for name in ("old", "new")
-            ]
+            self._spaces = _spaces_of(described, file)
 
-    def affine(self, query_old, query_new) -> Affine:
-        """Return the factors of some queries, (Q, do) and (Q, dn) float32, by both models."""
+    @classmethod
+    def of(cls, described: dict, arrays) -> "StoreCalibration":
+        """Return a calibration from the metrics and arrays of a saved one.
+
+        described: {"weights", "spread", "metric_old", "metric_new"}; arrays: {"old", "new",
+        "centre_old", "centre_new"}.
+        """
+        made = cls.__new__(cls)
+        made._weights, made._spread = Weights(**described["weights"]), described["spread"]
+        made._spaces = _spaces_of(described, arrays)
+        return made
+
+    def affine(self, query_old, query_new, prepared: bool = False) -> Affine:
+        """Return the factors of some queries, (Q, do) and (Q, dn) float32, by both models.
+
+        They are for a store's scores; or for ``prepared`` ones, the inner products that
+        ``fct_jax.upgrade.search`` adds up.
+        """
         parts = []
         for start in range(0, len(query_old), _BLOCK):
             block = slice(start, start + _BLOCK)
-            parts.append(self._affine(query_old[block], query_new[block]))
+            parts.append(self._affine(query_old[block], query_new[block], prepared))
         empty = np.zeros(0, np.float32)
         names = [field.name for field in dataclasses.fields(Affine)]
         return Affine(*(np.concatenate([empty, *(getattr(p, n) for p in parts)]) for n in names))
 
-    def _affine(self, query_old, query_new) -> Affine:
+    def _affine(self, query_old, query_new, prepared: bool) -> Affine:
         old, new = self._spaces
         s_old, own_old, offset_old = old.scores(query_old)
         s_new, own_new, offset_new = new.scores(query_new)
@@ -165,15 +178,23 @@ class StoreCalibration:
         a, b = fused_factors(self._weights, first, second)
         both = self._tail(a[:, None] * s_old + b[:, None] * s_new, a * own_old + b * own_new, 2)
         both = shifted(both, a, first, b, second)
-        # Stores' scores lack the offsets, so they are subtracted from the tails of single scores.
-        first = dataclasses.replace(first, mean=first.mean - offset_old)
-        second = dataclasses.replace(second, mean=second.mean - offset_new)
+        if not prepared:
+            # Stores' scores lack the offsets, which the tails of single scores then lack, too.
+            first = dataclasses.replace(first, mean=first.mean - offset_old)
+            second = dataclasses.replace(second, mean=second.mean - offset_new)
         return affine_of(self._weights, first, second, both)
 
     def _tail(self, scores, own, which: int) -> Tail:
         size = min(tail_size(scores.shape[1]) + 1, scores.shape[1])
         largest = -np.sort(np.partition(-scores, size - 1, axis=1)[:, :size], axis=1)
         return tail_of(largest, own, self._spread[which])
+
+
+def _spaces_of(described: dict, arrays) -> list["_Space"]:
+    return [
+        _Space(described[f"metric_{name}"], arrays[f"centre_{name}"], arrays[name])
+        for name in ("old", "new")
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

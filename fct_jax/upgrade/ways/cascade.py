@@ -9,6 +9,9 @@ import numpy as np
 from fct_jax.errors import UserError, unknown
 from fct_jax.upgrade.ways.calibration import Calibration
 from fct_jax.upgrade.ways.scores import Space, top
+from fct_jax.upgrade.ways.stages import once, union
+
+__all__ = ["candidate_scores", "cascade", "continued", "reranked", "union"]
 
 SCORES = ("new", "sum")
 _GATHERED = 1 << 22  # numbers of candidates' vectors held at a time
@@ -123,33 +126,13 @@ def reranked(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, 
     return scores.astype(np.float32), np.where(np.isneginf(scores), -1, rows).astype(np.int64)
 
 
-def union(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Interleave two lists of candidates, each row once: (Q, K), (Q, L) → (Q, K + L).
-
-    Candidate i of the first list comes before candidate i of the second; −1 fills the end.
-    """
-    place = np.concatenate([2 * np.arange(first.shape[1]), 2 * np.arange(second.shape[1]) + 1])
-    return _once(np.concatenate([first, second], axis=1)[:, place.argsort()])
-
-
 def continued(ranked: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Append the remaining candidates to the ranked rows: (Q, k), (Q, K) → (Q, k + K).
 
     Each row appears once; −1 fills the end. Measures that look beyond the depth of a cascade,
     such as average precision, thus see the old order there.
     """
-    return _once(np.concatenate([ranked, candidates], axis=1))
-
-
-def _once(rows: np.ndarray) -> np.ndarray:
-    """Keep the first of equal rows (Q, K) of each query and move all −1 to the end."""
-    by_row = np.argsort(rows, axis=1, kind="stable")
-    ordered = np.take_along_axis(rows, by_row, 1)
-    again = np.zeros(rows.shape, bool)
-    np.put_along_axis(again, by_row[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
-    kept = ~again & (rows >= 0)
-    taken = np.take_along_axis(rows, np.argsort(~kept, axis=1, kind="stable"), 1)
-    return np.where(np.arange(rows.shape[1]) < kept.sum(axis=1)[:, None], taken, -1)
+    return once(np.concatenate([ranked, candidates], axis=1))
 
 
 def _spaces(query_old, query_new, calibration, metric, old_metric, score):

@@ -18,8 +18,8 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.nearest import best
 from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between, find_way, weighted
 from fct_jax.upgrade.ways.calibration import Calibration
-from fct_jax.upgrade.ways.cascade import union
 from fct_jax.upgrade.ways.scores import Space, chosen_metric, top
+from fct_jax.upgrade.ways.stages import second_stage, union
 
 
 def search(
@@ -122,23 +122,6 @@ def _scores_at(mix: Mix, rows, used, queries: dict, items: dict, spaces: dict) -
             near[i, some] = spaces[of].items(items[of][own_rows[some]]) @ query[i]
         found += np.reshape(np.asarray(factor, np.float64), (-1, 1)) * near
     return found + np.reshape(np.asarray(mix.shift, np.float64), (-1, 1))
-
-
-def second_stage(scores, rows, anew, migrated, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Re-rank the first candidates, re-embedded ones by their new score.
-
-    scores, rows: (Q, n) results of the first stage. anew: (Q, depth) new scores of the first of
-    them, used for migrated (N,) rows. Results beyond the depth stay behind all
-    candidates; higher scores among them are lowered to the last candidate's.
-    """
-    depth = anew.shape[1]
-    known = rows[:, :depth] >= 0
-    first = np.where(known & migrated[rows[:, :depth]], anew, scores[:, :depth])
-    order = np.argsort(-np.where(known, first, -np.inf), axis=1, kind="stable")
-    first = np.take_along_axis(np.where(known, first, -np.inf), order, 1)
-    rest = np.minimum.accumulate(np.minimum(scores[:, depth:], first[:, -1:]), axis=1)
-    found = np.hstack([np.take_along_axis(rows[:, :depth], order, 1), rows[:, depth:]])
-    return np.hstack([first, rest])[:, :k].astype(np.float32), found[:, :k]
 
 
 def _part(mix: Mix, rows, queries: dict, items: dict, spaces: dict, k: int, own):

@@ -173,7 +173,20 @@ class Way:
         for name in settings:
             if name not in known:
                 raise unknown(f"setting of {self.name}", name, known or ["(none)"])
-        return dataclasses.replace(self, settings={**self.settings, **settings})
+        # A name, such as the kind of a blend, decides which other settings there are.
+        fitting = [
+            tried for tried in (self.settings, *self.variants) if set(settings) <= set(tried)
+        ]
+        if not fitting:
+            raise UserError(f"{self.name} has no kind with all of {', '.join(settings)}")
+        names = {key: value for key, value in settings.items() if isinstance(value, str)}
+        base = max(fitting, key=lambda tried: sum(tried[key] == names[key] for key in names))
+        kept = {
+            key: value
+            for key, value in self.settings.items()
+            if key in base and not isinstance(value, str)
+        }
+        return dataclasses.replace(self, settings={**base, **kept, **settings})
 
 
 def slerp_factors(product: np.ndarray, weight) -> tuple[np.ndarray, np.ndarray]:
