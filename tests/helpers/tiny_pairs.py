@@ -36,7 +36,7 @@ def check_snippet(folder, vectors, expected):
     found = {block for block in blocks if "load_query_map" in block}
     assert len(found) == 1, "both pages must have the same code"
     code = found.pop()
-    assert "jax" not in code and len(code.splitlines()) <= 20
+    assert "jax" not in code and len(code.splitlines()) <= 28
     names = {}
     exec(code, names)
     np.testing.assert_allclose(

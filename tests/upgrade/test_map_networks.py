@@ -125,8 +125,5 @@ def test_newer_networks_are_fitted_and_saved(method, tmp_path):
     if method == "converter":
         lengths = np.linalg.norm(again.transform(x)[0], axis=1)
         np.testing.assert_allclose(lengths, np.linalg.norm(y, axis=1).mean(), rtol=0.05)
-        assert not (tmp_path / "map" / "numpy.safetensors").exists()
-    else:
-        check_snippet(tmp_path / "map", x, again.transform(x)[0])
     fewer = upgrade.fit(x[:90], y[:90], method=method)
     assert fewer.method == "ridge" and "pairs to fit on" in fewer.description["left_out"][method]

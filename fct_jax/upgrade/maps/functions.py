@@ -14,10 +14,11 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime.plugins import find, told
+from fct_jax.upgrade.maps.export import Layers, Plain
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
-Layers = list[tuple[np.ndarray, np.ndarray]]  # weight (in, out), bias (out,); a ReLU between two
+_FAR = 1e30  # so much nearer is the nearest cell, by which alone a vector is mapped
 
 
 class Function(abc.ABC):
@@ -53,8 +54,11 @@ class Function(abc.ABC):
         del folder
         return cls(**arrays)
 
-    def layers(self, dim: int) -> Layers | None:
-        """Return the function of vectors (n, dim) as plain layers; None if that is impossible."""
+    def layers(self, dim: int) -> Plain | Layers | None:
+        """Return the function of vectors (n, dim) as plain layers; None if that is impossible.
+
+        Layers without anything else have a ReLU between two of them.
+        """
         del dim
 
     def write(self, folder: Path) -> None:
@@ -181,6 +185,14 @@ class Local(Function):
             "bandwidth": np.asarray(self.bandwidth, np.float64),
         }
 
+    def layers(self, dim):
+        # The share of a cell is a softmax of −|x − c|² / (2 bandwidth²), where |x|² cancels out.
+        factor = _FAR if np.isnan(self.bandwidth) else self.bandwidth**-2.0
+        centres = np.asarray(self.centres, np.float64)
+        gate = factor * np.vstack([centres.T, -np.sum(centres**2, axis=1) / 2])
+        side_by_side = self.weight.transpose(1, 0, 2).reshape(self.weight.shape[1], -1)
+        return Plain([(side_by_side, self.bias.reshape(-1))], gate=gate)
+
     def __call__(self, old):
         from fct_jax.upgrade.maps.local import shares
 
@@ -217,6 +229,10 @@ class Selu(Function):
         for i, (weight, bias) in enumerate(self.dense):
             named |= {f"{i}.weight": weight, f"{i}.bias": bias}
         return named
+
+    def layers(self, dim):
+        activation = _SELU_SCALE, _SELU_ALPHA
+        return Plain(list(self.dense), activation=activation, length=float(self.length))
 
     def __call__(self, old):
         x = np.asarray(old, np.float32)

@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from fct_jax.errors import UserError
+from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime import threads
 from fct_jax.storage.files import new_directory
 from fct_jax.upgrade.maps.export import write_numpy
@@ -28,7 +29,6 @@ from fct_jax.upgrade.maps.functions import Called, Function, kind_of, parts_of
 from fct_jax.upgrade.maps.uncertainty import predicted
 
 FORMAT_VERSION = 2
-_NORM_FLOOR = 1e-12
 _FEW_ROWS = 64  # vectors up to this number are computed without threads
 
 
@@ -215,11 +215,10 @@ class Map:
         old, result = streamed
         mapped, log_variance = parts_of(result())
         mapped = np.asarray(mapped, np.float32)
-        norm = np.linalg.norm(mapped, axis=1, keepdims=True)
         if self.uncertainty:
-            log_variance = predicted(self.uncertainty, old, norm)
+            log_variance = predicted(self.uncertainty, old, np.linalg.norm(mapped, axis=1)[:, None])
         if self.unit_output:
-            mapped = mapped / np.maximum(norm, _NORM_FLOOR)
+            mapped = unit_rows(mapped).astype(np.float32)
         if not self.has_uncertainty:
             return mapped, None
         return mapped, np.asarray(log_variance, np.float32)
