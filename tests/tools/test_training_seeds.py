@@ -60,8 +60,8 @@ def test_training_ends_where_pytorch_does(method, epochs, limit, tmp_path):
         described = task.describe()
         model = build(described["name"], **described["kwargs"], dtype="float64")
         apply = jax.jit(lambda v, x: model.apply(v, x)[1])
-        before = apply(variables, test_images)
-        ours = apply(task.export(state.variables), test_images)
+        before = np.asarray(apply(variables, test_images))
+        ours = np.asarray(apply(task.export(state.variables), test_images))
     # Outside: random weights in float64 would be others.
     config.compute_dtype = "float32"
     start = training_seeds.HERE

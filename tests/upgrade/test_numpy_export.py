@@ -13,7 +13,7 @@ from fct_jax.upgrade.maps.loading import map_of_run
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.maps.methods import METHODS
 
-TRAINED = ("common", "converter", "fct", "fastfill", "lce")
+TRAINED = ("common", "common_relaxed", "converter", "fct", "fastfill", "lce")
 
 
 def sample(unit, do=6, dn=6, n=700):

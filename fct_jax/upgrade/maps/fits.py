@@ -3,6 +3,8 @@
 Each of them imports its modules when it is called.
 """
 
+import dataclasses
+
 import numpy as np
 
 from fct_jax.runtime import threads
@@ -48,23 +50,29 @@ def fit_converter(pairs) -> Function:
     return Selu(converter.layers, length)
 
 
-def fit_common_space(pairs) -> Function:
-    """Train λ-orthogonality's common space, and return its forward map rotated to the new space.
+def fit_common_space(pairs, kind: str = "strict") -> Function:
+    """Train λ-orthogonality's common space, and return its forward map, turned back.
 
-    The common space holds B(new) with an orthogonal B. F(old) Bᵀ is therefore in the new model's
-    space, and plain new vectors search it exactly as B(new) searches F(old). Without the
-    contrastive loss F would be the ridge map.
+    The space is that of B(new), so that B⁻¹(F(old)) is in the new model's space, and is searched by
+    plain new vectors as F(old) is by B(new): exactly where B is orthogonal (``kind`` "strict"),
+    nearly where it is nearly so ("relaxed"). Without its contrastive loss F would be the ridge map,
+    so that the space in closed form is no method of its own.
     """
     from fct_jax.upgrade.maps.common_space_training import Settings, train_common_space
 
-    settings = Settings(seed=pairs.seed)
+    settings = Settings(kind=kind, seed=pairs.seed)
     if pairs.training.epochs:
-        settings = Settings(seed=pairs.seed, epochs=pairs.training.epochs)
+        settings = dataclasses.replace(settings, epochs=pairs.training.epochs)
     old, new = np.asarray(pairs.old.vectors), np.asarray(pairs.new.vectors)
     with threads.single():
         space, _ = train_common_space(old, new, pairs.labels, settings)
-    back = space.backward.T
-    return Linear(space.forward @ back, 1.0, space.forward_bias @ back)
+        back = np.linalg.inv(space.backward)
+    return Linear(space.forward @ back, 1.0, (space.forward_bias - space.backward_bias) @ back)
+
+
+def fit_relaxed_space(pairs) -> Function:
+    """Train the relaxed common space; see `fit_common_space`."""
+    return fit_common_space(pairs, "relaxed")
 
 
 def fit_fct(pairs) -> Function:

@@ -171,6 +171,13 @@ METHODS: dict[str, Method] = {
         instead="ridge",
         auto=False,
     ),
+    "common_relaxed": Method(
+        text="the same of a nearly orthogonal space, for data that the models have not seen",
+        fit=fits.fit_relaxed_space,
+        fewest=lambda do, dn: 100,
+        instead="ridge",
+        auto=False,
+    ),
     "converter": Method(
         text="Embedding-Converter's MLP with relational losses (ACL 2025)",
         fit=fits.fit_converter,
