@@ -3,8 +3,8 @@
   python -m fct_jax.train --config configs/digits_backbone_old.py --workdir runs/digits/old
 
 Any key of the config can be set on the command line, --config.optimizer.lr=0.5 say;
-fct_jax/config.py and config_sections.py explain all of them. A run that was stopped goes on where it
-was when the same command is given again. With --distributed several processes, on
+fct_jax/config.py and config_sections.py explain all of them. A run that was stopped goes on where
+it was when the same command is given again. With --distributed several processes, on
 one machine or many, train as one: docs/pods.md.
 """
 
