@@ -133,3 +133,39 @@ def test_a_name_among_the_settings_decides_which_others_there_are():
     assert cascade.having(depth=7).settings == {"depth": 7, "score": "sum"}
     with pytest.raises(UserError, match="blend has no kind with all of weight, bias"):
         blend.having(weight=0.5, bias=1.0)
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if WAYS[name].reranked is not None])
+def test_a_depth_beyond_the_gallery_is_the_whole_gallery(made, name):
+    _, old, new = made
+    found = [
+        search(
+            name, old[:9], new[:9], old, new, np.ones(COUNT, bool), 5,
+            calibrate(old, new, metric="cosine"), translated=new, metric="cosine",
+            settings={"depth": depth, "score": "new"},
+        )
+        for depth in (COUNT, 100 * COUNT)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    # All candidates have their new vector: it is the new model's own ranking.
+    assert (found[0][1] == np.argsort(-new[:9] @ new.T, axis=1, kind="stable")[:, :5]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("blend", {"weight": 1.5}, "between 0 and 1, not 1.5"),
+        ("blend", {"kind": "sum", "weight": -0.1}, "between 0 and 1, not -0.1"),
+        ("blend", {"kind": "slurp"}, "unknown kind of blend 'slurp'; did you mean 'slerp'"),
+        ("cascade", {"depth": 0}, "depth must be at least 1, not 0"),
+        ("cascade", {"score": "sun"}, "unknown score of a cascade 'sun'; did you mean 'sum'"),
+        ("fused", {"depth": 5}, "unknown setting of fused 'depth'"),
+    ],
+)
+def test_settings_out_of_range_are_one_line(made, name, settings, message):
+    _, old, new = made
+    with pytest.raises(UserError, match=message):
+        search(
+            name, old[:9], new[:9], old, new, np.ones(COUNT, bool), 5,
+            calibrate(old, new, metric="cosine"), query_bridged=old[:9], settings=settings,
+        )  # fmt: skip
