@@ -108,8 +108,8 @@ def run(classes: int, data: int, model: int, folder: Path) -> tuple[dict, dict]:
         for count, call in task.feed.calls(step):
             arguments = state, task.feed.data, (), call
             if not step:
-                whole = jax.jit(lambda *given: steps(*given, 1, freeze=False))
-                seen["collectives"] = collectives(whole.lower(*arguments).compile().as_text())
+                program = steps.program.lower(*arguments, count, key=steps.key, freeze=False)
+                seen["collectives"] = collectives(program.compile().as_text())
             state, sums = steps(*arguments, count, freeze=False)
             seen["losses"].append(float(sums["loss"]))
             step += count
