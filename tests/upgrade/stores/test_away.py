@@ -1,4 +1,4 @@
-"""Servers that go away in the middle: one line for the user, and the same command goes on."""
+"""Servers that go away in the middle: one line for the user, and repeat the command to resume."""
 
 import os
 import signal
@@ -49,7 +49,7 @@ def test_a_connection_that_is_cut(make_app, open_store, tmp_path):
         )
 
     journal = tmp_path / "journal.jsonl"
-    with pytest.raises(UserError, match="the same command goes on") as error:
+    with pytest.raises(UserError, match="repeat the command to resume") as error:
         migrate(store, target, interrupted(4, cut), journal, limit=100)
     assert "\n" not in str(error.value)
     store = open_store(app.uri)
@@ -70,7 +70,7 @@ def test_a_server_that_is_killed(open_store, tmp_path):
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
 
-        with pytest.raises(UserError, match="the same command goes on"):
+        with pytest.raises(UserError, match="repeat the command to resume"):
             migrate(store, target, interrupted(4, kill), journal, limit=100)
     with servers.milvus_lite(tmp_path, int(where.partition(":")[2])):
         store = patiently(open_store, app.uri)

@@ -249,7 +249,7 @@ class TestBadRows:
         app.put([other], zero[None])
         return {one: "zero", other: "zero"}
 
-    @pytest.mark.parametrize("store", STORES)
+    @pytest.mark.parametrize("store", [*STORES[:3], pytest.param("milvus", marks=pytest.mark.slow)])
     def test_they_never_cost_the_good_ones(
         self, store, make_app, open_store, map_folder, tmp_path, capsys
     ):
