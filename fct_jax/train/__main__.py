@@ -2,9 +2,9 @@
 
   python -m fct_jax.train --config configs/digits_backbone_old.py --workdir runs/digits/old
 
-Any key of the config can be set on the command line, --config.optimizer.lr=0.5 say;
-fct_jax/config.py and config_sections.py explain all of them. A run that was stopped goes on where
-it was when the same command is given again. With --distributed several processes, on
+Any key of the config can be set on the command line, for example --config.optimizer.lr=0.5;
+fct_jax/config.py and config_sections.py explain all of them. A stopped run resumes when you
+repeat the command. With --distributed several processes, on
 one machine or many, train as one: docs/pods.md.
 """
 
@@ -17,7 +17,7 @@ from fct_jax.runtime import command_line as cli
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 _ALLOW = flags.DEFINE_bool(
-    "allow_config_change", False, "go on with a run although its config has changed"
+    "allow_config_change", False, "continue a run although its config has changed"
 )
 cli.define_process_flags()
 flags.mark_flag_as_required("workdir")

@@ -1,8 +1,8 @@
 """Gradients of a batch from micro-batches, one after the other.
 
 For a loss that is a mean over samples the mean of the micro-batches' gradients is the gradient of
-the whole batch. What looks across a batch (BatchNorm, contrasts between samples, means over
-chosen samples) sees a micro-batch; running statistics pass from one to the next.
+the whole batch. Operations across a batch (BatchNorm, contrasts between samples, means over
+selected samples) see one micro-batch; running statistics pass from one to the next.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,11 @@ import jax
 
 
 class MicroBatches(NamedTuple):
-    """The way in which a batch is taken apart.
+    """The division of a batch into micro-batches.
 
     Attributes:
-      count: of the micro-batches; ``count * group`` divides the batch.
-      group: neighbours that stay together, in one micro-batch.
+      count: number of micro-batches; ``count * group`` divides the batch.
+      group: number of neighbouring samples that stay together in one micro-batch.
     """
 
     count: int = 1
@@ -24,7 +24,7 @@ class MicroBatches(NamedTuple):
     def part(self, batch, i):
         """Return micro-batch ``i`` of a pytree of arrays (B, …): every ``count``-th group.
 
-        In this order each device takes from the samples that it has.
+        In this order each device uses only samples that it already has.
         """
 
         def take(array):
@@ -35,7 +35,7 @@ class MicroBatches(NamedTuple):
         return batch if self.count == 1 else jax.tree.map(take, batch)
 
     def key(self, key: jax.Array, i) -> jax.Array:
-        """Return the key of micro-batch ``i``; that of the batch if there is but one."""
+        """Return the key of micro-batch ``i``, or the batch's key if there is only one."""
         return key if self.count == 1 else jax.random.fold_in(key, i)
 
 

@@ -19,7 +19,7 @@ from fct_jax.train.validation import validation_batches
 
 
 class Backbone:
-    """A ResNet with label-smoothed cross-entropy; see ``loop.py`` for what a task offers."""
+    """A ResNet with label-smoothed cross-entropy; ``loop.py`` describes the methods of a task."""
 
     def __init__(self, config: ConfigDict, mesh):
         self._config, self._mesh = config, mesh
@@ -35,7 +35,7 @@ class Backbone:
         self._correct = jax.jit(self._count_correct)
 
     def _model_options(self) -> dict:
-        """Return the options that data and task give the model."""
+        """Return the model's options that follow from data and task."""
         return {"num_classes": self._train.num_classes}  # all, also where a subset is trained on
 
     def _make_feed(self):
@@ -60,11 +60,11 @@ class Backbone:
         return with_pretrained(variables, self._config.pretrained)
 
     def export(self, variables):
-        """Return all of it as the model."""
+        """Return all variables: the model is exported completely."""
         return variables
 
     def finish(self, workdir, fingerprint: str, variables) -> None:
-        """Do nothing: the model is all that this task leaves."""
+        """Do nothing, because this task leaves nothing but the model."""
 
     def freeze_batch_norm(self, epoch: int) -> bool:
         """Return False: batch statistics are used to the end."""
@@ -116,7 +116,7 @@ class Backbone:
         return self._module.apply(variables, images)[0]
 
     def summary(self) -> list[str]:
-        """Return what is trained on what, in lines for the console."""
+        """Describe the model and its data, in lines for the console."""
         name = self._config.model.name
         lines = [f"{name} on {images_of(self._train, self._config.data)}"]
         if self._validation is not None:
@@ -138,11 +138,11 @@ class Backbone:
 def model_options(config: ConfigDict, more: dict) -> dict:
     """Return the attributes of the model that ``config.model`` names.
 
-    A model of one's own takes those of ``config.model`` that it declares.
+    A model of your own takes those keys of ``config.model`` that it declares.
 
     Args:
-      config: of a training task.
-      more: what the data and the task say of the model.
+      config: config of a training task.
+      more: attributes that follow from the data and the task.
 
     Raises:
       UserError: if a key that the model does not take was changed.
@@ -161,9 +161,9 @@ def model_options(config: ConfigDict, more: dict) -> dict:
 
 
 def run_options(config: ConfigDict) -> dict:
-    """Return how the model computes; one of one's own that cannot choose computes in float32.
+    """Return the model's computing options; a model of your own without them computes in float32.
 
-    Raises UserError if it is asked for something else.
+    Raises UserError if the config asks such a model for something else.
     """
     wanted = {"dtype": config.compute_dtype, "remat": config.remat}
     if not plugins.is_import_name(config.model.name):
@@ -185,7 +185,7 @@ def run_options(config: ConfigDict) -> dict:
 def _check_own(name: str, module, shape: tuple[int, int]) -> None:
     """Trace a model of the user's own as the export does, with any number of images.
 
-    Raises UserError, with the place, where it fails or returns something else.
+    Raises UserError, with the place, if it fails or returns something else.
     """
     (count,) = jax.export.symbolic_shape("N")
     images = jax.ShapeDtypeStruct((count, *shape, 3), jnp.float32)
@@ -203,7 +203,7 @@ def _check_own(name: str, module, shape: tuple[int, int]) -> None:
 
 
 def images_of(source: data.Source, config: ConfigDict) -> str:
-    """Return how many images of how many classes a source has, and which subset it is."""
+    """Describe a source: its numbers of images and classes, and the subset."""
     classes = len(np.unique(source.labels[source.labels >= 0]))
     kept = [f"{key} {config[key]!r}" for key in ("classes", "subset") if config[key]]
     which = f", {' and '.join(kept)}" if kept else ""

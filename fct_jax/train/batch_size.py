@@ -1,4 +1,4 @@
-"""Batch size and learning rate, worked out once from what the config states."""
+"""Batch size and learning rate, computed once from the config."""
 
 import math
 
@@ -9,20 +9,20 @@ from fct_jax.train.accumulate import MicroBatches
 
 
 def resolved(config: ConfigDict, mesh) -> ConfigDict:
-    """Return a copy of the config that states the global batch and the learning rate outright.
+    """Return a copy of the config with explicit global batch and learning rate.
 
     ``batch_size`` becomes the global batch, ``optimizer.lr`` the rate for that batch;
-    ``per_device_batch_size`` and ``optimizer.lr_reference_batch``, which they were worked out
-    from, become 0. A run saves this copy: going on with other devices is no change of the config
-    as long as batch and rate stay.
+    ``per_device_batch_size`` and ``optimizer.lr_reference_batch``, from which they are computed,
+    become 0. A run saves this copy: resuming on other devices does not change the config
+    as long as batch and rate stay the same.
 
     Args:
-      config: of a training task.
+      config: config of a training task.
       mesh: the devices; those along "model" share a batch.
 
     Raises:
-      UserError: sizes that are no positive integers, a batch that does not divide over devices
-        and micro-batches (with the nearest that does), or two batch sizes that disagree.
+      UserError: sizes that are not positive integers, a batch that cannot be divided over devices
+        and micro-batches (with the nearest one that can), or two batch sizes that disagree.
 
     Source of the scaling: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.1.
     """
@@ -68,7 +68,7 @@ def micro_batches(config: ConfigDict) -> MicroBatches:
 
 
 def summary(config: ConfigDict, mesh) -> str:
-    """Return one line for the log; ``config`` as of :func:`resolved`."""
+    """Return one line for the log; ``config`` is the result of :func:`resolved`."""
     parts, model, steps = mesh.shape["data"], mesh.shape["model"], config.accumulate_steps
     devices = f"{parts} device{'s' if parts > 1 else ''}"
     if model > 1:

@@ -1,4 +1,4 @@
-"""The best state by a validation metric, kept beside the newest checkpoints."""
+"""The best state by a validation metric, kept in addition to the newest checkpoints."""
 
 import math
 
@@ -59,18 +59,18 @@ class Best:
         return self._checkpoints.restore(like)[0]
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Close the directory."""
         if self._checkpoints is not None:
             self._checkpoints.close()
 
 
 def check_rule(rule: str, export: str, metrics: tuple[str, ...]) -> None:
-    """Raises UserError where ``config.keep_best`` and ``config.export`` cannot be followed.
+    """Raise UserError if ``config.keep_best`` and ``config.export`` cannot be followed.
 
     Args:
       rule: ``config.keep_best``.
       export: ``config.export``.
-      metrics: names that the task's validation gives.
+      metrics: names of the task's validation metrics.
     """
     if export not in ("last", "best"):
         raise unknown("config.export", export, ("last", "best"))

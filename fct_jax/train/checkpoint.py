@@ -24,12 +24,12 @@ def check_space(workdir: Path, state, config) -> None:
     """Check that the run's checkpoints and its model will fit on the disk.
 
     Args:
-      workdir: of the run; checkpoints that it has already are counted.
+      workdir: directory of the run; its existing checkpoints are counted.
       state: arrays or shapes.
       config: with ``keep_checkpoints`` and ``keep_best``.
 
     Raises:
-      UserError: if less is free than the run may take.
+      UserError: less space is free than the run may need.
     """
     sizes = [math.prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(state)]
     # One more of each is written before the oldest is removed; the model is a part of the state.
@@ -38,14 +38,14 @@ def check_space(workdir: Path, state, config) -> None:
     needed, free = copies * sum(sizes) - there, shutil.disk_usage(workdir).free
     if free < needed:
         raise UserError(
-            f"{workdir} has {free / 1e9:.2f} GB free, but checkpoints and model take "
-            f"{needed / 1e9:.2f} GB; a smaller config.keep_checkpoints takes less"
+            f"{workdir} has {free / 1e9:.2f} GB free, but checkpoints and model need "
+            f"{needed / 1e9:.2f} GB; a smaller config.keep_checkpoints needs less"
         )
 
 
 @contextlib.contextmanager
 def _disk_errors(folder: Path):
-    """Tell of a full disk in one line, where Orbax shows its stack."""
+    """Report a full disk in one line, for which Orbax would show its stack trace."""
     try:
         yield
     except UserError:
@@ -53,8 +53,8 @@ def _disk_errors(folder: Path):
     except Exception as error:  # Orbax and TensorStore raise many kinds
         if any(word in str(error).lower() for word in _FULL):
             raise UserError(
-                f"no space left to write {folder}; the checkpoints before are kept: make room, "
-                "and the same command goes on from the last of them"
+                f"no space left to write {folder}; earlier checkpoints are kept: free some space, "
+                "and the same command resumes from the last of them"
             ) from error
         raise
 
@@ -67,7 +67,7 @@ class Checkpoints:
 
     Args:
       folder: ``RUN/checkpoints``.
-      keep: how many of the newest are kept.
+      keep: number of the newest checkpoints that are kept.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -100,7 +100,7 @@ class Checkpoints:
         Args:
           like: a state of the same shapes and shardings (arrays or ShapeDtypeStructs).
 
-        A checkpoint that cannot be read is passed over with a warning.
+        A checkpoint that cannot be read is skipped with a warning.
 
         Raises:
           UserError: there are checkpoints, and none of them can be read.
@@ -122,7 +122,7 @@ class Checkpoints:
             reasons = list(filter(None, processes.gather(reason, f"restored {step}")))
             if reasons:
                 logging.warning(
-                    "checkpoint %d cannot be read and is passed over: %s", step, reasons[0]
+                    "checkpoint %d cannot be read and is skipped: %s", step, reasons[0]
                 )
                 continue
             for damaged in steps[:passed_over]:
@@ -131,7 +131,7 @@ class Checkpoints:
         if steps:
             raise UserError(
                 f"no checkpoint in {self.folder} can be read "
-                "(damaged, or of another model); choose another --workdir to start anew"
+                "(damaged, or of another model); choose another --workdir to start again"
             )
         return None
 
@@ -169,6 +169,6 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait and let go of the directory."""
+        """Wait, and close the directory."""
         self.wait()
         self._manager.close()

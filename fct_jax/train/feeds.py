@@ -31,7 +31,7 @@ class ResidentFeed:
         call, few enough for a live progress bar.
     """
 
-    ready = True  # the next call is never waited for
+    ready = True  # the next call is always available
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class ResidentFeed:
             yield 1, sharding.put_global(last[None, last != NOTHING], self._mesh, axis=1)
 
     def position(self) -> dict:
-        """Return what must be the same when a run goes on; the place follows from the step."""
+        """Return the facts that must not change when a run resumes; the step gives the place."""
         return {"samples": self._count}
 
     def seek(self, position: dict) -> None:
@@ -85,12 +85,12 @@ class StreamFeed:
     """Batches that are read, and put on the devices, while the step before runs.
 
     Args:
-      batches: endless, of this process's rows.
-      rows: their numbers, of `rows_of_process`.
+      batches: endless batches of this process's rows.
+      rows: their numbers, from `rows_of_process`.
       batch_size: B, over all devices.
-      samples: N, of the training set.
+      samples: N, size of the training set.
       mesh: the devices.
-      last_size: of an epoch's last batch over all devices, where it is not full; None: it is.
+      last_size: size of an epoch's last batch over all devices if it is not full; None: it is full.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class StreamFeed:
 
     @property
     def ready(self) -> bool:
-        """Return whether the next call is there, so that nobody waits for it."""
+        """Return whether the next call is available without waiting."""
         return self._next is not None and self._next.done()
 
     def calls(self, step: int) -> Iterator[tuple[int, dict]]:
@@ -180,10 +180,10 @@ def rows_of_process(batch_size: int, mesh) -> np.ndarray:
 
 
 def _check_samples(position: dict, samples: int) -> None:
-    """Raise UserError for another number of samples, which would be another order."""
+    """Raise UserError for a different number of samples, which would change the order."""
     saved = position.get("samples", samples)
     if saved != samples:
         raise UserError(
             f"the checkpoint is of a training set of {saved} samples, now there are {samples}; "
-            "restore the data, or choose another --workdir to start anew"
+            "restore the data, or choose another --workdir to start again"
         )

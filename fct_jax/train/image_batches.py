@@ -1,4 +1,4 @@
-"""Batches of images for training: kept on the device where they fit, streamed otherwise."""
+"""Batches of images for training: kept on the device if they fit, otherwise streamed."""
 
 import jax
 from ml_collections import ConfigDict
@@ -108,12 +108,12 @@ def sampler_of(config: ConfigDict, labels, count: int, mesh) -> Sampler:
 
 
 def _check_last(config: ConfigDict, sampler: Sampler, count: int, mesh) -> None:
-    """Raises UserError where devices and micro-batches do not divide the epoch's last batch."""
+    """Raise UserError if devices and micro-batches do not divide the epoch's last batch."""
     parts, steps = mesh.shape["data"], config.get("accumulate_steps", 1)
     left = sampler.last_size % (parts * steps)
     if left:
         over = f"{parts} devices" + (f" × {steps} micro-batches" if steps > 1 else "")
-        # Every possible batch size is a multiple of `over`, so that none leaves another rest.
+        # Every possible batch size is a multiple of `over`, so all leave the same remainder.
         raise UserError(
             f"config.last_batch=keep: the last batch of an epoch has {sampler.last_size} of "
             f"{count} images, which {over} do not divide; set config.last_batch=drop, or leave "
@@ -124,7 +124,7 @@ def _check_last(config: ConfigDict, sampler: Sampler, count: int, mesh) -> None:
 def _in_memory(source, preprocessing, wish: str) -> bool:
     if wish not in ("auto", "yes", "no"):
         raise UserError(f"config.data.in_memory is {wish!r}; known: auto, yes, no")
-    possible = preprocessing.train_crop == "none"  # random crops are made by the host
+    possible = preprocessing.train_crop == "none"  # the host makes random crops
     if wish == "yes" and not possible:
         raise UserError("config.data.in_memory=yes needs config.preprocessing.train_crop=none")
     if wish != "auto":

@@ -1,9 +1,9 @@
 """Classifiers over very many classes, in a form that any number of devices can share.
 
-Only columns that the devices divide can be split, and 81,313 classes divide over few. While such
-a model trains, its classifier has columns of zeros behind those of the classes. They are cut off
-before the task sees them, so that they take no part, have no gradient and stay zero. The number
-depends on the classes alone: a checkpoint fits every mesh.
+Columns can be split only if the devices divide their number, and few numbers of devices divide
+81,313 classes. While such a model trains, its classifier is padded with columns of zeros. They are
+cut off before the task sees them, so they have no gradient and stay zero. Their number
+depends only on the classes: a checkpoint fits every mesh.
 """
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fct_jax.runtime import processes, sharding
 
-LARGE = 1024  # classes from which on a classifier is padded
+LARGE = 1024  # smallest number of classes with which a classifier is padded
 MULTIPLE = 384  # divided by 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, … devices; 3 x 128 lanes of a TPU
 
 
@@ -60,7 +60,7 @@ class _PaddedTask:
         return self._task.loss(self._cut(variables), *rest)
 
     def evaluate(self, variables):
-        # Outside of compiled code an array cannot lie unevenly: each device gets the whole.
+        # Outside of compiled code an array cannot be split unevenly: each device gets all of it.
         params = self._each(self._cut_whole, variables["params"])
         return self._task.evaluate({**variables, "params": params})
 

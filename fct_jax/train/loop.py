@@ -5,19 +5,19 @@ A task (``backbone.py``, ``transformation.py``, …) is a class with
     feed                            a ResidentFeed or StreamFeed
     frozen                          pytree of arrays that a step reads and never changes
     init(key) -> variables          fresh parameters and running statistics
-    warm_start(variables)           the same with pretrained weights, where the config names some
+    warm_start(variables)           the same with pretrained weights, if the config names some
     loss(variables, frozen, batch, step, key, freeze_batch_norm)
         -> (loss, (new batch_stats, metrics))       one traced step; ``step`` counts from 0
     freeze_batch_norm(epoch)        whether BatchNorm runs in inference mode
-    metrics                         names of what evaluate gives; () without a validation split
+    metrics                         names of evaluate's metrics; () without a validation split
     evaluate(variables) -> metrics  on the validation split
     summary() -> [str]              lines about models and images, printed before training starts
-    describe() -> dict              what ``model.json`` says of the model
-    export(variables) -> variables  of the model alone, without what only its training needs
-    finish(workdir, fingerprint, variables)      writes what the run leaves beside its model;
-                                    once more if the run was killed before it had its model
+    describe() -> dict              the entries of ``model.json``
+    export(variables) -> variables  of the model alone, without those that only training needs
+    finish(workdir, fingerprint, variables)      writes the run's other results beside its model;
+                                    called again if the run was killed before it had its model
 
-With several processes all of this is called by each of them, but for ``finish`` and the file
+With several processes each of them calls all of this, except ``finish`` and the file
 operations of this module, which are the writer's.
 """
 
@@ -64,12 +64,12 @@ TASKS = {
 def train(config, workdir, allow_config_change: bool = False) -> None:
     """Train to the end, from the last checkpoint if there is one, and export the model.
 
-    With several processes (``fct_jax.runtime.processes``), each of them calls it alike.
+    With several processes (``fct_jax.runtime.processes``), each of them makes the same call.
 
     Args:
       config: an ml_collections ConfigDict of ``fct_jax.config``.
       workdir: the run's directory.
-      allow_config_change: go on although the directory holds another config.
+      allow_config_change: continue although the directory holds another config.
 
     Raises:
       UserError: a mistake in the config, the data or the directory; or a loss that is not finite.
@@ -128,7 +128,7 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
 
 
 class _Records(NamedTuple):
-    """The records of a run while it goes."""
+    """The records of a running training."""
 
     checkpoints: Checkpoints
     best: Best
@@ -163,7 +163,7 @@ def _trained(config, task, optimizer, workdir: Path, mesh, termination: Terminat
             state = best.restore(state)
             processes.say(f"exporting step {best.step}: {best.metric} {best.value:.4f}")
     except BaseException:
-        if processes.count() == 1:  # of several, the others may never come to close with this one
+        if processes.count() == 1:  # the other processes may never reach this point
             close()
         raise
     close()
@@ -191,7 +191,7 @@ def _start(task, optimizer, seed: int, checkpoints, running, mesh) -> State:
     state, position = found
     task.feed.seek(position["feed"])
     running.restore(position["running"])
-    processes.say(f"going on from step {int(state.step)}")
+    processes.say(f"resuming from step {int(state.step)}")
     return state
 
 
@@ -217,7 +217,7 @@ def _epochs(config, task, run, state: State, records: _Records, termination) -> 
         processes.say(f"epoch {epoch}/{config.epochs}" + (f": {', '.join(said)}" if said else ""))
 
     termination.begin()
-    # A run that was killed between the save and the evaluation of an epoch makes up for it.
+    # If a run was killed between the save and the evaluation of an epoch, evaluate now.
     if step and step % per_epoch == 0 and not log.validated:
         evaluate_if_due()
     with Bar("training", end, "steps", done=step) as bar:

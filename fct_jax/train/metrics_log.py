@@ -13,8 +13,8 @@ class MetricsLog:
     """Appends to ``RUN/metrics.jsonl`` and ``RUN/tensorboard``, on the writer process alone.
 
     Args:
-      workdir: of the run.
-      step: where the run goes on; later entries, of steps that are repeated, are removed.
+      workdir: directory of the run.
+      step: step from which the run resumes; later entries, of repeated steps, are removed.
     """
 
     def __init__(self, workdir: Path, step: int):
@@ -22,7 +22,7 @@ class MetricsLog:
         self._validated = processes.from_writer(lambda: self._open(Path(workdir), step), "metrics")
 
     def _open(self, workdir: Path, step: int) -> bool:
-        """Remove the entries that will come again; return whether one validates ``step``."""
+        """Remove entries of steps to be repeated; return whether ``step`` has been validated."""
         path = workdir / "metrics.jsonl"
         entries = [json.loads(line) for line in _lines(path)]
         kept = [entry for entry in entries if entry["step"] <= step]
@@ -34,7 +34,7 @@ class MetricsLog:
 
     @property
     def validated(self) -> bool:
-        """Return whether the step that the run goes on from has its validation entry already."""
+        """Return whether the step from which the run resumes already has its validation entry."""
         return self._validated
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -55,7 +55,7 @@ class MetricsLog:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the whole lines, without one that a kill cut short."""
+    """Return the complete lines, without one that a kill cut off."""
     if not path.is_file():
         return []
     return [line for line in path.read_text().split("\n")[:-1] if line]

@@ -83,7 +83,7 @@ def test_training_gives_the_same_numbers(runs, name):
 @pytest.mark.multiprocess
 def test_checkpoint_of_one_process_goes_on_with_two(runs):
     one, two, said = runs
-    assert "going on from step 3" in said[0]
+    assert "resuming from step 3" in said[0]
     assert_same_run(two / "continued", one / "streamed")
 
 
@@ -93,7 +93,7 @@ def test_checkpoint_of_two_processes_goes_on_with_one(runs, tmp_path, capsys):
     one, two, _ = runs
     run = first_half(two / "streamed", tmp_path / "run")
     train(train_as_processes.streamed(), run)
-    assert "going on from step 3" in capsys.readouterr().out
+    assert "resuming from step 3" in capsys.readouterr().out
     assert_same_run(run, one / "streamed")
 
 

@@ -123,7 +123,7 @@ def test_a_disk_that_is_too_small_is_told_beforehand(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: free)
     check_space(tmp_path, state, config)
     free.free -= 1
-    with pytest.raises(UserError, match="GB free, but checkpoints and model take .* GB; a smaller"):
+    with pytest.raises(UserError, match="GB free, but checkpoints and model need .* GB; a smaller"):
         check_space(tmp_path, state, config)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "there").write_bytes(b"1")  # what a resumed run has already

@@ -178,7 +178,7 @@ def test_killed_process_goes_on(tmp_path):
         os.kill(process.pid, sent)
         output, _ = process.communicate(timeout=LONG)
         assert process.returncode == code, output
-    assert "going on from step" in output
+    assert "resuming from step" in output
     assert "terminated: saved at step" in output
 
 
