@@ -121,9 +121,7 @@ class Checkpoints:
             # Each process reads its own part: what one cannot read, none takes.
             reasons = list(filter(None, processes.gather(reason, f"restored {step}")))
             if reasons:
-                logging.warning(
-                    "checkpoint %d cannot be read and is skipped: %s", step, reasons[0]
-                )
+                logging.warning("checkpoint %d cannot be read and is skipped: %s", step, reasons[0])
                 continue
             for damaged in steps[:passed_over]:
                 self._set_aside(damaged)

@@ -144,7 +144,7 @@ def test_a_disk_that_gets_full_is_one_line(tmp_path, monkeypatch, said):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._manager, "save", full)
-        with pytest.raises(UserError, match="no space left to write .*make room") as caught:
+        with pytest.raises(UserError, match="no space left to write .*free some space") as caught:
             checkpoints.save(1, make_state(1), {})
         assert "\n" not in str(caught.value)
         patch.setattr(checkpoints._manager, "wait_until_finished", full)
