@@ -243,7 +243,9 @@ class LanceStore(Store):
         hits, table = [], self.latest()
         for query in np.asarray(queries, np.float32):
             asked = table.search(query, vector_column_name=self._vector)
-            asked = asked.distance_type(_LANCE[self.metric]).limit(k).select([self.id_column])
+            # Without its distance by name, every search logs a warning.
+            named = [self.id_column, "_distance"]
+            asked = asked.distance_type(_LANCE[self.metric]).limit(k).select(named)
             if exact:
                 asked = asked.bypass_vector_index()
             if only is not None:

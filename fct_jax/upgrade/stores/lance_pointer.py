@@ -24,12 +24,19 @@ class LancePointer(Pointer):
         return table.to_arrow().to_pylist()[0]
 
     def load(self):
-        db, newest, token = self.first.db, "", None
+        db, found, token = self.first.db, [], None
         while token != "":
             page = db.list_tables(page_token=token, limit=1000)
-            newest = max([newest, *(n for n in page.tables if n.startswith(self._prefix))])
+            found += [name for name in page.tables if name.startswith(self._prefix)]
             token = page.page_token or ""
-        return json.loads(self._read(newest)["value"]) if newest else None
+        for name in sorted(found, reverse=True):
+            try:
+                return json.loads(self._read(name)["value"])
+            except ValueError as error:
+                # The folder of a table is there before the table is: nobody has switched yet.
+                if "not found" not in str(error):
+                    raise
+        return None
 
     def swap(self, value, expect):
         name, mark = f"{self._prefix}{expect + 1:09}", str(uuid.uuid4())

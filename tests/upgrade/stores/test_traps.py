@@ -1,6 +1,7 @@
 """What is known to go wrong in one kind of store, each tried on the real engine."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +214,17 @@ class TestLance:
         app.db.open_table("items").add(app.table([5, 8], vectors(2, 3)))
         with pytest.raises(UserError, match=r"2 repeated ids \(5, 8\)"):
             open_store(app.uri).read()
+
+    def test_a_switch_that_is_just_being_made(self, make_app, open_store):
+        """The folder of a new pointer is there before its table is: the last one still holds."""
+        app = make_app("lance").filled()
+        store = open_store(app.uri)
+        store.pointer().switch({"store": app.uri}, 0)
+        place = Path(app.place.removeprefix("lancedb://"))
+        (place / "items__pointer_000000002.lance" / "_versions").mkdir(parents=True)
+        assert store.pointer().current()["generation"] == 1
+        assert store.pointer().undo()["generation"] == 2
+        assert store.pointer().current()["generation"] == 2
 
     @pytest.mark.slow
     def test_windows_smaller_than_the_table(self, make_app, open_store, tmp_path, monkeypatch):
