@@ -8,7 +8,7 @@ pointer. An even step dies before it is done, an odd one after. STEP 0 runs to t
 
 import sys
 
-from kill_migrate import dying
+from killing import Fuse
 
 from fct_jax import cli
 from fct_jax.runtime.plugins import imported
@@ -19,16 +19,10 @@ from fct_jax.upgrade.stores.pointer import Pointer
 
 def main(moment: int, words: list[str]) -> int:
     """Run the command, or die on the way."""
-    left, scheme = [moment or -1], words[0].partition("://")[0]
-    kind = imported(STORES[scheme].opener)
-    for owner, name in (
-        (kind, "write"),
-        (kind, "delete"),
-        (kind, "build_index"),
-        (Journal, "append"),
-        (Pointer, "switch"),
-    ):
-        setattr(owner, name, dying(getattr(owner, name), left, moment))
+    fuse, scheme = Fuse(moment), words[0].partition("://")[0]
+    fuse.on_methods(imported(STORES[scheme].opener), "write", "delete", "build_index")
+    fuse.on_methods(Journal, "append")
+    fuse.on_methods(Pointer, "switch")
     return cli.main(words[1:])
 
 
