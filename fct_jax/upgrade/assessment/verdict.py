@@ -156,7 +156,15 @@ def recommend(options: list[Option], keep: np.ndarray, whole: np.ndarray, bootst
     if not points:
         return _no_upgrade(options, changes, means, high, bootstrap, float(keep.mean()))
     best = _best(points, options, changes, low, bootstrap)
-    return _upgrade(options[best], changes[best], points[best], bootstrap)
+    found = _upgrade(options[best], changes[best], points[best], bootstrap)
+    alone = _compared(changes[-1][0], bootstrap)
+    if alone[1] > 0:
+        return found
+    text = (
+        f"{found.text} Not the new model alone brings this, but the way of serving: re-embedding "
+        f"all items gives {_said(alone)}."
+    )
+    return dataclasses.replace(found, text=text)
 
 
 def _best(points: dict[int, int], options, changes, low, bootstrap) -> int:
