@@ -210,7 +210,7 @@ def test_p22_rows_that_come_and_go_after_the_plan(tmp_path, capsys):
     table(tmp_path / "g" / "a.parquet", ids[100:2000], old[100:2000])
     with pytest.raises(UserError, match="upgrade of another gallery.*gallery_ids") as caught:
         run.apply(reembed=where)
-    assert "as it was" in str(caught.value) and "\n" not in str(caught.value)
+    assert "give the unchanged gallery" in str(caught.value) and "\n" not in str(caught.value)
     assert open_gallery(tmp_path / "up" / "gallery", unfinished=True).versions.sum() == 1000
     # The rows that came are a gallery of their own, upgraded by the same map.
     delta = Upgrade(tmp_path / "delta").apply(
