@@ -12,7 +12,7 @@ from fct_jax.errors import UserError, unknown
 
 SCHEDULES = ("cosine", "constant", "multistep")
 OPTIMIZERS = ("sgd", "adam", "lars")
-_TRUST = 0.001  # the published trust coefficient of LARS
+_TRUST = 0.001  # LARS's trust coefficient, as published
 
 
 def learning_rate(
@@ -29,20 +29,21 @@ def learning_rate(
 ) -> Callable[[int], float]:
     """Return the function from epoch (0-based) to learning rate, constant within an epoch.
 
-    Epochs before ``warmup`` use ``base · (epoch + 1) / warmup``, which reaches the full rate in
-    the last of them, and the next epoch uses it again. With a ``warmup_start`` s above 0 they use
-    ``base · (s + (1 - s) · epoch / warmup)`` instead: from the share s to full rate right after.
-    After them:
+    The first ``warmup`` epochs use ``base · (epoch + 1) / warmup``: the last of them reaches the
+    full rate, and the epoch after it uses the full rate again. With a ``warmup_start`` s above 0
+    they use ``base · (s + (1 - s) · epoch / warmup)`` instead, which rises from the share s and
+    reaches the full rate in the epoch after the warm-up. Later epochs e use:
 
-    - "cosine": ``½ (1 + cos(π (e - warmup) / (epochs - warmup))) · base``, above zero to the end;
-      a ``floor`` f squeezes it into the range from f · base to base (re-identification code that
-      counts the warm-up among the cosine's epochs jumps there; this does not);
+    - "cosine": ``½ (1 + cos(π (e - warmup) / (epochs - warmup))) · base``, which stays above zero
+      to the end; a ``floor`` f rescales it to the range from f · base to base (published
+      re-identification code counts the warm-up among the cosine's epochs, so that its rate jumps
+      after the warm-up; this one does not jump);
     - "constant": ``base``;
-    - "multistep": ``base · gamma^k``, k the number of ``milestones`` reached, or ``e // step``.
-      (The published code ignores the warm-up here; ask for none with ``warmup=0``.)
+    - "multistep": ``base · gamma^k``, where k is the number of ``milestones`` reached, or
+      ``e // step``. (The published code ignores the warm-up here; pass ``warmup=0`` for none.)
 
-    Raises UserError for an unknown kind, a warm-up that fills all epochs of "cosine", and
-    "multistep" without exactly one of ``milestones`` and ``step``.
+    Raises UserError for an unknown kind, for a warm-up that fills all epochs of "cosine", and
+    for "multistep" without exactly one of ``milestones`` and ``step``.
 
     Source: "Forward Compatible Training", CVPR 2022 (training details).
     """
@@ -86,9 +87,9 @@ def learning_rate(
 
 
 def configured_learning_rate(config: Any, epochs: int) -> Callable[[int], float]:
-    """:func:`learning_rate` from an optimizer's configuration, as for :func:`build_optimizer`."""
+    """Return :func:`learning_rate` for the configuration that :func:`build_optimizer` takes."""
     schedule = config.schedule
-    milestones = schedule.get("milestones") or None  # () leaves the word to `step`
+    milestones = schedule.get("milestones") or None  # with (), `step` decides
     return learning_rate(
         schedule.name,
         config.lr,
@@ -105,28 +106,29 @@ def configured_learning_rate(config: Any, epochs: int) -> Callable[[int], float]
 def build_optimizer(config: Any, epochs: int, steps_per_epoch: int) -> optax.GradientTransformation:
     """Return the optimizer of a configuration, for ``epochs`` of ``steps_per_epoch`` steps.
 
-    ``config`` (an ``ml_collections.ConfigDict``) has ``name`` (of `OPTIMIZERS`), ``lr``,
+    ``config`` (an ``ml_collections.ConfigDict``) has ``name`` (one of `OPTIMIZERS`), ``lr``,
     ``weight_decay``, ``decay_batch_norm``, ``schedule`` (``name``; optional ``warmup_epochs``,
-    ``milestones`` or ``step``, ``gamma``, ``warmup_start``, ``floor``) and, but for Adam,
-    ``momentum`` and ``nesterov``. Optional: ``bias_lr_factor``, which multiplies the rate of all
-    parameters named ``bias``; ``center_lr``, at which those named ``centers`` (of the centre loss)
-    follow their gradient alone, without schedule, momentum or decay, as published with that loss.
+    ``milestones`` or ``step``, ``gamma``, ``warmup_start``, ``floor``) and, except for
+    Adam, ``momentum`` and ``nesterov``. Two keys are optional: ``bias_lr_factor`` multiplies the
+    rate of all parameters named ``bias``; ``center_lr`` is the rate at which those named
+    ``centers`` (of the centre loss) follow their gradient alone, without schedule, momentum or
+    decay, as published with that loss.
 
     All optimizers decay *coupled*: ``weight_decay · p`` is added to the gradient before momentum
-    or moments (not AdamW), on every parameter. ``decay_batch_norm=False`` spares the scale and
-    bias of all batch normalisations (the published code spares only those whose name holds
-    "bn": not those of shortcuts and transformations).
+    or moments (unlike AdamW), for every parameter. ``decay_batch_norm=False`` exempts the scale
+    and bias of all batch normalisations (the published code exempts only those whose name contains
+    "bn", and so not those of shortcuts and transformations).
 
-    - SGD: buffer = momentum · buffer + gradient, starting as the first gradient;
-      p -= lr · buffer, with Nesterov p -= lr · (gradient + momentum · buffer).
-    - LARS: for every layer the decayed gradient is scaled to 0.001 of the length of its weights,
-      and the rate is applied before the momentum. Biases, and scales and biases of batch
+    - SGD: buffer = momentum · buffer + gradient, where the first buffer is the first gradient;
+      p -= lr · buffer, or with Nesterov p -= lr · (gradient + momentum · buffer).
+    - LARS: the decayed gradient of every layer is scaled to 0.001 times the norm of the layer's
+      weights, and the rate is applied before the momentum. Biases, and the scales of batch
       normalisations, are neither decayed nor scaled, whatever ``decay_batch_norm`` says.
       Source: "Large Batch Training of Convolutional Networks", 2017, and SimCLR, ICML 2020.
-    - Adam: moments 0.9 and 0.999, 1e-8 added outside the bias-corrected root.
+    - Adam: the moments decay by 0.9 and 0.999; 1e-8 is added outside the bias-corrected root.
 
-    The state counts the steps, so that a restored checkpoint goes on with the right rate; past
-    the last epoch the rate stays that of the last. Raises UserError for an unknown name.
+    The state counts the steps, so that training resumes from a checkpoint at the right rate; after
+    the last epoch the rate stays that of the last epoch. Raises UserError for an unknown name.
     """
     if config.name not in OPTIMIZERS:
         raise unknown("optimizer", config.name, OPTIMIZERS)
@@ -185,8 +187,8 @@ def _centers(params):
 def decayed(params: Any) -> Any:
     """Return a tree of booleans: False for batch normalisations' scale and bias, else True.
 
-    A normalisation is a scope with a ``scale``; linear layers and convolutions have a ``kernel``
-    instead, and keep the decay of their bias.
+    A scope with a ``scale`` counts as a normalisation. Linear layers and convolutions have a
+    ``kernel`` instead, and their bias is decayed.
     """
     normalisations = {
         path[:-1]

@@ -1,4 +1,4 @@
-"""Starting from the weights of a torchvision or timm file."""
+"""Starts training from the weights of a torchvision or timm file."""
 
 import functools
 
@@ -15,16 +15,17 @@ def _trunk(path: str) -> dict:
 
 
 def check_readable(path: str) -> None:
-    """Raises UserError if the file cannot be read, or is of no residual network; "" is none."""
+    """Raise UserError unless the file holds a residual network; an empty path is allowed."""
     if path:
         _trunk(path)
 
 
 def with_pretrained(variables, path: str):
-    """Return variables with the trunk of a ``.pth`` or ``.safetensors`` file; "" leaves them.
+    """Return variables with the trunk of a ``.pth`` or ``.safetensors`` file.
 
-    The embedding's projection and the classifier stay as they were. Raises UserError for a file
-    that cannot be read, or that holds another architecture.
+    The embedding's projection and the classifier stay as they were; with an empty ``path`` all
+    variables do. Raises UserError for a file that cannot be read or that holds another
+    architecture.
     """
     if not path:
         return variables

@@ -29,8 +29,9 @@ class Sums(NamedTuple):
 class RunningMeans:
     """Means of the steps' metrics since the last log entry, and over the epoch so far.
 
-    With the former come rate and time spent waiting for data. The sums of a call are fetched while
-    the next call runs, so that the device never waits.
+    The means since the last log entry come with the step rate and the share of time spent waiting
+    for data. The sums of a call are fetched while the next call runs, so that the device never
+    waits for them.
     """
 
     def __init__(self, checkpoints: Checkpoints):
@@ -41,7 +42,7 @@ class RunningMeans:
         self.note = ""
 
     def position(self) -> dict:
-        """Return what a checkpoint must hold, so that the next means are of all their steps."""
+        """Return the sums that a checkpoint must hold, so that the next means cover all steps."""
         return {
             "sums": dict(self._logged.sums),
             "steps": self._logged.steps,
@@ -50,16 +51,16 @@ class RunningMeans:
         }
 
     def restore(self, position: dict) -> None:
-        """Go on from ``position``."""
+        """Resume from a ``position`` that `position` returned."""
         self._logged = Sums(position["sums"], position["steps"])
         self._epoch = Sums(position.get("epoch_sums", {}), position.get("epoch_steps", 0))
 
     def timed(self, feed, step: int) -> Iterator:
-        """Yield the feed's calls from ``step``, and count the time that the device waits."""
+        """Yield the feed's calls from ``step`` on, and count the time that the device waits."""
         calls = feed.calls(step)
         while True:
             if not feed.ready:
-                self.fetch()  # until the device has ended its work, nobody waits for data
+                self.fetch()  # data is not waited for until the device is idle
             start = time.perf_counter()
             call = next(calls, None)
             self._waited += time.perf_counter() - start
@@ -68,12 +69,12 @@ class RunningMeans:
             yield call
 
     def add(self, sums: dict, steps: int, step: int) -> None:
-        """Take a call's sums over ``steps`` steps; ``step`` is the count after it."""
+        """Add a call's sums over ``steps`` steps; ``step`` is the step count after the call."""
         self.fetch()
         self._waiting = sums, steps, step
 
     def fetch(self) -> None:
-        """Wait for the last call. Raises UserError on a loss that is not finite."""
+        """Wait for the last call's sums. Raises UserError if the loss is not finite."""
         if self._waiting is None:
             return
         sums, steps, step = self._waiting
@@ -91,7 +92,7 @@ class RunningMeans:
         self._logged, self._epoch = self._logged.plus(sums, steps), self._epoch.plus(sums, steps)
 
     def means(self, prefix: str) -> dict[str, float]:
-        """Return the means since the last time by prefixed name; "data_wait" is a share of time."""
+        """Return the means since the last call by prefixed name; "data_wait" is a share of time."""
         self.fetch()
         elapsed = time.perf_counter() - self._since
         rates = {"steps_per_second": self._logged.steps / elapsed}

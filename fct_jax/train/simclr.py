@@ -1,8 +1,8 @@
 """Training an embedding model without labels (SimCLR, ICML 2020).
 
-Two random views of each image go through the model and a projection head; the loss wants the
-projections of one image's views to be more alike than those of different images. The model
-alone, without the head, is exported: it serves as side information of a transformation.
+Two random views of each image go through the model and a projection head; the loss pulls the
+projections of one image's views together, and pushes those of different images apart. The model
+is exported without the head; its embeddings serve as side information for a transformation.
 """
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ from fct_jax.models.linear import Linear
 from fct_jax.train.backbone import Backbone
 from fct_jax.train.image_batches import image_feed
 
-_VALIDATION_KEY = 0  # of the views that every validation sees
+_VALIDATION_KEY = 0  # every validation sees the views of this key
 
 
 class Head(nn.Module):
@@ -37,8 +37,8 @@ class Head(nn.Module):
 class SimCLR(Backbone):
     """A backbone without classifier and a projection head; see ``loop.py`` for what a task offers.
 
-    Trained parameters are {"model": …, "head": …}. BatchNorm statistics are those of both views
-    of the global batch together.
+    The trained parameters are {"model": …, "head": …}. BatchNorm statistics are taken over both
+    views of the global batch together.
     """
 
     def __init__(self, config: ConfigDict, mesh):

@@ -1,4 +1,4 @@
-"""The state that training changes: arrays only."""
+"""The training state, which holds arrays only."""
 
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class State(NamedTuple):
 
 
 def shapes_of(task, optimizer) -> State:
-    """Return the shapes of the state's arrays, without making them."""
+    """Return the shapes of the state's arrays, without allocating them."""
 
     def fresh(key) -> State:
         return _first(task, optimizer, key)
@@ -49,9 +49,9 @@ def fresh_state(task, optimizer, seed: int, mesh) -> State:
 
     Args:
       task: see ``loop.py``.
-      optimizer: of ``build_optimizer``.
-      seed: of the parameters; they are the same on every mesh.
-      mesh: of ``sharding.make_mesh``.
+      optimizer: as ``build_optimizer`` returns it.
+      seed: seed of the parameters, which are the same on every mesh.
+      mesh: as ``sharding.make_mesh`` returns it.
     """
 
     def fresh(key) -> State:

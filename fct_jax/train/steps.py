@@ -24,23 +24,23 @@ def compile_steps(
     """Compile ``(state, data, frozen, call, steps, freeze=) -> (state, metric sums)``.
 
     A call of several steps runs them inside one loop on the device; ``steps``, which may be
-    fewer than the call has room for, varies without compiling again.
+    fewer than the call can hold, may vary without a new compilation.
 
     Args:
       task: see ``loop.py``.
-      optimizer: of ``build_optimizer``.
-      seed: of the steps' randomness.
-      micro_batches: that make a batch.
-      remat: whether the task's model computes activations again.
-      platform: "cpu", "gpu" or "tpu", that the program is for; None: this process's own.
-      mesh: the devices that share a batch; None: one.
+      optimizer: as ``build_optimizer`` returns it.
+      seed: seed of the steps' randomness.
+      micro_batches: how a batch is split into micro-batches.
+      remat: whether the task's model recomputes activations in the backward pass.
+      platform: "cpu", "gpu" or "tpu", for which the program is compiled; None: this process's own.
+      mesh: the devices that share a batch; None: a single device.
     """
     platform = platform or jax.default_backend()
     key = jax.random.key(seed + 1)  # not the key of the initial parameters
     count = micro_batches.count
 
     def add(sums, i, params, step, data, frozen, element, key, freeze):
-        """Return (gradients' sums, running statistics) with micro-batch ``i``, and its metrics."""
+        """Add micro-batch ``i`` to (gradient sums, running statistics); return them and metrics."""
         gradients, batch_stats = sums
         pick_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
         batch = micro_batches.part(task.feed.pick(data, element, pick_key), i)
@@ -54,7 +54,7 @@ def compile_steps(
         return (jax.tree.map(jnp.add, gradients, more), batch_stats), {"loss": loss, **metrics}
 
     def apply(state: State, sums, metrics):
-        """Apply the mean gradient; ``metrics`` have an axis of micro-batches."""
+        """Apply the mean gradient; the first axis of ``metrics`` is the micro-batch."""
         gradients, batch_stats = sums
         gradients = jax.tree.map(lambda x: x / count, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -104,7 +104,7 @@ def compile_steps(
         return apply(state, sums, jax.tree.map(lambda *x: jnp.stack(x), *metrics))
 
     def run_in_parts(state, data, frozen, call, steps, *, key, freeze):
-        """Run a call of one step, in one program for each micro-batch."""
+        """Run a call of one step, with one program for each micro-batch."""
         sums = jax.tree.map(jnp.zeros_like, state.params), state.batch_stats
         metrics = []
         for i in range(count):
@@ -112,10 +112,10 @@ def compile_steps(
                 sums, i, state.params, state.step, data, frozen, call, key=key, freeze=freeze
             )
             metrics.append(more)
-        # The statistics of the state were given away with the first sums.
+        # The state's statistics were donated with the first sums.
         return run_apply(state._replace(batch_stats={}), sums, metrics)
 
-    # The key is an argument, so that a compilation cache serves every seed.
+    # The key is an argument, so that cached compilations serve every seed.
     whole = functools.partial(run, key=key)
     if count == 1 or platform != "cpu":
         return Steps(whole, whole, run, key, mesh)
@@ -130,7 +130,7 @@ class Steps(NamedTuple):
       several: runs a call of several steps.
       one: runs a call of one step.
       program: the jitted function behind ``several``, with the further argument ``key``.
-      key: of the steps' randomness.
+      key: key of the steps' randomness.
       mesh: the devices that share a batch, or None.
     """
 
@@ -155,14 +155,14 @@ class Steps(NamedTuple):
             return traced.lower(lowering_platforms=(platform,))
 
     def _devices(self):
-        """Return the context in which a step knows over which devices its batch is split."""
+        """Return a context that tells a step which devices its batch is split over."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
 def compiler_options(remat: bool, platform: str | None = None) -> dict | None:
-    """Return options for ``jax.jit`` that make XLA on CPUs compute activations again.
+    """Return options for ``jax.jit`` that make XLA on CPUs recompute activations.
 
-    By default it merges the second computation with the first, and keeps all activations.
+    By default XLA merges the second computation with the first, and keeps all activations.
     """
     again = remat and (platform or jax.default_backend()) == "cpu"
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if again else None

@@ -1,4 +1,4 @@
-"""SIGTERM, as schedulers and pre-emption send it: every process stops after the same step."""
+"""Handles SIGTERM, which schedulers and pre-emption send: all processes stop after one step."""
 
 import signal
 
@@ -11,12 +11,12 @@ from fct_jax.runtime import processes, sharding
 
 
 class Termination:
-    """Takes SIGTERM as a request to save and end, while the context lasts.
+    """Treats SIGTERM as a request to save and stop, as long as the context lasts.
 
-    Before ``begin`` there is nothing to save, and a single process ends at once.
+    Before ``begin`` there is nothing to save, and a single process exits at once.
 
     Args:
-      mesh: the devices, over which the processes tell each other of it.
+      mesh: the devices over which the processes tell each other about the signal.
     """
 
     def __init__(self, mesh: Mesh):
@@ -28,7 +28,7 @@ class Termination:
     def __enter__(self) -> "Termination":
         try:
             self._before = signal.signal(signal.SIGTERM, self._receive)
-        except ValueError:  # not the main thread (under a test runner, say): nothing to catch
+        except ValueError:  # only the main thread (not that of some test runners) may
             self._before = None
         return self
 
@@ -37,14 +37,14 @@ class Termination:
             signal.signal(signal.SIGTERM, self._before)
 
     def begin(self) -> None:
-        """Start to heed signals: from here on there is something to save."""
+        """Note that from now on there is something to save."""
         self._training = True
 
     def asked(self) -> bool:
-        """Return whether any process was asked to end; all of them call this after every call.
+        """Return whether any process was asked to stop; every process asks after every call.
 
-        With several processes the answer is that of the call before: it travels over the devices
-        behind the training step, and nobody waits for it.
+        With several processes the answer is one call late: it travels over the devices behind the
+        training step, so that no process waits for it.
         """
         if processes.count() == 1:
             return self._received

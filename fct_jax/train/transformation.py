@@ -16,7 +16,7 @@ class TransformationTask:
     """A transformation of old embeddings; see ``loop.py`` for what a task offers."""
 
     def __init__(self, config: ConfigDict, mesh, inputs=None, classifier=None):
-        """Read what the config names, where ``inputs`` and ``classifier`` are not given."""
+        """Load the ``inputs`` and ``classifier`` that the config names, unless they are given."""
         self._config = config
         self._inputs = inputs or (OnlineInputs if config.online else CachedInputs)(config, mesh)
         self.feed = self._inputs.feed
@@ -38,7 +38,7 @@ class TransformationTask:
         )
 
     def freeze_batch_norm(self, epoch: int) -> bool:
-        """Return whether BatchNorm uses, and keeps, its running statistics: in the second half."""
+        """Return whether BatchNorm uses its running statistics and leaves them as they are."""
         return epoch >= self._config.freeze_batch_norm_from * self._config.epochs
 
     def warm_start(self, variables):
@@ -46,11 +46,11 @@ class TransformationTask:
         return variables
 
     def export(self, variables):
-        """Return all of it as the model."""
+        """Return all variables: the whole transformation is the model."""
         return variables
 
     def finish(self, workdir, fingerprint: str, variables) -> None:
-        """Do nothing: the model is all that this task leaves."""
+        """Do nothing: this task writes no files besides the model."""
 
     def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
         """Return the objective of a batch of embeddings (or, online, of images)."""
@@ -112,7 +112,7 @@ class TransformationTask:
         return {"loss": loss, **metrics}
 
     def summary(self) -> list[str]:
-        """Return which models' embeddings of what are trained on."""
+        """Return lines that name the training data and each role's model."""
         lines = [f"{self._config.model.name} on {self._inputs.summary}"]
         for role, fingerprint in self._inputs.fingerprints.items():
             model = f"model {fingerprint}, " if fingerprint else ""

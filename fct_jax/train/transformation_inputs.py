@@ -18,22 +18,22 @@ from fct_jax.train.image_batches import image_feed, preprocessing_of, sampler_of
 
 
 def roles(config: ConfigDict) -> tuple[str, ...]:
-    """Return the embeddings that take part; without "side" the old embedding stands in for it."""
+    """Return the roles that take part; without "side" the old embedding takes its place."""
     return ("old", "new", "side") if config.side else ("old", "new")
 
 
 class CachedInputs:
-    """All views of all embeddings on the device; each sample draws its view anew every epoch.
+    """All views of all embeddings on the device; each sample draws a new view in every epoch.
 
-    For random flips two views give the distribution of recomputed embeddings exactly.
+    With random flips, two views reproduce the distribution of recomputed embeddings exactly.
 
     Attributes:
       feed: batches {"old" (B, do), "new" (B, dn), "side" (B, ds), "label" (B,)}.
       dims: size of the embeddings by role.
-      fingerprints: of their models by role, None where unknown.
-      labels: (N,) int32 of the training set, or None.
-      models: frozen variables that ``embed`` needs: none.
-      summary: what is trained on, for the console.
+      fingerprints: fingerprints of the models by role, None where unknown.
+      labels: labels (N,) int32 of the training set, or None.
+      models: frozen variables that ``embed`` needs; here there are none.
+      summary: a description of the training data for the console.
     """
 
     def __init__(self, config: ConfigDict, mesh):
@@ -85,7 +85,7 @@ class CachedInputs:
 class OnlineInputs:
     """Embeddings of freshly augmented images in every step, as the original code trains.
 
-    Attributes as of ``CachedInputs``; ``models`` holds the variables of the frozen models.
+    The attributes are those of ``CachedInputs``; ``models`` holds the frozen models' variables.
     """
 
     def __init__(self, config: ConfigDict, mesh):
@@ -140,10 +140,10 @@ _GEOMETRY = ("size", "width", "resize", "mean", "std")
 
 
 def check_preprocessing(config: ConfigDict, embedders: dict[str, Embedder]) -> None:
-    """Refuse a ``config.preprocessing`` that contradicts the models': each model has its own.
+    """Raise UserError if ``config.preprocessing`` contradicts the models' own preprocessing.
 
-    Only ``flip`` and ``train_crop``, how images are augmented, are the config's to choose.
-    Raises UserError with the key and the models' value.
+    The config chooses only the augmentation, that is ``flip`` and ``train_crop``. The message
+    names the key and the model's value.
     """
     given = preprocessing_of(config.preprocessing)
     for key in _GEOMETRY:
@@ -163,7 +163,7 @@ def _embeddings(config: ConfigDict, split: str, view: int | None) -> dict[str, E
 
 
 def _view_count(config: ConfigDict) -> int:
-    """Return one for EmbeddingSets, which are fixed; for models, the config's number."""
+    """Return the config's number of views for models, and 1 for EmbeddingSets, which are fixed."""
     models = [is_model(config[role]) for role in roles(config)]
     if any(models) and not all(models):
         for role in roles(config):

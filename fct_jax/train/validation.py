@@ -1,4 +1,4 @@
-"""The validation split in batches that all devices share, of which each process reads its rows."""
+"""Batches of the validation split; all devices share them, and each process reads its own rows."""
 
 from collections.abc import Iterator
 
@@ -18,19 +18,19 @@ def validation_batches(
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Yield (images uint8 (B, h, w, 3), labels int32 (B,)), once through the source.
 
-    All batches are full: rows behind the end, and of unreadable images that are skipped, have
+    All batches are full: rows past the end, and rows of unreadable images that are skipped, have
     the label ``NOTHING``.
 
     Args:
-      source: of ``data.open_source``.
-      preprocessing: its way to the model.
-      config: with ``batch_size`` and ``data``.
+      source: as ``data.open_source`` returns it.
+      preprocessing: how images are prepared for the model.
+      config: a config with ``batch_size`` and ``data``.
       mesh: the devices.
     """
     size, count = config.batch_size, len(source)
     rows = rows_of_process(size, mesh)
     places = np.arange(-(-count // size))[:, None] * size + rows
-    wanted = np.minimum(places, count - 1)  # every process reads full batches, as many as others
+    wanted = np.minimum(places, count - 1)  # all processes read equally many full batches
     batches = data.batches(
         source,
         preprocessing,

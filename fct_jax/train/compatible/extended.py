@@ -1,4 +1,4 @@
-"""OCA and BT²: the old space lies in the first numbers of a larger new embedding."""
+"""OCA and BT²: the first numbers of a larger new embedding span the old space."""
 
 import flax.linen as nn
 import jax
@@ -22,8 +22,9 @@ def oca(scope, step: Step, options):
 def turned(scope, step: Step, options, key):
     """Return OCA's input of the classifier: the embedding's direction after a learned rotation.
 
-    It starts as the identity. The published layer has a bias besides, which is left out here: with
-    it, the exported classifier, which is linear without bias, would not be the trained one.
+    The rotation starts as the identity. The published layer also has a bias, which is left out
+    here: with it, the exported classifier, which is linear without bias, would differ from the
+    trained one.
     """
     size = step.embedding.shape[-1]
     return normalize(step.embedding) @ _rotation(scope.param("turn", _zeros, (size, size))).T
@@ -34,14 +35,14 @@ def _same_model(name: str, kwargs: dict, old_dim: int, options):
 
 
 def _with_turn(variables, learned, options):
-    """Return OCA's model with a classifier of embeddings that are not turned."""
+    """Return OCA's variables with a classifier that takes embeddings before the rotation."""
     params = variables["params"]
     kernel = _rotation(learned["turn"]).T @ params["classifier"]["kernel"]
     return {**variables, "params": {**params, "classifier": {"kernel": kernel}}}
 
 
 def bt2(scope, step: Step, options):
-    """The bases start as the identity; the published ones start at random."""
+    """Return BT²'s losses. The bases start as the identity; the published ones start at random."""
     dim_new, dim_old = step.teacher.shape[-1], step.old_embedding.shape[-1]
     branch = Linear(dim_old, name="branch")(nn.relu(step.embedding))
     bases = (
@@ -78,8 +79,8 @@ def _basis_change(name: str, kwargs: dict, old_dim: int, options):
 def _with_bases(variables, learned, options):
     """Return the variables of ``models.basis.BasisChange``, whose classifier takes all of φ.
 
-    The trained one takes â, the direction of the new model's vector. It is linear in φ, because the
-    bases are orthogonal: ``z = [φ[:do] O_o, φ[do:]]`` (as rows) and ``â = z[k:] O_p / C``.
+    The trained one takes â, the direction of the new model's vector. This is linear in φ because
+    the bases are orthogonal: ``z = [φ[:do] O_o, φ[do:]]`` (as rows) and ``â = z[k:] O_p / C``.
     """
     new, old = (_rotation(learned[f"{name}_turn"]) for name in ("new", "old"))
     kernel = variables["params"]["classifier"]["kernel"][: len(new)]
@@ -96,7 +97,7 @@ def _with_bases(variables, learned, options):
 
 
 def _extra(dim_old: int, options) -> int:
-    """Return k, the numbers that BT² adds to the new model's own."""
+    """Return k, how many numbers BT² adds to the new model's own."""
     extra = options.extra or max(dim_old // 4, 1)
     if extra > dim_old:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a backward-compatible method is: its view of a step, its losses, a row of the table."""
+"""The types of a backward-compatible method: its view of a step, its losses, its table row."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -12,28 +12,28 @@ from fct_jax.storage.class_statistics import ClassStatistics
 class Step(NamedTuple):
     """A method's view of one step, over the global batch of B images."""
 
-    embedding: jax.Array  # (B, D) of the new model
-    logits: jax.Array  # (B, C) of its classifier
-    classifier: jax.Array  # (C, D) of the new model
+    embedding: jax.Array  # (B, D), by the new model
+    logits: jax.Array  # (B, C), by the new model's classifier
+    classifier: jax.Array  # (C, D), the new model's weights
     labels: jax.Array  # (B,)
     old_embedding: jax.Array | None  # (B, Do)
     old_classifier: jax.Array | None  # (C_old, Do)
     statistics: ClassStatistics | None
-    progress: jax.Array | float  # share of the training that is over, in [0, 1)
-    adversarial_weight: jax.Array | float  # of this epoch
-    base_logits: jax.Array | None = None  # (B, C) with the margin of the base loss
-    old_means: jax.Array | None = None  # (C, Do) of the old unit vectors of the training images
-    credible: jax.Array | None = None  # (B,) whether the old embedding is near its class's mean
-    teacher: jax.Array | None = None  # (B, Dt) of a new model that was trained alone
+    progress: jax.Array | float  # share of the training that is done, in [0, 1)
+    adversarial_weight: jax.Array | float  # the weight in this epoch
+    base_logits: jax.Array | None = None  # (B, C), with the base loss's margin
+    old_means: jax.Array | None = None  # (C, Do), of old unit vectors of training images
+    credible: jax.Array | None = None  # (B,), whether the old embedding is near its class mean
+    teacher: jax.Array | None = None  # (B, Dt), by a new model that was trained alone
 
 
 class Terms(NamedTuple):
     """A method's addition to the loss.
 
     Attributes:
-      losses: {name: loss}, as they are logged.
-      share: how much of the batch took part.
-      weights: {name: weight} where it is not 1; of an epoch, say.
+      losses: {name: loss}, under the names of the log.
+      share: the share of the batch that took part.
+      weights: {name: weight} of losses whose weight is not 1, such as one that varies by epoch.
     """
 
     losses: dict[str, jax.Array]
@@ -50,8 +50,8 @@ class Size(NamedTuple):
     """A rule for ``config.model.embedding_dim``.
 
     Attributes:
-      of: ``(own, old, teacher) -> the right size``, where ``own`` is the one that is set.
-      why: ends the sentence "config.method=NAME …".
+      of: ``(own, old, teacher) -> the right size``, where ``own`` is the configured size.
+      why: the end of the sentence "config.method=NAME …".
     """
 
     of: Callable[[int, int, int], int]
@@ -71,11 +71,11 @@ BOTH = Size(
 
 
 class Served(NamedTuple):
-    """The model that is exported where it is not the one that is trained.
+    """The exported model, where it differs from the trained one.
 
     Attributes:
-      build: ``(name, kwargs, old_dim, options) -> (name, kwargs)`` of ``fct_jax.models.build``; the
-        first two are the trained model's.
+      build: ``(name, kwargs, old_dim, options) -> (name, kwargs)``, the arguments of
+        ``fct_jax.models.build``; the first two are the trained model's.
       variables: ``(variables of the trained model, what the method learned, options) ->
         variables``.
     """
@@ -85,20 +85,23 @@ class Served(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A row of the table: a method, what it needs of the old model, and how it changes the base.
+    """A row of the table: a method, its needs of the old model, its changes to the base loss.
 
     Attributes:
       losses: ``(scope, step, options) -> Terms``.
-      classifier, embeddings, means, credible: whether it needs the old classifier; the old
-        embeddings of the training images; their means by class; which of them are near these.
-      statistics: kind of the class statistics that it needs; "": none.
-      teacher: whether it needs embeddings of ``config.teacher``.
-      size: of the new model's outputs.
+      classifier: whether it needs the old classifier.
+      embeddings: whether it needs the old embeddings of the training images.
+      means: whether it needs the means of these embeddings by class.
+      credible: whether it needs to know which of these embeddings are near their class mean.
+      statistics: the kind of class statistics that it needs; "": none.
+      teacher: whether it needs embeddings by ``config.teacher``.
+      size: the rule for the size of the new model's outputs.
       old_first: whether the old space is in the first numbers of a larger exported embedding.
-      classified: ``(scope, step, options, key) -> (B, D)``, what the base loss classifies; where
-        that is narrower than the embedding, by the classifier's first columns. None: the embedding.
-      base_weight: of the base loss.
-      served: the model that is exported; None: the one that is trained.
+      classified: ``(scope, step, options, key) -> (B, D)``, the vectors that the base loss
+        classifies; if they are narrower than the embedding, the classifier's first columns are
+        used. None: the embedding.
+      base_weight: the weight of the base loss.
+      served: the exported model; None: the trained one.
     """
 
     losses: Callable

@@ -1,9 +1,9 @@
 """The table of backward-compatible methods: what each adds to the loss of the new model.
 
-A method is a function ``(scope, step, options) -> Terms``. ``scope`` is the Flax module that the
-function runs in, where a method that learns something itself declares it; ``options`` is
-``config.compatibility``. Every loss has its source in ``fct_jax.losses``. Methods of one's own are
-named as ``config.method=module:name`` (docs/plugins.md).
+A method is a function ``(scope, step, options) -> Terms``. ``scope`` is the Flax module in which
+the function runs; a method declares its own parameters there. ``options`` is
+``config.compatibility``. ``fct_jax.losses`` names the source of every loss. To use a method of
+your own, set ``config.method=module:name`` (docs/plugins.md).
 """
 
 from collections.abc import Callable
@@ -156,7 +156,7 @@ def advbct(scope, step: Step, options):
         return Terms({"boundary": boundary}, share)
     discriminator = Discriminator(name="discriminator")
     strength = losses.adversarial_strength(step.progress)
-    # New before old, each normalised by itself: the running statistics see both in this order.
+    # New before old, each normalised on its own: the running statistics see them in this order.
     new = discriminator(losses.gradient_reversal(step.embedding, strength))
     old = discriminator(step.old_embedding)
     weight = options.adversarial_weight * step.adversarial_weight
@@ -179,7 +179,7 @@ def _uniform_around_zero(key, shape):
 
 
 def _logits_of_old_classes(step: Step) -> tuple[jax.Array, jax.Array]:
-    """(B, C_old) of the new and of the old model; both classifiers are linear without bias."""
+    """Return logits (B, C_old) by both models, new first; the classifiers have no bias."""
     old = step.old_embedding @ step.old_classifier.T
     return step.logits[:, : len(step.old_classifier)], old
 
@@ -205,7 +205,7 @@ METHODS = {
 
 
 def find_method(name: str) -> Method:
-    """Return a row of the table, or the user's own. Raises UserError for an unknown name."""
+    """Return a method of the table or a user's own. Raises UserError for an unknown name."""
     found = plugins.find(METHODS, name, "compatible training method", "methods")
     if not isinstance(found, Method):
         raise UserError(
@@ -216,10 +216,10 @@ def find_method(name: str) -> Method:
 
 
 class Compatibility(nn.Module):
-    """A method with what it learns itself.
+    """A method together with its own parameters.
 
-    ``apply(variables, step, head, key) -> (logits of the base loss (B, C), Terms)``; ``head`` gives
-    the logits of what is classified.
+    ``apply(variables, step, head, key) -> (logits of the base loss (B, C), Terms)``; ``head`` maps
+    the vectors to classify to logits.
     """
 
     method: Method

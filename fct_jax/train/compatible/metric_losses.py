@@ -1,4 +1,4 @@
-"""Losses of re-identification beside the base loss: batch-hard triplet and learned centres."""
+"""Re-identification losses added to the base loss: batch-hard triplet and learned centres."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ class MetricLosses(nn.Module):
     """``apply(variables, embedding (B, D), labels (B,)) -> {name: weighted loss}``.
 
     Attributes:
-      options: of ``fct_jax.config.reid``. A loss of weight 0 is left out.
-      num_classes: C of the centres.
+      options: see ``fct_jax.config.reid``. A loss of weight 0 is left out.
+      num_classes: C, the number of centres.
     """
 
     options: Any
@@ -32,7 +32,7 @@ class MetricLosses(nn.Module):
             shape = (self.num_classes, embedding.shape[-1])
             centers = self.param("centers", nn.initializers.normal(1.0), shape)
             pull = losses.center_loss(embedding, labels, jax.lax.stop_gradient(centers))
-            # The weight is the embedding's: centres move at their own rate, as published.
+            # The weight is the embedding's; centres move at their own rate, as published.
             move = losses.center_loss(jax.lax.stop_gradient(embedding), labels, centers)
             found["center"] = options.center_weight * pull + move - jax.lax.stop_gradient(move)
         return found

@@ -1,4 +1,4 @@
-"""What frozen models give to compatible training: embeddings, classifier, class statistics."""
+"""Inputs of compatible training from frozen models: embeddings, classifier, class statistics."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -28,13 +28,14 @@ class OldModel(NamedTuple):
 
     Attributes:
       dim: Do, the size of its embeddings.
-      fingerprint: of the space that they live in.
-      embeddings: (V, N, Do) of the N training images; views: unflipped and, with V = 2, flipped.
-      classifier: (C_old, Do) weights.
-      statistics: of its C_old classes.
-      means: (C, Do) of the unit embeddings of the training images of each class.
-      credible: (N,) bool, whose old embeddings are near the mean of their class.
-      teacher: (V, N, Dt) embeddings by the teacher, a new model that was trained alone.
+      fingerprint: the fingerprint of the old space.
+      embeddings: (V, N, Do), of the N training images; the views are unflipped and, with V = 2,
+        flipped.
+      classifier: (C_old, Do), its weights.
+      statistics: the statistics of its C_old classes.
+      means: (C, Do), the mean unit embedding of the training images of each class.
+      credible: (N,) bool, whether an image's old embedding is near the mean of its class.
+      teacher: (V, N, Dt), embeddings by the teacher, a new model that was trained alone.
     """
 
     dim: int
@@ -48,17 +49,18 @@ class OldModel(NamedTuple):
 
 
 def old_model(config: ConfigDict, method: Method, source) -> OldModel:
-    """Load what a method needs, and check that it belongs together.
+    """Load the inputs that a method needs, and check that they fit together.
 
     Args:
-      config: of ``fct_jax.config.compatible``.
-      method: says what is needed.
+      config: see ``fct_jax.config.compatible``.
+      method: the method, whose fields say what it needs.
       source: the new model's training images.
 
     Raises:
-      UserError: no old model; no classifier where one is needed; statistics of another model,
-        other classes or other labels; an old list with other labels; training images without an
-        old embedding; random crops, whose old embeddings cannot be kept.
+      UserError: if there is no old model, or no classifier where one is needed; if the statistics
+        are of another model, other classes or other labels; if an old list has other labels; if
+        training images have no old embedding; or if images are cropped at random, for which old
+        embeddings cannot be computed in advance.
     """
     if config.preprocessing.train_crop != "none":
         raise UserError(
@@ -75,7 +77,7 @@ def old_model(config: ConfigDict, method: Method, source) -> OldModel:
         if model.classifier is not None:
             num_classes = num_known_classes(model)
     else:
-        # Not a run with a backbone: an EmbeddingSet, or an error that says what it is.
+        # Not a run with a backbone: an EmbeddingSet, or an error that tells what was found.
         found = embeddings_of(config.old, "old", config, "train")
         dim, num_classes, fingerprint = found.dim, None, found.fingerprint
         views = [None]
@@ -131,7 +133,7 @@ def _stacked(sets: list[EmbeddingSet], config: ConfigDict, source) -> np.ndarray
 
 
 def _check_numbering(config: ConfigDict, model: Embedder) -> None:
-    """Raise UserError unless old and new data of one name number their classes alike."""
+    """Raise UserError if old and new data have one name but number their classes differently."""
     old = model.description.get("data", {})
     if old.get("name") != config.data.name:
         return
@@ -164,12 +166,12 @@ def _check_list(config: ConfigDict, model: Embedder, source) -> None:
 
 
 def _same_images(old: dict, config: ConfigDict) -> bool:
-    """Return whether ids of another ``data`` section mean the same images."""
+    """Return whether the ids of another ``data`` section name the same images."""
     return all(old.get(key) == config.data[key] for key in ("name", "dir"))
 
 
 def _check_labels_beside(config: ConfigDict, source) -> None:
-    """Check that embeddings beside ``config.statistics`` have the new data's labels."""
+    """Check that the embeddings stored with ``config.statistics`` have the new data's labels."""
     folder = Path(config.statistics)
     folder = folder if folder.is_dir() else folder.parent
     if config.statistics and (folder / "vectors.npy").is_file():
@@ -210,7 +212,7 @@ def _statistics(config, kind, model, num_classes, fingerprint) -> ClassStatistic
 def _rows_of(found: EmbeddingSet, source, on_error: str) -> np.ndarray:
     """Return the vector (N, Do) float32 of each image of the source, found by its id.
 
-    Images that could not be read, and so have none, are zero: they are never trained on.
+    Images that could not be read have no vector; their rows are zero and never trained on.
     """
     found.check_finite()
     rows = find_rows(found.ids, source.ids)

@@ -1,8 +1,8 @@
-"""Backward-compatible training: a new model searched against the old model's gallery.
+"""Backward-compatible training: a new model whose queries search the old model's gallery.
 
-Classification of the new data plus what a method of ``methods.py`` adds. The old
-model takes no part in a step: its embeddings of the training images never change, so they are
-computed once and looked up.
+The loss is classification of the new data plus the losses that a method of ``methods.py`` adds.
+The old model takes no part in a step: its embeddings of the training images never change, so they
+are computed once and looked up.
 """
 
 import shutil
@@ -25,12 +25,12 @@ from fct_jax.train.compatible.old_model import OldModel, old_model
 class Compatible(Backbone):
     """A backbone and a compatibility method; see ``loop.py`` for what a task offers.
 
-    Trained parameters are {"model": …, "method": …, "metric": …}, the latter two what the
-    losses learn themselves; the model alone is exported.
+    The trained parameters are {"model": …, "method": …, "metric": …}; the latter two belong to the
+    losses, and only the model is exported.
     """
 
     def __init__(self, config: ConfigDict, mesh, old: OldModel | None = None):
-        """Read the old model that the config names, where it is not given."""
+        """Load the old model that the config names, unless it is given."""
         method = find_method(config.method)
         _check_reid(config)
         super().__init__(config, mesh)
@@ -63,10 +63,10 @@ class Compatible(Backbone):
         self._metric = MetricLosses(FrozenConfigDict(config.reid), self._train.num_classes)
 
     def init(self, key):
-        """Return fresh variables of the model and of what the losses learn themselves."""
+        """Return fresh variables of the model and of the losses."""
         model_key, method_key = jax.random.split(key)
         model = super().init(model_key)
-        # Shapes alone matter: the model need not run.
+        # Only shapes matter: the model need not run.
         outputs = jnp.zeros((2, self._train.num_classes)), jnp.zeros((2, self.dim))
         numbers = jnp.zeros(2, jnp.int32)
         batch = {"label": numbers, "index": numbers, "flip": numbers}
@@ -86,7 +86,7 @@ class Compatible(Backbone):
         return {part: {**variables[part], "model": model[part]} for part in variables}
 
     def export(self, variables):
-        """Return the variables of the exported model, without what only its training needs."""
+        """Return the variables of the exported model, without those that only training needs."""
         model = _model_of(variables)
         if self._row.served is None:
             return model
@@ -109,7 +109,7 @@ class Compatible(Backbone):
         return described
 
     def summary(self) -> list[str]:
-        """Return what is trained on what, and compatible with which model."""
+        """Return lines that name the model, its training data and the old model."""
         config = self._config
         if config.method == "none":
             return [*super().summary(), "no old model (config.method=none)"]
@@ -136,7 +136,7 @@ class Compatible(Backbone):
             }
             gallery = workdir / "gallery"
             if gallery.is_dir():
-                shutil.rmtree(gallery)  # of a run that was killed before it had its own model
+                shutil.rmtree(gallery)  # left by a run that was killed before its own model
             write_model(gallery / "model", description, learned)
 
     def loss(self, variables, frozen, batch, step, key, freeze_batch_norm):
@@ -186,7 +186,7 @@ class Compatible(Backbone):
         return erase(images, erase_key, options.erase) if options.erase else images
 
     def see(self, params, outputs, frozen, batch, step) -> Step:
-        """Return what the method sees of a step."""
+        """Return the method's view of a step."""
         logits, embedding = outputs
         credible = frozen["credible"]
 
@@ -244,7 +244,7 @@ def _model_of(variables) -> dict:
 
 
 def _check_size(config: ConfigDict, method: Method, own: int, old: OldModel) -> None:
-    """Raise UserError unless the model's outputs have the size that the method wants."""
+    """Raise UserError unless the model's outputs have the size that the method requires."""
     teacher = 0 if old.teacher is None else old.teacher.shape[-1]
     wanted = method.size.of(own, old.dim, teacher)
     if own != wanted:
@@ -258,7 +258,7 @@ def _check_size(config: ConfigDict, method: Method, own: int, old: OldModel) -> 
 
 
 def _check_reid(config: ConfigDict) -> None:
-    """Raises UserError for options of re-identification that cannot be."""
+    """Raise UserError for impossible options of re-identification."""
     options = config.reid
     if options.pad < 0:
         raise UserError(f"config.reid.pad must be 0 or more pixels, not {options.pad}")
