@@ -1,9 +1,9 @@
-"""Every speed figure of the project, each as a ratio against a baseline in the same run.
+"""Measures every speed figure of the project, as a ratio to a baseline in the same run.
 
     python tools/benchmark.py [--full] [--only evaluation,transformation] [--out benchmark]
 
-Prints the tables and writes benchmark/benchmark.json, benchmark.md and growth.png.
-The quick mode takes about three minutes on two cores, the full one about twenty.
+It prints the tables and writes benchmark/benchmark.json, benchmark.md and growth.png.
+The quick mode takes about three minutes on two cores, the full mode about twenty.
 """
 
 import json

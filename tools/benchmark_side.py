@@ -1,11 +1,11 @@
-"""FCT and FastFill with and without side information, over several seeds.
+"""Compare FCT and FastFill with and without side information, over several seeds.
 
   python tools/benchmark_side.py --seeds 3                       # the digits, minutes on a CPU
   python tools/benchmark_side.py --data cifar100 --data_dir DIR  # likewise imagenet
 
 For every seed it trains the old and the new model, a SimCLR model on the old classes, and each
 transformation twice: alone and with SimCLR's embeddings as side information. It prints the means
-and writes them to WORKDIR/report. What was trained before is not trained again.
+and writes them to WORKDIR/report. Models that were trained before are not trained again.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from fct_jax.errors import UserError, unknown
 from tools.script import Parser, status
 
 DATA = ("digits", "cifar100", "imagenet")
-METHODS = {"FCT": "fct", "FastFill": "fastfill"}  # row: part of the config's name
+METHODS = {"FCT": "fct", "FastFill": "fastfill"}  # row: its part of the config's name
 WITH = " with side information"
 
 
@@ -40,7 +40,7 @@ def read_config(data: str, kind: str):
 
 
 def train_and_evaluate(data: str, data_dir: str, seed: int, folder: Path) -> dict:
-    """Return {row: metrics} of one seed; its runs and report are kept in ``folder``."""
+    """Return {row: metrics} of one seed; keep its runs and report in ``folder``."""
     from fct_jax.evaluate.command import evaluate
     from fct_jax.train.loop import train
 
@@ -82,7 +82,7 @@ def mean_rows(seeds: list[dict]) -> dict:
 
 
 def verdicts(seeds: list[dict]) -> list[str]:
-    """Return a line a method: mAP without and with side information, and how often it helps."""
+    """Return a line per method: mAP without and with side information, and how often it helps."""
     lines = []
     for method in METHODS:
         pairs = [[rows[f"{method}{more} new/old"]["map"] for more in ("", WITH)] for rows in seeds]

@@ -1,17 +1,18 @@
-"""Every way of upgrading, measured on every pair of models that can be had.
+"""Measures every way of upgrading on every given pair of models.
 
     python tools/benchmark_upgrade.py --quick                     # the digits, about two minutes
     python tools/benchmark_upgrade.py --pair emoji=FOLDER --pair text=FOLDER --out evidence
     python tools/benchmark_upgrade.py --images pets=runs/old,runs/new,PICTURES
 
-Pairs (each also reversed: an upgrade to the old model, which should be refused) × ways of serving ×
-maps × orders of re-embedding × sizes of the sample × seeds. The queries are halved: one half
-decides, the other tests the decision. A FOLDER holds EmbeddingSets or .npy files: old, new; labels,
-or query_old, query_new and judged (.npy, TREC qrels, BEIR); sample_old and sample_new to learn
-from, or a part of the gallery is kept for that (other names: see tools/upgrading/pairs.py).
+The grid is pairs (each also reversed: an upgrade to the old model, which should be refused) × ways
+of serving × maps × orders of re-embedding × sizes of the sample × seeds. The queries are halved:
+one half decides, the other tests the decision. A FOLDER holds EmbeddingSets or .npy files: old and
+new; labels, or query_old, query_new and judged (.npy, TREC qrels, BEIR); and sample_old and
+sample_new to learn from, without which a part of the gallery is set aside for the sample (for other
+file names see tools/upgrading/pairs.py).
 
-OUT gets report.md, .json, .html, curves.png, and cells.jsonl, by which the same command goes on
-after an interruption. Negative results stay in.
+The tool writes report.md, .json, .html and curves.png to OUT, and also cells.jsonl, from which the
+same command resumes after an interruption. Negative results stay in.
 """
 
 import argparse
@@ -76,7 +77,7 @@ def run(given) -> Path:
     found = _pairs(given)
     told = {**settings, "pairs": {pair.name: len(pair.new) for pair in found}}
     done = _open(given.out, told)
-    progress.silence()  # of each assessment; one line a cell is said instead
+    progress.silence()  # no bars for assessments; each cell has a line instead
     grid = [
         (pair, seed, method, size)
         for pair in found
@@ -152,7 +153,7 @@ def _whole(text: str) -> list[int]:
 
 
 def _check(settings: dict) -> None:
-    """Raises UserError for names that nothing has, before anything is measured."""
+    """Raise UserError for unknown names and impossible numbers, before anything is measured."""
     for name in settings["ways"]:
         find_way(name)
     for name in settings["orders"]:
@@ -195,7 +196,7 @@ def _key(pair, seed: int, method: str, size: int) -> tuple:
 
 
 def _open(out: Path, told: dict) -> dict[tuple, dict]:
-    """Return the records that are there. Raises UserError where they are of other settings."""
+    """Return the existing records. Raises UserError if they were made with other settings."""
     path = out / "cells.jsonl"
     if not path.exists():
         if out.exists() and any(out.iterdir()):
@@ -203,7 +204,7 @@ def _open(out: Path, told: dict) -> dict[tuple, dict]:
         out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"settings": told}) + "\n")
         return {}
-    # A line that a kill cut off counts for nothing.
+    # A line that a kill cut off is dropped.
     whole = path.read_bytes()
     if not whole.endswith(b"\n"):
         path.write_bytes(whole[: whole.rfind(b"\n") + 1])

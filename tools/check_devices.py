@@ -1,18 +1,18 @@
-"""Check that several devices train as one does: every task, on simulated CPU devices.
+"""Check that several devices train as one device does, for every task, on simulated CPU devices.
 
     python tools/check_devices.py [--devices 1,2,8] [--tasks backbone,advbct] [--steps 20]
 
-Each task trains from the same seed with the same global batch on every number of devices ("8m2":
-eight, of which pairs share the classifier), on digits, with a network of one block. The table
-gives the largest relative difference from the first of them: of the loss in any step, and of the
-parameters and BatchNorm statistics after the last, relative to the largest entry of their array
-(at least 0.1). It ends with status 1 where one is above 1e-4. All of it takes about 7 minutes
-on two cores.
+Each task trains from the same seed with the same global batch on every number of devices ("8m2" is
+eight devices, of which pairs share the classifier), on digits, with a network of one block. The
+table gives the largest differences from the first number of devices: of the loss in any step, and
+of the parameters and BatchNorm statistics after the last step. The latter are relative to the
+largest entry of their array (at least 0.1). The exit status is 1 if a difference is above 1e-4. All
+tasks together take about 7 minutes on two cores.
 
-The network is wide, its maps are large and the rate is small, for a reason: a ReLU that rounding
-pushes over its kink changes the gradient by what one activation counts for. In a network of 4
-channels on 8-px images that is so much that a difference in the last digit grows a thousandfold
-within a few steps, on one device as on many.
+The network is wide, its maps are large and the learning rate is small for a reason: when rounding
+pushes a ReLU over its kink, the gradient changes by the share of one activation. In a network of 4
+channels on 8-px images this share is so large that a difference in the last digit grows a
+thousandfold within a few steps, on one device as on many.
 """
 
 import json
@@ -46,9 +46,9 @@ from tools.script import Parser, status
 
 TOLERANCE = 1e-4
 SMALLEST = 0.1  # scale of arrays whose entries are all smaller: BatchNorm biases start at 0
-BATCH = 240  # divided by 1, 2, 3, 4, 5, 6 and 8 devices; 4 steps make an epoch of the digits
-EMBEDDING = "embedding"  # beside the tasks that train
-SECONDS = 3600  # that one number of devices may take
+BATCH = 240  # divisible by 1, 2, 3, 4, 5, 6 and 8 devices; 4 steps make an epoch of the digits
+EMBEDDING = "embedding"  # a task besides those that train
+SECONDS = 3600  # time limit for one number of devices
 
 for _name in ("resnet18", "resnet18_projection"):
     _module, _fixed = models.MODELS[_name]
@@ -109,7 +109,7 @@ def _compatible(method: str, old: str):
     config = _images(configs.compatible())
     config.model.name = "resnet18_projection_block"
     config.method, config.old = method, old if method != "none" else ""
-    config.compatibility.temperature = 0.1  # published: 0.01, which magnifies rounding as well
+    config.compatibility.temperature = 0.1  # published: 0.01, which also magnifies rounding
     config.optimizer.lr = 5e-5
     config.optimizer.schedule.name = "cosine"
     size = config.model.embedding_dim
@@ -120,7 +120,7 @@ def _compatible(method: str, old: str):
 
 
 def prepare(runs: Path) -> None:
-    """Export an old and a new model with random weights like trained ones."""
+    """Export an old and a new model with random weights that resemble trained ones."""
     mesh = sharding.make_mesh()
     for seed, (name, classes) in enumerate((("old", "first 5"), ("new", ""))):
         config = _images(configs.backbone())
@@ -128,13 +128,13 @@ def prepare(runs: Path) -> None:
         task = TASKS[config.task](config, mesh)
         variables = jax.jit(task.init)(jax.random.key(seed))
         write_model(runs / name / "model", task.describe(), variables)
-    for name in ("fct", "advbct", "lce"):  # make what the workers share: embeddings, statistics
+    for name in ("fct", "advbct", "lce"):  # the workers share embeddings and statistics
         config = cases(runs)[name]
         TASKS[config.task](config, mesh)
 
 
 def trained(config, model: int, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Return the loss of every call (some steps), final parameters and BatchNorm statistics."""
+    """Return the loss of every call of several steps, and the final parameters and statistics."""
     config.mesh.model = model
     mesh = sharding.make_mesh(**config.mesh)
     config = batch.resolved(config, mesh)
@@ -178,13 +178,15 @@ def compare(devices: list[str], names: list[str], steps: int, runs: Path) -> dic
     """Return {(task, devices): (largest relative difference of a loss, of an array, its name)}.
 
     Args:
-      devices: their numbers, "8m2" for eight with two along "model"; the first is the reference.
-      names: of tasks.
-      steps: of training.
-      runs: a folder for all files; old and new runs that it holds already are used.
+      devices: numbers of devices, where "8m2" means eight with two along the mesh axis "model";
+        the first is the reference.
+      names: names of tasks.
+      steps: number of training steps.
+      runs: a folder for all files; old and new runs that it already holds are used.
 
     Raises:
-      RuntimeError, subprocess.TimeoutExpired: a worker failed.
+      RuntimeError: if a worker failed.
+      subprocess.TimeoutExpired: if a worker took too long.
     """
     if not (runs / "new" / "model").is_dir():
         _call(1, ["prepare", str(runs)])
@@ -220,7 +222,7 @@ def _differences(found: dict, expected: dict) -> tuple[float, float, str]:
 
 
 def _call(devices: int, arguments: list[str]) -> None:
-    """Run this file in a process with so many devices."""
+    """Run this file in a process with ``devices`` devices."""
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
     done = subprocess.run(
         [sys.executable, "-m", "tools.check_devices", *arguments],

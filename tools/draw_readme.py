@@ -1,9 +1,9 @@
-"""Draw the README's picture: the three ways out of an old gallery, and what they give.
+"""Draw the README's picture: the three ways out of an old gallery, and their quality.
 
   fct-jax demo --out fct_jax_demo
   python tools/draw_readme.py fct_jax_demo/report.json docs/upgrade.png
 
-The curves are those of the report of an assessment, with its 95 % intervals over the queries.
+The curves come from the report of an assessment, with its 95 % intervals over the queries.
 """
 
 import sys
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a m
 
 from tools.script import Parser, read_json, status
 
-# (way of serving, order): its colour, and its name in the legend.
+# (way of serving, order): colour, and name in the legend.
 CURVES = {
     ("translated", "uncertainty"): ("#0072B2", "translate, then re-embed the least certain first"),
     ("dual", "uncertainty"): ("#D55E00", "serve both models while re-embedding in the same order"),

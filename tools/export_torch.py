@@ -1,12 +1,12 @@
-"""Write a run's model as PyTorch weights, by the names of the published code.
+"""Write a run's model as PyTorch weights, under the names of the published code.
 
   python tools/export_torch.py RUN --out FILE.pth
   python tools/export_torch.py RUN --out FILE.safetensors
 
-The names are FCT's for backbones and transformations, AdvBCT's for backbones with a projection;
-``tools/pytorch/models.py`` has modules that load them. Where PyTorch is installed, the tool embeds
-a few random images (or vectors) with both, and writes nothing if they differ by more than 1e-4 of
-the largest value. A .safetensors file needs no PyTorch.
+Backbones and transformations get FCT's names, backbones with a projection AdvBCT's;
+``tools/pytorch/models.py`` has modules that load the weights. If PyTorch is installed, the tool
+embeds a few random images (or vectors) with both models, and writes nothing if they differ by more
+than 1e-4 of the largest value. A .safetensors file needs no PyTorch.
 """
 
 import os
@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> None:
 
 
 def write(state: dict, out: Path, torch) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file as a whole or not at all."""
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

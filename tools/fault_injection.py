@@ -1,13 +1,13 @@
-"""Kill small runs again and again; what they leave must be what an undisturbed run leaves.
+"""Kill small runs again and again; their results must equal those of an undisturbed run.
 
     python tools/fault_injection.py --kills 20 --seed 0
     python tools/fault_injection.py --kills 6 --seed 1 --task advbct,embed
 
-Every round runs one command, kills it (SIGKILL) at several moments, starting it again each time,
-lets it end, and compares weights, metrics and embeddings bit by bit. Moments are drawn over the
-whole duration, and aimed: at a step, at the write of a checkpoint, at the export, at a shard of
-embeddings. Ends with 1 if anything differs, hangs or fails. Takes about a minute a round on two
-free cores.
+Every round runs one command, kills it (SIGKILL) at several moments, restarts it each time, lets it
+finish, and compares weights, metrics and embeddings bit by bit. Some moments are drawn over the
+whole duration, others are aimed at a step, at the write of a checkpoint, at the export, or at a
+shard of embeddings. The exit status is 1 if anything differs, hangs or fails. A round takes about a
+minute on two free cores.
 """
 
 import itertools
@@ -36,12 +36,12 @@ _POLL = 0.0005
 
 
 class Moment(NamedTuple):
-    """When to kill.
+    """A moment at which to kill.
 
     Attributes:
-      kind: "time", "step", or what a file that appears means: "checkpoint", "export", …
-      value: seconds after the start, or the step; for files the seconds after they appear.
-      pattern: of the file, from the directory of the runs; "" where none is waited for.
+      kind: "time", "step", or the meaning of a file that appears: "checkpoint", "export", …
+      value: seconds after the start, or the step; for a file, seconds after it appears.
+      pattern: the file's pattern, relative to the directory of the runs; "" if no file is meant.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Moment(NamedTuple):
 
 
 class Kill(NamedTuple):
-    """The outcome of a moment. ``hit``: the process was still there to be killed."""
+    """The outcome of a moment; ``hit`` tells whether the process was still running then."""
 
     moment: Moment
     hit: bool
@@ -71,12 +71,12 @@ def started(module: str, arguments: list[str], home: Path) -> subprocess.Popen:
 
 
 class Runner:
-    """Runs the cases below one folder, which also keeps what others need.
+    """Runs the cases below one folder, which also keeps the outputs that other cases need.
 
     Args:
-      folder: to work in.
-      start: starts a command, as `started` does.
-      say: called with what happens.
+      folder: the folder to work in.
+      start: a function that starts a command, as `started` does.
+      say: a function that is called with messages.
     """
 
     def __init__(self, folder: Path, start=started, say=print):
@@ -98,10 +98,10 @@ class Runner:
         return self._seconds[name]
 
     def round(self, name: str, number: int, moments: list[Moment]) -> tuple[list[Kill], list[str]]:
-        """Kill a run at every one of the moments; return what happened and what differs in the end.
+        """Kill a run at each of the moments; return the kills, and the differences in the end.
 
         Raises:
-          RuntimeError: a run that fails or hangs.
+          RuntimeError: if a run fails or hangs.
         """
         reference = self.reference(name)
         home = self._home(name, f"round-{number}")
@@ -143,14 +143,14 @@ class Runner:
             process.kill()
             raise RuntimeError(f"{name} hung for {_LIMIT} s in {home}")
         said = (home / "output").read_text()
-        # Embedding does not touch existing files, so the run was killed after its last word.
+        # Embedding leaves existing files alone: the run was killed after it had finished its work.
         if process.returncode and "exists already; nothing was overwritten" not in said:
             raise RuntimeError(f"{name} ended with {process.returncode} in {home}:\n{said[-3000:]}")
         self._seconds[name] = min(seconds, self._seconds.get(name, seconds))
 
 
 def draw(name: str, seconds: float, steps: int, count: int, rng) -> list[Moment]:
-    """Return moments for one round, in an order in which a run comes to them."""
+    """Return moments for one round, in the order in which a run reaches them."""
     if CASES[name].module == "embed":
         shard = f".{name}.partial/shards/{rng.integers(0, 8):05d}.json"
         aimed = [
@@ -168,13 +168,13 @@ def draw(name: str, seconds: float, steps: int, count: int, rng) -> list[Moment]
             Moment("end", rng.uniform(0, 0.002), f"{name}/model"),
         ]
     chosen = sorted(rng.permutation(len(aimed))[: max(count - 1, 1)])
-    # This is most of the time: later runs find in the cache what an undisturbed run compiled.
+    # This covers most of a run: later runs find the undisturbed run's programs in the cache.
     free = [Moment("time", rng.uniform(0, 0.7 * seconds))] if count > len(chosen) else []
     return free + [aimed[i] for i in chosen]
 
 
 def _killed(process, workdir: Path, moment: Moment) -> bool:
-    """Wait for the moment and kill; return False if the process ended before."""
+    """Wait for the moment and kill the process; return False if it ended before."""
     home, start, began = workdir.parent, time.monotonic(), time.time()
     known = _files(home, moment.pattern)
     while process.poll() is None:
@@ -198,7 +198,7 @@ def _killed(process, workdir: Path, moment: Moment) -> bool:
 
 
 def _files(home: Path, pattern: str) -> set:
-    """Return paths that match, with what tells a new file from an old one of the same name."""
+    """Return matching paths with their inodes, which tell new files from old ones of one name."""
     found = set()
     for path in home.glob(pattern) if pattern else ():
         try:
@@ -209,7 +209,7 @@ def _files(home: Path, pattern: str) -> set:
 
 
 def _where(home: Path, name: str) -> str:
-    """Return what a killed run was doing, by what it left."""
+    """Return what a killed run was doing, judged by the files that it left."""
     workdir, partial = home / name, home / f".{name}.partial"
     if CASES[name].module == "embed":
         if workdir.exists():
@@ -234,10 +234,10 @@ def inject(names: list[str], kills: int, seed: int, folder: Path) -> tuple[Table
     """Run the rounds; return a table of all kills, and whether everything was equal.
 
     Args:
-      names: of ``CASES``, taken in turn.
-      kills: how many, over all rounds.
-      seed: of the moments.
-      folder: to work in.
+      names: names in ``CASES``, taken in turn.
+      kills: the number of kills over all rounds.
+      seed: seed of the moments.
+      folder: the folder to work in.
     """
     rng = np.random.default_rng(seed)
     runner, sound, done = Runner(folder), True, 0

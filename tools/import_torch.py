@@ -1,4 +1,4 @@
-"""Turn a PyTorch model into a run, which everything else here takes.
+"""Turn a PyTorch model into a run, which all other commands accept.
 
   python tools/import_torch.py FILE --out RUN --size 224
   python tools/import_torch.py FILE --out RUN --size 32 --arch resnet50 --embedding_dim 128
@@ -9,14 +9,14 @@ FILE is one of
                        RUN/old and, where it has side information, RUN/side)
   *.pth.tar            AdvBCT's checkpoints; LCE's transformation of old embeddings, alone or
                        with its old model (these make two runs: RUN and RUN/old)
-  *.pth, *.safetensors weights by torchvision's, timm's, FCT's or AdvBCT's names
+  *.pth, *.safetensors weights under torchvision's, timm's, FCT's or AdvBCT's names
 
-The architecture is read off the weights; --arch, --embedding_dim, --num_classes and --width only
-make sure that it is the one you expect. The size of the images is not in the weights: say with
---size what the model was trained on (a wrong one agrees with PyTorch all the same, and costs much
-of the quality). The tool embeds a few random images (or vectors) with the
-PyTorch model and with the run, and writes nothing if they differ by more than 1e-4 of the largest
-value. PyTorch is needed for all but .safetensors files, which are not compared without it.
+The architecture is inferred from the weights; --arch, --embedding_dim, --num_classes and --width
+only assert that it is the one you expect. The weights do not tell the size of the images: give the
+size that the model was trained on with --size (a wrong size still agrees with PyTorch, but costs
+much of the quality). The tool embeds a few random images (or vectors) with the PyTorch model and
+with the run, and writes nothing if they differ by more than 1e-4 of the largest value. PyTorch is
+needed for all files but .safetensors files, which are not compared without it.
 """
 
 import itertools
@@ -37,7 +37,7 @@ from tools.script import Parser, status
 
 
 class Checked(NamedTuple):
-    """Descriptions by role, and how far embeddings are from PyTorch's (None: not compared)."""
+    """Descriptions by role, and how much embeddings differ from PyTorch's (None: not compared)."""
 
     descriptions: dict[str, dict]
     difference: float | None
@@ -122,15 +122,15 @@ def run(arguments: list[str]) -> None:
         print(f"warning: {doubt}", file=sys.stderr)
 
 
-# Sizes at which the maps of a stem neither grow costly nor shrink to a pixel too early: a 3×3 stem
-# without pooling is that of 32-px images, and of 112-px faces.
+# Sizes at which a stem's feature maps are neither costly nor shrunk to one pixel too early: a 3×3
+# stem without pooling belongs to 32-px images and 112-px faces.
 _LARGEST_OF_SMALL_STEM, _SMALLEST_OF_LARGE_STEM = 128, 96
 
 
 def _doubt_of_size(options, parts: dict[str, Part]) -> str:
-    """Return why --size may be wrong, "" where nothing speaks against it.
+    """Return why --size may be wrong, or "" if nothing speaks against it.
 
-    Raises UserError where it is missing, or useless.
+    Raises UserError if it is missing, or has no effect.
     """
     found = [part.description for part in parts.values()]
     stems = {
@@ -160,7 +160,7 @@ def _doubt_of_size(options, parts: dict[str, Part]) -> str:
 
 
 def _check_expected(options, parts: dict[str, Part]) -> None:
-    """Raise UserError unless the weights say what the command line says."""
+    """Raise UserError unless the weights agree with the command line."""
     found = [part.description for part in parts.values()]
     names = [description["name"] for description in found]
     # "resnet18" may also name the trunk of a backbone with a projection.
@@ -173,7 +173,7 @@ def _check_expected(options, parts: dict[str, Part]) -> None:
     useless = [] if final["kind"] == "transformation" else ["old", "side", "new"]
     if final["name"] == "lce" and options.side:
         raise UserError("--side: LCE's transformation takes old embeddings alone")
-    useless = ["old", "side"] if "old" in parts else useless  # they are in the file itself
+    useless = ["old", "side"] if "old" in parts else useless  # the file itself holds them
     for key in useless:
         if getattr(options, key):
             weights = " and ".join(names)
@@ -200,7 +200,7 @@ def _checked(
 ) -> Checked:
     """Return descriptions whose embeddings agree with PyTorch's. Raises UserError if none do."""
     known = _linked(options, parts, preprocessing)
-    # An archive's output shows what the weights do not tell: try, and keep what agrees.
+    # The weights leave some options open: try them, and keep those whose output agrees.
     open_roles = [
         role
         for role, description in known.items()
@@ -223,7 +223,7 @@ def _checked(
 
 
 def _forms(options, role: str) -> list[dict]:
-    """Return the forms of a ResNet that neither weights nor options tell apart, likeliest first."""
+    """Return the forms of a ResNet that weights and options leave open, likeliest first."""
     nonlin = (True, False) if options.last_nonlin is None else (options.last_nonlin == "true",)
     # Joined models are not normalised in between, as published.
     normalized = (True,) if options.normalize_embedding else (False, True)[: 1 + (role == "model")]
@@ -237,7 +237,7 @@ def _linked(options, parts: dict[str, Part], preprocessing) -> dict[str, dict]:
         # The file's name is left out: a model has the same fingerprint wherever it comes from.
         description = dict(part.description)
         if description["kind"] == "backbone":
-            # No data set is known: commands ask for one.
+            # The data set is unknown; commands ask for one.
             description |= {"preprocessing": preprocessing.to_dict(), "data": {}}
             if _has_nonlin(description):
                 description["kwargs"] = {

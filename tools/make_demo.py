@@ -3,7 +3,7 @@
   python tools/make_demo.py
 
 The old model is trained on the digits 0 to 4, the new one on all ten; both embed the 1,000 training
-and the 797 validation images. The result, fct_jax/demo/digits.npz, is part of the package.
+and the 797 validation images. The output, fct_jax/demo/digits.npz, is part of the package.
 """
 
 import sys

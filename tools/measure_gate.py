@@ -1,11 +1,11 @@
 """Measure the known-answer gate: ``python -m tools.measure_gate``, for docs/known-answers.md.
 
-Right and wrong pairings of real vectors (digits, emoji, text) are put to the gate, by maps from
-useless to perfect and by 16 to 5,000 items. A *false alarm* refuses a right pairing, a *miss* lets
-a wrong one pass as fitting. "Cannot tell" is neither: the gate says so and goes on.
+The gate judges right and wrong pairings of real vectors (digits, emoji, text), with maps from
+useless to perfect and with 16 to 5,000 items. A *false alarm* refuses a right pairing, a *miss*
+accepts a wrong one as fitting. "Cannot tell" is neither: the gate reports it and goes on.
 
-The constants of the gate were chosen on these data. ``--held-out`` measures on others, which were
-first seen when the constants were fixed, with other draws, and prints one table.
+The constants of the gate were chosen on these data. ``--held-out`` measures on other data, which
+were not looked at before the constants were fixed, with other draws, and prints one table.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from fct_jax.upgrade.checks.known_answers import (
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 SAMPLE = Path(__file__).parent.parent / "tests" / "text_sample.npz"
 COUNTS = (16, 32, 64, 128, 256, 1000, 5000)
-# A ridge map is fitted on so many pairs; 0: a random, useless map; None: a map without error.
+# Number of pairs of a ridge map; 0: a random, useless map; None: a map without error.
 FITTED = (0, 8, 20, 100, 500, None)
-KNOWN = 256  # tested pairs of a map
+KNOWN = 256  # number of a map's test pairs
 
 
 def digits():
-    """Return (old, new) of 1,797 images of digits by two random networks of one layer."""
+    """Return (old, new) of 1,797 images of digits by two random one-layer networks."""
     from sklearn.datasets import load_digits
 
     images = load_digits().data / 16
@@ -70,14 +70,14 @@ def pictures():
 
 
 def sentences():
-    """Return (old, new) of 4,000 usage examples by the two encoders, which are no entries."""
+    """Return (old, new) of 4,000 usage examples, which are not entries, by the two encoders."""
     return tuple(
         np.load(DATA / "text" / f"query_{v}.npy").astype(np.float64) for v in ("old", "new")
     )
 
 
 def tumours():
-    """Return (old, new) of 569 tumours of 30 measurements, by two random networks of one layer."""
+    """Return (old, new) of 569 tumours with 30 measurements by two random one-layer networks."""
     from sklearn.datasets import load_breast_cancer
 
     rows = load_breast_cancer().data
@@ -101,7 +101,7 @@ def patches():
 def factors():
     """Return (old, new) of 6,000 made-up items: 20 factors in small and large classes, and noise.
 
-    Both models see them through layers of their own, and each adds noise of its own.
+    Each model sees the items through its own layer and adds its own noise.
     """
     rng = np.random.default_rng(4)
     shares = 1 / np.arange(1, 61)
@@ -118,7 +118,7 @@ def heavy_tails():
 
 
 def _two_networks(rows, old_dim: int, new_dim: int, seed: int):
-    """Return what two random layers of so many numbers make of the rows (N, D)."""
+    """Return the outputs (N, old_dim) and (N, new_dim) of two random layers for rows (N, D)."""
     rng = np.random.default_rng(seed)
     first, second = (rng.standard_normal((rows.shape[1], d)) for d in (old_dim, new_dim))
     size = np.sqrt((rows**2).sum(1).mean())
@@ -139,7 +139,7 @@ HELD_OUT_SEED = 1000
 
 
 def fitted_map(old, new, count: int | None, rng):
-    """Return a ridge map of so many pairs; 0: a random one."""
+    """Return a ridge map fitted on ``count`` pairs, or a random map if there are none."""
     if not count:
         weight = rng.standard_normal((old.shape[1], new.shape[1]))
         return lambda x: x @ weight
@@ -150,7 +150,7 @@ def fitted_map(old, new, count: int | None, rng):
 
 
 def wrong_pairings(old, new, rng) -> dict:
-    """Return, by name, vectors in the place of the right new ones."""
+    """Return wrong vectors to put in place of the new ones, by the name of the mistake."""
     half = rng.permutation(len(new))[:, None] % 2 == 0
     turn = np.linalg.qr(rng.standard_normal((new.shape[1],) * 2))[0]
     return {
@@ -162,7 +162,7 @@ def wrong_pairings(old, new, rng) -> dict:
 
 
 def measure_map(old, new, count, items, repeats, with_known=True, seed=0):
-    """Return counts of (truth, outcome) over draws of a map and items: "right" or what is wrong."""
+    """Return counts of (truth, outcome) over draws; truth is "right" or the name of the mistake."""
     found = collections.Counter()
     for repeat in range(repeats):
         rng = np.random.default_rng((seed, repeat, items))
@@ -189,7 +189,7 @@ def measure_map(old, new, count, items, repeats, with_known=True, seed=0):
 
 
 def measure_pairs(old, new, items, repeats, noise=0.0, seed=0):
-    """Return the same for the check before a map is fitted; ``noise`` spoils the old model."""
+    """Return such counts for the check before a map is fitted; ``noise`` degrades the old model."""
     found = collections.Counter()
     if len(old) < items:
         return None
@@ -231,7 +231,7 @@ def name_of(count: int | None) -> str:
 
 
 def measure_set(old, new, repeats: int, seed: int, items):
-    """Yield (what was asked, {row: counts for each number of items}) of the tables of a set."""
+    """Yield (title, {row: counts for each number of items}) for each table of a set."""
     for with_known in (True, False):
         yield (
             f"a map with {'256' if with_known else 'no'} tested pairs",
@@ -255,7 +255,7 @@ def measure_set(old, new, repeats: int, seed: int, items):
 
 
 def outcomes(totals, *truths: str) -> list[str]:
-    """Return the shares that fit, that cannot be told and that are refused, and their number."""
+    """Return the shares of "fits", "cannot tell" and "wrong", and the number of outcomes."""
     asked = sum(n for (truth, _), n in totals.items() if truth in truths)
     if not asked:
         return ["–"] * 4
@@ -264,7 +264,7 @@ def outcomes(totals, *truths: str) -> list[str]:
 
 
 def held_out(repeats: int, names, items) -> None:
-    """Print one row for each set and question: right pairings, wrong ones, half of them wrong."""
+    """Print a row per set and question: right pairings, wrong ones, and half-wrong ones."""
     heading = ["", "right: refused / cannot tell", "wrong: passed / cannot tell"]
     heading += ["half of them wrong: passed / cannot tell", "asked"]
     print(f"| {' | '.join(heading)} |\n|{'---|' * len(heading)}")

@@ -1,13 +1,14 @@
-"""Measure how many usual mistakes are found: ``python -m tools.measure_mistakes``.
+"""Measure how many common mistakes are found: ``python -m tools.measure_mistakes``.
 
 Each mistake is made with real vectors (20,000 dictionary entries by two public encoders), in the
-gallery, in the sample, or among the new vectors, and the files then go through what a user would
-run: ``doctor`` on the file, `fit` on the sample, `apply` on the gallery. The table in
-docs/formats.md says which of these found it, and whether its message names the mistake.
+gallery, in the sample, or among the new vectors, and the files then go through the
+commands that a user would run: ``doctor`` on the file, `fit` on the sample, `apply` on the gallery.
+The table in docs/formats.md says which of these found the mistake, and whether the message names
+it.
 
-The encoders are not at hand, so a text prefix is made of vectors: the mean of an entry's words and
-of those of a prefix, which is what the smaller encoder computes. Other models of the same size are
-the other encoder, cut or padded and turned, and normalised.
+The encoders themselves are not needed. A text prefix is imitated with vectors: the mean over the
+words of an entry and of a prefix, as the smaller encoder computes it. A different model of the same
+size is imitated by the other encoder, whose vectors are cut, or padded and rotated, and normalised.
 """
 
 import argparse
@@ -35,7 +36,7 @@ STEPS = ("doctor", "fit", "apply")
 
 @dataclasses.dataclass
 class Files:
-    """Vectors and ids of the four files of an upgrade, each (n, D) and (n,)."""
+    """Vectors (n, D) and ids (n,) of each of the four files of an upgrade."""
 
     gallery: tuple
     sample_old: tuple
@@ -45,14 +46,14 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """One usual mistake.
+    """A common mistake.
 
     Attributes:
-      what: in words.
-      place: the file that it is made in.
-      named: what a message that names it says, a regular expression.
-      make: returns the file's (vectors, ids) with the mistake, of these, of those that another
-        model of the same size gives, and of random numbers.
+      what: a description in words.
+      place: the file in which the mistake is made.
+      named: a regular expression that matches the messages that name the mistake.
+      make: ``(vectors, ids, vectors by another model of the same size, random generator) ->
+        (vectors, ids)`` with the mistake.
     """
 
     what: str
@@ -67,7 +68,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def other_model(vectors: np.ndarray, dim: int, rng) -> np.ndarray:
-    """Return vectors of a model of ``dim`` dimensions: cut, or padded and turned."""
+    """Return the vectors as a model of ``dim`` dimensions: cut, or padded and rotated."""
     if vectors.shape[1] >= dim:
         return unit(vectors[:, :dim])
     turn = np.linalg.qr(rng.standard_normal((dim, dim)))[0][: vectors.shape[1]]
@@ -79,7 +80,7 @@ def _some(vectors, other, chosen):
 
 
 def _part(start: float, stop: float):
-    """Return a mistake's maker: a stretch of the file is another model's."""
+    """Return a function that takes one stretch of the file from another model."""
 
     def make(vectors, ids, other, rng):
         place = np.arange(len(ids)) / len(ids)
@@ -93,7 +94,7 @@ def _random_half(vectors, ids, other, rng):
 
 
 def _lengths(share: float):
-    """Return a mistake's maker: a share of the rows is not normalised."""
+    """Return a function that leaves a share of the rows without normalisation."""
 
     def make(vectors, ids, other, rng):
         lengths = np.where(rng.random(len(ids)) < share, rng.uniform(2, 9, len(ids)), 1)
@@ -112,7 +113,7 @@ def _cut_and_padded(vectors, ids, other, rng):
 
 
 def _prefix(share: float):
-    """Return a mistake's maker: a prefix of one word in four stands before a share of the texts."""
+    """Return a function that gives a share of the texts a prefix, one word in four of theirs."""
 
     def make(vectors, ids, other, rng):
         word = vectors[rng.integers(len(vectors))]
@@ -166,7 +167,7 @@ MISTAKES = [
 
 
 def files_of(old: np.ndarray, new: np.ndarray, pairs: int, rng) -> Files:
-    """Return sound files: all rows are the gallery's, some of them the sample's."""
+    """Return sound files: the gallery has all rows, the sample some of them."""
     ids = rng.permutation(10 * len(old))[: len(old)]
     some = np.sort(rng.permutation(len(old))[:pairs])
     return Files((old, ids), (old[some], ids[some]), (new[some], ids[some]), (new, ids))
@@ -187,9 +188,9 @@ def spoilt(files: Files, mistake: Mistake, old, new, rng) -> Files:
 
 
 def found_by(files: Files, place: str, folder: Path) -> tuple[str, str]:
-    """Return which step finds something in the files, and what it says; ("", "") if none does.
+    """Return the step that finds something in the files, and its message; ("", "") if none does.
 
-    An error or a finding counts, a warning that cannot tell does not.
+    Errors and findings count; a warning that says "cannot tell" does not.
     """
     paths = {}
     for name in PLACES:
@@ -210,7 +211,7 @@ def found_by(files: Files, place: str, folder: Path) -> tuple[str, str]:
 
 
 def measure(old, new, pairs: int, repeats: int, mistakes=MISTAKES) -> list[dict]:
-    """Return for each mistake how often which step found it, and how often it was named."""
+    """Return for each mistake how often each step found it, and how often it was named."""
     rows = []
     for mistake in [None, *mistakes]:
         row = {"what": mistake.what if mistake else "none", "place": mistake.place if mistake else

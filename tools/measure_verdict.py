@@ -1,10 +1,11 @@
-"""Measure the verdict of ``assess`` on pairs of models whose truth is known, and which chose no
-constant: ``python -m tools.measure_verdict``, for docs/known-answers.md.
+"""Measure the verdict of ``assess`` on pairs of models whose truth is known:
+``python -m tools.measure_verdict``, for docs/known-answers.md.
 
-The tests hold the verdict to families of pairs on which its rules were made
-(tests/helpers/known_truth.py). These are others: other items, dimensions, seeds and other ways to
-be better or worse. *Right* is "upgrade" for a better new model, "keep" for an equal or worse one,
-"keep" or a refusal for one that knows nothing; "cannot tell" is neither right nor wrong.
+The tests check the verdict on the families of pairs on which its rules were made
+(tests/helpers/known_truth.py). No constant was chosen on the families measured here: they have
+other items, dimensions and seeds, and other ways to be better or worse. *Right* is "upgrade" for a
+better new model, "keep" for an equal or worse one, and "keep" or a refusal for one that knows
+nothing; "cannot tell" is neither right nor wrong.
 """
 
 import argparse
@@ -34,7 +35,7 @@ RIGHT = {
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A gallery by both models, with labels; and queries with the row that each is after."""
+    """A gallery by both models with labels, and queries with the row that each should find."""
 
     old: np.ndarray
     new: np.ndarray
@@ -50,7 +51,7 @@ def pictures(rng):
 
 
 def sentences(rng):
-    """Return vectors of usage examples, and the topics of the entries that they belong to."""
+    """Return vectors of usage examples, and the topics of their entries."""
     entries = np.load(DATA / "text" / "query_relevant.npy")
     topics = np.load(DATA / "text" / "group.npy")[entries]
     return np.load(DATA / "text" / "query_new.npy").astype(np.float32), topics
@@ -128,7 +129,7 @@ def pair(family: str, truth: str, seed: int) -> Pair:
 
 
 def advice(found: Pair, yardstick: str) -> tuple[str, str]:
-    """Return the advice on a pair, or "refused"; and the words."""
+    """Return the advice on a pair, or "refused", and its wording."""
     given = {"labels": found.labels}
     if yardstick == "judged pairs":
         given = {"query_old": found.query_old, "query_new": found.query_new}

@@ -1,11 +1,12 @@
-"""Looks up every name of other packages that this one uses in releases that it cannot run.
+"""Looks up every name that this project uses of other packages in releases that it cannot run.
 
   pip download --no-deps --only-binary=:all: --python-version 3.12 --dest wheels jax flax optax
   python -m tools.newer_names wheels
 
-Nothing is imported: the code of this project and of the wheels is parsed. A name counts as there
-if its module's file has the word; names that the module lists as deprecated are reported, too. It
-shows that nothing was removed or renamed, not that all does what it did.
+Nothing is imported: the code of this project and of the wheels is parsed. A name counts as present
+if the file of its module contains the word; names that the module lists as deprecated are reported,
+too. The check shows that nothing was removed or renamed, not that everything still behaves as it
+did.
 """
 
 import argparse
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def used(package: str) -> dict[str, set[str]]:
-    """Return the dotted names of a package that the code uses, with the files that do."""
+    """Return the dotted names of a package that the code uses, each with the files that use it."""
     found = collections.defaultdict(set)
     for folder in ("fct_jax", "tools", "configs", "tests"):
         for file in (ROOT / folder).rglob("*.py"):
@@ -30,8 +31,8 @@ def used(package: str) -> dict[str, set[str]]:
 
 
 def _names(tree: ast.Module, package: str) -> set[str]:
-    """Return what a file imports of a package, and attributes of that, by their full names."""
-    known = {}  # a name of this file, and what it stands for
+    """Return the full names of a package's members that a file imports, and of their attributes."""
+    known = {}  # a name in this file -> its full name
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -52,9 +53,9 @@ def _names(tree: ast.Module, package: str) -> set[str]:
 
 
 def missing(names, files: dict[str, str]) -> dict[str, str]:
-    """Return the names that are not there or deprecated, and why.
+    """Return the names that are missing or deprecated, each with the reason.
 
-    files: the texts of a package by path, such as "jax/numpy/__init__.py".
+    ``files`` holds the texts of a package by path, such as "jax/numpy/__init__.py".
     """
     found = {}
     for name in sorted(names):

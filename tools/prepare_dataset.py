@@ -4,14 +4,14 @@ Examples:
   python tools/prepare_dataset.py cifar100 --data_dir ~/data
       downloads CIFAR-100 through TFDS (160 MB)
   python tools/prepare_dataset.py cifar100 --data_dir ~/data --archive cifar-100-python.tar.gz
-      the same from an archive that is already here
+      does the same from an archive that you have already
   python tools/prepare_dataset.py cifar100 --data_dir ~/cifar100 --archive … --format folder
-      as PNG files in training/<class>/ and validation/<class>/, classes named 0 to 99
+      writes PNG files to training/<class>/ and validation/<class>/, with classes 0 to 99
   python tools/prepare_dataset.py imagenet2012 --data_dir ~/data --manual_dir ~/downloads
-      from ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in ~/downloads
+      reads ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in ~/downloads
 
-Then --config.data.dir=DATA_DIR (and --config.data.name=folder for the folder form). Any other data
-set of TFDS can be prepared by its name, if the packages that TFDS wants for it are installed.
+Then pass --config.data.dir=DATA_DIR (and --config.data.name=folder for the folder form). Any other
+TFDS data set can be prepared by its name, if the packages that TFDS needs for it are installed.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except Exception as error:  # TFDS and the file system raise many kinds: one line for each
+    except Exception as error:  # TFDS and the file system raise many kinds; each gets one line
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         print(f"error: {options.name} was not prepared: {reason}", file=sys.stderr)
         return 1
@@ -96,7 +96,7 @@ def prepare(options: argparse.Namespace) -> Path:
 
 
 def write_tfds(options: argparse.Namespace) -> Path:
-    """Write TFDS's form. TFDS writes to a temporary folder and renames it at the end."""
+    """Write the TFDS form. TFDS writes to a temporary folder and renames it at the end."""
     builder = _builder(options.name, options.data_dir)
     target = Path(builder.data_path)
     if target.exists():
@@ -141,7 +141,7 @@ def write_folder(archive_path: Path, root: Path) -> Path:
         with _Bar() as bar:
             for split, folder in FOLDERS.items():
                 _write_images(archive.splits[split], partial / folder, lambda n, s=split: bar(s, n))
-        partial.chmod(0o755)  # mkdtemp lets nobody else in
+        partial.chmod(0o755)  # mkdtemp makes a folder that only its owner may enter
         partial.rename(root)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -158,17 +158,17 @@ def _write_images(split, folder: Path, progress) -> None:
 
 
 class _Rate(ProgressColumn):
-    """Images a second."""
+    """Shows images per second."""
 
     def render(self, task) -> str:
         return f"{task.speed:.0f} images/s" if task.speed else ""
 
 
 class _Bar:
-    """Progress with rate and time left, one line a split; silent where nobody watches."""
+    """Progress with rate and time left, one line per split; not animated outside a terminal."""
 
     def __init__(self):
-        """Write to stderr, so that stdout holds the result alone."""
+        """Write to stderr, so that stdout holds only the result."""
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

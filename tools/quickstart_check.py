@@ -1,13 +1,13 @@
-"""Says whether the quickstart's table lies within the usual spread over seeds.
+"""Checks whether the quickstart's table lies within the usual spread over seeds.
 
   python tools/quickstart_check.py runs/digits/report
   python tools/quickstart_check.py --learn runs/digits_spread/report   # writes the usual values
 
-The usual values, ``configs/quickstart.json``, are learnt from ``tools/quickstart_spread.py``.
-One seed says little: another processor rounds differently, roundings grow while a network trains,
-and the table of one machine differs from another's as one seed's differs from the next. The usual
-range of a value is the interval in which one more training falls with a probability of 95 %, for
-all values of the table together: mean ± t · s · √(1 + 1/n), where s is the standard deviation over
+The usual values, ``configs/quickstart.json``, are learnt from a report of
+``tools/quickstart_spread.py``. One seed says little: another processor rounds differently, rounding
+differences grow while a network trains, and so the tables of two machines differ as those of two
+seeds do. The usual range of a value is an interval; with a probability of 95 %, all values of one
+more training lie in their ranges: mean ± t · s · √(1 + 1/n), where s is the standard deviation over
 n seeds and t a quantile of Student's distribution with n - 1 degrees of freedom (Bonferroni).
 """
 
@@ -36,7 +36,7 @@ def learn(spread: Path, ranges: Path = RANGES) -> str:
         raise UserError(f"{spread} is no report of tools/quickstart_spread.py: it has no seeds")
     tables = [table_of(seed) for seed in seeds]
     values = {name: [table[name] for table in tables] for name in tables[0]}
-    usual(values)  # enough of them
+    usual(values)  # raises if there are too few
     ranges.write_text(json.dumps({"seeds": len(tables), "values": values}, indent=1) + "\n")
     return f"{ranges}: {len(values)} values of {len(tables)} seeds"
 
@@ -68,7 +68,7 @@ def usual(values: dict[str, list[float]]) -> dict[str, tuple[float, float]]:
 def compare(report: Path, ranges: Path = RANGES) -> str:
     """Return one line about a report of the quickstart.
 
-    Raises UserError if there is none, or no measured ranges.
+    Raises UserError if there is no report, or if no ranges were learnt.
     """
     measured = _read(ranges)["values"]
     table, known = table_of(_read(report / "report.json")), usual(measured)

@@ -1,10 +1,10 @@
-"""The quickstart over several seeds: means and spreads of its tables, and mAP curves with bands.
+"""Run the quickstart with several seeds: means and spreads of its tables, mAP curves with bands.
 
-  python tools/quickstart_spread.py --seeds 3          # what the README shows; minutes on a CPU
+  python tools/quickstart_spread.py --seeds 3          # the README's table; minutes on a CPU
 
-Every seed trains the old and the new model of the digits, FCT and FastFill, by the configs of
-``make quickstart``, and evaluates them. What was trained before is not trained again. The report is
-in WORKDIR/report; ``--picture FILE`` copies its curves.
+For every seed it trains the old and the new model of the digits, FCT and FastFill, with the configs
+of ``make quickstart``, and evaluates them. Models that were trained before are not trained again.
+The report is in WORKDIR/report; ``--picture FILE`` copies its curves.
 """
 
 import json
@@ -21,7 +21,7 @@ from tools.benchmark_side import read_config
 from tools.script import Parser, status
 
 COLUMNS = {"cmc@1": "CMC@1", "map": "mAP"}
-# The oracle needs all new vectors, and FCT alone knows no uncertainty: what a service can choose.
+# A service can choose these: the oracle needs all new vectors, and FCT has no uncertainty.
 SHOWN = ("FCT · random", "FastFill · random", "FastFill · uncertainty")
 
 
@@ -34,7 +34,7 @@ def parser() -> Parser:
 
 
 def one_seed(seed: int, folder: Path) -> dict:
-    """Train and evaluate by one seed; return what its report.json holds."""
+    """Train and evaluate with one seed; return the content of its report.json."""
     from fct_jax.evaluate.command import evaluate
     from fct_jax.train.loop import train
 
@@ -56,7 +56,7 @@ def one_seed(seed: int, folder: Path) -> dict:
 
 
 def spread(values) -> str:
-    """Return "mean ± standard deviation" in percent; the mean alone where there is one value."""
+    """Return "mean ± standard deviation" in percent, or only the mean if there is one value."""
     values = 100 * np.asarray(values, np.float64)
     if len(values) == 1:
         return f"{values[0]:.1f}"

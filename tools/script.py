@@ -1,7 +1,7 @@
-"""What the tools share: the help of each is its docstring, and a mistake is one line.
+"""Shared parts of the tools: their help is the docstring, and a user's mistake is one line.
 
-A tool is run as a file or as a module; it puts the repository on ``sys.path`` before it imports
-anything of the project.
+A tool runs as a file or as a module; it puts the repository on ``sys.path`` before it imports
+anything from the project.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from fct_jax.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose help shows the text as it is, and whose errors are one line."""
+    """An argument parser whose help keeps the text's line breaks, and whose errors are one line."""
 
     def __init__(self, text: str):
         super().__init__(
@@ -29,9 +29,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def status(run: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None):
-    """Run a tool by its arguments (by default those of the command line); return its exit status.
+    """Run a tool with its arguments (default: those of the command line); return its exit status.
 
-    That is what ``run`` returns (None: 0), and 1 for a mistake of the user, which is one line.
+    The status is the result of ``run`` (None: 0), or 1 after a user's mistake, printed as one line.
     """
     try:
         return run(sys.argv[1:] if arguments is None else arguments) or 0
@@ -43,7 +43,7 @@ def status(run: Callable[[Sequence[str]], int | None], arguments: Sequence[str] 
 
 
 def read_json(path: Path):
-    """Return what a JSON file holds. Raises UserError for a missing or damaged one."""
+    """Return the content of a JSON file. Raises UserError if it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:

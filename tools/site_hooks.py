@@ -1,6 +1,6 @@
-"""What mkdocs.yml adds to docs/: README.md as the first page, and CONTRIBUTING.md.
+"""Hooks of mkdocs.yml that add README.md, as the first page, and CONTRIBUTING.md to docs/.
 
-Both live at the top of the repository, where GitHub shows them; their links are turned accordingly.
+Both are at the top of the repository, where GitHub shows them; their links are adjusted.
 """
 
 import re
@@ -21,12 +21,12 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, **_):
-    """Turn links that lead from docs/ to the top of the repository."""
+    """Adjust links that lead from docs/ to the top of the repository."""
     return linked(markdown, "../")
 
 
 def linked(text: str, top: str) -> str:
-    """Return a page with its links to `PAGES`, which lie in the folder ``top``, turned."""
+    """Return a page with its links to `PAGES`, which are in the folder ``top``, adjusted."""
     for page, source in PAGES.items():
         text = text.replace(f"]({top}{source}", f"]({page}")
     return text

@@ -1,4 +1,4 @@
-"""Split a training list for an old and a new model: extended-class or extended-data.
+"""Split a training list for an old and a new model, by class or by data.
 
   python tools/split_dataset.py gldv2_train.txt --by class --ratio 0.3 --seed 666 --out splits/
 
@@ -17,7 +17,7 @@ from fct_jax.data.splits import split_list
 from fct_jax.errors import UserError
 from tools.script import Parser, status
 
-# form: fields after the label, and whether classes come in the order of their first image
+# format: fields after the label, whether classes keep the order of their first images
 FORMATS = {"plain": (0, False), "market1501": (2, True)}
 
 
@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> None:
     try:
         flags.out.mkdir(parents=True, exist_ok=True)
         for file, text in files.items():
-            # "x" does not even overwrite a file that appeared since the check above.
+            # With "x", not even a file that appeared since the check above is overwritten.
             with file.open("x", encoding="utf-8") as out:
                 out.writelines(f"{line}\n" for line in text)
             print(f"{file}: {len(text)} images")

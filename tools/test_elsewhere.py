@@ -1,8 +1,8 @@
-"""The numerical tests as other processors would run them: ``python -m tools.test_elsewhere``.
+"""Runs the numerical tests as other processors would: ``python -m tools.test_elsewhere``.
 
-Instruction sets, kernels of linear algebra and numbers of threads add in other orders, so their
-results differ by rounding. Each setting runs the same test files in a process of its own; a
-setting that this processor cannot run is left out, and said so.
+Other instruction sets, linear-algebra kernels and numbers of threads add in other orders, so that
+results differ by rounding. Each setting runs the same test files in its own process; a setting that
+this processor cannot run is skipped and reported as such.
 """
 
 import argparse
@@ -19,7 +19,7 @@ _LIMIT = 7200  # seconds for one setting, on a busy machine
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Variables of the environment, and the processor's flag without which they do not work."""
+    """Environment variables, and the processor flag that they need."""
 
     variables: dict[str, str]
     needs: str = ""
@@ -36,7 +36,7 @@ def _blas(name: str, needs: str, quick: bool = False) -> Setting:
 
 def _threads(count: int) -> Setting:
     names = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    return Setting(dict.fromkeys(names, str(count)))  # NPROC is XLA's
+    return Setting(dict.fromkeys(names, str(count)))  # XLA reads NPROC
 
 
 SETTINGS = {
@@ -52,7 +52,7 @@ SETTINGS = {
     "threads-4": _threads(4),
 }
 
-# test files whose results are numbers: whether `.ci/run` repeats them too
+# test files with numerical results -> whether `.ci/run` repeats them too
 FILES = {
     "test_optimizer_golden.py": False,
     "test_optimizer.py": True,
@@ -98,7 +98,7 @@ def main(argv=None) -> int:
 
 
 def find(name: str) -> str:
-    """Return the path of a test file, in whatever folder of the tests it is."""
+    """Return the path of a test file, whichever folder of the tests it is in."""
     found = list((ROOT / "tests").rglob(name))
     if len(found) != 1:
         raise SystemExit(f"{len(found)} files named {name} in {ROOT / 'tests'}")
@@ -123,7 +123,7 @@ def run(name: str, paths: list[str]) -> str:
 
 
 def processor_flags() -> set[str]:
-    """Return the flags that Linux lists; elsewhere none, so that such settings are left out."""
+    """Return the flags that Linux lists, or none elsewhere, which skips settings that need any."""
     listed = Path("/proc/cpuinfo")
     if not listed.is_file():
         return set()

@@ -1,16 +1,17 @@
-"""Compare compatible training here with the published step in PyTorch, over several seeds.
+"""Compare our compatible training with the published step in PyTorch, over several seeds.
 
   python tools/training_seeds.py                      # Hot-refresh, two epochs, eight seeds
   python tools/training_seeds.py --method none --epochs 5 --seeds 4
   python tools/training_seeds.py --starts here rounded    # without other initial weights
 
-One old model is trained on 30 % of the digits. Then every seed trains a new model on all of them:
-here, and in PyTorch by the step of AdvBCT's code (model, losses, SGD and BatchNorm of PyTorch
-itself), from the same initial weights on the same batches, from weights that differ from these in
-their last binary digit, from PyTorch's own initial weights, and from those of timm, where the
-published code takes its trunks from. Images, batch size, rate, the dropped last batch and the old
-embeddings are the same. The table gives mean and standard deviation of the mAP, in percent, over
-the seeds. Two epochs of Hot-refresh with eight seeds gave
+One old model is trained on 30 % of the digits. Then, for every seed, new models are trained on all
+digits: one with fct_jax ("here"), and others in PyTorch with the step of AdvBCT's code (model,
+losses, SGD and BatchNorm of PyTorch itself). The latter start from the same initial weights with
+the same batches; from weights that differ from these in their last binary digit; from PyTorch's own
+initial weights; and from those of timm, from which the published code takes its trunks. Images,
+batch size, learning rate, the dropped last batch and the old embeddings are the same. The table
+gives the mean and standard deviation of the mAP over the seeds, in percent. Two epochs of
+Hot-refresh with eight seeds gave
 
                                                new/new        new/old
   here                                      45.4 ± 5.1     22.5 ± 4.4
@@ -23,10 +24,10 @@ the seeds. Two epochs of Hot-refresh with eight seeds gave
   PyTorch minus here                        +3.4 ± 3.2     +1.6 ± 2.5    (7.9, 6.6)
   rounding alone, in PyTorch                -3.8 ± 4.9     -0.8 ± 2.6    (16.3, 6.6)
 
-so that a last digit moves a training by more than the two programs differ. In float64, where
-rounding has no room to grow, they are one: `tests/tools/test_training_seeds.py` holds the weights
-together to 1e-5 of their size over an epoch (3e-8 was measured), and a model alone over two epochs
-to 1e-9 (2e-13).
+so that a change in the last digit moves a training by more than the two programs differ. In
+float64, where rounding has no room to grow, they agree: `tests/tools/test_training_seeds.py` checks
+that the weights agree to 1e-5 of their size after an epoch (3e-8 was measured), and those of a
+model trained alone to 1e-9 after two epochs (2e-13 was measured).
 """
 
 import argparse
@@ -61,14 +62,14 @@ ROWS = {  # init -> row of the table
     "PyTorch": "PyTorch, initial weights of PyTorch",
     "timm": "PyTorch, initial weights of timm",
 }
-PAIRS = (  # what, row, row that is subtracted
+PAIRS = (  # name, row, subtracted row
     ("PyTorch minus here", ROWS[HERE], "here"),
     ("rounding alone, in PyTorch", ROWS[ROUNDED], ROWS[HERE]),
 )
 
 
 def settings(arguments, **changes):
-    """Return the config of a training, on 16-px digits."""
+    """Return the config of a training on 16-px digits."""
     config = recipes.digits_compatible()
     config.epochs = arguments.epochs
     config.optimizer.lr = 0.1
@@ -89,9 +90,9 @@ def images_of(config, split: str):
 
 
 def start_of(config):
-    """Return PyTorch's names of the weights that training starts from here, and the batches.
+    """Return the initial weights of our training under PyTorch's names, and its batches.
 
-    The batches are indices (steps, B) of training images, one row a step.
+    The batches are indices (steps, B) of training images, one row per step.
     """
     mesh = sharding.make_mesh()
     task = Compatible(config, mesh)
@@ -108,11 +109,11 @@ def start_of(config):
 
 
 def torch_run(config, old_embeddings, seed: int, init: str, images, labels, test_images):
-    """Train by the published step, and return the embeddings of the test images.
+    """Train with the published step, and return the embeddings of the test images.
 
-    ``init`` is "PyTorch" or "timm"; or HERE: the weights and batches of the training here; or
-    ROUNDED: these with every weight up or down by its last binary digit. All is computed in the
-    precision of ``images`` (N, H, W, 3).
+    ``init`` is "PyTorch" or "timm", HERE for the weights and batches of our own training, or
+    ROUNDED for these with every weight moved up or down by its last binary digit. Everything is
+    computed in the precision of ``images`` (N, H, W, 3).
     """
     import torch
     from torch.nn import functional
@@ -192,7 +193,7 @@ def _hot_refresh(embedding, old, labels, temperature: float = 0.01, top_k: int =
 
 
 def _init_as_timm(trunk) -> None:
-    """Initialise as He's normal over outputs, with a zero scale at the end of each block."""
+    """Initialise by He's normal (fan-out), with a zero scale at the end of each block."""
     from torch import nn
 
     for module in trunk.modules():
@@ -278,7 +279,7 @@ def paired(values, others) -> list[str]:
 
 
 def main(words) -> None:
-    """Compare in the folder that is asked for, or in a temporary one."""
+    """Compare in the given folder, or in a temporary one."""
     arguments = parser().parse_args(words)
     if arguments.workdir is not None:
         run(arguments, arguments.workdir)

@@ -1,4 +1,4 @@
-"""The small runs that fault_injection.py kills: commands, and what they leave."""
+"""The small runs that fault_injection.py kills: their commands and the cases that they need."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -36,8 +36,8 @@ class Case(NamedTuple):
     Attributes:
       module: "train" or "embed".
       config: name of a file in ``configs``; "": the command needs none.
-      changes: keys of the config; runs and sets are named relative to the current directory.
-      needs: cases whose output is there before, in a directory of their name.
+      changes: changed keys of the config; runs and sets are relative to the current directory.
+      needs: cases whose output must be there before, each in a directory of its name.
     """
 
     module: str

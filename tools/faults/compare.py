@@ -1,4 +1,4 @@
-"""Comparison of what a killed run left with what an undisturbed one left."""
+"""Compares the files of a killed run with those of an undisturbed one."""
 
 import json
 from pathlib import Path
@@ -11,11 +11,11 @@ _PROGRAM = "program.stablehlo"
 
 
 def differences(reference: Path, home: Path, name: str) -> list[str]:
-    """Return a line for each difference in all directories: a run also writes into others.
+    """Return a line for each difference in all directories, since a run also writes into others.
 
     Args:
       reference, home: the directories in which the undisturbed and the killed run were started.
-      name: of the run's own directory in them.
+      name: name of the run's own directory in them.
     """
     one, other = _files(reference), _files(home)
     found = [f"{path} is missing" for path in sorted(one.keys() - other.keys())]
@@ -46,7 +46,7 @@ def last_step(workdir: Path, since: float = 0.0) -> int:
 
 
 def _files(home: Path) -> dict[Path, Path]:
-    """Return files by their path below ``home``, without those that are free to differ."""
+    """Return files by their path below ``home``, except those that are free to differ."""
     found = {}
     for path in home.rglob("*"):
         relative = path.relative_to(home)
@@ -67,6 +67,6 @@ def _entries_differ(one: Path, other: Path, name: Path) -> list[str]:
 
 
 def _entries(path: Path) -> list[dict]:
-    """Return the log without what depends on time."""
+    """Return the log without the entries that depend on time."""
     entries = map(json.loads, path.read_text().splitlines())
     return [{k: v for k, v in entry.items() if k not in _TIMES} for entry in entries]

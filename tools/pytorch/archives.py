@@ -1,7 +1,8 @@
-"""Reading PyTorch files of every kind: TorchScript archives, checkpoints, plain weights.
+"""Reads PyTorch files of every kind: TorchScript archives, checkpoints, plain weights.
 
-No file's Python code is run. A TorchScript archive does bring a program of its own, in a language
-without Python's reach, which is run to compare embeddings: take archives from where you trust.
+No Python code from a file is run. A TorchScript archive does bring its own program, in a language
+that can do less than Python, and that program is run to compare embeddings: use only archives that
+you trust.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from fct_jax.errors import UserError
 from fct_jax.models import torch_import
 
-# Training scripts keep these beside the weights; AdvBCT's has a CfgNode and a NumPy number.
+# Training scripts store these with the weights; AdvBCT's stores a CfgNode and a NumPy number.
 _DICTIONARIES = ("yacs.config.CfgNode",)
 _OBJECTS = (
     "argparse.Namespace",
@@ -30,29 +31,29 @@ _OBJECTS = (
 
 
 class Weights(NamedTuple):
-    """Names and arrays of a file, and the program of a TorchScript archive (else None)."""
+    """The arrays of a file by name, and the program of a TorchScript archive (otherwise None)."""
 
     state: dict[str, Any]
     archive: Any
 
 
 class Ignored:
-    """Stands for an object of a checkpoint that is not needed: takes anything, does nothing."""
+    """Replaces an unneeded object of a checkpoint: accepts any arguments and does nothing."""
 
     def __new__(cls, *_):
-        """Forget the arguments."""
+        """Ignore the arguments."""
         return super().__new__(cls)
 
     def __setstate__(self, _):
-        """Forget the content."""
+        """Ignore the content."""
 
 
 def read_weights(path: Path) -> Weights:
-    """Return the weights of a file.
+    """Return the weights in a file.
 
     Raises:
-        UserError: no such file, a file that is damaged or of no known kind, one that would run
-            code, or PyTorch missing where it is needed.
+        UserError: if the file does not exist, is damaged, is of no known kind or would run code,
+            or if PyTorch is needed and not installed.
     """
     if not path.is_file():
         raise UserError(f"no weights file {path}")
@@ -85,7 +86,7 @@ def first_line(error: Exception) -> str:
 
 
 def _is_archive(path: Path) -> bool:
-    """Return whether it is TorchScript, which alone writes constants beside its weights."""
+    """Return whether a file is TorchScript: only TorchScript stores constants with the weights."""
     try:
         with zipfile.ZipFile(path) as file:
             return any(name.endswith("/constants.pkl") for name in file.namelist())
@@ -99,7 +100,7 @@ def _read_archive(path: Path) -> Weights:
         raise UserError(f"{path} is a TorchScript archive, which needs PyTorch (pip install torch)")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript as a whole
+            warnings.simplefilter("ignore", DeprecationWarning)  # all of TorchScript is deprecated
             archive = torch.jit.load(str(path), map_location="cpu").float().eval()
         state = dict(archive.state_dict())
     except Exception as error:  # a damaged archive makes PyTorch raise almost anything
@@ -111,12 +112,12 @@ def _read_archive(path: Path) -> Weights:
 
 @contextlib.contextmanager
 def _ignored_objects():
-    """Let PyTorch read, within the context, checkpoints that hold objects of the classes above."""
+    """Context in which PyTorch reads checkpoints that hold objects of the classes above."""
     torch = torch_or_none()
     if torch is None:
         yield
         return
-    # PyTorch fills nothing but its own kinds of dictionaries.
+    # PyTorch fills only the kinds of dictionaries that it knows.
     stand_ins = [(OrderedDict, name) for name in _DICTIONARIES]
     stand_ins += [(Ignored, name) for name in _OBJECTS]
     with torch.serialization.safe_globals(stand_ins):

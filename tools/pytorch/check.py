@@ -1,4 +1,4 @@
-"""Comparison of a run's embeddings with PyTorch's."""
+"""Compares a run's embeddings with PyTorch's."""
 
 import warnings
 
@@ -12,20 +12,20 @@ from fct_jax.models.torch_import import to_numpy
 from tools.pytorch.archives import first_line, torch_or_none
 from tools.pytorch.parts import Part
 
-TOLERANCE = 1e-4  # of the largest absolute embedding value
-COUNT = 4  # random images, or vectors, that are compared
+TOLERANCE = 1e-4  # relative to the largest absolute value of an embedding
+COUNT = 4  # number of random images or vectors to compare
 
 
 def compare(descriptions: dict[str, dict], parts: dict[str, Part], archive=None) -> float:
-    """Return how far embeddings of random inputs are from PyTorch's, by `difference`.
+    """Return the `difference` between embeddings of random inputs and PyTorch's.
 
     Args:
-      descriptions: ``model.json`` by role; fingerprints may be missing.
-      parts: of ``torch_parts.read_parts``, by the same roles.
+      descriptions: the contents of ``model.json`` by role; fingerprints may be missing.
+      parts: as ``torch_parts.read_parts`` returns them, with the same roles.
       archive: the PyTorch program to compare with; None: a module of ``torch_models``.
 
     Raises:
-      UserError: the difference is above the tolerance, or the program fails.
+      UserError: if the difference is above the tolerance, or the program fails.
     """
     runs = {
         role: _load({"fingerprint": "", **description}, parts[role].variables)
@@ -49,7 +49,7 @@ def compare(descriptions: dict[str, dict], parts: dict[str, Part], archive=None)
 
 
 def check(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return their `difference`. Raises UserError if it exceeds the tolerance or is no number."""
+    """Return their `difference`. Raises UserError if it is NaN or exceeds the tolerance."""
     if ours.shape != theirs.shape:
         raise UserError(f"the PyTorch model gives embeddings {theirs.shape}, the run {ours.shape}")
     found = difference(ours, theirs)
@@ -63,15 +63,15 @@ def check(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Return the largest difference, relative to the largest absolute value of ``theirs``."""
-    with np.errstate(invalid="ignore"):  # values that are not finite give NaN, which is refused
+    with np.errstate(invalid="ignore"):  # non-finite values give NaN, which is refused
         return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
 
 
 def load_strictly(module, state) -> None:
-    """Put weights into a module of ``torch_models``; every name has its place.
+    """Load weights into a module of ``torch_models``; every name must match.
 
-    Counters of batches may be missing (embeddings do not depend on them), and a 1×1 convolution
-    may come as a matrix.
+    Batch counters may be missing (embeddings do not depend on them), and the weights of a 1×1
+    convolution may be a matrix.
     """
     torch = torch_or_none()
     wanted = module.state_dict()
@@ -85,7 +85,7 @@ def load_strictly(module, state) -> None:
 
 
 def _random_images(preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (COUNT, size, size, 3) uint8, noise around a grey each, and model input."""
+    """Return images (COUNT, size, size, 3) uint8, each noise around a grey, and model inputs."""
     size, rng = preprocessing.size, np.random.default_rng(0)
     grey = np.linspace(30, 220, COUNT)[:, None, None, None]
     noise = rng.normal(0, 60, (COUNT, size, size, 3))
@@ -113,10 +113,10 @@ def _embed(model: Embedder | Transformer, *inputs: np.ndarray) -> np.ndarray:
 def _embed_torch(module, *inputs: np.ndarray, flat: bool = False) -> np.ndarray:
     """Return a PyTorch module's result for normalised images (N, H, W, 3), or vectors (N, D).
 
-    FCT's modules take vectors as (N, D, 1, 1), those that are ``flat`` as they are.
+    FCT's modules take vectors as (N, D, 1, 1); ``flat`` modules take them as (N, D).
 
-    Raises UserError where it fails, and where the result is not one tensor (or a pair with the
-    embedding last, as of `ResNet`).
+    Raises UserError if the module fails, or if its result is neither one tensor nor a pair with the
+    embedding last, which `ResNet` returns.
     """
     torch = torch_or_none()
     tensors = [torch.from_numpy(array if flat else _nchw(array)) for array in inputs]
@@ -146,8 +146,8 @@ def _load(description: dict, variables) -> Embedder | Transformer:
 
 
 def _module(descriptions: dict[str, dict], parts: dict[str, Part]):
-    """Return the parts in PyTorch, joined if there are several."""
-    from tools.pytorch import models as torch_models  # only here is PyTorch needed
+    """Return the parts as one PyTorch module, joined if there are several."""
+    from tools.pytorch import models as torch_models  # PyTorch is needed only here
 
     modules = {}
     for role, description in descriptions.items():

@@ -1,9 +1,9 @@
-"""The models in PyTorch, with the names of the published code: what weights are checked against.
+"""The models in PyTorch, with the names of the published code, to check weights against.
 
 `ResNet` and `Transformation` are those of FCT (CVPR 2022) and FastFill (ICLR 2023); `ResNet` with
 ``classifier="linear"`` is also torchvision's and timm's; `ProjectionResNet` and `LCETransformation`
-are AdvBCT's (CVPR 2023). Images are (N, 3, H, W). All of them go through ``torch.jit.script`` and
-``trace``.
+are AdvBCT's (CVPR 2023). Images are (N, 3, H, W). All models work with ``torch.jit.script`` and
+``torch.jit.trace``.
 """
 
 import torch
@@ -15,7 +15,7 @@ CLASSIFIERS = ("conv", "linear", "linear with bias", "none")
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut; ``inner`` is for the bottleneck alone."""
+    """Two 3×3 convolutions and a shortcut; only the bottleneck uses ``inner``."""
 
     def __init__(self, inputs: int, inner: int, out: int, stride: int, nonlin: bool):
         super().__init__()
@@ -102,7 +102,7 @@ class Trunk(nn.Module):
         return self.features(x)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return features for `ResNet`: TorchScript knows no ``super().forward``."""
+        """Return features for `ResNet`: TorchScript does not support ``super().forward``."""
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean((2, 3), keepdim=True)
@@ -111,8 +111,8 @@ class Trunk(nn.Module):
 class ResNet(Trunk):
     """Images -> (logits (N, C), embedding (N, D, 1, 1)).
 
-    ``classifier`` is one of `CLASSIFIERS`: a 1×1 convolution as FCT has it, a linear layer with or
-    without bias as torchvision and timm have it, or none (the logits are then (N, 0)).
+    ``classifier`` is one of `CLASSIFIERS`: a 1×1 convolution as in FCT, a linear layer with or
+    without bias as in torchvision and timm, or none (the logits are then (N, 0)).
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class FeatureExtractor(nn.Module):
 
 
 class ProjectionResNet(nn.Module):
-    """Images -> embedding (N, D), as AdvBCT's model gives it in inference."""
+    """Images -> embedding (N, D), as AdvBCT's model returns it in inference."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class ProjectionResNet(nn.Module):
 
 
 class Layer(nn.Module):
-    """1×1 convolution, BatchNorm, ReLU; the last of a transformation is the convolution alone."""
+    """1×1 convolution, BatchNorm, ReLU; a transformation's last layer is only a convolution."""
 
     def __init__(self, inputs: int, outputs: int, last: bool = False):
         super().__init__()
@@ -223,7 +223,7 @@ class Transformation(nn.Module):
 
 
 class LCETransformation(nn.Module):
-    """AdvBCT's form of LCE's transformation: (N, D) -> (N, D) by ``blocks`` residual blocks."""
+    """AdvBCT's version of LCE's transformation: (N, D) -> (N, D) by ``blocks`` residual blocks."""
 
     def __init__(self, dim: int, blocks: int, inner: int = 16):
         super().__init__()
@@ -243,7 +243,7 @@ def _lce_block(dim: int, inner: int) -> nn.Module:
 
 
 class ModelWithTransformation(nn.Module):
-    """Images -> (N, D): AdvBCT's old model and LCE's transformation of its embeddings."""
+    """Images -> (N, D): AdvBCT's old model, followed by LCE's transformation of its embeddings."""
 
     def __init__(self, base: nn.Module, transformation: nn.Module):
         super().__init__()
@@ -268,11 +268,11 @@ class TransformedOldModel(nn.Module):
 
 
 def build(description: dict, classifier: str = "conv") -> nn.Module:
-    """Return the module for a run's ``model.json``, in inference mode; it gives embeddings alone.
+    """Return the module for a run's ``model.json``, in inference mode; it returns only embeddings.
 
     Args:
-      description: of a backbone or a transformation.
-      classifier: form of a `ResNet`'s; see there.
+      description: the description of a backbone or a transformation.
+      classifier: the form of a `ResNet`'s classifier; see `ResNet`.
     """
     name, kwargs = description["name"], description["kwargs"]
     kwargs = {key: value for key, value in kwargs.items() if key != "dtype"}

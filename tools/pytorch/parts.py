@@ -1,4 +1,4 @@
-"""Networks that PyTorch weights belong to, told by their names and shapes alone."""
+"""Recognises the networks of PyTorch weights from names and shapes alone."""
 
 import re
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _LCE = re.compile(r"(|.*?\.)rbt\.\d+\.\d+\.")
 _TRANSFORMATION = re.compile(r"(|.*?\.)(?:p1|p2|mixer)\.\d+\.conv\.")
 _IN_TRUNK = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.((conv|bn)\d|downsample\.[01]))\.\w+")
 _CLASSIFIER = ("fc.weight", "fc.bias")
-# In files of several networks, as of FCT and AdvBCT, names begin like this.
+# In files with several networks, such as FCT's and AdvBCT's, names have these prefixes.
 _JOINED = (
     {"old": "old_model.", "side": "side_info_model.", "transformation": "transformation."},
     {"old": "base.", "transformation": "T."},
@@ -36,11 +36,11 @@ class Part(NamedTuple):
     """One network.
 
     Attributes:
-      description: ``kind``, ``name``, ``kwargs`` and ``dim`` as in ``model.json``; of a
+      description: ``kind``, ``name``, ``kwargs`` and ``dim`` as in ``model.json``, and for a
         transformation also ``old_dim`` and ``side_dim``.
       variables: {"params": …, "batch_stats": …}.
-      state: its PyTorch weights, by the names of ``models.py``.
-      classifier: form of a ResNet's classifier, see ``models.CLASSIFIERS``.
+      state: the network's PyTorch weights, under the names of ``models.py``.
+      classifier: the form of a ResNet's classifier; see ``models.CLASSIFIERS``.
       left_out: names that are not part of the network.
     """
 
@@ -56,12 +56,12 @@ def read_parts(state: Mapping[str, Any], extra: bool) -> dict[str, Part]:
 
     Args:
       state: name -> array. A wrapper's prefix ("module.", "model.", …) does not matter.
-      extra: whether names beside a backbone's are left out (a projection head of an archive whose
-        output can be compared), instead of being an error.
+      extra: whether names besides a backbone's are left out instead of being an error (such as the
+        projection head of an archive, whose output can be compared).
 
     Raises:
-      UserError: an unknown network; names that are missing or unknown, or arrays of a wrong shape
-        (all of them).
+      UserError: if the network is unknown, names are missing or unknown, or arrays have a wrong
+        shape; the message lists all of these.
     """
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -75,12 +75,12 @@ def read_parts(state: Mapping[str, Any], extra: bool) -> dict[str, Part]:
     if others:
         raise UserError(f"transformed old model: unknown {', '.join(others)}")
     if not whole.get("side") or _equal(whole["old"], whole["side"]):
-        whole.pop("side", None)  # without side information the original puts the old model there
+        whole.pop("side", None)  # without side information the original puts the old model here
     return {role: _read_part(part, extra) for role, part in whole.items()}
 
 
 def to_torch(description: dict, variables) -> dict[str, np.ndarray]:
-    """Return a run's weights by the names of the published code. Raises UserError for others."""
+    """Return a run's weights under the published names. Raises UserError for unpublished models."""
     if description["name"] not in ARCHITECTURES:
         raise UserError(
             f"a model {description['name']!r} has no form in PyTorch; "
@@ -116,7 +116,7 @@ def _read_part(state: Mapping[str, Any], extra: bool) -> Part:
 
 
 def _transformation(state: Mapping[str, Any], prefix: str, extra: bool) -> Part:
-    del extra  # nothing may be left out: the uncertainty would be lost
+    del extra  # nothing is left out, or the uncertainty would be lost
     state = _unwrapped(state, prefix)
     variables = torch_import.transformation(state)
     new_dim = np.shape(state["mixer.2.conv.weight"])[0]
@@ -160,7 +160,7 @@ def _backbone(state: Mapping[str, Any], prefix: str, extra: bool) -> Part:
     _check_depths(state)
     classifier, bias = "none", {}
     if any(name.startswith("fc.") for name in state):
-        # Classifiers have no bias here; embeddings do not depend on it.
+        # Our classifiers have no bias; embeddings do not depend on it.
         bias = {"fc.bias": state.pop("fc.bias")} if "fc.bias" in state else {}
         variables = torch_import.resnet(state)
         classifier = "linear with bias" if bias else "linear"
@@ -203,12 +203,12 @@ def _depths(state: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _block(state: Mapping[str, Any]) -> int:
-    """Return the convolutions of a block."""
+    """Return the number of convolutions in a block."""
     return 3 if any(".conv3." in name for name in state) else 2
 
 
 def _check_depths(state: Mapping[str, Any]) -> None:
-    """Raise UserError if deeper than any known network: its names would fill the list."""
+    """Raise UserError for a trunk deeper than any known one, whose names would fill the message."""
     depths, expansion = _depths(state), 4 if _block(state) == 3 else 1
     known = {f["depths"] for f in models.RESNETS.values() if f["expansion"] == expansion}
     if not any(all(n <= m for n, m in zip(depths, k, strict=True)) for k in known):
@@ -260,7 +260,7 @@ def expected_shapes(description: dict) -> dict[str, tuple[int, ...]]:
 
 
 def _without_kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a 1×1 convolution as a matrix, which is another form of it."""
+    """Return the shape of a 1×1 convolution as a matrix, its other form."""
     return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)
 
 

@@ -1,10 +1,10 @@
-"""Measure how long an assessment of a large test gallery takes, all ways of serving and shares.
+"""Measure how long it takes to assess a large test gallery with all ways and shares.
 
     python tools/speed/assessing.py                     # 100,000 x 384 against 384, 2,000 queries
     python tools/speed/assessing.py --items 20000
 
-Vectors are made up: clusters that both models see, and noise of their own. Prints the time and the
-peak of the memory.
+The vectors are made up: clusters that both models see, and each model's own noise. The tool prints
+the time and the peak memory.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from fct_jax import upgrade
 
 
 def vectors(items: int, queries: int, dim: int, seed: int):
-    """Return (N, dim) and (Q, dim) by both models, and the row that each query is after."""
+    """Return (N, dim) and (Q, dim) by both models, and the row that each query should find."""
     rng = np.random.default_rng(seed)
     latent = rng.normal(size=(items, 64)).astype(np.float32)
     latent += 2 * rng.normal(size=(200, 64)).astype(np.float32)[rng.integers(0, 200, items)]
     wanted = rng.permutation(items)[:queries]
     asked = latent[wanted] + rng.normal(size=(queries, 64)).astype(np.float32)
     found = []
-    for noise in (2.0, 1.5):  # MRR of about 50 and 80: neither model finds everything
+    for noise in (2.0, 1.5):  # MRR about 50 and 80: neither model finds everything
         turn = rng.normal(size=(64, dim)).astype(np.float32) / 8
         for part in (latent, asked):
             made = part @ turn + noise * rng.normal(size=(len(part), dim)).astype(np.float32)
@@ -33,7 +33,7 @@ def vectors(items: int, queries: int, dim: int, seed: int):
 
 
 def main() -> None:
-    """Measure once; the map is fitted before the clock runs."""
+    """Measure once; the map is fitted before the clock starts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--pairs", type=int, default=5_000, help="pairs that the map is fitted on")

@@ -1,10 +1,10 @@
-"""Speed of backbones on this machine: training step and forward pass, against plain PyTorch.
+"""Measures backbones on this machine: training step and forward pass, against plain PyTorch.
 
     python tools/benchmark.py --only backbone
 
-Ratios compare times of one run, taken in turns, so that a busy machine disturbs both sides alike.
-The rows "XLA's convolutions" have these everywhere in place of `fct_jax.models.convolution`'s
-choice.
+Ratios compare times of one run, measured in turns, so that a busy machine disturbs both sides
+alike. In the rows "XLA's convolutions", XLA's own convolutions replace everywhere those that
+`fct_jax.models.convolution` chooses.
 """
 
 import os
@@ -21,7 +21,7 @@ from tools.speed.common import figure
 
 CLASSES, DIM = 100, 128
 
-# (model, pixels, batch, whether the forms of before are timed as well)
+# (model, pixels, batch, whether XLA's own convolutions are timed, too)
 QUICK = [("resnet50", 64, 8, True), ("resnet18", 64, 8, False)]
 FULL = [
     ("resnet50", 64, 32, True),
@@ -34,12 +34,12 @@ FULL = [
 def run(quick: bool) -> list[dict]:
     """Return all figures; see ``tools.speed.common.figure``.
 
-    Seconds are those of one step or forward pass, the best of several. The memory is what the
-    compiled program needs: its arguments, results and temporaries.
+    Seconds are the best time of several steps or forward passes. Memory is the size of the compiled
+    program's arguments, results and temporaries.
     """
     rows = []
     # When other programs take the cores, PyTorch's threads wait for each other much longer than
-    # XLA's do. Such ratios flatter us, which the note says.
+    # XLA's do. Such ratios flatter our side; the note says so.
     cores = len(os.sched_getaffinity(0))
     load = f"load average {os.getloadavg()[0]:.1f} on {cores} cores"
     for name, pixels, batch, with_before in QUICK if quick else FULL:
@@ -70,7 +70,7 @@ def run(quick: bool) -> list[dict]:
 
 
 def _best_in_turns(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Return the shortest of ``rounds`` runs of each, after one that does not count."""
+    """Return the shortest of ``rounds`` runs of each candidate, after a warm-up run."""
     times = {name: [] for name in candidates}
     for _ in range(rounds + 1):
         for name, call in candidates.items():
@@ -81,7 +81,7 @@ def _best_in_turns(candidates: dict[str, Callable[[], None]], rounds: int) -> di
 
 
 def _jax_jobs(name: str, pixels: int, batch: int) -> dict[str, tuple[Callable[[], None], float]]:
-    """Return forward pass and SGD step as calls that block, each with its memory in MB."""
+    """Return forward pass and SGD step as blocking calls, each with its memory in MB."""
     model = build(name, num_classes=CLASSES, embedding_dim=DIM)
     random = np.random.default_rng(0)
     images = jnp.asarray(random.normal(size=(batch, pixels, pixels, 3)), jnp.float32)
@@ -151,7 +151,7 @@ def _torch_jobs(name: str, pixels: int, batch: int) -> dict[str, Callable[[], No
 
 
 def _torch_model(name: str):
-    """Return a residual network of the same shape, written plainly."""
+    """Return a plainly written residual network of the same shape."""
     from torch import nn
 
     depths, expansion = {"resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}[name]

@@ -1,20 +1,20 @@
-"""Measure `fit`, `assess` and `apply` beside busy processes: how near they come to their share.
+"""Measure how close `fit`, `assess` and `apply` come to their fair share beside busy processes.
 
     python tools/speed/busy.py                    # beside 8 busy loops
     python tools/speed/busy.py --loops 2 fit
 
-Each task runs in a fresh process, alone first and then beside the loops. The system divides the
-processors between all threads that want one, so that a task's fair time follows from what a loop
-got meanwhile:
+Each task runs in a fresh process, first alone and then beside the loops. The system divides the
+processors among all threads that want one, so that a task's fair time follows from the CPU time
+that a loop got meanwhile:
 
     fair seconds = CPU seconds needed / (threads × share)
-    needed       = the fewer of those spent alone and beside the loops
+    needed       = the fewer CPU seconds, of those spent alone and those spent beside the loops
     share        = CPU seconds of a loop / seconds that the task took beside the loops
     threads      = CPU seconds alone / seconds alone, at least 1
 
-The ratio of the time taken to the fair one is 1 where nothing is lost; threads that wait for one
-another by spinning, or that are waited for in turn, make it larger. Other processes that are busy
-at the same time take from the loops as well, so that the ratio holds beside them, too.
+The ratio of the time taken to the fair time is 1 if nothing is lost. Threads that spin while they
+wait for each other, or that wait for each other in turn, make it larger. Other busy processes slow
+down the loops as well, so that the ratio remains valid beside them.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _LIMIT = 1800  # seconds for one task
 
 
 def fit(folder: Path):
-    """Return a call that fits Procrustes to 3,000 pairs of 384 dimensions."""
+    """Return a function that fits Procrustes to 3,000 pairs of 384 dimensions."""
     from fct_jax import upgrade
 
     old, new = _pairs(3000)
@@ -46,7 +46,7 @@ def fit(folder: Path):
 
 
 def assess(folder: Path):
-    """Return a call that judges a ridge map by labels of 2,000 items and 300 queries."""
+    """Return a function that assesses a ridge map by labels of 2,000 items and 300 queries."""
     from fct_jax import upgrade
 
     old, new = _pairs(2000)
@@ -57,7 +57,7 @@ def assess(folder: Path):
 
 
 def apply(folder: Path):
-    """Return a call that translates a gallery of 20,000 rows."""
+    """Return a function that translates a gallery of 20,000 rows."""
     from fct_jax import upgrade
     from fct_jax.storage.embedding_set import EmbeddingSet
     from fct_jax.upgrade.migration.upgrade import Upgrade
@@ -73,7 +73,7 @@ TASKS = {"fit": fit, "assess": assess, "apply": apply}
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Seconds of the clock and of the processors; and what a loop got meanwhile."""
+    """Seconds of the clock and of the processors, and the CPU seconds of a loop meanwhile."""
 
     seconds: float
     cpu: float
@@ -89,14 +89,14 @@ def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ratio(alone: Measured, beside: Measured) -> float:
-    """Return the seconds taken beside the loops ÷ the fair ones; see the module."""
+    """Return the seconds taken beside the loops ÷ the fair seconds; see the module's docstring."""
     threads = max(1.0, alone.cpu / alone.seconds)
     share = beside.loop / beside.seconds
     return beside.seconds / (min(alone.cpu, beside.cpu) / (threads * share))
 
 
 def measure(task: str, loops: int) -> Measured:
-    """Run a task in a fresh process, beside so many busy loops that start when it is ready."""
+    """Run a task in a fresh process, beside ``loops`` busy loops that start when it is ready."""
     command = [sys.executable, str(Path(__file__).absolute()), "--run", task]
     context = multiprocessing.get_context("spawn")
     spent = context.Array("d", max(loops, 1), lock=False)
@@ -107,7 +107,7 @@ def measure(task: str, loops: int) -> Measured:
             raise RuntimeError(f"{task} ended before it was ready")
         for process in busy:
             process.start()
-        while loops and not min(spent):  # all of them are busy
+        while loops and not min(spent):  # until all loops are busy
             time.sleep(0.05)
         before = list(spent)
         said, _ = child.communicate("go\n", timeout=_LIMIT)
@@ -132,7 +132,7 @@ def _spin(spent, number: int) -> None:
 
 
 def _run(task: str) -> None:
-    """Prepare the task, wait for a line, and print what it took."""
+    """Prepare the task, wait for a line of input, run the task and print its times."""
     with tempfile.TemporaryDirectory() as folder:
         call = TASKS[task](Path(folder))
         print("ready", flush=True)

@@ -10,13 +10,13 @@ def figure(name: str, ours: float, baseline: float | None, peak: float, note: st
     """Return one row of the report.
 
     Args:
-      name: what was measured.
-      ours: seconds.
-      baseline: seconds of the plain way in the same run; None where only growth is shown.
-      peak: megabytes that ours added to the process.
+      name: the name of the figure.
+      ours: seconds of our code.
+      baseline: seconds of the plain baseline in the same run; None if only growth is shown.
+      peak: megabytes that our code added to the process.
       note: sizes, rates, and how a baseline was scaled.
 
-    ``ratio`` is baseline / ours: above 1 ours is faster.
+    ``ratio`` is baseline / ours: above 1, our code is faster.
     """
     return {
         "name": name,
@@ -36,6 +36,6 @@ def seconds(function: Callable, *arguments, **keywords) -> float:
 
 
 def peak_mb() -> float:
-    """Return the most memory that this process has had, in megabytes."""
+    """Return the peak memory of this process, in megabytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,9 +1,10 @@
-"""Time that a compatibility method adds to a training step.
+"""Measures the time that a compatibility method adds to a training step.
 
     python tools/benchmark.py --only compatible [--full]
 
-The same step with each of the five methods and without any; ResNet-18, batch 128, 64 px
-(--full), or narrower and smaller. The rounds alternate, so that all see the same machine.
+The same step runs with each method and without any, with ResNet-18, batch 128 and 64 px (--full),
+or with a narrower network and smaller images. The rounds alternate, so that all methods meet the
+same load.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ METHODS = ("bct", "lce", "hot_refresh", "unibct", "advbct")
 
 
 def run(quick: bool) -> list[dict]:
-    """Return a figure a method; see ``tools.speed.common.figure``. ``quick``: under a minute."""
+    """Return a figure per method; see ``tools.speed.common.figure``. ``quick``: under a minute."""
     width, size, batch, rounds = (16, 32, 64, 12) if quick else (64, 64, 128, 12)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         old = _old_run(Path(folder))
@@ -35,10 +36,10 @@ def run(quick: bool) -> list[dict]:
         times: dict[str, list[float]] = {name: [] for name in steps}
         peak = peak_mb()
         for number in range(rounds):
-            # Every second round runs backwards, so that no method always follows the same one.
+            # Every second round runs in reverse, so that no method always follows the same one.
             for name in list(steps)[:: -1 if number % 2 else 1]:
                 times[name].append(steps[name]())
-    # The fastest step is the one that other programs disturbed least.
+    # Other programs disturbed the fastest step least.
     best = {name: min(found) for name, found in times.items()}
     note = f"ResNet-18 of width {width}, batch {batch}, {size} px; fastest of {rounds} steps"
     return [
@@ -54,7 +55,7 @@ def run(quick: bool) -> list[dict]:
 
 
 class _Step:
-    """One compiled training step; calling it gives its seconds."""
+    """A compiled training step; a call runs it and returns the seconds."""
 
     def __init__(self, config):
         mesh = sharding.make_mesh()

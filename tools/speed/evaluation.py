@@ -1,11 +1,11 @@
-"""Speed of evaluation: backfilling curves and search, each against a plain baseline.
+"""Measures evaluation: backfilling curves and search, each against a plain baseline.
 
     python tools/benchmark.py --only evaluation
 
-Every figure runs in a process of its own, ours and its baseline one after the other on the same
-data (clustered Gaussian vectors, D = 128), and is reported as seconds, their ratio, and peak
-memory of ours. Where the baseline would take minutes it is measured on fewer queries
-and points and scaled; the note says how.
+Every figure is measured in its own process, where our code and its baseline run one after the other
+on the same data (clustered Gaussian vectors, D = 128). The report gives their seconds, the ratio,
+and the peak memory of our code. If the baseline would take minutes, it is measured on fewer queries
+and points and scaled up; the note says how.
 """
 
 import multiprocessing
@@ -25,13 +25,13 @@ from tools.speed.common import seconds as time_of
 
 DIMS = 128
 POINTS = 22
-SPREAD = 2.0  # of a class, relative to the centres: mAP about 0.2
+SPREAD = 2.0  # spread of a class relative to the centres; gives an mAP of about 0.2
 
 
 def run(quick: bool) -> list[dict]:
     """Return all figures; see ``tools.speed.common.figure``; ``items`` marks growing sizes.
 
-    ``quick`` takes under a minute on two cores; otherwise some minutes.
+    They take some minutes on two cores, with ``quick`` under a minute.
     """
     jobs = [(_growth, (1_000, 10)), (_growth, (3_000, 30))]
     jobs += [(_curve, (10_000, 100, 100 if quick else 400))]
@@ -59,11 +59,11 @@ def _clusters(n: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _our_curve(n: int, classes: int):
-    """Return data, order, and the time and memory of our whole curve on them."""
+    """Return data, an order, and the time and memory of our whole curve."""
     data = _clusters(n, classes)
     order = backfill_order("random", n=n)
     before = peak_mb()
-    # Both forms are compiled beforehand on few items: float64 for small sets, float32 for large.
+    # Both variants are compiled first, on few items: float64 for small sets, float32 for large.
     for small in (50, 8_500):
         few = _clusters(small, small // 10)
         backfill_curve(*few, backfill_order("random", n=small), steps=POINTS - 2)
@@ -112,7 +112,7 @@ def _two_products(new: np.ndarray, transformed: np.ndarray) -> None:
 
 
 def plain_point(new, gallery, labels, queries: int) -> dict[str, float]:
-    """Return one point of the curve by its definition, for the first queries: the baseline."""
+    """Return one point of the curve by its definition for the first queries, as the baseline."""
     squares = (new[:queries] ** 2).sum(1)[:, None] + (gallery**2).sum(1)
     distance = np.sqrt(np.maximum(squares - 2 * new[:queries] @ gallery.T, 0))
     own = np.arange(queries)

@@ -1,9 +1,9 @@
-"""How long galleries of awkward shapes take to open and to read once, and in how much memory.
+"""Measures the time and memory to open and read once galleries of awkward shapes.
 
     python tools/benchmark.py --only galleries
 
-10,000 Parquet files under a limit of 1,024 open ones; one row group of a million rows; a million
-UUIDs; vectors as text in CSV. Each is written first and measured in a process of its own.
+They are 10,000 Parquet files under a limit of 1,024 open files, one row group of a million rows, a
+million UUIDs, and vectors as text in CSV. Each is written first and measured in its own process.
 """
 
 import importlib
@@ -22,7 +22,7 @@ OPEN_FILES = 1024
 
 
 def run(quick: bool) -> list[dict]:
-    """All figures: a tenth of the sizes, or the sizes that docs/formats.md names."""
+    """Return all figures, for the sizes in docs/formats.md or, if ``quick``, a tenth of them."""
     part = 10 if quick else 1
     kinds = {
         "files": (10_000 // part, 16),
@@ -77,7 +77,7 @@ def measure(kind: str, folder: Path, count: int, dim: int) -> dict:
     """Open a gallery and read it once; run in a fresh process."""
     from fct_jax.upgrade.galleries.base import open_gallery
 
-    for form in ("text_tables", "parquet"):  # whose libraries' memory is not the gallery's
+    for form in ("text_tables", "parquet"):  # their libraries' memory is not the gallery's
         importlib.import_module(f"fct_jax.upgrade.galleries.{form}")
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,8 +1,8 @@
-"""Speed of training transformations and translating galleries, against the bare compiled code.
+"""Measures training transformations and translating galleries, against bare compiled code.
 
     python tools/benchmark.py --only transformation
 
-Random vectors of 128 dimensions; the published sizes (batch 1024, inner width 2048).
+It uses random vectors of 128 dimensions and the published sizes (batch 1024, inner width 2048).
 """
 
 import tempfile
@@ -59,7 +59,7 @@ def _task(folder: Path, samples: int):
 
 
 def _epoch(folder: Path, samples: int) -> dict:
-    """Compare one epoch through the training loop's own parts with its compiled steps alone."""
+    """Compare one epoch through the parts of the training loop with only its compiled steps."""
     config, task, mesh = _task(folder, samples)
     steps_per_epoch = task.feed.steps_per_epoch
     optimizer = build_optimizer(config.optimizer, EPOCHS, steps_per_epoch)
@@ -94,7 +94,7 @@ def _epoch(folder: Path, samples: int) -> dict:
 
 
 def _whole_training(epoch_s: float, samples: int, images: int) -> dict:
-    """Compare 80 epochs from cached embeddings with recomputing three ResNet-50s a step."""
+    """Compare 80 epochs on cached embeddings with recomputing three ResNet-50s in each step."""
     module = models.build("resnet50", num_classes=CLASSES)
     batch = jnp.zeros((images, 224, 224, 3))
     variables = jax.jit(module.init)(jax.random.key(0), batch)
@@ -113,7 +113,7 @@ def _whole_training(epoch_s: float, samples: int, images: int) -> dict:
 
 
 def _translation(folder: Path, rows: int) -> dict:
-    """Compare a memory-mapped gallery through FastFill with the compiled forward pass alone."""
+    """Compare translating a mapped gallery by FastFill with only the compiled forward pass."""
     rng = np.random.default_rng(0)
     EmbeddingSet.of(rng.standard_normal((rows, DIMS), np.float32)).write(folder / "gallery")
     module = models.build("fastfill", embedding_dim=DIMS)

@@ -1,12 +1,12 @@
-"""Speed and memory of solving for a map, and of translating and re-embedding a gallery.
+"""Measures speed and memory of fitting a map, and of translating and re-embedding a gallery.
 
     python tools/benchmark.py --only upgrade
 
-A gallery of Gaussian vectors, D = 384 to 384, through a ridge map with its uncertainty, in
-each form; then a tenth of its items re-embedded from an EmbeddingSet. The baseline is
-reading the vectors, one NumPy product a block and writing the result. Every figure runs in a
-process of its own. Peak memory leaves out files that are mapped, which the system
-takes back as it needs to.
+A gallery of Gaussian vectors in each form is translated from 384 to 384 dimensions by a ridge map
+with its uncertainty; then a tenth of its items is re-embedded from an EmbeddingSet. The baseline
+reads the vectors, computes one NumPy product per block and writes the result. Every figure is
+measured in its own process. Peak memory leaves out memory-mapped files, whose pages the system
+takes back as needed.
 """
 
 import multiprocessing
@@ -25,7 +25,7 @@ BLOCK = 1 << 16
 
 
 def run(quick: bool) -> list[dict]:
-    """Return all figures: 200,000 vectors in each form, or 5 million; a map of 4,096 dimensions."""
+    """Return all figures: 200,000 or 5 million vectors in each form; a 4,096-dimensional map."""
     count = 200_000 if quick else 5_000_000
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as fresh_process:
@@ -39,12 +39,12 @@ def run(quick: bool) -> list[dict]:
 
 
 def solve(count: int, dim: int) -> list[dict]:
-    """Compare ridge of float32 pairs with the map that made them; run in a fresh process."""
+    """Compare a ridge map of float32 pairs with the map that made them; run in a fresh process."""
     from fct_jax.upgrade.maps import linear as closed_form
 
     rng = np.random.default_rng(0)
     true = rng.standard_normal((dim, dim), np.float32) / dim**0.5
-    # Vectors share a part, as after a ReLU; variances span four orders of magnitude.
+    # Vectors share an offset, as after a ReLU; standard deviations span four orders of magnitude.
     old = 3 + rng.standard_normal((count, dim), np.float32) * np.geomspace(1, 1e-4, dim, dtype="f4")
     new = old @ true + 3
     fold = np.arange(count) % 3
@@ -59,7 +59,7 @@ def solve(count: int, dim: int) -> list[dict]:
 
 
 def measure(form: str, count: int) -> list[dict]:
-    """Measure translating, planning and re-embedding in one form; run in a fresh process."""
+    """Measure translating, planning and re-embedding for one form; run in a fresh process."""
     from fct_jax.upgrade.migration.upgrade import Upgrade
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -96,7 +96,7 @@ def measure(form: str, count: int) -> list[dict]:
 
 
 class AnonymousMemory:
-    """Context: the most memory beyond mapped files that the process adds (Linux), megabytes."""
+    """Context that measures the peak memory, beyond mapped files, that the process adds (Linux)."""
 
     def __enter__(self) -> "AnonymousMemory":
         self._first = self._most = _anonymous_mb()
@@ -111,7 +111,7 @@ class AnonymousMemory:
 
     @property
     def peak_mb(self) -> float:
-        """Return the peak so far."""
+        """Return the peak so far, in megabytes."""
         return self._most - self._first
 
     def _watch(self) -> None:
@@ -127,7 +127,7 @@ def _anonymous_mb() -> float:
 
 
 class _Answers:
-    """New vectors of ids: translated ones and noise, so that known answers are found."""
+    """Gives new vectors for ids: translated vectors plus noise, so that known answers are found."""
 
     __name__ = "answers"
 
@@ -135,17 +135,17 @@ class _Answers:
         self.map = map
 
     def __call__(self, ids):
-        # Ids are row numbers; what is slow in a model is not measured here.
+        # Ids are row numbers; the time of a real model is not measured here.
         rng = np.random.default_rng(0)
         vectors = _rows_of_ids(ids) @ self.map.weights["weight"]
         return vectors + 0.01 * rng.standard_normal(vectors.shape, np.float32)
 
 
 def _rows_of_ids(ids: np.ndarray) -> np.ndarray:
-    """Return each id's old vector: a function of it, so that no file has to be searched."""
+    """Return each id's old vector as a function of the id, so that no file has to be searched."""
     rng = np.random.default_rng(0)
     table = rng.standard_normal((1 << 12, DIM), np.float32)
-    # Every id adds two rows of a table, which gives 16 million different sums.
+    # Every id sums two rows of a table, which gives 16 million different sums.
     return table[ids % 4096] + table[(ids // 4096 * 2654435761 + ids) % 4096 ^ 1]
 
 
@@ -197,7 +197,7 @@ def _map():
 
 
 def _plain(folder: Path, map, count: int) -> float:
-    """Return seconds of reading, one product a block and writing: what cannot be saved."""
+    """Return the seconds to read, multiply once per block and write, which no code can avoid."""
     weight = map.weights["weight"]
     start = time.perf_counter()
     with (folder / "old-set" / "vectors.npy").open("rb") as source:

@@ -1,1 +1,1 @@
-"""Parts of tools/benchmark_upgrade.py: pairs of models, what is measured of one, the report."""
+"""Parts of tools/benchmark_upgrade.py: pairs of models, the measurement of one, the report."""

@@ -1,4 +1,4 @@
-"""One cell of the grid: a map fitted on so many pairs, and assessed on two sets of queries."""
+"""One cell of the grid: a map fitted on a number of pairs, assessed on two sets of queries."""
 
 import time
 
@@ -14,11 +14,11 @@ ON_SAMPLE, ON_GALLERY = "the sample", "the gallery"
 
 
 def measure(made: Cut, method: str, size: int, seed: int, settings: dict) -> dict:
-    """Return the record of a cell, plain numbers and text.
+    """Return the record of a cell as plain numbers and text.
 
-    The first half of the queries decides: its verdict, and for ways with variants the best one. The
-    fresh half, which had no part in that, says what the choice is worth. A refusal, such as of a
-    map that needs equal sizes, is a record with "refused".
+    The first half of the queries gives the verdict, and the best variant of ways that have several.
+    The fresh half, which took no part in these decisions, shows what they are worth. A refusal, for
+    example by a map that needs equal sizes, is a record with "refused".
     """
     start = time.perf_counter()
     sample = [part.vectors[:size] for part in made.sample]
@@ -78,12 +78,12 @@ def _whole(found):
 
 
 def _points(decided, fresh) -> list[dict]:
-    """Return every point: what the first half said of it, and the fresh half."""
+    """Return every point with its values on the first half of the queries and on the fresh half."""
     theirs = {(p.label, p.order, p.share): p for p in fresh.points if p.way != "translate"}
     made = []
     for p in decided.points:
         if p.way == "translate":
-            continue  # a point of the curve of translated
+            continue  # this is a point on the curve of "translated"
         other = theirs[p.label, p.order, p.share]
         made.append(
             {

@@ -1,4 +1,4 @@
-"""Pairs of models to benchmark, and how a seed cuts one into sample, gallery and queries."""
+"""Pairs of models to benchmark, and how a seed cuts a pair into sample, gallery and queries."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,7 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, paired, take
 from fct_jax.upgrade.ways.judgements import judged_of, rows_of_ids
 
-# What is looked for in the folder of a pair, by names that people use.
+# role in the folder of a pair -> names that people use for it
 FILES = {
     "old": ("old", "gallery_old", "test_old", "validation_old"),
     "new": ("new", "gallery_new", "test_new", "validation_new"),
@@ -24,8 +24,8 @@ FILES = {
     "judged": ("judged", "qrels", "query_relevant"),
 }
 _ENDINGS = ("", ".npy", ".txt", ".tsv")
-_SAMPLE_SHARE = 0.4  # of the items, where no sample is given
-_QUERY_SHARE = 0.5  # of the items that are left, where no queries are given
+_SAMPLE_SHARE = 0.4  # of the items, if no sample is given
+_QUERY_SHARE = 0.5  # of the remaining items, if no queries are given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +33,12 @@ class ModelPair:
     """The same items embedded by two models.
 
     Attributes:
-      name: for tables.
-      old, new: the gallery.
-      sample: more items by both, to learn from; None: a part of the gallery is kept for it.
-      queries: by both; None: a part of the gallery asks the others, judged by its labels.
-      judged: judged pairs as of ``assess``, or None where labels judge.
+      name: the name in tables.
+      old, new: the gallery by each model.
+      sample: more items by both models, to learn from; None: a part of the gallery is set aside.
+      queries: queries by both models; None: a part of the gallery serves as queries, which labels
+        judge.
+      judged: judged pairs as ``assess`` takes them, or None if labels judge.
     """
 
     name: str
@@ -48,9 +49,9 @@ class ModelPair:
     judged: np.ndarray | None = None
 
     def reversed(self) -> "ModelPair":
-        """Return the pair as if the new model were the old one: an upgrade that should be refused.
+        """Return the pair with its models swapped: an upgrade that should be refused.
 
-        That holds where the new model is better, which the benchmark's table shows.
+        It should be refused if the new model is better, which the benchmark's table shows.
         """
         swapped = {
             part: None if getattr(self, part) is None else getattr(self, part)[::-1]
@@ -63,13 +64,13 @@ class ModelPair:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """What one seed makes of a pair.
+    """A pair, cut by one seed.
 
     Attributes:
-      sample: what maps are fitted on, in random order, by both models.
-      gallery: by both models; none of it is in the sample.
-      queries: two halves, by both models each: one decides, the fresh one tests what was decided.
-      judged: as of the pair.
+      sample: the items to fit maps on, in random order, by both models.
+      gallery: the gallery by both models; none of it is in the sample.
+      queries: two halves, each by both models: one decides, the fresh one tests the decision.
+      judged: the judged pairs, as in `ModelPair`.
     """
 
     sample: tuple[EmbeddingSet, EmbeddingSet]
@@ -91,7 +92,7 @@ def digits() -> ModelPair:
 def from_folder(name: str, folder) -> ModelPair:
     """Return the pair in a folder: EmbeddingSets or ``.npy`` files with the names in `FILES`.
 
-    Raises UserError where old and new are missing, or nothing says what is relevant.
+    Raises UserError if old or new is missing, or if nothing tells which items are relevant.
     """
     folder = Path(folder).expanduser()
     found = {role: _find(folder, names) for role, names in FILES.items()}
@@ -118,7 +119,7 @@ def from_folder(name: str, folder) -> ModelPair:
 
 
 def from_images(name: str, old, new, images) -> ModelPair:
-    """Return the pair of two runs that embed a folder of images, or a data set by its name.
+    """Return the pair of two runs that embed a folder of images or a named data set.
 
     The training split is the sample, the validation split the gallery.
     """
@@ -138,10 +139,11 @@ def from_images(name: str, old, new, images) -> ModelPair:
 
 
 def cut(pair: ModelPair, seed: int, most_queries: int, most_items: int, largest: int) -> Cut:
-    """Return sample, gallery and two halves of the queries, at most so many of each.
+    """Return a sample, a gallery and two halves of the queries, each of limited size.
 
-    The gallery is the same for every size of the sample. Raises UserError where the pair is too
-    small.
+    At most ``largest`` items are in the sample, ``most_items`` in the gallery (and all that the
+    queries seek), and ``most_queries`` in each half. The gallery is the same for every size of the
+    sample. Raises UserError if the pair is too small.
     """
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(pair.new))
@@ -159,14 +161,14 @@ def cut(pair: ModelPair, seed: int, most_queries: int, most_items: int, largest:
             place = rows_of_ids(pair.new.ids, ids)
             sought[place[place >= 0]] = True
             if judged.ndim == 1:
-                # One id for each query, in order: named, so that a half of them can be asked.
+                # One id per query, in order: pair it with the query's id, to ask only half of them.
                 judged = np.stack([queries[1].ids.astype(str), ids.astype(str)], axis=1)
         free = rows[~sought[rows]]
         kept, rest = _apart(free, 0 if pair.sample else int(_SAMPLE_SHARE * len(free)))
         asked = asked[: 2 * most_queries]
         wanted = np.flatnonzero(sought)
         if judged is not None:
-            # What these queries are after stays; the other items make the search harder.
+            # The items that these queries seek stay; the other items make the search harder.
             mine = np.isin(judged[:, 0].astype(str), queries[1].ids[asked].astype(str))
             place = rows_of_ids(pair.new.ids, judged[mine, 1])
             wanted = np.unique(place[place >= 0])
@@ -189,14 +191,14 @@ def cut(pair: ModelPair, seed: int, most_queries: int, most_items: int, largest:
 
 
 def whole_of(sample, rows: np.ndarray, gallery) -> tuple[EmbeddingSet, EmbeddingSet]:
-    """Return some items of a sample and then the gallery as one set, by both models."""
+    """Return some items of a sample, followed by the gallery, as one set by each model."""
     made = []
     for known, items in zip(_rows(sample, rows), gallery, strict=True):
         labels = None
         if known.labels is not None and items.labels is not None:
             labels = np.concatenate([known.labels, items.labels])
         elif items.labels is not None:
-            # Fitted items are no part of the gallery, so that their labels are never asked for.
+            # Fitted items are no part of the gallery, so that their labels are never needed.
             labels = np.concatenate([np.full(len(known), -1), items.labels])
         made.append(
             EmbeddingSet.of(
@@ -219,7 +221,7 @@ def _one_of(role: str) -> str:
 
 
 def _both(found: dict, role: str, labels):
-    """Return what both models made of a role, or None. Raises UserError for one alone."""
+    """Return a role's sets by both models, or None. Raises UserError if only one is given."""
     parts = [found[f"{role}_{model}"] for model in ("old", "new")]
     if parts == [None, None]:
         return None
@@ -248,6 +250,6 @@ def _rows(both, rows: np.ndarray):
 
 
 def _named(both, prefix: str):
-    """Return the sets with ids that no gallery has."""
+    """Return the sets with ids that do not occur in a gallery."""
     ids = np.array([f"{prefix} {i}" for i in range(len(both[0]))])
     return tuple(dataclasses.replace(part, ids=ids) for part in both)

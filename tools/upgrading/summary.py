@@ -1,4 +1,4 @@
-"""What all cells say together: tables, one figure, and the sentences above them."""
+"""Summarises all cells: tables, one figure, and the sentences above them."""
 
 import collections
 import statistics
@@ -18,7 +18,7 @@ _LEVEL = 0.95
 
 
 def report_of(cells: list[dict], settings: dict, notes: Iterable[str] = ()) -> Report:
-    """Return the report of all records of ``cells.measure``, with pair, map, size and seed each."""
+    """Return the report of records of ``cells.measure``, each with its pair, map, size and seed."""
     refused = [cell for cell in cells if "refused" in cell]
     cells = [cell for cell in cells if "refused" not in cell]
     largest = _largest(cells)
@@ -56,9 +56,9 @@ def report_of(cells: list[dict], settings: dict, notes: Iterable[str] = ()) -> R
 
 
 def expected_share(queries: int, fresh: int) -> float:
-    """Return how often an honest 95 % interval of some queries holds the mean of fresh ones.
+    """Return how often an honest 95 % interval over some queries contains the mean of fresh ones.
 
-    The fresh mean errs as well: the difference of both has variance σ²/n + σ²/m.
+    The fresh mean varies as well: the difference between both has the variance σ²/n + σ²/m.
 
     >>> round(expected_share(100, 100), 3)  # not 0.95
     0.834
@@ -68,7 +68,7 @@ def expected_share(queries: int, fresh: int) -> float:
 
 
 def area(points: list[dict], key: str = "fresh_value") -> float:
-    """Return the mean along a path, by trapezoids over its shares; of one point its value."""
+    """Return the mean along a path, by trapezoids over its shares; one point gives its value."""
     points = sorted(points, key=lambda p: p["share"])
     if len(points) == 1:
         return points[0][key]
@@ -76,7 +76,7 @@ def area(points: list[dict], key: str = "fresh_value") -> float:
 
 
 def paths_of(cell: dict, way: str) -> dict[str, list[dict]]:
-    """Return {order: points} of a way, in the variant that was best on the deciding queries."""
+    """Return {order: points} of a way, for the variant that was best on the deciding queries."""
     mine = [p for p in cell["points"] if p["way"] == way]
     by_label: dict[str, list[dict]] = {}
     for p in mine:
@@ -96,7 +96,7 @@ def decided_path(cell: dict, way: str) -> list[dict]:
 
 
 def _largest(cells: list[dict]) -> dict[str, list[dict]]:
-    """Return {pair: a cell for each seed}: the largest size, and the map that was decided for."""
+    """Return {pair: a cell per seed}, with the largest size and the map that was decided for."""
     found: dict[str, dict[int, dict]] = {}
     for cell in cells:
         mine = found.setdefault(cell["pair"], {})
@@ -195,7 +195,7 @@ def _way_table(largest: dict[str, list[dict]]) -> Table:
 
 
 def _order_table(largest: dict[str, list[dict]]) -> Table:
-    """The area of a random order, and by how many points each other order is above it."""
+    """Return a table of the area of a random order, and by how much other orders exceed it."""
     areas = {
         (pair, way): [
             {order: area(points) for order, points in paths_of(cell, way).items()} for cell in cells
@@ -262,7 +262,7 @@ def _interval_table(cells: list[dict]) -> Table:
 
 
 def _panels(largest: dict[str, list[dict]]) -> list[Panel]:
-    """Advantage over keep along each way, mean of the seeds on fresh queries."""
+    """Return panels of the advantage over keep along each way: means over seeds, fresh queries."""
     panels = []
     for pair, cells in largest.items():
         curves = []
@@ -272,7 +272,7 @@ def _panels(largest: dict[str, list[dict]]) -> list[Panel]:
                 for p in decided_path(cell, way):
                     gains.setdefault(p["share"], []).append(100 * p["fresh"][0])
             if len(gains) == 1:
-                gains[1.0] = next(iter(gains.values()))  # nothing is re-embedded in advance
+                gains[1.0] = next(iter(gains.values()))  # this way re-embeds nothing in advance
             x = sorted(gains)
             curves.append(
                 Curve(
