@@ -1,7 +1,7 @@
 """Random augmentation of whole batches on the device, with the strengths of SimCLR.
 
-Everything is a product with small matrices or arithmetic on whole arrays, so that it runs
-inside a compiled training step, on any device, at a small part of the model's cost.
+Everything is a product with small matrices or arithmetic on whole arrays, so it runs inside a
+compiled training step on any device, at a small fraction of the model's cost.
 Source: "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
 appendix A.
 """
@@ -18,7 +18,7 @@ from fct_jax.errors import UserError, unknown
 from fct_jax.models.preprocessing import CROP_AREA, CROP_RATIO
 
 _ATTEMPTS = 10
-_NO_BLUR = 1e-3  # a deviation, in pixels, whose kernel is exactly the identity
+_NO_BLUR = 1e-3  # a standard deviation, in pixels, whose kernel is exactly the identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Augmentation:
       jitter_probability: share of the images whose colours are changed.
       grey_probability: share of the images that lose their colours.
       blur_probability: share of the images that are blurred.
-      blur_sigma: smallest and largest deviation, in pixels, of the Gaussian.
+      blur_sigma: smallest and largest standard deviation of the Gaussian, in pixels.
     """
 
     crop_area: tuple[float, float] = CROP_AREA
@@ -85,15 +85,15 @@ def augment(
 ) -> jax.Array:
     """Return one random view of each image, float32 (B, size, size, 3), grey levels 0..255.
 
-    In this order: rotation, random resized crop, flip, colour jitter, greyscale, blur. All but
-    the order of the jitter's parts is drawn for each image.
+    The changes are applied in this order: rotation, random resized crop, flip, colour jitter,
+    greyscale, blur. Everything is drawn per image, except the order of the jitter's parts.
 
     Args:
       images: uint8 or float (B, H, W, 3), grey levels 0..255.
-      key: of all draws.
-      options: what is done.
+      key: random key for all draws.
+      options: the changes and their strength.
       size: height and width of the views, in pixels.
-      crop: False where the host has cropped already; the whole image is scaled then.
+      crop: False if the host has already cropped; the whole image is then scaled.
       flip: whether to mirror half of the images.
     """
     count, height, width = images.shape[:3]
@@ -143,8 +143,9 @@ def pad_and_crop(x: jax.Array, key: jax.Array, pixels: int, fill: jax.Array) -> 
 def erase(x: jax.Array, key: jax.Array, probability: float) -> jax.Array:
     """Put a random rectangle of zeros in a share ``probability`` of the images x (B, H, W, C).
 
-    Its area is uniform in 2 to 40 % of the image's, its height by its width in 0.3 to 3.3; a side
-    longer than the image's is cut. Zeros are the mean colour of normalised images.
+    The rectangle's area is uniform between 2 and 40 % of the image's, its ratio of height to width
+    between 0.3 and 3.3; a side longer than the image's is cut. In normalised images, zero is the
+    mean colour.
 
     Source: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020.
     """
@@ -172,9 +173,9 @@ def random_boxes(
 ) -> jax.Array:
     """Return left, top, width and height of random crops in pixels, int (count, 4).
 
-    As ``data.preprocessing.random_box`` draws them on the host: area uniform, ratio uniform in
-    its logarithm, the first of ten attempts that fits; else the largest centred crop of an
-    admissible ratio.
+    They follow the same distribution as those that `fct_jax.models.preprocessing.random_box` draws
+    on the host: the area is uniform, the ratio log-uniform, and the first of ten attempts that
+    fits is taken; if none fits, the largest centred crop of an admissible ratio.
     """
     keys = jax.random.split(key, 3)
     shape, ratio = (_ATTEMPTS, count), CROP_RATIO
@@ -201,7 +202,8 @@ def random_boxes(
 def crop_and_resize(x: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
     """Scale the boxes (B, 4) of x (B, H, W, 3) to (B, size, size, 3), bilinear, antialiased.
 
-    The same as cropping with Pillow and resizing the crop, but for its rounding to grey levels.
+    The result equals that of cropping with Pillow and resizing the crop, except that Pillow rounds
+    to grey levels.
     """
     rows = _scaling(boxes[:, 1], boxes[:, 3], x.shape[1], size)
     columns = _scaling(boxes[:, 0], boxes[:, 2], x.shape[2], size)
@@ -209,10 +211,10 @@ def crop_and_resize(x: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
 
 
 def blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Return the Gaussian blur of x (B, H, W, 3) with deviations (B,) in pixels.
+    """Return the Gaussian blur of x (B, H, W, 3) with standard deviations (B,) in pixels.
 
-    The kernel reaches 5 % of the image's side to either side, as published (23 px at 224), and
-    at least one pixel; at the border its weights are those of the pixels that exist.
+    The kernel extends 5 % of the image's side in each direction, as published (23 px at 224), and
+    at least one pixel; at the border it is renormalised over the pixels that exist.
     """
 
     def weights(length: int) -> jax.Array:
@@ -229,7 +231,8 @@ def blur(x: jax.Array, sigma: jax.Array) -> jax.Array:
 def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
     """Turn x (B, H, W, 3) about its centre by angles (B,) in radians, anticlockwise.
 
-    Bilinear; what lies outside the image repeats its border.
+    Interpolation is bilinear; positions outside the image take the value of the nearest border
+    pixel.
     """
     height, width = x.shape[1:3]
     row, column = jnp.mgrid[:height, :width]
@@ -237,7 +240,7 @@ def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
 
     def one(image, angle):
         cosine, sine = jnp.cos(angle), jnp.sin(angle)
-        # Where each pixel of the result comes from; rows count downwards.
+        # The position that each pixel of the result is read from; rows count downwards.
         source_row = cosine * row + sine * column + (height - 1) / 2
         source_column = cosine * column - sine * row + (width - 1) / 2
 

@@ -11,11 +11,13 @@ def parse_classes(text: str, num_classes: int) -> tuple[int, ...] | None:
     """Return the class ids that ``text`` selects, sorted; None for all.
 
     Args:
-      text: ``""`` all; ``"first K"`` ids 0..K-1; ``"0-5,10-53,60"`` ids and inclusive ranges.
-      num_classes: how many classes the data set has.
+      text: ``""`` selects all, ``"first K"`` ids 0..K-1, ``"0-5,10-53,60"`` ids and inclusive
+        ranges.
+      num_classes: number of classes in the data set.
 
     Raises:
-      UserError: another form, an id that the data set does not have, or nothing selected.
+      UserError: ``text`` has another form, names an id that the data set does not have, or selects
+        nothing.
     """
     if not isinstance(text, str):
         raise UserError(f"data.classes must be a string, not {text!r}; {_FORMS}")

@@ -9,9 +9,9 @@ _GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601)
 def jitter(x: jax.Array, key: jax.Array, strength: float = 1.0) -> jax.Array:
     """Change brightness, contrast, saturation and hue at random, in a random order.
 
-    Factors are uniform in [max(0, 1 - 0.8·strength), 1 + 0.8·strength], the turn of the hue
-    within ±0.2·strength of the circle, each for every image. The order is drawn once for the
-    batch (the published code draws it for every image).
+    The factors are uniform in [max(0, 1 - 0.8·strength), 1 + 0.8·strength] and the hue turns by up
+    to ±0.2·strength of the circle; both are drawn per image. The order is drawn once per batch
+    (the published code draws it per image).
 
     Source: SimCLR, ICML 2020, appendix A.
     """

@@ -16,22 +16,22 @@ class UnreadableImage(UserError):
 def decode(encoded: bytes | Path, name: str) -> np.ndarray:
     """Decode an image file or its bytes to RGB by Pillow.
 
-    The EXIF orientation is ignored and transparency dropped, as by torchvision's loader.
+    The EXIF orientation is ignored and transparency dropped, as torchvision's loader does.
 
     Args:
       encoded: the file's bytes, or its path.
-      name: what an error calls the image.
+      name: the image's name in error messages.
 
     Returns:
       uint8 (H, W, 3).
 
     Raises:
-      UnreadableImage: missing, empty, truncated or not an image.
+      UnreadableImage: the file is missing, empty, truncated or not an image.
     """
     try:
         with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
             return np.asarray(_to_rgb(image))
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
         reason = str(error) or type(error).__name__
         if "cannot identify image file" in reason:  # the message would show a BytesIO address
             reason = "not an image, or damaged"
@@ -43,7 +43,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image
     if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit grey levels at 255; the upper 8 bits are the picture.
+        # Pillow would clip 16-bit grey levels at 255; the picture is in the upper 8 bits.
         grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:

@@ -9,14 +9,14 @@ VALIDATION_SIZE = 797
 class DigitsReader:
     """The digits as RGB: grey levels 0..16 become 0..255 in three equal channels.
 
-    The split is ours, as scikit-learn has none: of each class, a share drawn by
-    ``np.random.default_rng(SPLIT_SEED)`` (seed 0) is validation, in all 1000 train and 797
-    validation images. ids are positions in scikit-learn's order.
+    scikit-learn defines no split, so this one is our own: ``np.random.default_rng(SPLIT_SEED)``
+    (seed 0) draws a share of each class for validation, which leaves 1000 training and 797
+    validation images. The ids are positions in scikit-learn's order.
     """
 
     def __init__(self, split: str):
         """Load ``split``, "train" or "validation"."""
-        from sklearn.datasets import load_digits  # slow to import, used here alone
+        from sklearn.datasets import load_digits  # slow to import and used only here
 
         digits = load_digits()
         validation = _validation(digits.target)

@@ -15,11 +15,11 @@ _FOLDERS = {"train": "training", "validation": "validation"}
 
 
 class ClassFolders:
-    """Images below class folders; any format that Pillow reads, folders nested at will.
+    """Images below class folders, in any format that Pillow reads and nested to any depth.
 
-    Classes are the folders, sorted as text ("0", "1", "10", "11", … "2"). Within a class, files are
-    sorted by their path. Other files and hidden ones are ignored. ids are paths relative to the
-    folder of the classes, with "/".
+    The classes are the folders, sorted as text ("0", "1", "10", "11", … "2"). Within a class, the
+    files are sorted by path. Other files and hidden ones are ignored. The ids are paths relative to
+    the folder of the classes, with "/".
     """
 
     def __init__(self, folder: Path):
@@ -57,7 +57,7 @@ class ClassFolders:
             try:
                 with Image.open(self._folder / str(path)) as image:
                     size = (image.height, image.width)
-            except Exception:  # found and reported when the image is read
+            except Exception:  # reported when the image itself is read
                 continue
             if common is not None and size != common:
                 return None
@@ -135,7 +135,8 @@ def _extensions() -> frozenset[str]:
 def _image_paths(folder: Path) -> list[str]:
     """Return the paths below ``folder``, relative to it, with "/", sorted.
 
-    Links are followed, but no folder is visited twice: a link may lead back to where it lies.
+    Links are followed, but no folder is visited twice, because a link may point to one of its own
+    parents.
     """
     found, visited = [], set()
     for where, subfolders, files in os.walk(folder, followlinks=True):

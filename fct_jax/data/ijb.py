@@ -46,7 +46,8 @@ def read_media(path: str | Path) -> Media:
     """Read ``image template media`` lines.
 
     Raises:
-      UserError: with file and line; a file that is missing or empty.
+      UserError: a malformed line (the message gives file and line), or a file that is missing or
+        empty.
     """
     images, numbers = [], []
     for number, line in _lines(path):
@@ -62,10 +63,11 @@ def read_media(path: str | Path) -> Media:
 def read_scores(path: str | Path, images) -> np.ndarray:
     """Return the score (N,) float64 of each of the ``images`` from ``image … score`` lines.
 
-    What stands between, five points of the face say, does not matter; nor do other images.
+    Fields in between (five facial landmarks, for example) and other images are ignored.
 
     Raises:
-      UserError: with file and line; images without a score, a file that is missing or empty.
+      UserError: a malformed line (the message gives file and line), images without a score, or a
+        file that is missing or empty.
     """
     score_of = {}
     for number, line in _lines(path):
@@ -87,7 +89,8 @@ def read_pairs(path: str | Path) -> Pairs:
     """Read ``template template same`` lines, with same 1 or 0.
 
     Raises:
-      UserError: with file and line; a file that is missing or empty.
+      UserError: a malformed line (the message gives file and line), or a file that is missing or
+        empty.
     """
     table = _whole_table(path)
     if table is None or table.shape[1] != 3 or (table < 0).any() or (table[:, 2] > 1).any():
@@ -107,12 +110,12 @@ def read_pairs(path: str | Path) -> Pairs:
 def read_subjects(path: str | Path) -> Subjects:
     """Read the templates and their persons from a gallery or probe CSV.
 
-    The columns ``TEMPLATE_ID`` and ``SUBJECT_ID`` count, whatever else there is; a template has a
-    row for each of its images.
+    Only the columns ``TEMPLATE_ID`` and ``SUBJECT_ID`` are read; a template has a row for each of
+    its images.
 
     Raises:
-      UserError: with file and line: a missing column, a field that is no number, a template of two
-        persons; a file that is missing or empty.
+      UserError: a missing column, a field that is not a number or a template of two persons (the
+        message gives file and line), or a file that is missing or empty.
     """
     lines = _lines(path)
     _, first = next(lines, (0, ""))
@@ -140,11 +143,12 @@ def read_subjects(path: str | Path) -> Subjects:
 def protocol_beside(media_file: str | Path) -> tuple[Pairs, Subjects, Subjects]:
     """Return pairs, gallery and probe from the files beside ``NAME_face_tid_mid.txt``.
 
-    They are ``NAME_template_pair_label.txt``, ``NAME_1N_gallery_*.csv``, whose persons differ and
-    form one gallery, and ``NAME_1N_probe_mixed.csv``.
+    They are ``NAME_template_pair_label.txt``, ``NAME_1N_gallery_*.csv`` (the files hold different
+    persons and together form one gallery) and ``NAME_1N_probe_mixed.csv``.
 
     Raises:
-      UserError: another name, no gallery; as the readers of the files.
+      UserError: ``media_file`` is named differently, there is no gallery, or one of the readers
+        raises it.
     """
     path, ending = Path(media_file), "_face_tid_mid.txt"
     if not path.name.endswith(ending):
@@ -163,7 +167,7 @@ def ijb_reader(root: str | Path, media_file: str | Path) -> LabelledFiles:
     """Return a reader of ``media_file``'s aligned faces below ``root``, each once, without class.
 
     Raises:
-      UserError: as `read_media`; images that are missing.
+      UserError: as in `read_media`, or images are missing.
     """
     images = list(dict.fromkeys(read_media(media_file).images.tolist()))
     return LabelledFiles(FileReader(str(media_file), root, images, [-1] * len(images), ()))
@@ -173,7 +177,7 @@ def rows_of(media: Media, ids: np.ndarray) -> np.ndarray:
     """Return the row (N,) of each image in an EmbeddingSet with these ``ids``.
 
     Raises:
-      UserError: images without embedding, counted, with the first ten of them.
+      UserError: images have no embedding; the message gives their number and the first ten.
     """
     row_of = {name: row for row, name in enumerate(np.asarray(ids).tolist())}
     names = media.images.tolist()

@@ -19,7 +19,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 
 class RevisitedTruth(NamedTuple):
-    """What a ``gnd_*.pkl`` holds: names without ending, and for each query its ``bbx``
+    """The contents of a ``gnd_*.pkl``: names without file extension, and for each query its ``bbx``
     (left, upper, right, lower in pixels) and gallery rows ``easy``, ``hard``, ``junk``."""
 
     imlist: list[str]
@@ -40,8 +40,8 @@ def read_ground_truth(path: str | Path) -> RevisitedTruth:
     """Read ``gnd_roxford5k.pkl`` or ``gnd_rparis6k.pkl`` without running code from the file.
 
     Raises:
-      UserError: no such file, a pickle with anything but plain data, another layout, gallery
-        rows out of range, or a ground truth that is empty.
+      UserError: the file does not exist, is a pickle of anything but plain data or has another
+        layout; gallery rows are out of range; or the ground truth is empty.
     """
     try:
         with Path(path).open("rb") as file:
@@ -74,11 +74,11 @@ def revisited_readers(
 ) -> tuple[FileReader, FileReader]:
     """Return readers of the queries and of the gallery, from ``root/jpg/NAME.jpg``.
 
-    ``query_crop`` crops queries to their box, as the benchmark defines them; the published
-    backward-compatible results use whole query images, and so does the default.
+    ``query_crop`` crops each query to its box, as the benchmark defines; the default uses whole
+    query images, as the published backward-compatible results do.
 
     Raises:
-      UserError: images that are missing, or a query without a box to crop to.
+      UserError: images are missing, or a query has no box to crop to.
     """
     boxes = [entry["bbx"] for entry in truth.gnd] if query_crop else None
     if boxes is not None and None in boxes:
@@ -94,11 +94,11 @@ def read_gldv2(solution: str | Path, index: str | Path, usage: str = "Private") 
     Args:
       solution: CSV with ``id,images,Usage``; images are ids separated by spaces.
       index: CSV with a column ``id`` (``index.csv``), or the folder of the index images.
-      usage: which queries; published results are of the private ones.
+      usage: the queries to use; published results use the private ones.
 
     Raises:
-      UserError: a file that is missing or has other columns, no query of that usage with an
-        image, or right images that the index does not have.
+      UserError: a file is missing or has other columns, no query of that usage has an image, or
+        correct images are not in the index.
     """
     if usage not in USAGES:
         raise unknown("usage", usage, USAGES)
@@ -125,7 +125,8 @@ def read_index(index: str | Path) -> list[str]:
     """Return the GLDv2 index's ids, from a CSV with a column ``id`` or an image folder (sorted).
 
     Raises:
-      UserError: no such file or folder, no column ``id``, no image, an id that comes twice.
+      UserError: the file or folder does not exist, has no column ``id`` or no image, or an id
+        occurs twice.
     """
     index = Path(index)
     if index.is_dir():
@@ -149,7 +150,7 @@ def gldv2_readers(root: str | Path, truth: LandmarkTruth) -> tuple[FileReader, F
     """Return readers of the queries (``root/test``) and of the gallery (``root/index``).
 
     Raises:
-      UserError: images that are missing.
+      UserError: images are missing.
     """
     queries = _reader("queries", Path(root) / "test", [gldv2_path(i) for i in truth.queries])
     return queries, _reader("gallery", Path(root) / "index", [gldv2_path(i) for i in truth.gallery])
@@ -158,7 +159,7 @@ def gldv2_readers(root: str | Path, truth: LandmarkTruth) -> tuple[FileReader, F
 def _reader(
     name: str, folder: Path, paths: Sequence[str], boxes: Sequence[Sequence[float]] | None = None
 ) -> FileReader:
-    # These images have no class: what belongs together is said by the ground truth.
+    # These images have no class: the ground truth says which ones match.
     return FileReader(f"{name} of {folder}", folder, paths, [-1] * len(paths), (), boxes)
 
 

@@ -1,4 +1,4 @@
-"""Image lists: text files of ``path label`` lines, as GLDv2 and MS1M training lists come."""
+"""Image lists: text files of ``path label`` lines, like the training lists of GLDv2 and MS1M."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from fct_jax.storage.ids import listed
 
 
 class ListLine(NamedTuple):
-    """One image of a list; ``rest`` are the fields after the label, as they stand."""
+    """One image of a list; ``rest`` holds the fields after the label, unchanged."""
 
     path: str
     label: int
@@ -25,15 +25,15 @@ class ListLine(NamedTuple):
 
 
 def parse_list(lines: Iterable[str], name: str = "list", trailing: int = 0) -> list[ListLine]:
-    """Parse ``path label`` lines; the path may hold spaces, empty lines are skipped.
+    """Parse ``path label`` lines; the path may contain spaces, and empty lines are skipped.
 
     Args:
       lines: the text.
-      name: what the errors call the list (its file name).
+      name: the list's name in error messages (its file name).
       trailing: number of fields after the label (Market-1501 lists have 2: camera and view).
 
     Raises:
-      UserError: a line without path or with a label that is not an integer of 0 or more.
+      UserError: a line has no path, or its label is not an integer of 0 or more.
     """
     parsed = []
     for number, line in enumerate(lines, start=1):
@@ -53,8 +53,8 @@ def parse_list(lines: Iterable[str], name: str = "list", trailing: int = 0) -> l
 
 
 def read_list(list_file: str | Path, trailing: int = 0) -> list[ListLine]:
-    """Read a list file; arguments and errors as `parse_list`, and for a file that is not there,
-    is not text or holds no image."""
+    """Read a list file; arguments and errors are those of `parse_list`. Also raises UserError if
+    the file does not exist, is not text or lists no image."""
     list_file = Path(list_file)
     try:
         text = list_file.read_text(encoding="utf-8-sig")
@@ -62,7 +62,7 @@ def read_list(list_file: str | Path, trailing: int = 0) -> list[ListLine]:
         raise UserError(f"image list {list_file} is not UTF-8 text: {error.reason}") from error
     except OSError as error:
         raise UserError(f"cannot read image list {list_file}: {error.strerror}") from error
-    # Not splitlines(), which also splits at characters that file names may hold.
+    # Not splitlines(), which also splits at characters that file names may contain.
     lines = parse_list(text.split("\n"), str(list_file), trailing)
     if not lines:
         raise UserError(f"image list {list_file} is empty")
@@ -70,10 +70,10 @@ def read_list(list_file: str | Path, trailing: int = 0) -> list[ListLine]:
 
 
 def require_images(root: str | Path, names: Sequence[str]) -> None:
-    """Check that every image is there.
+    """Check that every image exists.
 
     Raises:
-      UserError: with the number of missing images and the first ten of them.
+      UserError: images are missing; the message gives their number and the first ten.
     """
     root = Path(root)
     if not root.is_dir():
@@ -88,7 +88,7 @@ def require_images(root: str | Path, names: Sequence[str]) -> None:
 class FileReader:
     """Reads image files below one folder.
 
-    Attributes: ``name`` for messages and ``class_names`` of the classes.
+    Attributes: ``name``, used in messages, and ``class_names``.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class FileReader:
         class_names: tuple[str, ...],
         boxes: Sequence[Sequence[float]] | None = None,
     ):
-        """Reader of ``root/path`` for each of the paths, which must all be there.
+        """Prepare to read ``root/path`` for each of the paths, which must all exist.
 
-        ``boxes`` gives each image's (left, upper, right, lower) in pixels, to which it is cropped.
+        Each image is cropped to its (left, upper, right, lower) in ``boxes``, in pixels, if given.
 
         Raises:
-          UserError: as `require_images`.
+          UserError: as in `require_images`.
         """
         require_images(root, paths)
         self.name = name
@@ -143,12 +143,12 @@ def list_reader(
     """Return the reader of a list file's images.
 
     Args:
-      list_file: of ``path label`` lines.
+      list_file: file of ``path label`` lines.
       root: the folder that the paths are relative to.
-      num_classes: how many classes there are; None: as many as the largest label says.
+      num_classes: number of classes; None: the largest label plus one.
 
     Raises:
-      UserError: as `read_list` and `require_images`; a label that does not fit ``num_classes``.
+      UserError: as in `read_list` and `require_images`, or a label does not fit ``num_classes``.
     """
     lines = read_list(list_file)
     labels = [line.label for line in lines]
@@ -158,7 +158,7 @@ def list_reader(
             f"image list {list_file} has labels up to {needed - 1}: "
             f"num_classes must be at least {needed}, not {num_classes}"
         )
-    # A class number without images is kept, so that labels stay what the list says.
+    # Class numbers without images are kept, so that labels stay those of the list.
     names = tuple(str(label) for label in range(num_classes or needed))
     return FileReader(str(list_file), root, [line.path for line in lines], labels, names)
 
@@ -166,7 +166,7 @@ def list_reader(
 class LabelledFiles:
     """The images of a `FileReader`, each read together with its label.
 
-    Attributes: ``name`` for messages and ``class_names``.
+    Attributes: ``name``, used in messages, and ``class_names``.
     """
 
     def __init__(self, files: FileReader):
@@ -190,7 +190,7 @@ class LabelledFiles:
         return self._files.ids()
 
     def image_size(self, positions: np.ndarray) -> None:
-        """Return None, without looking: the host brings every image to size."""
+        """Return None without reading files: the host resizes every image."""
         return self._files.image_size(positions)
 
 

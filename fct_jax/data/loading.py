@@ -15,7 +15,7 @@ class ImageLoader:
     """Reads single images and makes them ready for a batch.
 
     Args:
-      source, preprocessing, seed, crops, crop_area: as of ``pipeline.batches``.
+      source, preprocessing, seed, crops, crop_area: as in ``pipeline.batches``.
       random: whether crop and flip are drawn at random.
     """
 
@@ -26,7 +26,7 @@ class ImageLoader:
         self._preprocessing = preprocessing
         self._crops, self._crop_area = crops, crop_area
         self.random_crop = random and preprocessing.train_crop == "random_resized"
-        # image_size may read the header of every file, so it is asked for only if it matters.
+        # image_size may read the header of every file, so it is called only if it matters.
         free = self.random_crop or preprocessing.resize is not None
         size = None if free else source.image_size
         self._on_host = preprocessing.needs_host(size, random_crop=self.random_crop)
@@ -35,9 +35,9 @@ class ImageLoader:
         """Return one example. Raises UnreadableImage.
 
         Args:
-          index: of the image.
-          epoch: what its crop and flip are drawn for; None: neither.
-          flip: instead of drawing it.
+          index: position of the image in the source.
+          epoch: seeds the draws of its crop and flip; None: neither is drawn.
+          flip: whether to mirror the image; None: draw it.
         """
         example = self.source[index]
         rng, drawn = None, False
@@ -59,14 +59,16 @@ class ImageLoader:
 
 
 class TrainingBatch:
-    """step -> batch. An unreadable image is replaced by another of its class, so that a step's
-    batch is full and depends on nothing that was read before.
+    """A function step -> batch for training.
+
+    An unreadable image is replaced by another of its class, so that a step's batch is full and
+    does not depend on anything read before.
 
     Args:
       read: reads one image.
-      rows: which images.
-      steps_per_epoch: of the order.
-      skip: whether to replace unreadable images, or to raise.
+      rows: gives the images of each step.
+      steps_per_epoch: number of steps in an epoch of that order.
+      skip: whether to replace unreadable images (else raise).
     """
 
     def __init__(self, read: ImageLoader, rows: RowsOfStep, steps_per_epoch: int, skip: bool):
@@ -104,20 +106,20 @@ class TrainingBatch:
 
 
 class PassBatch:
-    """step -> batch of a plain pass; unreadable images are missing from it, if not an error.
+    """A function step -> batch for a plain pass; unreadable images are left out or raise.
 
     Args:
       read: reads one image.
-      indices: (N,) of the images of this shard.
-      batch_size: of the batches.
-      view: number of the augmented view; None: none.
-      skip: whether to leave out unreadable images, or to raise.
+      indices: (N,) positions of this shard's images in the source.
+      batch_size: images in a batch.
+      view: number of the augmented view; None: no augmentation.
+      skip: whether to leave out unreadable images (else raise).
     """
 
     def __init__(self, read: ImageLoader, indices: np.ndarray, batch_size: int, view, skip: bool):
         self._read, self._indices, self._batch_size = read, indices, batch_size
         self._view, self._skip = view, skip
-        # Without crops there are two views, each taken exactly.
+        # Without random crops there are exactly two views: unflipped and flipped.
         self._flip = None if view is None or read.random_crop else view % 2 == 1
 
     def __call__(self, step: int) -> dict:

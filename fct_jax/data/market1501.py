@@ -1,6 +1,6 @@
 """Market-1501 (Zheng et al., ICCV 2015) in its released folders.
 
-``bounding_box_train``, ``query`` and ``bounding_box_test`` hold files that are named by identity,
+The files in ``bounding_box_train``, ``query`` and ``bounding_box_test`` are named by identity,
 camera, sequence, frame and box: ``0002_c1s1_000451_03.jpg``. DukeMTMC-reID's names parse as well.
 """
 
@@ -14,8 +14,8 @@ from fct_jax.data.lists import FileReader, LabelledFiles, read_list
 from fct_jax.errors import UserError, unknown
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-JUNK = -1  # boxes that count neither as hit nor as miss: never read
-DISTRACTOR = 0  # boxes of nobody: in the gallery, where they match no query
+JUNK = -1  # boxes that count neither as hit nor as miss; they are never read
+DISTRACTOR = 0  # boxes that show no person; they are in the gallery and match no query
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 _NAME = re.compile(r"(-1|\d{1,9})_c(\d{1,9})")
 
@@ -24,9 +24,9 @@ class Market1501Reader(LabelledFiles):
     """One split, in the order of the sorted file names; ids are the file names.
 
     Attributes:
-      cameras: (N,) int32, as the names give them (from 1).
-      identities: (N,) int32, as the names give them.
-      class_names: of the training identities ("0002", …) in sorted order, which number the labels
+      cameras: (N,) int32, as in the file names (from 1).
+      identities: (N,) int32, as in the file names.
+      class_names: the training identities ("0002", …) in sorted order, which gives the labels
         0..C-1. Labels of query and gallery are the identities themselves, 0 for distractors.
     """
 
@@ -35,12 +35,13 @@ class Market1501Reader(LabelledFiles):
 
         Args:
           root: the folder with the three folders.
-          list_file: training images instead of the whole folder: lines of
-            ``path label camera view``, with paths relative to ``root``. Its labels, sorted, become
+          list_file: file of the training images to use instead of the whole folder, with lines
+            ``path label camera view`` and paths relative to ``root``. Its labels, sorted, become
             0..C-1; the split lists that `tools/split_dataset.py` writes keep theirs.
 
         Raises:
-          UserError: a missing folder or image, a name that does not parse, no image of a person.
+          UserError: a folder or image is missing, a name does not parse, or no image shows a
+            person.
         """
         if split not in FOLDERS:
             raise unknown("Market-1501 split", split, FOLDERS)
@@ -65,7 +66,7 @@ def parse_names(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return identities and cameras, both (N,) int32, of file names or an EmbeddingSet's ids.
 
     Raises:
-      UserError: a name that does not begin like ``0002_c1``.
+      UserError: a name does not begin like ``0002_c1``.
     """
     found = []
     for name in names:
@@ -86,10 +87,10 @@ def _found(folder: Path, split: str) -> tuple[list[str], np.ndarray, np.ndarray]
         raise UserError(
             f"no folder {folder}; Market-1501 has the folders {', '.join(FOLDERS.values())}"
         )
-    # Other files lie there too (Thumbs.db in the released archive).
+    # The folder contains other files too (Thumbs.db in the released archive).
     names = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in EXTENSIONS)
     identities, cameras = parse_names(names)
-    nobody = (JUNK, DISTRACTOR) if split == "train" else (JUNK,)  # not a person to be learned
+    nobody = (JUNK, DISTRACTOR) if split == "train" else (JUNK,)  # not persons to learn
     kept = np.flatnonzero(~np.isin(identities, nobody))
     if not kept.size:
         raise UserError(f"no image of a person in {folder}")

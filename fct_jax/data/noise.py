@@ -1,4 +1,4 @@
-"""Images of noise, as many as you like: to time a training, or to compile it, without a data set.
+"""Noise images in any number, for timing or compiling a training without a data set.
 
 ``data.name=noise:50000x100`` stands for 50,000 training images of 100 classes.
 """
@@ -9,18 +9,18 @@ import numpy as np
 
 from fct_jax.errors import UserError
 
-SIZE = 256  # pixels of a side
+SIZE = 256  # height and width in pixels
 _FORM = re.compile(r"(\d+)x(\d+)")
 
 
 class NoiseReader:
-    """``count`` images of ``classes`` classes; image i is a function of i, its class i modulo C.
+    """``count`` images of C = ``classes`` classes; image i depends on i alone, in class i mod C.
 
     Args:
       form: ``IMAGESxCLASSES``.
 
     Raises:
-      UserError: ``form`` is something else, or has fewer images than classes.
+      UserError: ``form`` has another form, or fewer images than classes.
     """
 
     def __init__(self, form: str):

@@ -1,4 +1,4 @@
-"""Batches of images through Grain: shuffled, shared out, decoded in parallel, resumable."""
+"""Batches of images by Grain: shuffled, divided among processes, decoded in parallel, resumable."""
 
 import sys
 import weakref
@@ -16,27 +16,28 @@ from fct_jax.errors import UserError, unknown
 from fct_jax.models.preprocessing import CROP_AREA, Preprocessing
 
 Batch = dict[str, np.ndarray]
-_DEATHS = 3  # of workers at one batch, after which it is the batch's fault
+_DEATHS = 3  # worker deaths at the same batch after which the batch is to blame
 
 
 class Batches(Iterator[Batch]):
-    """Iterator over batches that can go to any of them; made by `batches`.
+    """Iterator over batches that can jump to any batch; made by `batches`.
 
     Attributes:
       steps_per_epoch: batches in one pass.
-      position: batches read so far from the start (where a plain pass skips unreadable images:
-        read from the source). It means the same with any number of processes and workers.
-      skipped: what was said of the unreadable images left out so far, each once.
+      position: batches read so far, counted from the start (in a plain pass that skips unreadable
+        images: batches read from the source). It does not depend on the number of processes and
+        workers.
+      skipped: the error messages of the unreadable images left out so far, each once.
     """
 
     def __init__(self, load, count: int, steps_per_epoch: int, *, workers: int, skip: bool):
         """
         Args:
-          load: number of a batch -> {"batch": …, "errors": [str]}.
-          count: how many there are.
-          steps_per_epoch: in one pass.
-          workers: processes that load; 0: threads.
-          skip: whether to go on where a worker died.
+          load: function of a batch's number that returns {"batch": …, "errors": [str]}.
+          count: number of batches.
+          steps_per_epoch: batches in one pass.
+          workers: number of loading processes; 0: threads.
+          skip: whether to continue after a worker died.
         """
         self.steps_per_epoch = steps_per_epoch
         self.position = 0
@@ -49,7 +50,7 @@ class Batches(Iterator[Batch]):
         """Return ``image`` uint8 (B, h, w, 3), ``label`` int32, ``index`` int64, ``flip`` bool (B).
 
         Raises:
-          UserError: an unreadable image, or a worker process that died; both named.
+          UserError: an image is unreadable or a worker process died; the message names it.
         """
         element = self._next_element()
         self.position += 1
@@ -59,18 +60,18 @@ class Batches(Iterator[Batch]):
                 logging.warning("skipped: %s", error)
         if not self._workers:
             return element["batch"]
-        # A copy frees the shared memory of the worker at once.
+        # Copying frees the worker's shared memory at once.
         return {name: np.array(value) for name, value in element["batch"].items()}
 
     def seek(self, position: int) -> None:
-        """Go on with batch number ``position``, counted from the first of all."""
+        """Continue with batch number ``position``, counted from the very first batch."""
         if position != self.position:
             self.close()
             self.position = position
             self._begin()
 
     def close(self) -> None:
-        """Stop the worker threads or processes; called at the end of the program too."""
+        """Stop the worker threads or processes; also called when the program ends."""
         self._finalizer()
         self._iterator = None
 
@@ -79,7 +80,7 @@ class Batches(Iterator[Batch]):
         # Grain's own states depend on the number of workers; a range does not.
         rest = grain.MapDataset.range(self.position, self._count).map(self._load)
         self._iterator = iter(in_parallel(rest, self._workers))
-        # Also at exit: Grain's threads must end before the interpreter takes its modules down.
+        # This also runs at exit: Grain's threads must end before the interpreter unloads modules.
         self._finalizer = weakref.finalize(self, self._iterator.close)
 
     def _next_element(self) -> dict:
@@ -159,40 +160,41 @@ def batches(
 ) -> Batches:
     """Return the batches of ``source`` for one process.
 
-    In training the order changes every epoch, and the sampler says what becomes of the last images
-    that fill no batch. Batch n holds the same images on any number of processes, of which each
-    takes its rows. Otherwise: once through, in order, the last batch may be smaller.
+    In training the order changes every epoch, and the sampler decides what happens to the last
+    images that do not fill a batch. Batch n holds the same images on any number of processes, each
+    of which reads its own rows. Outside training there is one pass, in order, and the last batch
+    may be smaller.
 
     Images are uint8: (size, size) if they need the host (`Preprocessing.needs_host`), else as they
     are in the source. ``flip`` is applied by `Preprocessing.on_device`.
 
     Args:
       source: the images.
-      preprocessing: their way to the model.
-      batch_size: images in a batch; in training of all processes.
-      train: training or a plain pass.
-      seed: of the order, crops and flips. A random crop depends on (seed, epoch, index) alone.
+      preprocessing: the steps from an image to the model's input.
+      batch_size: images in a batch; in training, over all processes.
+      train: True for training, False for a plain pass.
+      seed: seed of the order, crops and flips. A random crop depends on (seed, epoch, index) alone.
       epochs: passes in training; None: forever.
       workers: decoding processes; 0: threads of this process.
-      rows: in training: numbers of the batch's rows that this process reads; None: all.
-      last_rows: the same of an epoch's last batch, where the sampler's is not full.
-      indices: in a plain pass: positions in the source, in order; None: all. Where images of
-        ``indices`` are skipped, none moves up: the batches are cut at the same places always.
-      view: augmented view of every image, not in training. Without random crops view 0 is
-        unflipped and view 1 flipped; with them, crop and flip are drawn from
+      rows: in training, the numbers of the batch's rows that this process reads; None: all.
+      last_rows: the same for an epoch's last batch, if the sampler's is not full.
+      indices: in a plain pass, positions in the source, in order; None: all. If images of
+        ``indices`` are skipped, none moves up: batch boundaries always stay the same.
+      view: number of the augmented view of every image, not in training. Without random crops,
+        view 0 is unflipped and view 1 flipped; with them, crop and flip are drawn from
         ``np.random.default_rng([seed, view, index])``.
-      on_error: "raise", or "skip" unreadable images with a warning each (None: as ``source``
-        says). In training another image of the class takes an unreadable one's place, drawn from
-        (seed, epoch, place); otherwise later images move up. Batches stay full both ways. With
-        "skip", worker processes that die are started again.
-      crops: where crops are random, that many of each image: ``image`` is (B, crops, size, size,
-        3) then; None: one, and no such axis.
+      on_error: "raise", or "skip" to skip unreadable images with a warning each; None: the setting
+        of ``source``. In training another image of the class, drawn from (seed, epoch, place),
+        replaces an unreadable one; otherwise later images move up. Batches stay full in both
+        cases. With "skip", worker processes that die are restarted.
+      crops: number of random crops of each image, which adds an axis: ``image`` is then
+        (B, crops, size, size, 3); None: one crop, without that axis.
       crop_area: smallest and largest share of an image that a random crop keeps.
-      sampler: in training, instead of shuffling: which images form each batch.
+      sampler: in training, chooses the images of each batch; None: shuffle.
 
     Raises:
-      UserError: a batch larger than the set, or not the sampler's; at iteration, an unreadable
-        image (named) or a worker process that died.
+      UserError: the batch size exceeds the set or differs from the sampler's; during iteration, an
+        image (named in the message) is unreadable or a worker process died.
     """
     on_error = on_error or source.on_error
     if on_error not in ON_ERROR:
@@ -248,8 +250,8 @@ def load_all(
 
     Args:
       source: the images.
-      preprocessing: its fixed resize and crop is done here where it needs the host.
-      progress: called with (images done, images in all).
+      preprocessing: its fixed resize and crop is applied here if it needs the host.
+      progress: called with (images done, total images).
       on_error: as in `batches`.
 
     Returns:
@@ -257,7 +259,7 @@ def load_all(
       source (all of them, unless unreadable images were skipped).
 
     Raises:
-      UserError: an unreadable image, or none at all that is readable.
+      UserError: an image is unreadable, or none can be read at all.
     """
     parts, done = [], 0
     for batch in batches(

@@ -1,7 +1,7 @@
 """The data sets by name, with their splits and the function that opens each.
 
-Each kind is a *reader* in its own file; a new one is a line in the table at the end, or
-``module:name`` of one's own (docs/plugins.md).
+Each kind is a *reader* in its own file; add a new one as a row of the table at the end, or name
+your own as ``module:name`` (docs/plugins.md).
 """
 
 import os
@@ -49,14 +49,14 @@ class Reader(Protocol):
         """Return labels int32 (N,), without decoding images."""
 
     def ids(self) -> np.ndarray:
-        """Return ids (N,), int64 or str, which name an image for good."""
+        """Return ids (N,), int64 or str, which identify an image permanently."""
 
     def image_size(self, positions: np.ndarray) -> tuple[int, int] | None:
         """Return (H, W) if all images at ``positions`` share it."""
 
 
 class Where(NamedTuple):
-    """A reader's part of the ``data`` section: paths ("" if not given) and options."""
+    """The part of the ``data`` section for readers: paths ("" if not given) and options."""
 
     name: str
     dir: str
@@ -85,7 +85,7 @@ def splits_of(name: str) -> tuple[str, ...]:
     """Return the splits of a data set: some of "train", "validation", "query" and "gallery".
 
     Raises:
-      UserError: no data set of that name.
+      UserError: there is no data set of that name.
     """
     return _kind(name).splits
 
@@ -98,7 +98,8 @@ def open_reader(data, split: str) -> Reader:
       split: one of `SPLITS`.
 
     Raises:
-      UserError: an unknown name, a split that the data set does not have, missing or damaged files.
+      UserError: the name is unknown, the data set has no such split, or files are missing or
+        damaged.
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
@@ -121,10 +122,12 @@ def open_reader(data, split: str) -> Reader:
 
 
 def revisited_truth(root: str | Path, name: str) -> RevisitedTruth:
-    """Ground truth of "roxford5k" or "rparis6k": ``gnd_NAME.pkl`` in ``root/NAME`` or ``root``.
+    """Read the ground truth of "roxford5k" or "rparis6k": ``root/NAME/gnd_NAME.pkl``.
+
+    The file may also be in ``root`` itself.
 
     Raises:
-      UserError: as `fct_jax.data.landmarks.read_ground_truth`.
+      UserError: as in `fct_jax.data.landmarks.read_ground_truth`.
     """
     root = Path(root).expanduser()
     path = root / name / f"gnd_{name}.pkl"
@@ -132,11 +135,13 @@ def revisited_truth(root: str | Path, name: str) -> RevisitedTruth:
 
 
 def gldv2_truth(root: str | Path, usage: str = "Private") -> LandmarkTruth:
-    """Ground truth of Google Landmarks v2: ``retrieval_solution_v2.1.csv`` in ``root`` and the
-    index, from ``index.csv`` or else the images below ``index``.
+    """Read the ground truth of Google Landmarks v2 below ``root``.
+
+    The queries are in ``retrieval_solution_v2.1.csv``; the index is in ``index.csv``, or else
+    consists of the images below ``index``.
 
     Raises:
-      UserError: as `fct_jax.data.landmarks.read_gldv2`.
+      UserError: as in `fct_jax.data.landmarks.read_gldv2`.
     """
     root = Path(root).expanduser()
     index = root / "index.csv"
@@ -176,7 +181,7 @@ def _list(where: Where, split: str) -> LabelledFiles:
     root = where.root
     if split == "train" or not where.list:
         return LabelledFiles(list_reader(file, root))
-    # Both splits speak of the same classes, although the largest numbers may be missing in one.
+    # Both splits have the same classes, although one may lack images of the largest numbers.
     lists = [read_list(where.list), read_list(file)]
     classes = max(line.label for lines in lists for line in lines) + 1
     return LabelledFiles(list_reader(file, root, classes))
@@ -208,7 +213,7 @@ def _ijb(where: Where, split: str) -> LabelledFiles:
 
 
 _TFDS = Kind(("train", "validation"), _tfds)
-# names that say more behind a colon: what they say, and the kind
+# prefix before a colon -> (form of the part after it, kind)
 _PREFIXES = {"tfds": ("NAME", _TFDS), "noise": ("IMAGESxCLASSES", Kind(("train",), _noise))}
 _KINDS = {
     "digits": Kind(("train", "validation"), lambda where, split: DigitsReader(split)),

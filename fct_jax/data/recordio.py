@@ -2,9 +2,9 @@
 
 InsightFace releases its training sets (MS1M, Glint360k, …) in this form. A record is the magic
 number, a word with a continuation flag (3 bits) and a length (29 bits), and the content, padded to
-4 bytes. Where the content itself holds the magic number at a multiple of 4 bytes, it is cut there
-into several parts. The content of an image record is a header (flag, label, id, id2), ``flag``
-labels more where that is not 0, and the encoded image.
+4 bytes. Content that itself contains the magic number at a multiple of 4 bytes is split there into
+several parts. The content of an image record is a header (flag, label, id, id2), ``flag`` further
+labels if that is not 0, and the encoded image.
 """
 
 import math
@@ -51,7 +51,7 @@ class RecordFile:
     """Random access to the records of a pair of files, for any number of threads and processes.
 
     Attributes:
-      keys: (R,) int64 ascending, the keys of the index.
+      keys: (R,) int64, the keys of the index, ascending.
     """
 
     def __init__(self, rec: str | Path, idx: str | Path):
@@ -64,13 +64,13 @@ class RecordFile:
                 raise UserError(f"{path} is empty")
         self.keys, self._offsets = _read_index(Path(idx))
         self._open()
-        self.content(int(self.keys[np.argmax(self._offsets)]))  # a file that was cut off ends here
+        self.content(int(self.keys[np.argmax(self._offsets)]))  # fails if the file is truncated
 
     def _open(self) -> None:
         self._bytes = np.memmap(self._path, np.uint8, "r")
 
     def __getstate__(self) -> dict:
-        """Leave out the map: worker processes map the file themselves."""
+        """Leave out the memory map: worker processes map the file themselves."""
         return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
 
     def __setstate__(self, state: dict) -> None:
@@ -85,7 +85,7 @@ class RecordFile:
         return row < len(self.keys) and self.keys[row] == key
 
     def content(self, key: int) -> bytes:
-        """Return the bytes of one record. Raises UserError: no such key, or a damaged record."""
+        """Return a record's bytes. Raises UserError if the key is unknown or the record damaged."""
         if key not in self:
             raise UserError(f"{self._path} has no record {key}")
         start = int(self._offsets[np.searchsorted(self.keys, key)])
@@ -104,14 +104,14 @@ class RecordFile:
             start += 8 + (length + 3) // 4 * 4
 
     def record(self, key: int) -> Record:
-        """Return one record, unpacked; errors as `content` and `unpack`."""
+        """Return one record, unpacked; raises the errors of `content` and `unpack`."""
         return unpack(self.content(key), f"record {key} of {self._path}")
 
     def first_labels(self, keys: np.ndarray) -> np.ndarray:
         """Return each record's first label (K,) float32, without reading images.
 
         Raises:
-          UserError: a key that is not there or a damaged record.
+          UserError: a key is unknown, or a record is damaged.
         """
         keys = np.asarray(keys, np.int64)
         rows = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
@@ -124,7 +124,7 @@ class RecordFile:
             words = self._bytes[np.minimum(where, len(self._bytes) - 1)].view("<u4")
             many = words[:, 2] > 0
             here = np.where(many, words[:, 8], words[:, 3]).view(np.float32)
-            # Damaged, in several parts, or reaching over the file's end: one by one.
+            # Records that are damaged, in several parts or reach past the file's end: one by one.
             odd = (words[:, 0] != MAGIC) | (words[:, 1] >> 29 != _WHOLE)
             odd |= where[:, -1] >= len(self._bytes)
             odd |= words[:, 1] < np.where(many, _HEADER.size + 4, _HEADER.size)
@@ -144,15 +144,15 @@ class RecordFile:
 class RecordIOReader:
     """The training images of ``root/train.rec``; ids are the keys of the records.
 
-    Where record 0 of the pair is InsightFace's header, with the range [a, b) of the records that
-    describe identities, the images are records 1..a-1; otherwise every record is one.
+    If record 0 of the pair is InsightFace's header, which gives the range [a, b) of the records
+    that describe identities, the images are records 1..a-1; otherwise every record is an image.
     """
 
     def __init__(self, root: str | Path):
         """Open the pair and read the labels.
 
         Raises:
-          UserError: as `RecordFile`; records that are missing; labels that are no class numbers.
+          UserError: as in `RecordFile`; records are missing; or labels are not class numbers.
         """
         self.name = str(Path(root) / "train.rec")
         self._file = RecordFile(self.name, Path(root) / "train.idx")
@@ -197,14 +197,14 @@ class RecordIOReader:
         return self._keys
 
     def image_size(self, positions: np.ndarray) -> None:
-        """Return None, because the records do not say it."""
+        """Return None, because the records do not give the size."""
         return None
 
     def _labels_by_identity(self, identities: np.ndarray) -> np.ndarray | None:
-        """Return labels (N,) by the ranges that identity records give, or None without any.
+        """Return labels (N,) from the ranges in the identity records, or None without such records.
 
-        Two images of each identity are looked at instead of all, which on millions of images saves
-        reading the whole file.
+        Only two images of each identity are read instead of all, which saves reading the whole
+        file of millions of images.
         """
         if not len(identities) or not np.isin(identities, self._file.keys).all():
             return None
@@ -215,7 +215,7 @@ class RecordIOReader:
         ranges = ranges[ranges[:, 0] < ranges[:, 1]]
         ranges = ranges[np.argsort(ranges[:, 0])]
         edges = np.append(ranges[:, 0], len(self._keys) + 1)
-        # An identity without images has an empty range, which is gone by now.
+        # Identities without images have empty ranges, which were dropped above.
         if edges[0] != 1 or (edges[1:] != ranges[:, 1]).any():
             return None  # the ranges have gaps or overlap
         labels = self._file.first_labels(ranges[:, 0])
@@ -225,7 +225,7 @@ class RecordIOReader:
 
 
 def _range(record: Record) -> tuple[int, int] | None:
-    """Return the range of keys that a record without image gives by its two labels."""
+    """Return the range of keys given by the two labels of a record without image."""
     if len(record.labels) < 2 or not all(map(math.isfinite, record.labels[:2])):
         return None
     return int(record.labels[0]), int(record.labels[1])
@@ -234,7 +234,7 @@ def _range(record: Record) -> tuple[int, int] | None:
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return keys (ascending) and offsets, both (R,) int64, of ``key offset`` lines."""
     try:
-        with warnings.catch_warnings(action="error"):  # that a number is no integer is a warning
+        with warnings.catch_warnings(action="error"):  # for numbers that are not integers
             table = np.loadtxt(path, np.int64, comments=None, ndmin=2)
     except (ValueError, Warning) as error:
         reason = str(error).split(";")[0]
@@ -249,7 +249,7 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _class_numbers(labels: np.ndarray, keys: np.ndarray, name: str) -> np.ndarray:
-    # The largest float32 below 2**31; NaN compares as wrong too.
+    # 2**31 - 128 is the largest float32 below 2**31; NaN fails the comparison too.
     right = (labels >= 0) & (labels <= 2**31 - 128) & (labels == np.floor(labels))
     if not right.all():
         row = int(np.argmin(right))

@@ -1,4 +1,4 @@
-"""Pickles from elsewhere, without running what they say.
+"""Load untrusted pickles without executing code from them.
 
 A pickle is a program. The CIFAR archives are pickles, so they are read by an unpickler that knows
 dicts, lists, strings, bytes, numbers and NumPy arrays of numbers, and nothing else.
@@ -17,14 +17,14 @@ def load(file: BinaryIO, encoding: str = "bytes") -> Any:
     """Read one pickle of plain data.
 
     Args:
-      file: binary file, at the pickle's start.
-      encoding: how Python 2's strings come out: "bytes" as bytes, "latin1" as str.
+      file: binary file, positioned at the pickle's start.
+      encoding: how to decode strings of Python 2: "bytes" keeps bytes, "latin1" gives str.
 
     Returns:
       The object; arrays are instances of np.ndarray.
 
     Raises:
-      UserError: anything but plain data is in it, or it is damaged.
+      UserError: the pickle contains anything but plain data, or is damaged.
     """
     try:
         return _Unpickler(file, encoding=encoding).load()
@@ -40,7 +40,7 @@ class _Dtype:
 
     def __init__(self, code: str | bytes, *_):
         code = code.decode("ascii") if isinstance(code, bytes) else code
-        # The kind and the bytes an item has, such as "u1": no objects, fields or strings.
+        # A kind and the bytes of an item, such as "u1": no objects, fields or strings.
         if not (isinstance(code, str) and code[:1] in tuple("biufc") and code[1:].isdigit()):
             raise UserError(f"pickle refused: array of type {code!r}, only numbers are read")
         self.dtype = np.dtype(code)
@@ -51,7 +51,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array whose state is checked before NumPy believes it."""
+    """An array whose state is checked before NumPy uses it."""
 
     def __setstate__(self, state: tuple):
         _, shape, dtype, fortran, data = state
@@ -94,14 +94,14 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _empty_bytes(*arguments) -> bytes:
-    """Make b"" as Python 3 writes it for Python 2; arguments could ask for any memory."""
+    """Make b"" as Python 3 writes it for Python 2; arguments could request any amount of memory."""
     if arguments:
         raise UserError("pickle refused: it calls bytes")
     return b""
 
 
 class _NdArray:
-    """Stands for np.ndarray, which is only ever an argument of _reconstruct."""
+    """Stands for np.ndarray, which occurs only as an argument of _reconstruct."""
 
 
 _ALLOWED = {
@@ -110,14 +110,14 @@ _ALLOWED = {
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): _empty_bytes,
 }
-for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
+for _core in ("numpy.core", "numpy._core"):  # the names before and since NumPy 2
     _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
     _ALLOWED[f"{_core}.multiarray", "scalar"] = _scalar
     _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _from_buffer
 
 
 class _Unpickler(pickle._Unpickler):
-    """The unpickler written in Python: the one in C lets a pickle claim any amount of memory."""
+    """Python's unpickler, since the one in C lets a pickle allocate any amount of memory."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -129,7 +129,7 @@ class _Unpickler(pickle._Unpickler):
             ) from None
 
     def load_build(self) -> None:
-        """Set an object's state: of arrays and their types alone, never of functions or classes."""
+        """Set the state of arrays and their types only, never of functions or classes."""
         if not isinstance(self.stack[-2], _Dtype | _Array):
             raise UserError("pickle refused: it changes an object that is no array")
         super().load_build()

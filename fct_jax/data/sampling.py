@@ -1,9 +1,9 @@
 """Samplers of a training step's batch: shuffled, or balanced over identities or classes.
 
 A sampler is a function of the epoch: ``sampler(epoch)`` is an int32 array (steps, B) of image
-positions, the same on every process, drawn from (seed, epoch) alone. Neither the number of
-processes nor the step where a run goes on changes what a step sees. Every process takes its rows
-of a batch (`RowsOfStep`).
+positions, the same on every process, drawn from (seed, epoch) alone. The images of a step depend
+neither on the number of processes nor on the step at which a run resumes. Every process takes its
+rows of a batch (`RowsOfStep`).
 """
 
 from typing import Protocol
@@ -12,15 +12,15 @@ import numpy as np
 
 from fct_jax.errors import UserError
 
-NOTHING = -1  # position that fills up a last, incomplete batch
+NOTHING = -1  # position that pads a last, incomplete batch
 
 
 class Sampler(Protocol):
-    """An order of training images, as feeds and pipelines take it.
+    """An order of training images, in the form that feeds and pipelines accept.
 
     Attributes:
       batch_size: B, over all processes.  steps_per_epoch: batches of an epoch.
-      last_size: images in the last batch of an epoch, B where it is full.
+      last_size: images in the last batch of an epoch, B if it is full.
     """
 
     batch_size: int
@@ -30,7 +30,7 @@ class Sampler(Protocol):
     def __call__(self, epoch: int) -> np.ndarray:
         """Return positions (steps_per_epoch, batch_size) int32.
 
-        Behind the ``last_size`` positions of the last batch stands ``NOTHING``.
+        The last batch has ``last_size`` positions, followed by ``NOTHING``.
         """
 
 
@@ -38,7 +38,7 @@ class Shuffled:
     """A sampler that visits every image once an epoch, in a new order.
 
     Attributes:
-      batch_size: B.  steps_per_epoch: N // B; one more where an incomplete batch is kept.
+      batch_size: B.  steps_per_epoch: N // B, plus one if an incomplete batch is kept.
       last_size: images in the last batch of an epoch.
     """
 
@@ -47,12 +47,12 @@ class Shuffled:
         Args:
           count: N, the number of training images.
           batch_size: B, over all processes.
-          seed: of the order.
-          keep_last: whether the N % B images that fill no batch form a smaller one; else they are
-            dropped, others in every epoch.
+          seed: seed of the order.
+          keep_last: whether the N % B images that do not fill a batch form a smaller one; else they
+            are dropped, different ones in every epoch.
 
         Raises:
-          UserError: if the batch size lies outside 1..N.
+          UserError: the batch size lies outside 1..N.
         """
         if not 1 <= batch_size <= count:
             reason = "must be at least 1" if batch_size < 1 else "is larger than the training set"
@@ -78,12 +78,12 @@ class Shuffled:
 class RowsOfStep:
     """``rows(step)`` gives the images of one process's rows of a step's batch.
 
-    It may be used by many threads, and copied to other processes.
+    It is thread-safe and can be copied to other processes.
 
     Args:
-      sampler: the order of all processes.
+      sampler: the order, common to all processes.
       rows: ascending numbers of this process's rows, each in 0..B-1.
-      last_rows: the same in a last batch that is not full; None: there is none.
+      last_rows: the same for a last batch that is not full; None: there is no such batch.
     """
 
     def __init__(self, sampler: Sampler, rows: np.ndarray, last_rows: np.ndarray | None = None):
@@ -97,11 +97,11 @@ class RowsOfStep:
         return self._last_rows if step % steps == steps - 1 else self._rows
 
     def __call__(self, step: int) -> np.ndarray:
-        """Return int32 positions, as many as there are rows."""
+        """Return the positions of this process's rows, int32."""
         epoch, place = divmod(step, self._sampler.steps_per_epoch)
         held = self._held
         if epoch not in held:
-            # Two epochs, because readers ahead have begun the next one while others finish this.
+            # Two epochs are kept: some readers have begun the next one while others finish this.
             near = {other: held[other] for other in held if abs(other - epoch) == 1}
             self._held = held = {**near, epoch: self._sampler(epoch)}
         return held[epoch][place, self.numbers(step)]
@@ -110,14 +110,14 @@ class RowsOfStep:
 class IdentitySampler:
     """P identities with K images each, for losses over pairs and triplets (Hermans et al., 2017).
 
-    A batch holds P different identities, its columns are P groups of K. In each round of an epoch
-    every identity comes once, in a new order, with K of its images; one that has fewer repeats
-    them evenly. In the first round the last batch is filled up with identities from the round's
-    start, so that every identity is visited. Within an epoch an identity shows other images in
-    each round, and rounds end for it when fewer than K new ones are left.
+    A batch holds P different identities; its columns are P groups of K. In each round of an epoch
+    every identity occurs once, in a new order, with K of its images; an identity with fewer images
+    repeats them evenly. In the first round the last batch is filled up with identities from the
+    round's start, so that every identity is visited. Within an epoch each round uses different
+    images of an identity, and its rounds end when fewer than K new ones are left.
 
     Attributes:
-      batch_size: P·K.  images: K.  steps_per_epoch: batches of an epoch, the same for all.
+      batch_size: P·K.  images: K.  steps_per_epoch: batches in an epoch, the same for every epoch.
     """
 
     def __init__(
@@ -125,15 +125,15 @@ class IdentitySampler:
     ):
         """
         Args:
-          labels: (N,) integers, one a training image.
-          identities: P, of a batch over all processes.
-          images: K.
-          seed: of all draws.
-          rounds: 1: an identity comes once an epoch. None: until its images are used up, as in
+          labels: (N,) integers, one per training image.
+          identities: P, the identities in a batch over all processes.
+          images: K, the images of each identity in a batch.
+          seed: seed of all draws.
+          rounds: 1: an identity occurs once per epoch. None: until its images are used up, as in
             widely used re-identification code; batches that later rounds cannot fill are dropped.
 
         Raises:
-          UserError: no labels, numbers below 1, or fewer identities than P.
+          UserError: there are no labels, a number is below 1, or there are fewer identities than P.
         """
         self._order, self._starts, self._counts = _by_class(labels)
         known = len(self._counts)
@@ -146,10 +146,10 @@ class IdentitySampler:
                 f"{known}; largest possible: {known}"
             )
         self._identities, self.images, self._seed = identities, images, seed
-        self._visits = np.maximum(self._counts // images, 1)  # of an identity in an epoch
+        self._visits = np.maximum(self._counts // images, 1)  # visits of each identity in an epoch
         if rounds is not None:
             self._visits = np.minimum(self._visits, rounds)
-        # Identities that take part in round 0, 1, …
+        # Number of identities that take part in rounds 0, 1, …
         sizes = known - np.cumsum(np.bincount(self._visits))[:-1]
         self._steps = np.concatenate([[-(-known // identities)], sizes[1:] // identities])
         self.batch_size = self.last_size = identities * images
@@ -171,11 +171,11 @@ class IdentitySampler:
 
 
 class ClassBalancedSampler:
-    """Every class equally often, however many images it has.
+    """A sampler that draws every class equally often, however many images it has.
 
-    The draws of an epoch go through all classes, shuffled, again and again; numbers of draws of two
-    classes differ by at most one. A class goes through its images, shuffled, likewise. An epoch is
-    as long as one over the images.
+    The draws of an epoch cycle through all classes, in shuffled order; the numbers of draws of two
+    classes differ by at most one. Each class cycles through its shuffled images in the same way. An
+    epoch is as long as one pass over the images.
 
     Attributes:
       batch_size: B.  steps_per_epoch: N // B.
@@ -184,12 +184,12 @@ class ClassBalancedSampler:
     def __init__(self, labels, batch_size: int, *, seed: int = 0):
         """
         Args:
-          labels: (N,) integers, one a training image. Numbers without an image are passed over.
+          labels: (N,) integers, one per training image. Numbers without an image are ignored.
           batch_size: B, over all processes.
-          seed: of all draws.
+          seed: seed of all draws.
 
         Raises:
-          UserError: no labels, or a batch size outside 1..N.
+          UserError: there are no labels, or the batch size lies outside 1..N.
         """
         self._order, self._starts, self._counts = _by_class(labels)
         if not 1 <= batch_size <= len(self._order):

@@ -32,10 +32,10 @@ class Source:
 
     Attributes:
       name: data set and split, for messages.
-      class_names: names of *all* classes of the data set, also when ``data.classes`` selects some:
-        labels are renumbered by ``data.subset`` alone.
-      num_classes: their number.
-      on_error: "raise" or "skip": what the pipeline does with unreadable images.
+      class_names: names of *all* classes of the data set, even if ``data.classes`` selects only
+        some: only ``data.subset`` renumbers labels.
+      num_classes: number of these classes.
+      on_error: "raise" or "skip", the pipeline's treatment of unreadable images.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Source:
     ):
         """Keep the images at ``positions`` (ascending; None: all) of ``reader``.
 
-        ``class_order`` renumbers: class i is the reader's class ``class_order[i]``; classes that
-        it leaves out have no image at ``positions``.
+        ``class_order`` renumbers the classes: class i is the reader's class ``class_order[i]``;
+        classes that it omits must have no image at ``positions``.
         """
         self._reader = reader
         self._positions = positions
@@ -85,7 +85,7 @@ class Source:
     def ids(self) -> np.ndarray:
         """Return ids (N,): int64 position in the whole split, or relative path in an image folder.
 
-        They do not depend on which classes are kept.
+        The ids do not depend on which classes are kept.
         """
         return self._kept(self._reader.ids())
 
@@ -106,17 +106,17 @@ def open_source(data, split: str) -> Source:
     """Open one split of the data set that a config's ``data`` section describes.
 
     Args:
-      data: object with the attributes ``name`` (those of `fct_jax.config.data`, or "tfds:NAME" for
-        any TFDS data set with "image" and "label"), ``dir`` (TFDS data directory, "" for TFDS's
-        own; or the data set's folder), ``list`` and ``validation_list`` (files of ``path label``
-        lines), ``query_crop`` (landmark queries cropped to their box), ``classes`` (see
-        `parse_classes`), ``subset`` (see `fct_jax.data.subset`) and ``on_error`` ("raise" or "skip"
-        unreadable images). All but ``name`` may be missing.
-      split: "train", "validation", "query" or "gallery"; `splits_of` says which there are.
+      data: object with the attributes ``name`` (one listed in `fct_jax.config_sections.data`, or
+        "tfds:NAME" for any TFDS data set with "image" and "label"), ``dir`` (the data set's folder;
+        for TFDS, its data directory, "" for the default), ``list`` and ``validation_list`` (files
+        of ``path label`` lines), ``query_crop`` (whether to crop landmark queries to their box),
+        ``classes`` (see `parse_classes`), ``subset`` (see `fct_jax.data.subset`) and ``on_error``
+        (whether to "raise" for or "skip" unreadable images). All but ``name`` may be missing.
+      split: "train", "validation", "query" or "gallery"; see `splits_of` for those of a data set.
 
     Raises:
-      UserError: unknown data set or split, a missing or empty file or folder, a data set that is
-        not prepared, class ids that it does not have, or no image of the selected classes.
+      UserError: the data set or split is unknown, a file or folder is missing or empty, the data
+        set is not prepared or lacks some of the class ids, or the selected classes have no image.
     """
     on_error = getattr(data, "on_error", "raise") or "raise"
     if on_error not in ON_ERROR:

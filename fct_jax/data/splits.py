@@ -1,7 +1,8 @@
 """Extended-class and extended-data splits of a training set (AdvBCT, CVPR 2023).
 
 The old model is trained on a seeded share of the classes, or of every class's images, and the
-new model on everything. The draws are those of the published splits, so that tables compare.
+new model on everything. The draws are those of the published splits, so that results are
+comparable.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from fct_jax.errors import UserError
 
 
 class ClassSplit(NamedTuple):
-    """``labels`` (N,) int32: the new class numbers, old classes first; ``old`` and ``new``: rows
-    of the input, ordered by original class, then as they came; ``num_old`` classes are old."""
+    """An extended-class split: ``labels`` (N,) int32 are the new class numbers, old classes first;
+    ``old`` and ``new`` are rows of the input, ordered by original class, then by position; the
+    first ``num_old`` classes are old."""
 
     labels: np.ndarray
     old: np.ndarray
@@ -24,7 +26,7 @@ class ClassSplit(NamedTuple):
 
 
 class DataSplit(NamedTuple):
-    """``old`` and ``new``: rows of the input, class by class, in each as they came."""
+    """Rows ``old`` and ``new`` of the input, class by class, in input order within each."""
 
     old: np.ndarray
     new: np.ndarray
@@ -37,17 +39,18 @@ def old_classes(num_classes: int, ratio: float = 0.3, seed: int = 666) -> np.nda
 
 
 def split_by_class(labels, ratio: float = 0.3, seed: int = 666) -> ClassSplit:
-    """Split extended-class: the old model knows a share of the classes, renumbered from 0.
+    """Make an extended-class split: the old model knows a share of the classes, renumbered from 0.
 
     Both groups keep the order of their original numbers. A class number without images is kept:
-    it may be drawn, and has a new number (a published variant counts distinct labels instead and
+    it may be drawn, and gets a new number (a published variant counts distinct labels instead and
     silently loses the highest classes).
 
     Args:
-      labels: (N,) class numbers.  ratio: share of the classes.  seed: of the draw.
+      labels: (N,) class numbers.  ratio: share of the classes.  seed: seed of the draw.
 
     Raises:
-      UserError: no labels, negative ones, a ratio outside (0, 1), no old image left.
+      UserError: there are no labels, some are negative, the ratio is outside (0, 1), or no old
+        image is left.
     """
     labels = _labels(labels)
     num_classes = int(labels.max()) + 1
@@ -69,18 +72,18 @@ def split_by_class(labels, ratio: float = 0.3, seed: int = 666) -> ClassSplit:
 def split_by_data(
     labels, ratio: float = 0.3, seed: int = 666, *, by_appearance: bool = False
 ) -> DataSplit:
-    """Split extended-data: a share of every class's images is old, the others are in ``new``.
+    """Make an extended-data split: a share of every class's images is old, the rest is in ``new``.
 
-    A class of n ≥ 4 images gives ``int(n * ratio)`` drawn ones to ``old`` (seed + class), one of
-    2 or 3 its first, and a class of one image has it in both. The new model of the extended-data
-    setting trains on all images, ``old`` and ``new`` together.
+    A class of n ≥ 4 images gives ``int(n * ratio)`` of them, drawn with seed + class, to ``old``; a
+    class of 2 or 3 gives its first; the image of a class of one is in both. The new model of the
+    extended-data setting trains on all images, ``old`` and ``new`` together.
 
     Args:
-      labels: (N,) class numbers.  ratio: share of each class's images.  seed: of the draws.
-      by_appearance: classes in the order of their first image, not of their number.
+      labels: (N,) class numbers.  ratio: share of each class's images.  seed: seed of the draws.
+      by_appearance: order the classes by their first image instead of by number.
 
     Raises:
-      UserError: no labels, negative ones, a ratio outside (0, 1).
+      UserError: there are no labels, some are negative, or the ratio is outside (0, 1).
     """
     labels = _labels(labels)
     _check(ratio)
@@ -110,14 +113,14 @@ def split_list(
     *,
     by_appearance: bool = False,
 ) -> dict[str, list[str]]:
-    """Return the lines of both files of a split, keyed by what their names say.
+    """Return the lines of both files of a split, keyed by the names of the files.
 
     ``by="class"`` gives ``new_100percent_class`` and ``old_30percent_class`` (renumbered labels),
-    ``by="data"`` gives ``new_70percent_data`` and ``old_30percent_data``. Errors as the two
-    functions above.
+    ``by="data"`` gives ``new_70percent_data`` and ``old_30percent_data``. Raises the errors of
+    `split_by_class` and `split_by_data`.
     """
     labels = [line.label for line in lines]
-    # Rounded: truncation, as in the published names, would call 0.29 "28percent".
+    # Rounded, because truncation, as in the published names, would call 0.29 "28percent".
     percent = round(ratio * 100)
     if by == "class":
         split = split_by_class(labels, ratio, seed)

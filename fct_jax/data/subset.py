@@ -2,8 +2,8 @@
 
 ``"old classes 0.3"`` keeps a seeded 30 % of the classes, ``"new classes 0.3"`` keeps everything;
 both renumber the classes so that the old ones come first. ``"old images 0.3"`` keeps 30 % of each
-class's images, ``"new images 0.3"`` all; classes keep their numbers. ``"… seed 7"`` draws another
-share; the published splits have seed 666.
+class's images, ``"new images 0.3"`` keeps all; both keep the class numbers. ``"… seed 7"`` draws
+another share; the published splits use seed 666.
 """
 
 import re
@@ -18,7 +18,7 @@ _FORM = re.compile(r"(old|new) (classes|images) (0?\.\d+)(?: seed (\d+))?")
 
 
 class Subset(NamedTuple):
-    """``part`` "old" or "new"; ``by`` "classes" or "images"."""
+    """A parsed subset: ``part`` is "old" or "new", ``by`` is "classes" or "images"."""
 
     part: str
     by: str
@@ -52,7 +52,10 @@ def for_validation(text: str) -> str:
 
 
 def class_order(subset: Subset, num_classes: int) -> tuple[np.ndarray, int]:
-    """Return ((C,) original class of each new number, number of old classes), groups ascending."""
+    """Return the original class of each new number (C,), and the number of old classes.
+
+    The old classes come first; both groups are ascending.
+    """
     if subset.by == "images":
         return np.arange(num_classes), num_classes
     old = np.sort(old_classes(num_classes, subset.ratio, subset.seed))
@@ -62,7 +65,10 @@ def class_order(subset: Subset, num_classes: int) -> tuple[np.ndarray, int]:
 
 
 def positions(subset: Subset, labels: np.ndarray, num_classes: int) -> np.ndarray | None:
-    """Return the kept images, ascending, by their original labels (N,), or None for all."""
+    """Return the positions of the kept images, ascending, or None for all.
+
+    ``labels`` (N,) are the original class numbers of all images.
+    """
     if subset.part == "new":
         return None
     if subset.by == "images":

@@ -16,12 +16,12 @@ from fct_jax.errors import UserError
 class TfdsReader:
     """A split of a prepared TFDS data set with the features "image" and "label".
 
-    "validation" is the split of that name, or "test" where there is none (CIFAR). Images are
-    decoded by Pillow. ids are positions in the split.
+    "validation" is the split of that name, or "test" if there is none (CIFAR). Images are decoded
+    by Pillow. The ids are positions in the split.
     """
 
     def __init__(self, name: str, directory: str, split: str):
-        """Open the files; raises UserError unless they are there, complete and in ArrayRecord."""
+        """Open the files; raises UserError unless they exist, are complete and in ArrayRecord."""
         builder = _builder(name, directory)
         splits = builder.info.splits
         self._split = "test" if split == "validation" and split not in splits else split
@@ -42,7 +42,7 @@ class TfdsReader:
             if not Path(path).is_file():
                 raise UserError(f"{path} is missing; prepare the data set {name} again")
         if self._length:
-            self._record(0)  # another format or damage is an error now, not in the first epoch
+            self._record(0)  # report another format or damage now, not in the first epoch
 
     @cached_property
     def _records(self):
@@ -76,9 +76,9 @@ class TfdsReader:
         return image, int(record["label"])
 
     def labels(self) -> np.ndarray:
-        """Read from the records, images undecoded; kept beside the data for the next time.
+        """Return the labels (N,) int32, read from the records without decoding images.
 
-        Of ImageNet this reads 140 GB, hence the copy.
+        They are cached beside the data, because reading them from ImageNet takes 140 GB of input.
         """
         cache = Path(self._where) / f"labels-{self._split}.npy"
         if cache.exists() and cache.stat().st_mtime >= _modified(self._where):
@@ -132,6 +132,6 @@ def _save(path: Path, labels: np.ndarray) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.npy")
     try:
         np.save(partial, labels)
-        partial.replace(path)  # in one step: several processes may do this at once
+        partial.replace(path)  # atomic, because several processes may do this at once
     except OSError as error:
         logging.info("labels are not kept, %s cannot be written: %s", path, error)

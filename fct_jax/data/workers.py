@@ -33,9 +33,9 @@ def dead_worker(error: RuntimeError, taken: int, workers: int) -> DeadWorker | N
     """Return the error for what Grain raises for a lost worker, or None for other errors.
 
     Args:
-      error: of Grain.
-      taken: elements taken since the workers began; they take turns.
-      workers: how many there are.
+      error: the exception that Grain raised.
+      taken: elements taken since the workers began; the workers take turns.
+      workers: number of workers.
     """
     if "terminated unexpectedly" not in str(error):
         return None
@@ -47,9 +47,9 @@ def dead_worker(error: RuntimeError, taken: int, workers: int) -> DeadWorker | N
 
 
 def _begin(index: int, count: int) -> None:
-    """Prepare a worker; runs first in every one."""
+    """Prepare a worker process; Grain calls this first in each of them."""
     del index, count
-    # What asks a whole group of processes to end (Ctrl-C, a scheduler) means the training, which
+    # A signal to the whole process group (Ctrl-C, a scheduler) is meant for the training, which
     # saves first and then stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -57,6 +57,6 @@ def _begin(index: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker with its training, so that it does not stay behind with its memory."""
+    """End this worker together with its training, so that it does not go on holding memory."""
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -1,10 +1,11 @@
 """AdvBCT's adversarial part: a discriminator must not tell new embeddings from old ones.
 
-Usage: new embeddings pass :func:`gradient_reversal` before the discriminator, old ones do not;
-new and old batch go through it separately. All from "Boundary-Aware Backward-Compatible
-Representation via Adversarial Learning" (AdvBCT), CVPR 2023, https://arxiv.org/abs/2305.02610;
-the reversal layer from Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation",
-ICML 2015, https://arxiv.org/abs/1409.7495.
+New embeddings pass through :func:`gradient_reversal` before the discriminator, old ones do not;
+the new and the old batch go through the discriminator separately.
+
+Sources: "Boundary-Aware Backward-Compatible Representation via Adversarial Learning" (AdvBCT),
+CVPR 2023, https://arxiv.org/abs/2305.02610; for the reversal layer Ganin and Lempitsky,
+"Unsupervised Domain Adaptation by Backpropagation", ICML 2015, https://arxiv.org/abs/1409.7495.
 """
 
 import jax
@@ -15,7 +16,7 @@ def adversarial(new_log_probs: jax.Array, old_log_probs: jax.Array) -> jax.Array
     """Return the negative log-likelihood of "new" (0) for new, "old" (1) for old vectors. Scalar.
 
     new_log_probs (N, 2) and old_log_probs (M, 2) are the discriminator's log-probabilities; each
-    batch is averaged alone and the two means are added.
+    batch is averaged on its own, and the two means are added.
     """
     return -jnp.mean(new_log_probs[:, 0]) - jnp.mean(old_log_probs[:, 1])
 
@@ -50,7 +51,7 @@ def adversarial_strength(progress: jax.Array | float) -> jax.Array:
     >>> round(float(adversarial_strength(0.5)), 3)
     0.987
     """
-    # The same function as tanh(5 p), which stays exact near zero.
+    # Equal to tanh(5 p), which stays exact near zero.
     return jnp.tanh(5.0 * jnp.asarray(progress, jnp.float32))
 
 

@@ -13,10 +13,10 @@ _EPSILON = 1e-12
 def alignment(pred: jax.Array, target: jax.Array, kind: str = "mse") -> jax.Array:
     """Return how far transformed embeddings lie from the new model's: (N, D), (N, D) -> (N,).
 
-    kind "mse": mean over D of squared differences; "l1": mean over D of absolute differences;
-    "cosine": ``1 - a·b / sqrt((|a|² + 1e-12)(|b|² + 1e-12))``, so 1 for a zero vector.
-    FCT's loss is the mean of the "mse" values. Raises UserError if the shapes differ or for
-    another kind.
+    ``kind`` is "mse" for the mean over D of squared differences, "l1" for the mean over D of
+    absolute differences, or "cosine" for ``1 - a·b / sqrt((|a|² + 1e-12)(|b|² + 1e-12))``, which
+    is 1 for a zero vector. FCT's loss is the mean of the "mse" values. Raises UserError if the
+    shapes differ or the kind is unknown.
 
     Source: FCT, CVPR 2022, https://arxiv.org/abs/2112.02805, and FastFill, ICLR 2023,
     https://arxiv.org/abs/2303.04766.
@@ -36,7 +36,7 @@ def alignment(pred: jax.Array, target: jax.Array, kind: str = "mse") -> jax.Arra
     if kind == "l1":
         return jnp.mean(jnp.abs(pred - target), axis=-1)
     if kind == "cosine":
-        # Two roots, not one of the product, which overflows for norms above 1e9.
+        # Two roots instead of one, because the product overflows for norms above 1e9.
         norm = jnp.sqrt(jnp.sum(pred * pred, axis=-1) + _EPSILON)
         target_norm = jnp.sqrt(jnp.sum(target * target, axis=-1) + _EPSILON)
         return 1.0 - jnp.sum(pred * target, axis=-1) / norm / target_norm
@@ -50,12 +50,12 @@ def uncertainty_weighted(
 
     per_sample l (N,) is the loss of each sample, log_variance s (N,) its predicted uncertainty.
 
-    The published code does not bound s, and exp(-s) overflows below -88. Here the exponential
+    The published code does not bound s, so exp(-s) overflows for s below -88. Here the exponential
     uses s clamped to ±20, so the value is finite for any finite s. Inside ±20 value and
     gradient are exact; outside, the gradient is that at the bound, which leads s back inside.
 
     Raises UserError, when traced, unless log_variance is one number per sample: the published
-    code multiplies a vector-valued one along the wrong axis.
+    code multiplies a vector-valued log-variance along the wrong axis.
 
     Source: "FastFill: Efficient Compatible Model Update", ICLR 2023,
     https://arxiv.org/abs/2303.04766.

@@ -1,10 +1,10 @@
 """Backward compatibility through the old classes' centres and radii: LCE and AdvBCT.
 
-Labels outside the statistics, classes that the old model never saw and classes with fewer than
-two kept distances (a radius that means nothing) do not count. If no sample is left, the loss is
-0 with zero gradient. ``with_share=True`` returns ``(value, share)`` with the share of the batch
-that was averaged over. Statistics come from :func:`fct_jax.class_statistics` and never get a
-gradient.
+Samples do not count if their label is outside the statistics, if the old model never saw their
+class, or if the class has fewer than two kept distances (its radius is then meaningless). If no
+sample is left, the loss is 0 with zero gradient. ``with_share=True`` returns ``(value, share)``
+with the share of the batch that was averaged over. Statistics come from
+:func:`fct_jax.class_statistics` and never get a gradient.
 """
 
 import jax
@@ -33,12 +33,12 @@ def lce(
 ) -> tuple[jax.Array, jax.Array]:
     """Return LCE's two parts, ``(boundary, alignment)``, to be added. Scalars.
 
-    boundary: mean of ``max(arccos(ĉ_y · f̂) - θ_y, 0)``, angles in radians;
-    alignment: mean of ``1 - ĉ_y · ŵ_y`` with w_y the new classifier's row (C_new, D).
-    Both are averaged over every sample whose class has at least two kept angles.
-    ``transformed_center`` (C, D) stands for the centres where a learned transformation moves old
+    The boundary part is the mean of ``max(arccos(ĉ_y · f̂) - θ_y, 0)``, with angles in radians;
+    the alignment part is the mean of ``1 - ĉ_y · ŵ_y``, where w_y is the row of the new classifier
+    (C_new, D). Both are averaged over every sample whose class has at least two kept angles.
+    ``transformed_center`` (C, D) replaces the centres if a learned transformation moves old
     embeddings to the new space; unlike the statistics it does get a gradient.
-    ``stats`` must be of kind "angle": UserError for Euclidean radii.
+    ``stats`` must be of kind "angle"; raises UserError for Euclidean radii.
 
     Source: Meng et al., "Learning Compatible Embeddings" (LCE), ICCV 2021,
     https://arxiv.org/abs/2108.01958.
@@ -51,7 +51,7 @@ def lce(
     """
     _require_kind(stats, "angle", "lce")
     counts, labels, center, radius = _old_class(labels, stats, stats.radius)
-    # The classifier may hold fewer classes than the old model's statistics.
+    # The classifier may have fewer classes than the old model's statistics.
     has_row, row = known_labels(labels, classifier.shape[0])
     counts &= has_row
     if transformed_center is not None:
@@ -67,7 +67,9 @@ def lce(
 def elastic_radius(radius: jax.Array, elastic: jax.Array, threshold: float = 1.0) -> jax.Array:
     """Return AdvBCT's learned radius ``R ± |R - T| · sigmoid(w)``, between R and T. Any shape.
 
-    Plus where R < T, minus otherwise. Source: AdvBCT, CVPR 2023, https://arxiv.org/abs/2305.02610.
+    The sign is plus where R < T and minus otherwise.
+
+    Source: AdvBCT, CVPR 2023, https://arxiv.org/abs/2305.02610.
     """
     return radius + jax.nn.sigmoid(elastic) * (threshold - radius)
 
@@ -84,11 +86,12 @@ def advbct_boundary(
 ) -> jax.Array:
     """Return AdvBCT's loss ``max(‖f̂ - c_y‖ - R_y, 0)``, the mean over violators. Scalar.
 
-    Averages over the *violating* samples alone; the centre is not normalised. ``elastic``
-    (C_new,), learned, turns R into :func:`elastic_radius` with ``threshold`` T. ``radius`` "max"
-    takes the largest kept distance; "min" the smallest, as the published code does when there is
-    no elasticity, against its paper. ``stats`` must be of kind "euclidean". UserError for angles,
-    an unknown radius, statistics without smallest radii, or fewer elastic weights than classes.
+    Only the *violating* samples are averaged over, and the centre is not normalised. The learned
+    weights ``elastic`` (C_new,) turn R into :func:`elastic_radius` with ``threshold`` T. ``radius``
+    "max" takes the largest kept distance; "min" takes the smallest, as the published code does
+    without elasticity, contrary to its paper. ``stats`` must be of kind "euclidean". Raises
+    UserError for angles, an unknown radius, statistics without smallest radii, or fewer elastic
+    weights than classes.
 
     Source: Pan et al., "Boundary-Aware Backward-Compatible Representation via Adversarial
     Learning in Image Retrieval" (AdvBCT), CVPR 2023, https://arxiv.org/abs/2305.02610.
@@ -126,8 +129,9 @@ def advbct_point(
 ) -> jax.Array:
     """Return AdvBCT's ablation: be no farther from the class centre than the old point. Scalar.
 
-    Mean over violators of ``max(‖f̂ - ĉ_y‖ - ‖ô - ĉ_y‖, 0)``. Unlike the boundary it normalises
-    the centre and, needing no radius, counts classes with a single kept distance.
+    The loss is the mean over violators of ``max(‖f̂ - ĉ_y‖ - ‖ô - ĉ_y‖, 0)``. Unlike
+    `advbct_boundary` it normalises the centre and, because it needs no radius, also counts classes
+    with a single kept distance.
 
     Source: AdvBCT, CVPR 2023, ablation study (its public code combines it with Hot-refresh).
     """

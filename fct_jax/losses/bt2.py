@@ -17,14 +17,14 @@ BT2_SCALE = 2.0  # C, the length of the new model's part; the extra part has len
 
 
 class Bt2Embedding(NamedTuple):
-    """The vectors that BT² serves: ``full`` (N, dn + k) and its first do numbers, compatible."""
+    """The vectors that BT² serves: ``full`` (N, dn + k) and its first do, ``compatible``."""
 
     full: jax.Array
     compatible: jax.Array
 
 
 class Bt2Parts(NamedTuple):
-    """Four parts, one number a sample (N,), or the factors of these parts."""
+    """Four parts, each with one number per sample (N,), or the weights of these parts."""
 
     classification: jax.Array | float
     teacher: jax.Array | float
@@ -32,8 +32,8 @@ class Bt2Parts(NamedTuple):
     alignment: jax.Array | float
 
 
-# λ1 … λ3 of the published configs. An early trainer has 10 as the last one, and which of the two
-# made the published numbers is not known.
+# The last three are λ1 … λ3 of the published configs. An early trainer has 10 as the last one; it
+# is not known which of the two produced the published numbers.
 BT2_WEIGHTS = Bt2Parts(1.0, 1.0, 10.0, 5.0)
 
 
@@ -45,20 +45,20 @@ def bt2_embedding(
     extra: int = 32,
     scale: float = BT2_SCALE,
 ) -> Bt2Embedding:
-    """Put the new model's vector and ``extra`` further numbers into one basis that holds the old.
+    """Combine the new vector and ``extra`` further numbers in a basis that contains the old space.
 
     ``z = [ŝ[:k] / ‖ŝ[:k]‖, O_p (C â)]``, ``b = O_o z[:do]`` and the result is ``[b, z[do:]]``.
     Nothing is lost, because both bases are orthogonal: the squared length is always 1 + C².
 
     Args:
-      new: (N, dn), raw: a is its direction.
-      old_branch: (N, do), raw: s, of the branch that makes the extra numbers.
+      new: (N, dn), raw; a is its direction.
+      old_branch: (N, do), raw, s, the output of the branch for the extra numbers.
       new_basis: (dn, dn) orthogonal, O_p.
       old_basis: (do, do) orthogonal, O_o.
       extra: k, at most do.
       scale: C.
 
-    Raises UserError if ``extra`` does not fit, or do exceeds dn + k.
+    Raises UserError unless 1 ≤ k ≤ do ≤ dn + k.
 
     Example: with identity bases, k = 1 and do = 1, ``compatible`` is ±1.
 
@@ -88,22 +88,23 @@ def bt2(
     """Return BT²'s four parts for each sample; their weighted sum is the loss.
 
     Args:
-      logits: (N, C) of the new classifier on the normalised new vector.
-      new: (N, dn) the model's own vector, raw.
-      teacher: (N, dn) of a new model that was trained without regard to the old one; constants.
-      compatible: (N, do) of `bt2_embedding`.
-      old_embedding: (N, do) the old model's vectors of the same images; constants.
+      logits: (N, C), the new classifier's output on the normalised new vector.
+      new: (N, dn), the model's own vector, raw.
+      teacher: (N, dn), vectors of a new model that was trained without regard to the old one;
+        constants.
+      compatible: (N, do), as `bt2_embedding` returns it.
+      old_embedding: (N, do), the old model's vectors of the same images; constants.
       labels: (N,) integers. Classes without an old mean add no ``compatibility``.
-      old_means: (C, do) means of the old model's unit vectors, see `class_means`.
+      old_means: (C, do), means of the old model's unit vectors, see `class_means`.
 
     Returns ``classification`` (plain cross-entropy), ``teacher`` (1 - cosine with the teacher),
-    ``compatibility`` (cross-entropy of the old means) and ``alignment`` (1 - cosine with the old
-    vector), each (N,).
+    ``compatibility`` (cross-entropy with the old means as classifier) and ``alignment``
+    (1 - cosine with the old vector), each (N,).
 
     Example: ``sum(w * p.mean() for w, p in zip(BT2_WEIGHTS, bt2(...)))``.
 
-    Source: https://arxiv.org/abs/2211.03989 and its public trainer, in which the label smoothing
-    of the config is not used.
+    Source: https://arxiv.org/abs/2211.03989 and its public trainer, which ignores the label
+    smoothing of the config.
     """
     return Bt2Parts(
         smoothed_cross_entropy(logits, labels),

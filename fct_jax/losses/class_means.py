@@ -1,8 +1,9 @@
-"""Agreement of new embeddings with the old model's class means: the ground of OCA and BT².
+"""Agreement of new embeddings with the old model's class means: the basis of OCA and BT².
 
-The means M (C, do) are those of the old model's unit vectors over the *new* training set, not
-normalised again: the ``center`` of :func:`fct_jax.class_statistics`. A mean of zeros is a class
-without any old vector: it is no candidate, and its samples count as unknown to the old model.
+The means M (C, do) are those of the old model's unit vectors over the *new* training set, and are
+not normalised again; they are the ``center`` of :func:`fct_jax.class_statistics`. A mean of zeros
+marks a class without any old vector: it is not a candidate, and its samples count as unknown to
+the old model.
 
 Sources: https://arxiv.org/abs/2408.08793 (OCA), https://arxiv.org/abs/2211.03989 (BT²).
 """
@@ -40,7 +41,7 @@ def class_mean_alignment(embedding: jax.Array, labels: jax.Array, means: jax.Arr
 
 
 def _prepared(labels, means):
-    """Return constant means, which classes have one, which samples count, and safe labels."""
+    """Return the means as constants, masks of known classes and samples, and safe labels."""
     means = jax.lax.stop_gradient(floating(means))
     seen = jnp.any(means != 0, axis=-1)
     known, labels = known_labels(labels, len(means))

@@ -13,7 +13,7 @@ from fct_jax.losses.numerics import normalize, own_class, safe_sqrt
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Return the softmax cross-entropy of each sample: logits (N, C), labels (N,) -> (N,).
 
-    A label outside [0, C) gives NaN, so that a class count that does not fit is not overlooked.
+    A label outside [0, C) gives NaN, so that a wrong number of classes does not go unnoticed.
 
     >>> round(float(cross_entropy([[0.0, 0.0]], [1])[0]), 3)
     0.693
@@ -26,9 +26,9 @@ def label_smoothed_cross_entropy(
 ) -> jax.Array:
     """Return the cross-entropy (N,) with ``smoothing`` of the target spread over all classes.
 
-    ``(1 - smoothing) · (-log p_y) + smoothing · mean_c(-log p_c)``; the label's own class gets
-    its part of the spread share too. logits (N, C), labels (N,) -> (N,). A label outside
-    [0, C) gives NaN.
+    The loss is ``(1 - smoothing) · (-log p_y) + smoothing · mean_c(-log p_c)``; the label's own
+    class also gets its part of the spread share. logits (N, C), labels (N,) -> (N,). A label
+    outside [0, C) gives NaN.
 
     Source: Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, section 7,
     https://arxiv.org/abs/1512.00567.
@@ -36,7 +36,7 @@ def label_smoothed_cross_entropy(
     log_probs = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32), axis=-1)
     num_classes = log_probs.shape[-1]
     labels = jnp.asarray(labels)
-    # A negative label would count from the end.
+    # A negative label would otherwise index from the end.
     labels = jnp.where(labels < 0, num_classes, labels)
     own = jnp.take_along_axis(log_probs, labels[:, None], axis=-1, mode="fill")[:, 0]
     return -(1.0 - smoothing) * own - smoothing * jnp.mean(log_probs, axis=-1)
@@ -51,8 +51,8 @@ def arcface(cosine: jax.Array, labels: jax.Array, scale: float, margin: float) -
     """Return ``scale · cos(θ_y + margin)`` at the label and ``scale · cos θ`` elsewhere, (N, C).
 
     cosine (N, C), labels (N,), margin in radians -> logits (N, C). A label outside [0, C), such
-    as -1, gets no margin. No threshold is applied when θ + margin exceeds π. Beyond ±1 the
-    cosine is clamped, with finite gradients (the published code gives NaN).
+    as -1, gets no margin. No threshold is applied when θ + margin exceeds π. Cosines beyond ±1
+    are clamped, with finite gradients (the published code gives NaN).
 
     Source: Deng et al., "ArcFace", CVPR 2019, eq. 3, https://arxiv.org/abs/1801.07698.
 
@@ -85,10 +85,10 @@ def cosface(cosine: jax.Array, labels: jax.Array, scale: float, margin: float) -
 def lwf(logits: jax.Array, old_logits: jax.Array, temperature: float = 2.0) -> jax.Array:
     """Return the loss of learning without forgetting: keep the old model's soft answers. Scalar.
 
-    Mean over the batch of the cross-entropy from ``softmax(old_logits / T)`` to
-    ``softmax(logits / T)``. Both (N, C_old): the new model's logits for the old classes
-    (slice a larger classifier first) and the frozen model's. No gradient reaches ``old_logits``.
-    Raises UserError if the shapes differ.
+    The loss is the mean over the batch of the cross-entropy from ``softmax(old_logits / T)`` to
+    ``softmax(logits / T)``. Both arguments have shape (N, C_old): ``logits`` are the new model's
+    for the old classes (slice a larger classifier first), ``old_logits`` the frozen model's, which
+    get no gradient. Raises UserError if the shapes differ.
 
     Source: Li and Hoiem, "Learning without Forgetting", ECCV 2016, eq. 2 and 3 (T = 2),
     https://arxiv.org/abs/1606.09282; its renormalised powers of probabilities are the softmax
@@ -114,14 +114,15 @@ def focal_distillation(
 ) -> jax.Array:
     """Return a distillation loss in which samples that the old model gets right count more. Scalar.
 
-    Mean over the batch of ``(alpha + beta · 1[argmax old_logits = label]) · d``, where d is
+    The loss is the mean over the batch of ``(alpha + beta · 1[argmax old_logits = label]) · d``,
+    where d depends on the kind:
 
     - "kl": ``T² · KL(softmax(old_logits / T) ‖ softmax(logits / T))``,
     - "l2": ``½ ‖logits - old_logits‖²``.
 
-    logits and old_logits (N, C_old), as for :func:`lwf`; labels (N,): a class that the old model
-    does not know can never be right and has weight alpha. No gradient reaches ``old_logits``.
-    Raises UserError if the shapes differ or for another kind.
+    logits and old_logits (N, C_old) are those of :func:`lwf`, labels has shape (N,). The old model
+    is never right about a class that it does not know, so such samples have weight alpha. No
+    gradient reaches ``old_logits``. Raises UserError if the shapes differ or the kind is unknown.
 
     Source: Yan et al., "Positive-Congruent Training", CVPR 2021 (focal distillation, with its
     alpha and beta); the factor T² keeps the gradient's size independent of the temperature, as

@@ -2,9 +2,9 @@
 
 Every function takes the new model's raw embeddings (N, D) and labels (N,), where a label outside
 the old model's classes means a new class, and averages over the samples that it applies to. If
-there is none, the loss is 0 with zero gradient. ``with_share=True`` returns ``(loss, share)``
-with the share of the batch that was averaged over. The batch is the global batch: under ``jit``
-with sharded arrays nothing else is needed.
+there are none, the loss is 0 with zero gradient. ``with_share=True`` returns ``(loss, share)``
+with the share of the batch that was averaged over. The batch is the global batch; under ``jit``
+with sharded arrays this needs no further code.
 """
 
 import jax
@@ -23,8 +23,10 @@ def bct(
 ) -> jax.Array:
     """Return the cross-entropy of old classifier (C_old, D) and new embeddings, old classes only.
 
-    Neither side is normalised. Source: Shen et al., "Towards Backward-Compatible Representation
-    Learning" (BCT), CVPR 2020, https://arxiv.org/abs/2003.11942.
+    Neither side is normalised.
+
+    Source: Shen et al., "Towards Backward-Compatible Representation Learning" (BCT), CVPR 2020,
+    https://arxiv.org/abs/2003.11942.
 
     >>> new, old_classifier = [[1.0, 0.0], [0.0, 2.0]], [[3.0, 0.0], [0.0, 3.0]]
     >>> round(float(bct(new, [0, 7], jnp.asarray(old_classifier))), 4)  # class 7 is new
@@ -71,9 +73,9 @@ def unibct(
 ) -> jax.Array:
     """Return the ArcFace cross-entropy of new embeddings and old class centres, old classes only.
 
-    old_centers (C_old, D) and embeddings are normalised here. A centre of zeros is a class that
-    the old model never saw: it is no candidate, and its samples count as new ones (the published
-    code stops with an error).
+    old_centers (C_old, D) and embeddings are normalised here. A centre of zeros marks a class that
+    the old model never saw: it is not a candidate, and its samples count as those of a new class
+    (the published code stops with an error).
 
     Source: Zhang et al., "Towards Universal Backward-Compatible Representation Learning"
     (UniBCT), IJCAI 2022, https://arxiv.org/abs/2203.01583.

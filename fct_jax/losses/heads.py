@@ -9,7 +9,7 @@ from fct_jax.losses.classification import arcface, cosface, cosine_logits
 from fct_jax.losses.reid import arcface_monotonic, circle
 from fct_jax.runtime import plugins
 
-# The compatible-training benchmark uses these; HEADS adds those of re-identification.
+# The heads of the compatible-training benchmark; HEADS adds those of re-identification.
 BASE_LOSSES = ("softmax", "arcface", "cosface")
 
 
@@ -48,12 +48,13 @@ def base_logits(
 ) -> jax.Array:
     """Return the logits (N, C) of the base loss that compatible training adds to.
 
-    kind "softmax": the plain linear classifier on raw embeddings (scale and margin unused);
-    "arcface", "arcface_monotonic" (with the threshold), "cosface" or "amsoftmax" (two names of one
-    function) and "circle" (published with scale 256, margin 0.25): margin logits of normalised
-    embeddings and classifier rows. A label outside [0, C), such as -1, gets no margin.
-    The loss is the mean :func:`fct_jax.losses.cross_entropy` of them.
-    ``module:name`` is a head of one's own (docs/plugins.md). Raises UserError for another kind.
+    The kind "softmax" is the plain linear classifier on raw embeddings (scale and margin are
+    unused). The others give margin logits of normalised embeddings and classifier rows: "arcface",
+    "arcface_monotonic" (with the threshold), "cosface" or "amsoftmax" (two names of one function)
+    and "circle" (published with scale 256, margin 0.25). A label outside [0, C), such as -1, gets
+    no margin. The loss is the mean :func:`fct_jax.losses.cross_entropy` of the logits.
+    ``module:name`` names a head of your own (docs/plugins.md). Raises UserError if the kind is
+    unknown.
     """
     head = plugins.find(HEADS, kind, "base loss", "losses")
     return head(embedding, classifier, labels, scale, margin)

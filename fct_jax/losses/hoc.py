@@ -1,6 +1,6 @@
 """d-Simplex classifiers and the HOC loss, for models that are replaced again and again.
 
-Useful only where the deployed old model has been trained with such a classifier already.
+They are useful only if the deployed old model was already trained with such a classifier.
 
 Source: Biondi et al., "Stationary Representations: Optimally Approximating Compatibility and
 Implications for Improved Model Replacements", CVPR 2024, https://arxiv.org/abs/2405.02581, and
@@ -15,7 +15,7 @@ from fct_jax.errors import UserError
 from fct_jax.losses.numerics import MASKED
 from fct_jax.losses.precision import unit
 
-# Factors of the cross-entropy of the fixed classifier and of HOC in fine-tuning.
+# Weights of the fixed classifier's cross-entropy and of HOC in fine-tuning.
 HOC_WEIGHTS = (0.1, 0.9)
 
 
@@ -28,17 +28,17 @@ def hoc(
 ) -> jax.Array:
     """Pull each new vector to its own old one, and push other classes' new vectors away. (N,)
 
-    For the old vector i: ``-scale · ô_i·n̂_i + log Σ_j exp(scale · ô_i·n̂_j)``, the sum over the
-    samples j of other labels. In the public code the similarities within the class are set to
-    zero instead of left out, so that each of them adds exp(0) = 1 to the sum; ``as_published``
-    does so too. Otherwise an anchor without a negative has the first term alone.
+    The loss of old vector i is ``-scale · ô_i·n̂_i + log Σ_j exp(scale · ô_i·n̂_j)``, where the sum
+    is over the samples j of other labels. The public code sets similarities within the class to
+    zero instead of leaving them out, so that each adds exp(0) = 1 to the sum; ``as_published``
+    does the same. Otherwise an anchor without a negative has only the first term.
 
     Args:
       embedding, old_embedding: (N, D) new and old vectors of the same images, raw. The old ones
         get no gradient.
-      labels: (N,).
+      labels: (N,) integers.
       scale: μ.
-      as_published: see above.
+      as_published: whether to sum as the public code does, see above.
 
     Example: ``HOC_WEIGHTS[0] * cross_entropy + HOC_WEIGHTS[1] * hoc(new, old, labels).mean()``.
 
@@ -58,7 +58,7 @@ def hoc(
 def simplex_vertices(count: int) -> np.ndarray:
     """Return the ``count`` unit vertices (count, count − 1) of a regular simplex, float64.
 
-    They serve as a classifier that is never trained: any two have the cosine −1/(count − 1).
+    They serve as a classifier that is never trained; the cosine of any two is −1/(count − 1).
 
     Raises UserError for fewer than two vertices.
 
@@ -77,9 +77,9 @@ def simplex_vertices(count: int) -> np.ndarray:
 def average_compatibility(accuracy: np.ndarray) -> float:
     """Return AC: the share of (newer, older) model pairs in which replacing the query model helped.
 
-    accuracy (T, T): entry (i, j), i ≥ j, is the accuracy with queries of model i in a gallery of
-    model j; the rest is not read. A pair i > j counts if entry (i, j) exceeds entry (j, j). One
-    model alone has no pairs: NaN.
+    In accuracy (T, T), entry (i, j), i ≥ j, is the accuracy with queries of model i in a gallery of
+    model j; the rest is not read. A pair i > j counts if entry (i, j) exceeds entry (j, j). The
+    result is NaN for a single model, which has no pairs.
 
     Source: https://arxiv.org/abs/2405.02581.
     """

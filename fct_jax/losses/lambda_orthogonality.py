@@ -17,14 +17,14 @@ def lambda_orthogonality(
 ) -> jax.Array:
     """Penalise a square matrix for being further than ``limit`` from orthogonal. Scalar.
 
-    The loss is ``σ(steepness · (r - limit)) · r`` with ``r = ‖W Wᵀ - I‖_F``: next to nothing
-    while r stays below the limit, and r itself far above it. At an exactly orthogonal matrix
+    The loss is ``σ(steepness · (r - limit)) · r`` with ``r = ‖W Wᵀ - I‖_F``: it is almost zero
+    while r stays below the limit, and approaches r far above it. For an exactly orthogonal matrix
     value and gradient are 0.
 
     Args:
-      weight: (D, D), applied to rows as ``x @ weight`` or ``x @ weight.T``: r is the same.
+      weight: (D, D), applied to rows as ``x @ weight`` or ``x @ weight.T``; r is the same for both.
       limit: λ, an absolute Frobenius norm; published: 12 at D = 1024. For other sizes
-        ``12 · sqrt(D / 1024)`` keeps the same root mean square error an entry (our advice, not
+        ``12 · sqrt(D / 1024)`` keeps the same root mean square error per row (our advice, not
         the paper's). With a limit of 0 the factor σ still varies between ½ and 1.
       steepness: α; the paper gives no value, only that a larger one is steeper.
 
@@ -61,12 +61,12 @@ def multi_positive_contrastive(
 
     Args:
       anchors: (N, D), raw.
-      candidates: (M, D), raw; they get a gradient too (stop it outside where that is not meant).
-      anchor_labels, candidate_labels: (N,), (M,) integers. Without labels, give item numbers:
-        each anchor's one positive is then its own item (as in CLIP).
-      temperature: above 0; the paper gives none, 0.1 is that of the loss it cites.
+      candidates: (M, D), raw; they get a gradient too (stop it in the caller if unwanted).
+      anchor_labels, candidate_labels: (N,), (M,) integers. Without labels, pass item numbers:
+        each anchor's only positive is then its own item (as in CLIP).
+      temperature: above 0; the paper gives no value, 0.1 is that of the loss it cites.
 
-    Example: with one class for all, identical candidates give ``log(M)`` for every anchor.
+    Example: if all have the same class, identical candidates give ``log(M)`` for every anchor.
 
     Source: https://arxiv.org/abs/2509.16664 (L_contr), after Khosla et al., "Supervised
     Contrastive Learning", NeurIPS 2020, https://arxiv.org/abs/2004.11362.

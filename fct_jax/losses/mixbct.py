@@ -1,4 +1,4 @@
-"""MixBCT: a part of the new embeddings is replaced by the old ones of the same images.
+"""MixBCT: replaces part of the new embeddings by the old ones of the same images.
 
 Source: Liang et al., "MixBCT: Towards Self-Adapting Backward-Compatible Training", 2023,
 https://arxiv.org/abs/2308.06948, and its public code.
@@ -20,23 +20,23 @@ def credible_mask(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the samples whose old vector lies near the mean of its class.
 
-    Of a class with n samples, the ``ceil(share · n)`` nearest to the mean of its unit old vectors
-    are credible; of equally near ones the first. A class of one sample is credible. It is a
-    preparation in NumPy, made once for the whole training set.
+    In a class with n samples, the ``ceil(share · n)`` nearest to the mean of its unit old vectors
+    are credible; ties go to the first. The sample of a class of one is credible. This is a
+    preparation in NumPy, done once for the whole training set.
 
     Args:
       old_embeddings: (N, D), raw.
-      labels: (N,) of any kind that can be compared.
+      labels: (N,) of any sortable type.
       share: T, above 0 and at most 1.
 
     Returns ``credible`` (N,) bool, and the distances (N,) float64 to the class's mean.
 
-    Raises UserError for lengths that differ or a share out of range.
+    Raises UserError if the lengths differ or the share is out of range.
 
     Example: with ``share=0.8`` a class of five loses the sample furthest from its mean.
 
-    Source: https://arxiv.org/abs/2308.06948. The public code also normalises every column first,
-    which we leave out: the result would depend on the other classes.
+    Source: https://arxiv.org/abs/2308.06948. The public code also normalises every column first;
+    we do not, because the result would then depend on the other classes.
     """
     labels = np.asarray(labels)
     if np.ndim(old_embeddings) != 2 or labels.shape != (len(old_embeddings),):
@@ -52,7 +52,7 @@ def credible_mask(
     starts = np.flatnonzero(np.r_[True, labels[order][1:] != labels[order][:-1]])
     for members in np.split(order, starts[1:]) if len(order) else ():
         distance[members] = np.linalg.norm(rows[members] - rows[members].mean(axis=0), axis=1)
-        # In floating point 0.7 · 10 is a little more than 7, but 7 is meant.
+        # In floating point 0.55 · 100 is a little more than 55, but 55 is meant.
         kept = math.ceil(share * len(members) - 1e-9)
         credible[members[np.argsort(distance[members], kind="stable")[:kept]]] = True
     return credible, distance
@@ -67,15 +67,15 @@ def mix_old_embeddings(
 ) -> tuple[jax.Array, jax.Array]:
     """Replace a random part of a batch's new embeddings by the old model's unit vectors.
 
-    ``round(share · N)`` of the credible samples are drawn without repetition; where fewer are
-    credible all of them are taken (the public code stops there). The result goes into an ordinary
-    ArcFace loss (published: scale 64, margin 0.5) and nothing else is added.
+    ``round(share · N)`` of the credible samples are drawn without replacement; if fewer are
+    credible, all of them are taken (the public code stops with an error). The result goes into an
+    ordinary ArcFace loss (published: scale 64, margin 0.5), and no other loss is added.
 
     Args:
       embedding: (N, D) of the new model; the replaced rows get no gradient.
       old_embedding: (N, D) of the old model for the same images, raw; constants.
       credible: (N,) bool, see `credible_mask`.
-      key: of `jax.random`.
+      key: random key of `jax.random`.
       share: r, from 0 to 1.
 
     Returns the mixed batch (N, D) and ``replaced`` (N,) bool.

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-# Added to logits that must not count. It is finite, so that a row without an allowed column
-# still has a finite loss and a zero gradient.
+# This is added to logits that must not count. It is finite, so that a row without an allowed
+# column still has a finite loss and a zero gradient.
 MASKED = -1e9
 
 _SMALLEST_NORM = 1e-12
@@ -14,7 +14,7 @@ def normalize(x: jax.Array) -> jax.Array:
     """Return the rows of ``x`` (..., D) divided by their Euclidean norm, in float32.
 
     A row without direction (norm below 1e-12) becomes zero with zero gradient; the published
-    code divides by 1e-12 there, which turns into gradients of 1e12.
+    code divides such rows by 1e-12, which gives gradients of 1e12.
     """
     return unit_as_given(jnp.asarray(x, jnp.float32))
 
@@ -41,8 +41,8 @@ def distance(a: jax.Array, b: jax.Array) -> jax.Array:
 def angle(cosine: jax.Array) -> jax.Array:
     """Return the arccos of a cosine, in radians; at or beyond ±1: 0 or π with zero gradient.
 
-    The published code takes arccos of the raw product, which is NaN as soon as rounding lifts
-    it above one.
+    The published code takes the arccos of the raw product, which is NaN as soon as rounding makes
+    the product exceed one.
     """
     inside = jnp.abs(cosine) < 1.0
     at_the_end = jnp.where(cosine > 0, 0.0, jnp.pi)
@@ -57,7 +57,7 @@ def known_labels(labels: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Ar
 
 
 def own_class(labels: jax.Array, num_classes: int) -> jax.Array:
-    """Return a boolean (N, num_classes): each sample's own column; none for a label outside."""
+    """Return a mask (N, num_classes) of each sample's own column; a label outside selects none."""
     return jnp.asarray(labels)[:, None] == jnp.arange(num_classes)[None, :]
 
 

@@ -2,12 +2,12 @@
 
 New and old embeddings (N, D) of the same N images are raw and normalised here; the old ones never
 get a gradient. A sample's positive is its own image's old embedding; its negatives are all
-images of *other* labels in the batch, which is the global batch: under ``jit`` with sharded
-arrays the in-batch matrices span all devices. Samples of the same label are neither.
+images of *other* labels in the global batch: under ``jit`` with sharded arrays the in-batch
+matrices span all devices. Other samples of the same label are neither positive nor negative.
 
 New embeddings that serve as negatives carry no gradient, because the published code gathers them
-from all processes without one; ``gather_gradient=True`` lets it flow. ``top_k`` keeps the hardest
-negatives of each sample, 0 keeps all; where there are fewer than that, all are kept.
+from all processes without one; ``gather_gradient=True`` lets the gradient flow. ``top_k`` keeps
+that many of each sample's hardest negatives, or all if there are fewer; 0 keeps all.
 """
 
 import jax
@@ -30,8 +30,9 @@ def hot_refresh(
 ) -> jax.Array:
     """Return Hot-refresh's contrastive loss with old *and* new negatives. Scalar.
 
-    Softmax cross-entropy of the positive ``f̂_i · ô_i`` against the ``top_k`` largest
-    ``f̂_i · ô_j`` and the ``top_k`` largest ``f̂_i · f̂_j`` over other labels, at ``temperature``.
+    The loss is the softmax cross-entropy, at ``temperature``, of the positive ``f̂_i · ô_i``
+    against the ``top_k`` largest ``f̂_i · ô_j`` and the ``top_k`` largest ``f̂_i · f̂_j`` over
+    other labels.
 
     Source: Zhang et al., "Hot-Refresh Model Upgrades with Regression-Alleviating Compatible
     Training in Image Retrieval", ICLR 2022, https://arxiv.org/abs/2201.09724.
@@ -74,9 +75,9 @@ def triplet(
 ) -> jax.Array:
     """Return a triplet loss whose negatives are the nearest old embeddings of other labels. Scalar.
 
-    Mean over samples and their ``top_k`` nearest j of ``max(‖f̂_i - ô_i‖ - ‖f̂_i - ô_j‖ + margin,
-    0)``. The divisor is N · min(top_k, N): where negatives are missing they add nothing, as
-    published.
+    The loss is the mean over samples i and their ``top_k`` nearest j of
+    ``max(‖f̂_i - ô_i‖ - ‖f̂_i - ô_j‖ + margin, 0)``. The divisor is N · min(top_k, N), so missing
+    negatives count as zeros, as published.
 
     Source: the triplet baseline of "Hot-Refresh Model Upgrades …", ICLR 2022.
 
@@ -133,7 +134,7 @@ def _same_label(labels):
 
 
 def _largest(scores, excluded, top_k):
-    """Return the ``top_k`` largest scores of each row, excluded columns last and masked."""
+    """Return each row's ``top_k`` largest scores; excluded columns come last and are masked."""
     scores = jnp.where(excluded, MASKED, scores)
     top_k = min(top_k, scores.shape[-1])
     return jax.lax.top_k(scores, top_k)[0] if top_k > 0 else scores
@@ -151,7 +152,7 @@ def _hinge(new, old, candidates, same, margin, top_k):
         + jnp.sum(candidates * candidates, axis=-1)[None, :]
         - 2.0 * new @ candidates.T
     )
-    # Roots are taken of the hardest squares only, so that none is of zero.
+    # Square roots are taken only of the hardest squared distances, so that none is of zero.
     nearest = -_largest(-squared, same, top_k)
     far_enough = nearest > _SMALLEST_SQUARED_DISTANCE
     negative = jnp.sqrt(jnp.where(far_enough, nearest, _SMALLEST_SQUARED_DISTANCE))

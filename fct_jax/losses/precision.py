@@ -29,8 +29,8 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 def pairwise_distances(x: jax.Array) -> jax.Array:
     """Return all Euclidean distances (N, N) between the rows of ``x`` (N, D).
 
-    The gradient is zero where two rows are equal, as on the diagonal. The differences themselves
-    are squared, (N, N, D) numbers, because the product form loses the digits of small distances.
+    The gradient is zero where two rows are equal, as on the diagonal. The (N, N, D) differences
+    are squared directly, because expanding the square loses the digits of small distances.
     """
     x = floating(x)
     return safe_sqrt(jnp.sum(jnp.square(x[:, None] - x[None, :]), axis=-1))

@@ -1,6 +1,6 @@
 """Losses and margin heads of person re-identification.
 
-Embeddings (N, D) and labels (N,); head logits come from cosines (N, C), see
+The losses take embeddings (N, D) and labels (N,); the heads make logits from cosines (N, C), see
 :func:`fct_jax.losses.cosine_logits`. AM-softmax is :func:`fct_jax.losses.cosface`.
 """
 
@@ -18,16 +18,16 @@ _SMALLEST_SQUARED_DISTANCE = 1e-12
 def hardest_distances(embedding: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
     """Return each sample's distance to its farthest same-label and nearest other-label sample.
 
-    Euclidean, within the batch. Returns ``(positive (N,), negative (N,), has_negative (N,))``;
-    the sample itself counts as a positive. Where the batch holds one label only, ``negative``
-    is meaningless and ``has_negative`` False.
+    Distances are Euclidean and within the batch. Returns ``(positive (N,), negative (N,),
+    has_negative (N,))``; the sample itself counts as a positive. If the batch holds only one label,
+    ``negative`` is meaningless and ``has_negative`` is False.
     """
     embedding = jnp.asarray(embedding, jnp.float32)
     norms = jnp.sum(embedding * embedding, axis=-1)
     squared = norms[:, None] + norms[None, :] - 2.0 * embedding @ embedding.T
     labels = jnp.asarray(labels)
     same = labels[:, None] == labels[None, :]
-    # Roots are taken of the chosen squares only.
+    # Square roots are taken only of the chosen squared distances.
     positive = jnp.max(jnp.where(same, squared, -jnp.inf), axis=-1)
     has_negative = ~jnp.all(same, axis=-1)
     negative = jnp.min(jnp.where(same, jnp.inf, squared), axis=-1)
@@ -43,10 +43,11 @@ def batch_hard_triplet(
 ) -> jax.Array:
     """Return the triplet loss with each sample's hardest positive and negative. Scalar.
 
-    Mean of ``max(p - n + margin, 0)``, or, without a margin (None), of ``log(1 + exp(p - n))``.
+    The loss is the mean of ``max(p - n + margin, 0)``, or, without a margin (None), of
+    ``log(1 + exp(p - n))``, where p and n are the distances to the hardest positive and negative.
     ``hard_factor`` h first stretches p by 1 + h and shrinks n by 1 - h. Normalise the embeddings
-    first to compare directions. Samples without any negative are left out (none left: 0).
-    The published code needs equally many samples of each identity; this one does not.
+    first to compare directions. Samples without any negative are left out; if none is left, the
+    loss is 0. The published code needs equally many samples of each identity; this one does not.
 
     Source: Hermans et al., "In Defense of the Triplet Loss for Person Re-Identification", 2017,
     https://arxiv.org/abs/1703.07737.
@@ -79,9 +80,10 @@ def center_loss(embedding: jax.Array, labels: jax.Array, centers: jax.Array) -> 
 def margin_contrastive(embedding: jax.Array, labels: jax.Array, margin: float = 0.3) -> jax.Array:
     """Return the cosine contrastive loss over all pairs of unit embeddings. Scalar.
 
-    Per sample the sum of ``1 - s`` over the other samples of its label and of the s above
-    ``margin`` over those of other labels; mean over the batch. (In the published code a sample
-    is its own pair whenever rounding puts its product with itself below one.)
+    For cosines s, a sample's loss is the sum of ``1 - s`` over the other samples of its label plus
+    the sum of those s above ``margin`` over samples of other labels; the result is the mean over
+    the batch. (In the published code a sample is its own pair whenever rounding makes its product
+    with itself less than one.)
 
     Source: Hadsell et al., "Dimensionality Reduction by Learning an Invariant Mapping", CVPR
     2006, in its cosine form.
@@ -105,10 +107,10 @@ def arcface_monotonic(
 ) -> jax.Array:
     """Return ArcFace logits (N, C) that stay monotonic if angle plus margin exceeds π.
 
-    At the label: ``scale · cos(θ + margin)`` while ``cos θ > cos(π - margin)``, else
-    ``scale · (cos θ - margin · sin(π - margin))``. ``easy_margin``: the margin only while
-    ``cos θ > 0``, else plain ``scale · cos θ``. ``smoothing`` e gives the label's column the
-    share 1 - e + e/C of the margin and every other column e/C.
+    The logit at the label is ``scale · cos(θ + margin)`` while ``cos θ > cos(π - margin)``, else
+    ``scale · (cos θ - margin · sin(π - margin))``. With ``easy_margin`` the margin applies only
+    while ``cos θ > 0``, and the logit is plain ``scale · cos θ`` otherwise. ``smoothing`` e gives
+    the label's column the share 1 - e + e/C of the margin and every other column e/C.
 
     Source: Deng et al., "ArcFace", CVPR 2019, https://arxiv.org/abs/1801.07698, and its code.
     """
@@ -131,8 +133,9 @@ def circle(
 ) -> jax.Array:
     """Return Circle loss's logits (N, C), for softmax cross-entropy.
 
-    ``scale · a_p · (s - (1 - m))`` at the label and ``scale · a_n · (s - m)`` elsewhere, with
-    ``a_p = max(1 + m - s, 0)`` and ``a_n = max(s + m, 0)``, which carry no gradient.
+    For a cosine s and margin m, the logit is ``scale · a_p · (s - (1 - m))`` at the label and
+    ``scale · a_n · (s - m)`` elsewhere, with ``a_p = max(1 + m - s, 0)`` and
+    ``a_n = max(s + m, 0)``, which carry no gradient.
 
     Source: Sun et al., "Circle Loss", CVPR 2020, https://arxiv.org/abs/2002.10857.
     """

@@ -1,7 +1,7 @@
 """Losses of mapped vectors that compare *relations* between items: cosines and distances.
 
-The neighbours of an item are searched among the batch; where the batch has fewer than asked for,
-all others count. Everything is per sample (N,), and the caller takes the mean.
+The neighbours of an item are searched for in the batch; if the batch has fewer than requested, all
+others count. Every result is per sample (N,), and the caller takes the mean.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ _SMALLEST_ENERGY = 1e-8  # as published
 
 
 class ConverterParts(NamedTuple):
-    """The three parts of `embedding_converter`, each (N,), or the factors of these parts."""
+    """The three parts of `embedding_converter`, each (N,), or the weights of these parts."""
 
     prediction: jax.Array | float
     global_relation: jax.Array | float
@@ -31,15 +31,15 @@ def embedding_converter(
 ) -> ConverterParts:
     """Return the Embedding-Converter's three parts for each sample of a batch.
 
-    ``prediction`` is the L1 distance, summed over dimensions; ``global_relation`` is how much the
-    cosine distances to the other samples of the batch changed, their mean; ``local_relation`` the
-    same for the ``neighbours`` nearest ones in the *target* space.
+    ``prediction`` is the L1 distance, summed over dimensions; ``global_relation`` is the mean
+    change of the cosine distances to the other samples of the batch; ``local_relation`` is the
+    same over the ``neighbours`` nearest samples in the *target* space.
 
     Args:
       mapped, target: (N, D), raw.
       neighbours: k.
       squared: compare relations by the square of their difference instead of its absolute value
-        (the paper does not say which; we hold the absolute value for about 75 % likely).
+        (the paper does not say which; we consider the absolute value about 75 % likely).
 
     Example: the published total is ``sum(w * p.mean() for w, p in zip(CONVERTER_WEIGHTS, parts))``.
 
@@ -66,8 +66,8 @@ def relation_change(
 ) -> jax.Array:
     """Return how much the cosine distance of given pairs changed. Four arrays (N, D) -> (N,).
 
-    It is `embedding_converter`'s relation where the partner of each sample is drawn beforehand,
-    for example one of its nearest neighbours in the whole training set.
+    This is the relation of `embedding_converter` for partners that are drawn beforehand, for
+    example from each sample's nearest neighbours in the whole training set.
     """
     return _change(cosine(mapped, other_mapped), cosine(target, other_target), squared)
 
@@ -86,9 +86,10 @@ def distance_preservation(
 ) -> jax.Array:
     """Return how much distances to the nearest *source* neighbours differ from the target's. (N,)
 
-    Mean over the ``neighbours`` nearest j of ``|‖f_i - f_j‖ - ‖y_i - y_j‖|``.
+    The loss of item i is the mean over its ``neighbours`` nearest j of
+    ``|‖f_i - f_j‖ - ‖y_i - y_j‖|``.
 
-    source (N, do), mapped and target (N, dn): raw vectors of the same items.
+    source (N, do), mapped f (N, dn) and target y (N, dn) are raw vectors of the same items.
 
     Source: H-MoE (ICML 2026), public code, L_local with 100 neighbours in the batch.
     """
@@ -103,9 +104,9 @@ def distance_preservation(
 def off_axis_share(residual: jax.Array, axis: jax.Array) -> jax.Array:
     """Return the share of each residual's energy off a direction. (N, D), (D,) -> (N,).
 
-    It is 1 for a residual perpendicular to ``axis`` (which is normalised here) and 0 for one
-    along it or for no residual. A map can lower the share by *adding* error along the axis;
-    `off_axis_energy` cannot be gamed so.
+    The share is 1 for a residual perpendicular to ``axis`` (which is normalised here), and 0 for a
+    residual along the axis or of zero length. A map can lower the share by *adding* error along
+    the axis; `off_axis_energy` cannot be gamed this way.
 
     Source: H-MoE (ICML 2026), public code, L_dir; the axis is `principal_axis` of the targets.
     """
@@ -125,7 +126,7 @@ def off_axis_energy(residual: jax.Array, axis: jax.Array, variance: float = 1.0)
 def principal_axis(targets: jax.Array) -> jax.Array:
     """Return the first principal direction (D,) of the centred targets (N, D), a constant.
 
-    The sign is the one in which its largest entry is positive.
+    Its sign is chosen so that the entry of largest magnitude is positive.
     """
     targets = floating(targets)
     centred = targets - jnp.mean(targets, axis=0)
@@ -149,7 +150,7 @@ def _change(got, wanted, squared):
 
 
 def _nearest(distances, neighbours: int):
-    """Return columns (N, k) of each row's k nearest others, k at most N − 1; the first of ties."""
+    """Return columns (N, k) of each row's k ≤ N − 1 nearest others; ties go to the first."""
     count = min(neighbours, len(distances) - 1)
     others = jnp.where(jnp.eye(len(distances), dtype=bool), jnp.inf, distances)
     return jnp.argsort(jax.lax.stop_gradient(others), axis=-1)[:, :count]

@@ -13,15 +13,15 @@ def nt_xent(
     """Return the normalised, temperature-scaled cross-entropy over the whole (global) batch.
 
     Each of the 2N vectors has to find the other view of its image among the 2N - 1 others, by
-    cosine similarity divided by ``temperature``; the mean of the 2N softmax cross-entropies.
-    A batch of one image has no negatives: its loss is 0 with zero gradient.
+    cosine similarity divided by ``temperature``; the loss is the mean of the 2N softmax
+    cross-entropies. A batch of one image has no negatives: its loss is 0 with zero gradient.
 
     Args:
       first: (N, D) projections of one view of N images, of any length.
       second: (N, D) projections of another view of the same images.
       temperature: above 0; published: 0.1 on ImageNet, 0.5 on CIFAR.
-      with_accuracy: also return the share of the vectors whose most similar other vector is
-        their own image's.
+      with_accuracy: also return the share of vectors whose most similar other vector is of the
+        same image.
 
     Source: "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
     eq. 1, https://arxiv.org/abs/2002.05709.
