@@ -1,7 +1,7 @@
-"""Compiling a config's programs for devices that are not there: what a pod would need and do.
+"""Compile a config's programs for absent devices, to learn what memory and time a pod would need.
 
-The real compiler of TPUs runs on any machine (extra ``tpu``). It takes shapes in place of data,
-so that neither a data set nor a trained model is needed:
+The real compiler of TPUs runs on any machine (extra ``tpu``). It takes shapes instead of data, so
+neither a data set nor a trained model is needed:
 
     from fct_jax.compiling import compile_config
 

@@ -19,10 +19,10 @@ class Chip(NamedTuple):
     """The published peaks of one chip.
 
     Attributes:
-      flops: bfloat16 operations a second.
+      flops: bfloat16 operations per second.
       memory: bytes.
-      memory_bandwidth: bytes a second.
-      link_bandwidth: bytes a second over all of its links to other chips.
+      memory_bandwidth: bytes per second.
+      link_bandwidth: bytes per second over all of its links to other chips.
     """
 
     flops: float
@@ -48,22 +48,22 @@ def find_chip(topology: str) -> Chip:
 
 
 def topology_mesh(topology: str, model: int = 1) -> Mesh:
-    """Return the chips of a topology as the mesh that a training would have.
+    """Return the chips of a topology as the mesh that a training would use.
 
     Args:
       topology: ``CHIP:AxB`` or ``CHIP:AxBxC``; see `CHIPS`.
-      model: devices that share a large classifier.
+      model: number of devices that share a large classifier.
 
     Raises:
-      UserError: an unknown chip or shape, a ``model`` that does not divide the chips, or no
-        libtpu.
+      UserError: the chip or shape is unknown, ``model`` does not divide the number of chips, or
+        libtpu is not installed.
     """
     find_chip(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("this needs libtpu, the compiler of TPUs: pip install 'fct_jax[tpu]'")
     from jax.experimental import topologies
 
-    # Compiling needs no chip: several processes may do it, and nobody need be asked for chips.
+    # Compiling needs no chip: several processes may load libtpu, and it need not query for chips.
     os.environ.pop("TPU_LIBRARY_PATH", None)
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -71,7 +71,7 @@ def topology_mesh(topology: str, model: int = 1) -> Mesh:
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:  # of the compiler: any kind
+    except Exception as error:  # the compiler raises various types
         said = str(error).splitlines()[0]
         raise UserError(f"no topology {topology}, such as v5e:4x4 or v4:2x2x2: {said}") from None
     if model < 1 or len(devices) % model:

@@ -1,4 +1,4 @@
-"""Compiling programs, and what the compiled ones say of memory, work and time."""
+"""Compile programs, and read the memory, work and time that they need."""
 
 import re
 import time
@@ -15,20 +15,21 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 class Compiled(NamedTuple):
-    """A compiled program, by figures of one chip.
+    """A compiled program, with the figures of one chip.
 
     Attributes:
-      name, items, unit, of: as of `programs.Program`.
-      chips: how many the program runs on.
-      memory: bytes at its peak.
-      fits: whether that is no more than the chip has.
-      flops: operations.
+      name, items, unit, of: see `programs.Program`.
+      chips: number of chips that the program runs on.
+      memory: peak memory in bytes.
+      fits: whether the chip has that much memory.
+      flops: number of operations.
       bytes_accessed: bytes read and written in the chip's memory.
-      collectives: {kind: (how many, bytes)} of data that move between chips.
+      collectives: {kind: (count, bytes)} of the data transfers between chips.
       largest_copy: bytes of the largest copy or transpose.
-      compute, memory_time, link_time: seconds that the chip's published peaks allow for each.
+      compute, memory_time, link_time: seconds for operations, memory and links at the chip's
+        published peaks.
       text: the compiled program; "" if it does not fit.
-      compile_seconds: time that compiling took here.
+      compile_seconds: time that compiling took on this machine.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Compiled(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """Return what the estimate is bounded by."""
+        """Return which of work, memory and links bounds the estimate."""
         bounds = {"compute": self.compute, "memory": self.memory_time, "links": self.link_time}
         return max(bounds, key=bounds.get)
 
@@ -65,7 +66,7 @@ class Compiled(NamedTuple):
         return self.compute / self.seconds if self.seconds else 0.0
 
     def to_json(self) -> dict:
-        """Return the figures as JSON takes them, without the program's text."""
+        """Return the figures in a form that JSON can hold, without the program's text."""
         derived = {
             "seconds": self.seconds,
             "bound": self.bound,
@@ -81,11 +82,11 @@ def compile_config(config, topology: str, given: Given = USUAL, say=lambda line:
     Args:
       config: an ml_collections ConfigDict of a training task.
       topology: such as ``v5e:4x4``; see `chips.CHIPS`.
-      given: sizes that the config does not hold.
-      say: called with a line before each program is compiled.
+      given: sizes that the config does not contain.
+      say: called with a line of text before each program is compiled.
 
     Raises:
-      UserError: a mistake in the config or the topology, or no TPU compiler.
+      UserError: the config or the topology is wrong, or there is no TPU compiler.
     """
     mesh = topology_mesh(topology, config.mesh.model)
     yield from compile_programs(
@@ -117,7 +118,7 @@ def _figures(program: Program, made, chip: Chip, chips: int, seconds: float) -> 
         + sizes.generated_code_size_in_bytes
     )
     moved = hlo.by_kind(hlo.collectives(text))
-    # Around a ring each byte of an all-reduce passes twice; of all else, once.
+    # On a ring each byte of an all-reduce is sent twice, each byte of other collectives once.
     over_links = sum(
         size * (2 if kind == "all-reduce" else 1) * (chips - 1) / chips
         for kind, (_, size) in moved.items()
@@ -141,7 +142,7 @@ def _figures(program: Program, made, chip: Chip, chips: int, seconds: float) -> 
 
 
 def _too_large(program: Program, chips: int, message: str) -> Compiled:
-    """Return the figures of a program that the compiler found too large."""
+    """Return the figures of a program that the compiler rejected as too large."""
     used = _USED.search(message)
     if used is None:
         raise UserError(f"{program.name} cannot be compiled: {message.splitlines()[0]}") from None

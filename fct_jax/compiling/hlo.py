@@ -23,7 +23,7 @@ class Instruction(NamedTuple):
     """An instruction of a compiled program.
 
     Attributes:
-      kind: "all-reduce", "copy", …; that of an asynchronous pair is its plain name.
+      kind: "all-reduce", "copy", …; an asynchronous pair has the name without "-start".
       size: bytes of its result on one device.
       source: the JAX operations that it comes from.
     """
@@ -41,7 +41,7 @@ def instructions(text: str) -> list[Instruction]:
         if match is None or match[2].endswith("-done"):
             continue
         kind, size = match[2], _bytes(match[1])
-        if kind.endswith("-start"):  # its result holds the operand, too
+        if kind.endswith("-start"):  # its result contains the operand, too
             kind, size = kind.removesuffix("-start"), size // 2
         source = _OP_NAME.search(line)
         found.append(Instruction(kind, size, source[1] if source else ""))
@@ -60,7 +60,7 @@ def copies(text: str, least: int) -> list[Instruction]:
 
 
 def by_kind(found: list[Instruction]) -> dict[str, tuple[int, int]]:
-    """Return {kind: (how many, bytes in all)}."""
+    """Return {kind: (count, total bytes)}."""
     count, size = Counter(), Counter()
     for each in found:
         count[each.kind] += 1
@@ -69,7 +69,7 @@ def by_kind(found: list[Instruction]) -> dict[str, tuple[int, int]]:
 
 
 def _bytes(shapes: str) -> int:
-    """Return the bytes of a shape, or of all shapes of a tuple, as the text writes them."""
+    """Return the total bytes of a shape, or of all shapes of a tuple, in the program's notation."""
     return sum(
         math.prod(int(side) for side in sides.split(",") if side) * _width(kind)
         for kind, sides in _SHAPE.findall(shapes)
@@ -77,6 +77,6 @@ def _bytes(shapes: str) -> int:
 
 
 def _width(kind: str) -> int:
-    """Return the bytes of a number: "bf16" has 2, "pred" 1."""
+    """Return the bytes of an element of a type: "bf16" has 2, "pred" 1."""
     bits = _BITS.search(kind)
     return max(int(bits[0]) // 8, 1) if bits else 1

@@ -1,4 +1,4 @@
-"""The programs of a config: its training step, and the pass that its model is used in."""
+"""The programs of a config: its training step, and its model's inference pass."""
 
 import functools
 import math
@@ -26,8 +26,8 @@ from fct_jax.train.state import shapes_of
 from fct_jax.train.steps import compile_steps
 from fct_jax.train.transformation import TransformationTask
 
-_EMBEDDED = 256  # images that a device embeds together, as `embed` does
-_TRANSFORMED = 4096  # vectors, as `transform` does
+_EMBEDDED = 256  # images per device in a batch, as in `embed`
+_TRANSFORMED = 4096  # vectors per device in a batch, as in `transform`
 
 
 class Program(NamedTuple):
@@ -35,10 +35,10 @@ class Program(NamedTuple):
 
     Attributes:
       name: "training step", "embedding" or "transformation".
-      lower: () -> jax.stages.Lowered.
-      items: images or vectors that it works through, on all devices together.
+      lower: function without arguments that returns a jax.stages.Lowered.
+      items: images or vectors that it processes, on all devices together.
       unit: "images" or "vectors".
-      of: number of items in an epoch; None: it has none.
+      of: number of items in an epoch; None: the program has no epochs.
     """
 
     name: str
@@ -52,13 +52,13 @@ def programs_of(config, mesh, given: Given = USUAL, platform: str = "tpu") -> li
     """Return the programs of a training config.
 
     Args:
-      config: of a training task; neither its data set nor its models need be there.
+      config: config of a training task; neither its data set nor its models need exist.
       mesh: the devices to compile for.
-      given: sizes that the config does not hold.
-      platform: of the devices.
+      given: sizes that the config does not contain.
+      platform: platform of the devices.
 
     Raises:
-      UserError: a mistake in the config, or a data set of unknown size.
+      UserError: the config has a mistake, or the size of the data set is unknown.
     """
     config = batch.resolved(config, mesh)
     if config.task not in _TASKS:
@@ -91,7 +91,7 @@ def _training(config, task, size: Size, mesh, platform: str) -> Program:
     task.feed.close()
     unit = "vectors" if isinstance(task, TransformationTask) else "images"
     lower = functools.partial(steps.lower, *arguments, freeze=False, platform=platform)
-    # Of a loop over several steps the compiler counts operations and bytes once: those of a step.
+    # The compiler counts the body of a loop over several steps once: its figures are of one step.
     return Program("training step", lower, config.batch_size, unit, size.images)
 
 
@@ -131,18 +131,18 @@ def _lowering(run, arguments, platform: str) -> Callable:
 def _small(config):
     """Return the config with the smallest batch that its sampler and micro-batches allow.
 
-    A feed makes one such batch, whose shape then grows to the whole batch.
+    A feed makes one such batch, whose shape is then enlarged to the whole batch.
     """
     micro = batch.micro_batches(config)
     config = config.copy_and_resolve_references()
     config.batch_size = 2 * micro.count * micro.group
     if "last_batch" in config:
-        config.last_batch = "drop"  # the program of a whole batch is what counts
+        config.last_batch = "drop"  # only the program of a whole batch matters
     return config
 
 
 def _one_device():
-    """Return the mesh that feeds and constants are made for; no program runs on it."""
+    """Return the mesh for feeds and constants; no program runs on it."""
     device = jax.local_devices(backend="cpu")[:1]
     return jax.make_mesh((1, 1), ("data", "model"), (AxisType.Auto,) * 2, devices=device)
 
@@ -167,7 +167,7 @@ def _transformation(config, size: Size, given: Given):
     return TransformationTask(made, _one_device(), inputs, classifier), _transforming
 
 
-# task of a config -> function (config, size, given) -> (the task, the pass its model is used in)
+# task of a config -> function (config, size, given) -> (the task, its model's inference pass)
 _TASKS = {
     "backbone": _backbone,
     "simclr": _backbone,

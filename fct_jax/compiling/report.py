@@ -1,4 +1,4 @@
-"""The figures of compiled programs as a table."""
+"""A table of the figures of compiled programs."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from fct_jax.runtime.tables import Table
 
 
 def table(found: Sequence[Compiled], config, topology: str, price: float | None = None) -> Table:
-    """Return the programs' figures, one a column, by chip.
+    """Return the programs' figures per chip, one program per column.
 
     Args:
       found: the compiled programs.
-      config: that they come from.
-      topology: that they are compiled for.
-      price: of a chip for an hour, or None.
+      config: the config that they come from.
+      topology: the topology that they are compiled for.
+      price: price of a chip for an hour, or None.
     """
     chip = find_chip(topology)
     columns = [_column(each, config, chip, price) for each in found]

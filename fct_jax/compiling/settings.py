@@ -1,4 +1,4 @@
-"""Settings under which a training step fits a chip, found by compiling it under each."""
+"""Find settings under which a training step fits a chip, by compiling it with each of them."""
 
 from collections.abc import Iterator
 
@@ -11,10 +11,10 @@ _MOST_STEPS = 64
 
 
 def candidates(config, chips: int) -> Iterator[dict]:
-    """Yield changes of a config that save memory, the cheapest first; each holds those before it.
+    """Yield changes of a config that save memory, cheapest first; each includes those before it.
 
-    bfloat16 activations, then activations computed again, then a classifier split over chips, then
-    ever smaller micro-batches.
+    They are bfloat16 activations, then recomputed activations, then a classifier split over chips,
+    then ever smaller micro-batches.
     """
     changes = {}
     if config.compute_dtype == "float32":
@@ -36,7 +36,7 @@ def candidates(config, chips: int) -> Iterator[dict]:
 def nearest_that_fits(
     config, topology: str, given: Given, say=lambda line: None
 ) -> tuple[dict, Compiled] | None:
-    """Return the first changes under which the training step fits, and its figures; or None."""
+    """Return the first changes with which the training step fits, and its figures; or None."""
     chips = topology_mesh(topology).size
     for changes in candidates(config, chips):
         changed = config.copy_and_resolve_references()

@@ -16,13 +16,13 @@ from fct_jax.train.image_batches import sampler_of
 
 
 class Size(NamedTuple):
-    """Training images of a data set, and the classes that they are of."""
+    """The numbers of training images and classes of a data set."""
 
     images: int
     classes: int
 
 
-# data.name -> size of the training set; "list" and "folder" are the user's own
+# data.name -> size of the training set; "list" and "folder" depend on the user's data
 SIZES = {
     "digits": Size(1_000, 10),
     "cifar100": Size(50_000, 100),
@@ -34,7 +34,7 @@ SIZES = {
 
 
 class Given(NamedTuple):
-    """Sizes that a config does not hold; None: those that are usual."""
+    """Sizes that a config does not contain; None: the usual one."""
 
     images: int | None = None
     classes: int | None = None
@@ -47,7 +47,7 @@ USUAL = Given()
 
 
 def size_of(config: ConfigDict, given: Given) -> Size:
-    """Return the training set's size. Raises UserError where it must be given."""
+    """Return the training set's size. Raises UserError if it must be given."""
     known = SIZES.get(config.data.name)
     if known is None and None in (given.images, given.classes):
         raise UserError(
@@ -69,7 +69,7 @@ def with_noise(config: ConfigDict, size: Size) -> ConfigDict:
 
 
 class ShapedInputs:
-    """Cached embeddings as shapes; attributes as those of `transformation_inputs.CachedInputs`."""
+    """Shapes of cached embeddings, with the attributes of `transformation_inputs.CachedInputs`."""
 
     def __init__(self, config: ConfigDict, mesh, size: Size, given: Given):
         usual = configs.backbone().model.embedding_dim
@@ -93,13 +93,13 @@ class ShapedInputs:
 
     @staticmethod
     def embed(models, batch):
-        """Return the batch, which holds embeddings already."""
+        """Return the batch, which already holds embeddings."""
         del models
         return batch
 
 
 def shaped_old_model(config: ConfigDict, method: Method, size: Size, given: Given) -> OldModel:
-    """Return what a compatible method needs of the old model, as shapes."""
+    """Return the parts of the old model that a compatible method needs, as shapes."""
     own = config.model.embedding_dim
     dim = given.old_dim or (
         own // 2 if method.teacher else own * 4 // 5 if method.old_first else own

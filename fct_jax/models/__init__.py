@@ -16,7 +16,7 @@ from fct_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from fct_jax.models.transformation import Transformation
 from fct_jax.runtime import plugins
 
-# architecture -> the attributes that it fixes
+# architecture -> attributes that it fixes
 RESNETS: dict[str, dict] = {
     "resnet18": {"block": BasicBlock, "depths": (2, 2, 2, 2), "expansion": 1},
     "resnet50": {"block": Bottleneck, "depths": (3, 4, 6, 3), "expansion": 4},
@@ -50,12 +50,12 @@ def build(name: str, **kwargs) -> nn.Module:
     Backbones take ``num_classes``, ``embedding_dim=128``, ``last_nonlin=True``,
     ``normalize_embedding=False``, ``small_stem=False``, ``last_stride=2``, ``width=64``, ``dtype``,
     ``remat=False``; those with "_projection" have ``embedding_dim=256`` and neither ``last_nonlin``
-    nor ``normalize_embedding``; transformations ``embedding_dim``, ``inner_dim=2048``, ``dtype``,
-    ``remat``.
+    nor ``normalize_embedding``. Transformations take ``embedding_dim``, ``inner_dim=2048``,
+    ``dtype``, ``remat``.
 
     Raises:
-        UserError: an unknown name or attribute (with the nearest right one), a missing
-            attribute, a size that is not a positive integer, a dtype that is none.
+        UserError: the name or an attribute is unknown (the message gives the nearest known one),
+            an attribute is missing, a size is not a positive integer, or the dtype is not valid.
     """
     module, fixed = _find(name)
     options = _options(module, fixed)
@@ -74,7 +74,7 @@ def build(name: str, **kwargs) -> nn.Module:
 
 
 def options_of(name: str) -> set[str]:
-    """Return the names of the attributes that a model takes. Raises UserError: an unknown model."""
+    """Return the names of a model's attributes. Raises UserError if the model is unknown."""
     return set(_options(*_find(name)))
 
 

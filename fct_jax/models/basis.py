@@ -19,13 +19,14 @@ from fct_jax.models.linear import Linear
 class BasisChange(nn.Module):
     """``apply(variables, images (N, H, W, 3), train=False) -> (logits (N, C), embedding (N, D))``.
 
-    The backbone's outputs (N, dn + do) are the new model's own vector, and what the branch makes
-    ``extra`` further numbers of. D is dn + extra; the first do numbers search an old gallery. The
-    classifier is linear without bias, ``params["classifier"]["kernel"]`` (D, C). Training has
-    another form of it (`fct_jax.train.compatible.extended`): this one is what it exports.
+    The backbone's outputs (N, dn + do) are the new model's own vector (dn), and the vector (do)
+    from which the branch makes ``extra`` further numbers. D is dn + extra; the first do numbers
+    search an old gallery. The classifier is linear without bias,
+    ``params["classifier"]["kernel"]`` (D, C). Training uses another form of the model
+    (`fct_jax.train.compatible.extended`) and exports this one.
 
     Attributes:
-      backbone, options: name and attributes of ``fct_jax.models.build``.
+      backbone, options: name and attributes for ``fct_jax.models.build``.
       num_classes: C.
       old_dim: do.
       extra: k.

@@ -11,22 +11,22 @@ from fct_jax.runtime import sharding
 
 
 class BatchNorm(nn.Module):
-    """Normalises the last axis over all others; shape and scale stay, dtype becomes ``dtype``.
+    """Normalises each channel of the last axis over all others; the output has type ``dtype``.
 
-    Parameters scale and bias; running statistics mean and var in the collection "batch_stats".
+    The parameters are scale and bias; the collection "batch_stats" has the running mean and var.
     As in PyTorch, the batch is normalised with its biased variance, while the running variance
     takes the unbiased one, and ``running = (1 - momentum) * running + momentum * batch``
-    (Flax's own layer keeps the biased variance and means the opposite by momentum).
+    (Flax's own layer keeps the biased variance, and its momentum is one minus PyTorch's).
 
-    Statistics are float32 whatever ``dtype`` is. They are those of the whole array: under ``jit``
-    with a batch that is sharded over devices they are the statistics of the *global* batch. The
-    published FCT code, with ``DataParallel``, took them per GPU instead.
+    Statistics are float32 whatever ``dtype`` is, and cover the whole array: under ``jit`` with a
+    batch that is sharded over devices they are the statistics of the *global* batch. The published
+    FCT code, with ``DataParallel``, computed them per GPU instead.
 
-    A single value per channel (one sample, one pixel) is no error, unlike in PyTorch: it
+    A single value per channel (one sample, one pixel) is not an error, unlike in PyTorch: it
     normalises to zero and counts as a variance of zero.
 
-    ``use_running_average=True`` normalises with the running statistics and keeps them; scale
-    and bias still have gradients. Otherwise the running statistics are renewed whenever the
+    ``use_running_average=True`` normalises with the running statistics and leaves them unchanged;
+    scale and bias still have gradients. Otherwise the running statistics are updated whenever the
     caller made "batch_stats" mutable.
     """
 
@@ -63,8 +63,8 @@ class BatchNorm(nn.Module):
 def _normalize(x, scale, bias, eps):
     """Return the normalised batch in float32, its mean and its biased variance.
 
-    The gradient is written out, since it takes two passes over the batch where automatic
-    differentiation takes four. It treats mean and variance as outputs without gradient.
+    The gradient is written by hand, because it needs two passes over the batch where automatic
+    differentiation needs four. It treats mean and variance as outputs without gradient.
     """
     x = x.astype(jnp.float32)
     mean, var = _moments(x)
@@ -76,11 +76,11 @@ def _moments(x):
     parts = sharding.batch_parts(len(x))
     local = x.reshape(parts, -1, x.shape[-1])
     mean = jnp.mean(local, 1)
-    # Two passes: mean(x²) - mean² would lose all digits where |mean| >> deviation.
+    # Two passes, because mean(x²) - mean² would lose all digits if |mean| >> standard deviation.
     var = jnp.mean(jnp.square(local - mean[:, None]), 1)
     if parts == 1:
         return mean[0], var[0]
-    # The devices' own moments meet once; the whole variance is that within the parts, and between.
+    # The devices exchange their moments once; the total variance is that within plus between parts.
     means, variances = jnp.split(sharding.gathered(jnp.concatenate([mean, var], -1)), 2, -1)
     mean = jnp.mean(means, 0)
     return mean, jnp.mean(variances + jnp.square(means - mean), 0)

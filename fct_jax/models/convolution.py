@@ -8,17 +8,17 @@ import jax.numpy as jnp
 
 from fct_jax.models.linear import torch_uniform
 
-# Up to this many output pixels an image, patches x matrix beats XLA's convolution on CPUs
-# (ResNet-50, 14 -> 7 px: 1.3 times; 2 x 2 px: 200 times). On larger maps copying patches costs
-# more than it gains.
+# Up to this many output pixels per image, multiplying patches by a matrix is faster on CPUs than
+# XLA's convolution (ResNet-50, 14 -> 7 px: 1.3 times; 2 x 2 px: 200 times). On larger maps copying
+# patches costs more than it saves.
 _PATCHES_MAX_PIXELS = 49
 
 
 class Conv(nn.Module):
     """``(N, H, W, in) -> (N, H', W', features)``; parameter kernel (k, k, in, features).
 
-    The padding is ``k // 2`` on every side, as PyTorch pads. XLA's "SAME" would pad even sizes
-    on one side only and give other values when the stride is 2.
+    The padding is ``k // 2`` on every side, as in PyTorch. XLA's "SAME" would pad even sizes on
+    one side only, which gives other values when the stride is 2.
     """
 
     features: int
@@ -36,7 +36,7 @@ class Conv(nn.Module):
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Return the convolution in the form that is fastest for the platform and the map's size.
 
-    x (N, H, W, in), kernel (k, k, in, out). The choice is made when the program is compiled for
+    x is (N, H, W, in), kernel (k, k, in, out). The choice is made when the program is compiled for
     its platform; GPUs and TPUs always get XLA's own convolution.
     """
     size = kernel.shape[0]
@@ -75,8 +75,8 @@ def as_matrix_product(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array
         for j in range(size)
     ]
     patches = jnp.concatenate(shifted, -1)
-    # Two axes, not four: for a product over three axes XLA would write its operands transposed
-    # in the backward pass, which takes longer than the product.
+    # Two axes, not four: for a product over three axes XLA would transpose the operands in memory
+    # in the backward pass, which takes longer than the product itself.
     product = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
     return product.reshape(*patches.shape[:3], features)
 

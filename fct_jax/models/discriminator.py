@@ -1,6 +1,6 @@
-"""AdvBCT's discriminator: does an embedding come from the new or from the old model?
+"""AdvBCT's discriminator, which tells embeddings of the new model from those of the old one.
 
-"Boundary-Aware Backward-Compatible Representation via Adversarial Learning", CVPR 2023.
+Source: "Boundary-Aware Backward-Compatible Representation via Adversarial Learning", CVPR 2023.
 """
 
 import flax.linen as nn
@@ -13,10 +13,10 @@ from fct_jax.models.linear import Linear
 class Discriminator(nn.Module):
     """``apply(variables, embedding (N, D), train=True) -> log-probabilities (N, 2)``.
 
-    Column 0 is "new", column 1 "old". It exists only during training, so BatchNorm uses the
-    statistics of the batch it is called with by default: call it for the new and for the old
-    embeddings separately, new ones first, as published. Under ``jit`` with a sharded batch the
-    statistics are those of the whole batch on all devices.
+    Column 0 is "new", column 1 "old". The module exists only during training, so by default its
+    BatchNorm uses the statistics of the batch: call it separately for the new and for the old
+    embeddings, new ones first, as published. Under ``jit`` with a sharded batch the statistics are
+    those of the whole batch on all devices.
     """
 
     hidden: int = 100

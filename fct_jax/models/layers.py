@@ -1,7 +1,7 @@
-"""A transformation as plain layers: what its module's ``as_layers`` returns, in NumPy.
+"""A transformation as plain NumPy layers, as its module's ``as_layers`` returns them.
 
-Layers are ``[(weight (in, out), bias (out,)), …]`` with a ReLU between two of them. BatchNorm is
-folded into the layer before it.
+Layers are ``[(weight (in, out), bias (out,)), …]`` with a ReLU between consecutive ones. BatchNorm
+is folded into the layer before it.
 """
 
 import numpy as np
@@ -12,7 +12,9 @@ Layers = list[tuple[np.ndarray, np.ndarray]]
 
 
 def folded(kernel, norm_params, norm_stats, bias=None) -> tuple[np.ndarray, np.ndarray]:
-    """Return weight and bias of a linear layer that BatchNorm (running statistics) follows.
+    """Return weight and bias of a linear layer merged with the BatchNorm that follows it.
+
+    The BatchNorm uses its running statistics.
 
     Args:
       kernel: (in, out); bias: (out,) or None.
@@ -24,7 +26,7 @@ def folded(kernel, norm_params, norm_stats, bias=None) -> tuple[np.ndarray, np.n
 
 
 def block_diagonal(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return (a + c, b + d) of (a, b) and (c, d), with zeros elsewhere."""
+    """Return the block-diagonal matrix (a + c, b + d) of matrices (a, b) and (c, d)."""
     upper = np.hstack([first, np.zeros((len(first), second.shape[1]), first.dtype)])
     lower = np.hstack([np.zeros((len(second), first.shape[1]), second.dtype), second])
     return np.vstack([upper, lower])

@@ -15,8 +15,9 @@ from fct_jax.models.linear import Linear
 class LCETransformation(nn.Module):
     """``apply(variables, x (N, D), train=False) -> (N, D)``: ``blocks`` residual blocks.
 
-    Each adds to x three layers of linear, BatchNorm and ReLU, D -> inner -> inner -> D. Because
-    of the last ReLU a block can only add, as published. Without blocks x comes back as it is.
+    Each block adds to x the output of three layers of linear, BatchNorm and ReLU,
+    D -> inner -> inner -> D. Because of the last ReLU a block can only increase x, as published.
+    Without blocks x is returned unchanged.
     """
 
     blocks: int
@@ -34,10 +35,10 @@ class LCETransformation(nn.Module):
 
 
 class GalleryTransformation(nn.Module):
-    """`LCETransformation` called like every transformation of an old gallery.
+    """`LCETransformation` with the interface of every transformation of an old gallery.
 
     ``apply(variables, old (N, D), side, train=False) -> (embedding (N, D), None)``; the variables
-    are those of `LCETransformation`, and ``side`` is not used.
+    are those of `LCETransformation`, and ``side`` is ignored.
     """
 
     blocks: int
@@ -51,9 +52,9 @@ class GalleryTransformation(nn.Module):
         return transform(old, train), None
 
     def as_layers(self, variables) -> Layers:
-        """Return the map as plain layers, of which each carries its block's input along.
+        """Return the map as plain layers, each of which also passes on its block's input.
 
-        A vector x passes a ReLU as relu(x) and relu(−x), whose difference it is.
+        A vector x passes through a ReLU as relu(x) and relu(−x), whose difference is x.
         """
         variables = jax.device_get(variables)
         # Each block has three layers.
@@ -70,7 +71,7 @@ class GalleryTransformation(nn.Module):
                 weight, bias = folded(fc["kernel"], *norm, fc["bias"])
                 if number == 0:
                     weight = np.hstack([reader @ weight, carry])
-                else:  # the carried part follows the block's own
+                else:  # the passed-on input follows the block's own part
                     own, kept = weight.shape[1], 2 * dim
                     padded = np.zeros((len(weight) + kept, own + kept), np.float32)
                     padded[: len(weight), :own] = weight

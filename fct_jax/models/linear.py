@@ -1,4 +1,4 @@
-"""A fully connected layer that starts like PyTorch's."""
+"""A fully connected layer that is initialised like PyTorch's."""
 
 from typing import Any
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 def max_pool(x: jax.Array) -> jax.Array:
     """Pool ``(N, H, W, C) -> (N, ⌈H/2⌉, ⌈W/2⌉, C)``: 3×3 windows, stride 2, one pixel of padding.
 
-    On CPUs it is made of six elementwise maxima, whose gradient takes a ninth of the time of
-    XLA's windows; values and gradients are the same, also that the gradient goes to the first
-    of equal maxima and that NaN stays.
+    On CPUs it consists of six elementwise maxima, whose gradient takes a ninth of the time of
+    XLA's windows. Values and gradients are the same: the gradient goes to the first of equal
+    maxima, and NaN propagates.
     """
     return jax.lax.platform_dependent(x, cpu=_maxima, default=_windows)
 
@@ -22,7 +22,7 @@ def _windows(x: jax.Array) -> jax.Array:
 def _maxima(x: jax.Array) -> jax.Array:
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jnp.pad(x, padding, constant_values=-jnp.inf)
-    # Columns first, then rows: among equal maxima the first in reading order then wins.
+    # Columns first, then rows, so that the first of equal maxima in reading order wins.
     for axis in (2, 1):
         last = x.shape[axis] - 2
         first, second, third = (

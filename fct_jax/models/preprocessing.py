@@ -22,16 +22,16 @@ _SMALL = 64  # pixels
 class Preprocessing:
     """The steps from an image to the model's input; stored with the model.
 
-    Geometry is either *on the host* (`on_host`, by Pillow, any size in) or, for images of one small
-    size, *on the device* (`on_device`); flip and normalisation are always on the device. Both give
-    the same image to within two grey levels.
+    Images are resized and cropped either *on the host* (`on_host`, by Pillow, from any size) or, if
+    they share one small size, *on the device* (`on_device`); flip and normalisation are always on
+    the device. Both give the same image to within two grey levels.
 
     Attributes:
       size: height and width of the input, in pixels.
-      width: of the input, where it is not square (upright persons, say); 0: as ``size``, which is
-        the height.
-      resize: None squashes to the input's shape; a number scales the shorter side to it, then crops
-        the centre.
+      width: width of the input in pixels if it is not square (for upright persons, say); ``size``
+        is then the height. 0: equal to ``size``.
+      resize: None squashes the image to the input's shape; a number is the length in pixels to
+        which the shorter side is scaled before the centre is cropped.
       train_crop: "none", or "random_resized" (Inception-style crop in training).
       flip: random horizontal flip in training.
       mean, std: per channel, of values in [0, 1]. The defaults are ImageNet's.
@@ -73,7 +73,7 @@ class Preprocessing:
         return self.size, self.width or self.size
 
     def to_dict(self) -> dict:
-        """Return the settings as JSON takes them."""
+        """Return the settings in a form that JSON can hold."""
         return dataclasses.asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
@@ -88,8 +88,8 @@ class Preprocessing:
     def needs_host(self, image_size: tuple[int, int] | None, *, random_crop: bool = False) -> bool:
         """Return whether images of this size go through `on_host`; others are sent unchanged.
 
-        They are sent when all have one size, are squashed, and are small: no larger than the input
-        or 64×64 pixels, so that resizing them earlier would save little.
+        Images are sent unchanged if they all have one size, are squashed, and are no larger than
+        the input or 64×64 pixels, so that resizing them on the host would save little.
 
         Args:
           image_size: (H, W) that all images share, or None (`Source.image_size`).
@@ -110,7 +110,7 @@ class Preprocessing:
 
         Args:
           image: uint8 (H, W, 3).
-          rng: given and ``train_crop="random_resized"``: crop by its draws. Else the fixed crop.
+          rng: draws the random crop if ``train_crop="random_resized"``; None: the fixed crop.
           area: smallest and largest share of the image that a random crop keeps.
 
         Returns:
@@ -130,7 +130,7 @@ class Preprocessing:
         return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
 
     def _crop(self, height: int, width: int) -> tuple[slice, slice]:
-        """Return the centre of a scaled image."""
+        """Return the slices of the centre crop of a scaled image."""
         top, left = _centre(height, self.shape[0]), _centre(width, self.shape[1])
         return slice(top, top + self.shape[0]), slice(left, left + self.shape[1])
 
@@ -139,8 +139,8 @@ class Preprocessing:
 
         Args:
           images: uint8 or float (B, H, W, 3), grey levels 0..255. Images of exactly the input's
-            shape are taken as ready; others get the fixed resize and crop.
-          flip: bool (B,), which images to mirror; None: none.
+            shape are neither resized nor cropped; others get the fixed resize and crop.
+          flip: bool (B,), True for images to mirror; None: none.
 
         Returns:
           float32 (B, *shape, 3).
@@ -161,7 +161,7 @@ class Preprocessing:
 
 
 def _bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Resize with antialiasing, width first, whole grey levels after each pass, as Pillow does."""
+    """Resize with antialiasing as Pillow does: width first, rounding to grey levels each time."""
     for shape in ((x.shape[0], x.shape[1], width, 3), (x.shape[0], height, width, 3)):
         if x.shape != shape:
             x = jnp.floor(jax.image.resize(x, shape, "bilinear", antialias=True) + 0.5)
@@ -169,7 +169,7 @@ def _bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
-    """Return the size with the shorter side at ``target``, the longer one cut to whole pixels."""
+    """Return the size with the shorter side at ``target`` and the longer one rounded down."""
     if height <= width:
         return target, int(target * width / height)
     return int(target * height / width), target
@@ -184,9 +184,9 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """Return a crop of random area and shape: (left, top, right, bottom) in pixels.
 
-    ``area`` is its least and largest share of the image (published: 8 % to 100 %), the ratio 3:4
-    to 4:3, uniform in its logarithm; ten attempts, then the largest centred crop of an admissible
-    ratio (Szegedy et al., CVPR 2015; as in torchvision).
+    ``area`` is its smallest and largest share of the image (published: 8 % to 100 %); the ratio is
+    log-uniform from 3:4 to 4:3. After ten attempts that do not fit, the largest centred crop of an
+    admissible ratio is returned (Szegedy et al., CVPR 2015; as in torchvision).
     """
     for _ in range(_ATTEMPTS):
         pixels = width * height * rng.uniform(*area)

@@ -1,7 +1,7 @@
 """A standard residual network whose pooled features are projected to the embedding.
 
-The model of "Boundary-Aware Backward-Compatible Representation via Adversarial Learning"
-(AdvBCT, CVPR 2023) and of the methods it compares.
+It is the model of "Boundary-Aware Backward-Compatible Representation via Adversarial Learning"
+(AdvBCT, CVPR 2023) and of the methods that the paper compares.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ from fct_jax.models.resnet import Trunk
 class ProjectionHead(nn.Module):
     """``features (N, F), train -> (logits (N, C), embedding (N, D))``, in float32.
 
-    Linear without bias, BatchNorm: this is the embedding, *not* normalised. The classifier is
-    linear without bias on it, ``params["classifier"]["kernel"]`` (D, C). What goes into the
-    BatchNorm is kept as "projected" where "intermediates" are mutable.
+    The embedding is the output of a linear layer without bias and a BatchNorm, and is *not*
+    normalised. On it the classifier is linear without bias, ``params["classifier"]["kernel"]``
+    (D, C). The input of the BatchNorm is kept as "projected" if "intermediates" is mutable.
     """
 
     num_classes: int

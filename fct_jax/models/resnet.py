@@ -1,7 +1,7 @@
 """Residual networks whose last block sets the size of the embedding.
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, in the torchvision shape;
-the narrow last block is that of "Forward Compatible Training", CVPR 2022, section 5.
+Sources: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, in torchvision's
+variant; for the narrow last block "Forward Compatible Training", CVPR 2022, section 5.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from fct_jax.models.pooling import max_pool
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut; ``(N, H, W, in) -> (N, H/stride, W/stride, out)``.
 
-    ``inner`` is for the bottleneck: here both convolutions have ``out`` channels.
+    ``inner`` is used only by `Bottleneck`; here both convolutions have ``out`` channels.
     """
 
     inner: int
@@ -60,7 +60,7 @@ class Bottleneck(nn.Module):
 
 
 def _add_shortcut(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
-    """Return ``y`` plus the block's input, projected if stride or width change."""
+    """Return ``y`` plus the block's input, which is projected if stride or width change."""
     if block.stride != 1 or x.shape[-1] != block.out:
         x = Conv(block.out, 1, block.stride, block.dtype, name="downsample_conv")(x)
         x = BatchNorm(dtype=block.dtype, name="downsample_bn")(x, not train)
@@ -69,7 +69,7 @@ def _add_shortcut(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> 
 
 
 def rematerialised(module: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Return the module, called ``(x, train)``, whose inside the backward pass computes again."""
+    """Return the module, called ``(x, train)``, recomputing activations in the backward pass."""
     return nn.remat(module, static_argnums=(2,))  # self, x, train
 
 
@@ -77,9 +77,9 @@ class Trunk(nn.Module):
     """Images (N, H, W, 3) -> last feature maps (N, h, w, D), before any pooling.
 
     ``embedding_dim=None`` keeps the full width of the last stage, ``8 * width * expansion``.
-    Used with ``nn.share_scope``, so that its parameters sit at the top level of the model.
-    ``remat`` keeps the input of each block alone for the backward pass, which computes the rest
-    again: a third more work for far fewer activations. Values and parameters stay the same.
+    It is used with ``nn.share_scope``, so that its parameters are at the top level of the model.
+    ``remat`` keeps only the input of each block for the backward pass, which recomputes the rest:
+    this saves most activations for a third more work. Values and parameters stay the same.
     """
 
     block: Callable[..., nn.Module]
@@ -122,22 +122,22 @@ class Trunk(nn.Module):
 class ResNet(nn.Module):
     """``apply(variables, images (N, H, W, 3), train=False) -> (logits (N, C), embedding (N, D))``.
 
-    Images are float, already normalised, of any size from 8 px on. The embedding is the global
+    Images are float, already normalised, and of any size from 8 px up. The embedding is the global
     average of the last feature maps, with ``embedding_dim`` channels (None: as wide as the last
-    stage); the classifier is linear without bias on it, ``params["classifier"]["kernel"]``
-    (D, C). Both outputs are float32; ``dtype`` is that of the computation between.
+    stage); on it the classifier is linear without bias, ``params["classifier"]["kernel"]``
+    (D, C). Both outputs are float32; ``dtype`` is the type of the computation in between.
     ``has_classifier=False`` leaves the classifier out, and the logits are (N, 0).
 
-    With ``train=True`` BatchNorm uses the batch's statistics, and renews the running ones if
+    With ``train=True`` BatchNorm uses the batch's statistics, and updates the running ones if
     "batch_stats" is mutable.
 
     ``last_nonlin=False`` leaves out the very last ReLU, so that embeddings may be negative.
     ``normalize_embedding`` divides the embedding by its L2 norm, before the classifier, so that
     logits are always the classifier times the returned embedding.
     ``small_stem`` replaces the 7×7/2 convolution and the pooling by one 3×3, for images of
-    8 to 64 px. ``last_stride=1`` keeps the last stage at the size of the one before, as person
-    re-identification does. ``width`` is the number of channels of the stem (64 in the papers).
-    ``remat`` saves memory in training, see `Trunk`.
+    8 to 64 px. ``last_stride=1`` gives the last stage the resolution of the one before, as is
+    usual in person re-identification. ``width`` is the number of channels of the stem (64 in the
+    papers). ``remat`` saves memory in training, see `Trunk`.
     """
 
     block: Callable[..., nn.Module]

@@ -15,15 +15,16 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Any]:
-    """Return name -> array of a .safetensors file, or, by PyTorch, .pth, .pt, .bin, .pth.tar.
+    """Return the arrays of a file by name.
 
+    The file is a .safetensors file, or one that PyTorch reads: .pth, .pt, .bin or .pth.tar.
     PyTorch files are read with ``weights_only=True``, so that a hostile file runs no code. A
     checkpoint that holds the weights under "state_dict", "model" or "model_state_dict" is
     unwrapped. The arrays suit every function of `torch_import`.
 
     Raises:
-        UserError: no such file, unknown ending, a file that is damaged or holds no weights, or
-            PyTorch missing where it is needed.
+        UserError: the file does not exist, has an unknown extension, is damaged or holds no
+            weights, or PyTorch is needed and missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,7 +47,7 @@ def _read_torch(path: Path) -> dict[str, Any]:
             f"reading {path} needs PyTorch (pip install torch), or convert it to .safetensors"
         ) from error
     with path.open("rb") as file:
-        if file.read(1) not in (b"P", b"\x80", b""):  # an archive, a pickle, an empty file
+        if file.read(1) not in (b"P", b"\x80", b""):  # archive, pickle or empty file
             raise UserError(f"cannot read {path}: it is no PyTorch file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,8 +1,8 @@
-"""Weights of the PyTorch originals <-> Flax variables.
+"""Convert the weights of the PyTorch originals to Flax variables and back.
 
-A ``state_dict`` is a mapping from name to array; NumPy arrays and PyTorch tensors both do, and
-PyTorch itself is not needed. Names are those of the published code: FCT's for `resnet` and
-`transformation`, AdvBCT's for `compatible`, `discriminator` and `lce_transformation`; and those
+A ``state_dict`` is a mapping from name to array. Its values may be NumPy arrays or PyTorch tensors,
+and PyTorch itself is not needed. The names are those of the published code: FCT's for `resnet` and
+`transformation`, AdvBCT's for `compatible`, `discriminator` and `lce_transformation`, and those
 that torchvision and timm share for `torchvision_resnet`.
 """
 
@@ -28,7 +28,8 @@ def resnet(state_dict: Arrays) -> Variables:
     """Return the variables of a backbone ("resnet18", …, "wide_resnet101_2") from PyTorch weights.
 
     Raises:
-        UserError: names that are missing or unknown (all of them), or an array of wrong rank.
+        UserError: names are missing or unknown (the message lists all of them), or an array has
+            the wrong rank.
     """
     state = _strip(state_dict)
     return _to_flax(state, torch_names.resnet(_torch_layout(state)), "ResNet")
@@ -38,8 +39,8 @@ def transformation(state_dict: Arrays) -> Variables:
     """Return the variables of "fct", or of "fastfill" if the weights have an uncertainty head.
 
     Raises:
-        UserError: as `resnet`; also for a head with more than one output. The published code
-            can make one, but its loss then mixes samples with dimensions.
+        UserError: as in `resnet`, or the head has more than one output. The published code can
+            make such a head, but its loss then confuses samples with dimensions.
     """
     state = _strip(state_dict)
     uncertainty = any(name.startswith("uncertainty_head.") for name in state)
@@ -61,7 +62,7 @@ def torchvision_resnet(state_dict: Arrays) -> Variables:
     variables and keep their own initial values.
 
     Raises:
-        UserError: as `resnet`.
+        UserError: as in `resnet`.
     """
     state = {k: v for k, v in _strip(state_dict).items() if not k.startswith("fc.")}
     return _to_flax(state, list(torch_names.trunk(_torch_layout(state))), "torchvision ResNet")
@@ -70,10 +71,10 @@ def torchvision_resnet(state_dict: Arrays) -> Variables:
 def compatible(state_dict: Arrays) -> Variables:
     """Return the variables of "resnet18_projection", … from an AdvBCT checkpoint.
 
-    What only its training needs, the discriminator and the elastic boundary, is dropped.
+    The discriminator and the elastic boundary, which only training needs, are dropped.
 
     Raises:
-        UserError: as `resnet`.
+        UserError: as in `resnet`.
     """
     training_only = ("discriminator.", "eboundary.")
     state = {k: v for k, v in _strip(state_dict).items() if not k.startswith(training_only)}
@@ -209,7 +210,7 @@ def _same_names(what: str, given, required: list[str], known: set[str]) -> None:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """Return a float32 array of a NumPy or JAX array or a PyTorch tensor, on whatever device."""
-    if hasattr(value, "detach"):  # a tensor; bfloat16 has no NumPy form, float32 always has
+    """Return a NumPy or JAX array, or a PyTorch tensor on any device, as a float32 NumPy array."""
+    if hasattr(value, "detach"):  # a tensor; unlike float32, bfloat16 has no NumPy form
         value = value.detach().cpu().float().numpy()
     return np.asarray(value, np.float32)

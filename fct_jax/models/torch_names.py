@@ -1,7 +1,7 @@
 """The PyTorch entry of each Flax variable, for every model that can be imported.
 
-A table is a list of `Entry`, in the order of the original's ``state_dict``. Tables are built
-from a layout (how many blocks, which shortcuts), which is read off the names that are present.
+A table is a list of `Entry`, in the order of the original's ``state_dict``. Tables are built from
+a layout (number of blocks, positions of projections), which is inferred from the names present.
 """
 
 from collections.abc import Iterable, Iterator
@@ -52,9 +52,9 @@ class ResNetLayout(NamedTuple):
 
 
 def resnet_layout(blocks: Iterable[tuple[int, int, str]]) -> ResNetLayout:
-    """Return the nearest layout for the (stage, index, part) triples found, stages from 1.
+    """Return the nearest layout for the (stage, index, part) triples found; stages count from 1.
 
-    Where blocks are missing, the smallest known depth that holds all the others is taken, so
+    If blocks are missing, the layout has the smallest known depth that holds all the others, so
     that the gap shows as missing names.
     """
     blocks = list(blocks)

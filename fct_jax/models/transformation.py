@@ -1,9 +1,8 @@
 """The transformation from old embeddings to new ones.
 
 FCT: "Forward Compatible Training for Large-Scale Embedding Retrieval Systems", CVPR 2022,
-https://arxiv.org/abs/2112.02805.
-FastFill: "FastFill: Efficient Compatible Model Update", ICLR 2023, adds the uncertainty,
-https://arxiv.org/abs/2303.04766.
+https://arxiv.org/abs/2112.02805. FastFill adds the uncertainty: "FastFill: Efficient Compatible
+Model Update", ICLR 2023, https://arxiv.org/abs/2303.04766.
 """
 
 from typing import Any
@@ -34,13 +33,13 @@ class Transformation(nn.Module):
     """``apply(variables, old (N, do), side (N, ds), train=False) -> (embedding, log_variance)``.
 
     ``embedding`` (N, embedding_dim) approximates the new model's; ``log_variance`` (N,) is
-    FastFill's uncertainty, one number a sample, or None without ``uncertainty``. Both float32.
-    ``side`` is the side information; without it (None) the old embedding takes its place.
+    FastFill's uncertainty, one number per sample, or None without ``uncertainty``. Both are
+    float32. ``side`` is the side information; if it is None, the old embedding replaces it.
 
-    The log-variance comes unclamped; the loss is where it is kept finite.
-    ``train=False`` is also the mode of the second half of training: BatchNorm then uses and
-    keeps its running statistics, while every parameter goes on learning.
-    ``remat`` computes the layers again in the backward pass, to save memory in training.
+    The log-variance is not clamped here; the loss keeps it finite.
+    ``train=False`` is also the mode of the second half of training: BatchNorm then uses its
+    running statistics without updating them, while every parameter continues to learn.
+    ``remat`` recomputes the layers in the backward pass, to save memory in training.
     """
 
     embedding_dim: int
@@ -73,8 +72,8 @@ class Transformation(nn.Module):
     def as_layers(self, variables) -> Layers:
         """Return the map of old vectors, without side information, as plain layers.
 
-        Both branches read the old vector, so they are put side by side. The uncertainty is left
-        out.
+        Both branches read the old vector, so their weights are put side by side. The uncertainty
+        is left out.
         """
         variables = jax.device_get(variables)
 
