@@ -1,1 +1,1 @@
-"""Packaged experiments: `fct-jax train digits_fct --workdir DIR` takes one by its name."""
+"""Packaged experiments: `fct-jax train digits_fct --workdir DIR` takes one by name."""

@@ -2,7 +2,7 @@
 
   python -m fct_jax.train --config configs/cifar100_backbone_old.py --workdir runs/cifar100/old
 
-Numeric class order instead of the published text order: --config.data.classes="first 50"
+For numeric class order instead of the published text order: --config.data.classes="first 50"
 
 Published, old/old, CMC@1 / CMC@5 / mAP in percent: 34.2 / 60.6 / 16.5.
 """

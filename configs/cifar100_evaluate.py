@@ -2,7 +2,7 @@
 
   python -m fct_jax.evaluate --config configs/cifar100_evaluate.py --workdir runs/cifar100/report
 
-Where the transformations were trained with side information, add
+If the transformations were trained with side information, add
 --config.side=runs/cifar100/simclr.
 Published areas under the curve, CMC@1 / CMC@5 / mAP in percent:
 FCT in random order 49.1 / 73.6 / 29.1;

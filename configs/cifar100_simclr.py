@@ -7,10 +7,10 @@ Then, with side information:
   python -m fct_jax.train --config configs/cifar100_fct.py --workdir runs/cifar100/fct_side \\
       --config.side=runs/cifar100/simclr
 
-Optimizer, temperature and augmentation are those published with SimCLR for CIFAR-10. The crops
-are made on the device, from the stored 32×32 pixels.
+Optimizer, temperature and augmentation are those published with SimCLR for CIFAR-10. Images are
+cropped on the device, from the stored 32×32 pixels.
 Published, FCT new/old with side information, CMC@1 / CMC@5 / mAP in percent: 50.2 / 73.7 / 32.2
-(without 47.2 / 72.6 / 25.8).
+(without it 47.2 / 72.6 / 25.8).
 """
 
 from fct_jax import config as defaults

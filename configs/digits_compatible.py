@@ -8,8 +8,9 @@
       --config.method=advbct --config.old=runs/compatible/old \\
       --config.statistics=runs/compatible/old_train --config.data.subset="new images 0.3"
 
-The second may be left out: without config.statistics the third computes them itself. All methods
-in all scenarios, beside FCT and FastFill (under 10 minutes on 2 CPU cores):
+The second command may be left out: without config.statistics the third computes the statistics
+itself. To compare all methods in all scenarios with FCT and FastFill (under 10 minutes on 2 CPU
+cores):
 
   fct-jax compare configs/digits_compatible.py
 
@@ -26,8 +27,9 @@ mAP self/cross in percent, mean of 3 seeds:
   FCT            98.1 / 93.5      97.9 / 96.4     96.9 / 95.9
   FastFill       98.1 / 93.1      97.9 / 96.3     96.9 / 95.8
 
-The old model of extended-class knows five digits, from scratch: its space separates the others
-badly, so that of the methods only Hot-refresh beats its own search there.
+The old model of extended-class is trained from scratch on five digits. Its space separates the
+other digits badly, so that among the compatible methods only Hot-refresh beats the old model's own
+search.
 """
 
 from fct_jax import recipes
@@ -38,11 +40,11 @@ def get_config():
 
 
 def benchmark():
-    """Return what `fct-jax compare` trains and tests on."""
+    """Return the scenarios, test sets and methods of `fct-jax compare`."""
     half, share = "classes 0.5", "images 0.3"
     large = {"model.name": "resnet50_projection"}
     return {
-        # scenario: (changes of the old model's config, changes of the new models')
+        # scenario: (changes to the old model's config, changes to the new models' configs)
         "scenarios": {
             "extended-class": ({"data.subset": f"old {half}"}, {"data.subset": f"new {half}"}),
             "extended-data": ({"data.subset": f"old {share}"}, {"data.subset": f"new {share}"}),
@@ -51,8 +53,8 @@ def benchmark():
                 {"data.subset": f"new {share}", **large},
             ),
         },
-        "tests": {"digits": {}},  # test set: changes of the data section
-        "methods": recipes.published_bases(),  # method: changes of its config
+        "tests": {"digits": {}},  # test set: changes to the data section
+        "methods": recipes.published_bases(),  # method: changes to its config
         "transformations": {
             "FCT": recipes.digits_transformation(recipes.fct()),
             "FastFill": recipes.digits_transformation(recipes.fastfill()),

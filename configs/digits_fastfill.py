@@ -3,7 +3,7 @@
   python -m fct_jax.train --config configs/digits_fastfill.py --workdir runs/digits/fastfill
 
 With side information add --config.side=runs/digits/simclr (configs/digits_simclr.py).
-Takes seconds.
+Training takes seconds.
 """
 
 from fct_jax import recipes

@@ -3,7 +3,7 @@
   python -m fct_jax.train --config configs/digits_fct.py --workdir runs/digits/fct
 
 With side information add --config.side=runs/digits/simclr (configs/digits_simclr.py).
-Takes seconds.
+Training takes seconds.
 """
 
 from fct_jax import recipes

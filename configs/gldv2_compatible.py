@@ -1,6 +1,6 @@
 """Compatible training on Google Landmarks v2, tested on RParis6k, ROxford5k and GLDv2.
 
-All scenarios and methods of the published benchmark, beside FCT and FastFill:
+To run the published benchmark, with FCT and FastFill beside its methods:
 
   fct-jax compare configs/gldv2_compatible.py \\
       --workdir runs/gldv2 --scenarios extended-data
@@ -14,7 +14,7 @@ Published, mAP self/cross in percent on RParis / ROxford / GLDv2, extended-data,
 old 75.45 / 49.15 / 10.03; new alone 81.15 / 63.85 / 16.48 (self);
 AdvBCT 82.78/78.55, 62.13/52.31, 15.71/11.49, P_up 49.55, P_comp 58.09, P_1 53.45.
 
-One training, here the new model of extended-class:
+To run a single training, here of the new model of extended-class:
 
   python -m fct_jax.train --config configs/gldv2_compatible.py --workdir runs/gldv2/advbct \\
       --config.method=advbct --config.old=runs/gldv2/old --config.data.subset="new classes 0.3"
@@ -28,7 +28,7 @@ def get_config():
 
 
 def benchmark():
-    """Return what `fct-jax compare` trains and tests on."""
+    """Return the scenarios, test sets and methods of `fct-jax compare`."""
     large = {"model.name": "resnet50_projection", "pretrained": "weights/resnet50.pth"}
     by_data = {"data.subset": "old images 0.3"}, {"data.subset": "new images 0.3"}
     by_class = {"data.subset": "old classes 0.3"}, {"data.subset": "new classes 0.3"}
@@ -36,14 +36,14 @@ def benchmark():
     for name, (old, new) in (("data", by_data), ("class", by_class)):
         scenarios[f"extended-backbone-{name}"] = (old, {**new, **large})
     return {
-        # scenario: (changes of the old model's config, changes of the new models')
+        # scenario: (changes to the old model's config, changes to the new models' configs)
         "scenarios": scenarios,
-        "tests": {  # test set: changes of the data section
+        "tests": {  # test set: changes to the data section
             "RParis": {"data.name": "rparis6k", "data.dir": "data/rparis6k"},
             "ROxford": {"data.name": "roxford5k", "data.dir": "data/roxford5k"},
             "GLDv2": {},
         },
-        "methods": recipes.published_bases(),  # method: changes of its config
+        "methods": recipes.published_bases(),  # method: changes to its config
         "transformations": {
             "FCT": recipes.compatible_transformation(recipes.fct()),
             "FastFill": recipes.compatible_transformation(recipes.fastfill()),

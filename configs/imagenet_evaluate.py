@@ -2,7 +2,7 @@
 
   python -m fct_jax.evaluate --config configs/imagenet_evaluate.py --workdir runs/imagenet/report
 
-Where the transformations were trained with side information, add
+If the transformations were trained with side information, add
 --config.side=runs/imagenet/simclr.
 Published areas under the curve, CMC@1 / CMC@5 / mAP in percent:
 FCT in random order 62.8 / 81.1 / 40.5 (64.7 / 82.4 / 42.6);

@@ -8,9 +8,9 @@ Then, with side information:
       --config.side=runs/imagenet/simclr
 
 The batch of 4096 needs about 32 accelerators, on which SimCLR's authors report 6 hours for all
-1,000 classes; for a smaller one keep config.optimizer.lr = 0.3 · batch_size / 256.
+1,000 classes; for a smaller batch keep config.optimizer.lr = 0.3 · batch_size / 256.
 Published, FCT new/old with side information, CMC@1 / CMC@5 / mAP in percent: 65.1 / 82.7 / 44.0
-(without 61.8 / 80.5 / 39.9).
+(without it 61.8 / 80.5 / 39.9).
 """
 
 from fct_jax import config as defaults

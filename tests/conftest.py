@@ -1,4 +1,4 @@
-"""What every test needs: where the golden arrays are, and exact float32 products."""
+"""Shared by every test: the golden arrays, and exact float32 products."""
 
 import collections
 import ctypes
@@ -20,8 +20,8 @@ GOLDEN = Path(__file__).parent / "golden"
 # Golden arrays are float32: no device may shorten products to bfloat16 or TF32.
 jax.config.update("jax_default_matmul_precision", "highest")
 
-# Tiny models take longer to compile than to run: compile fast, and each program only once, for
-# subprocesses too. What other flags make of a program (another instruction set) is kept apart.
+# Tiny models take longer to compile than to run: compile fast, and each program only once, also for
+# subprocesses. Programs compiled with other flags (another instruction set) are cached separately.
 _QUICK = "--xla_backend_optimization_level=0"
 _given = os.environ.get("XLA_FLAGS", "").replace(_QUICK, "").split()
 os.environ["XLA_FLAGS"] = " ".join([*_given, _QUICK])
@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the files that take longest, lest one worker is left alone with them."""
+    """Start with the slowest files, so that no worker is left alone with them at the end."""
     minutes = collections.Counter()
     for item in items:
         for mark in item.iter_markers("slow"):
@@ -52,8 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -minutes[item.path])
 
 
-# Large arrays go back to the machine as soon as they are freed, and few threads have heaps of
-# their own: glibc's thresholds, which would otherwise grow with the arrays, are fixed.
+# Large arrays return to the system as soon as they are freed, and few threads have their own heaps:
+# glibc's thresholds, which would otherwise grow with the arrays, are fixed.
 if sys.platform == "linux":
     _LIBC = ctypes.CDLL(None)
     if hasattr(_LIBC, "mallopt"):
@@ -64,7 +64,7 @@ if sys.platform == "linux":
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_goes_back():
-    """After each file: compiled programs are forgotten, and freed memory is the machine's again."""
+    """Drop compiled programs after each file, and return freed memory to the system."""
     yield
     jax.clear_caches()
     gc.collect()
@@ -74,8 +74,8 @@ def memory_goes_back():
 
 @pytest.fixture(scope="module")
 def flat_model():
-    """A model that compiles at once, known by the name "flat" to the tests of one file."""
-    import tiny_compatible  # with Flax, which many tests do without
+    """Register a model that compiles quickly as "flat" for the tests of one file."""
+    import tiny_compatible  # imports Flax, which many tests do not need
 
     from fct_jax import models
 

@@ -1,4 +1,4 @@
-"""Several processes on loopback, for the tests; none of them outlives its test."""
+"""Groups of processes on loopback for the tests; no process outlives its test."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def free_port() -> int:
-    """Of loopback, at this moment."""
+    """Return a loopback port that is free at this moment."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         return found.getsockname()[1]
@@ -22,9 +22,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def started(arguments_of, count: int, logs: Path, devices: int = 2):
-    """Context: ``count`` Python processes, process i with ``arguments_of(i)``; killed at the end.
+    """Context of ``count`` Python processes, process i with ``arguments_of(i)``, killed at its end.
 
-    Output of process i goes to ``logs/i.txt``.
+    The output of process i goes to ``logs/i.txt``.
     """
     logs.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -52,7 +52,7 @@ def started(arguments_of, count: int, logs: Path, devices: int = 2):
 
 
 def finished(running, logs: Path, timeout: float) -> tuple[list[int], list[str]]:
-    """Exit codes and outputs, once all have ended. Raises TimeoutExpired with the outputs."""
+    """Return exit codes and outputs once all have ended. Raises TimeoutExpired with the outputs."""
     deadline = time.monotonic() + timeout
     codes = []
     for process in running:
@@ -65,11 +65,11 @@ def finished(running, logs: Path, timeout: float) -> tuple[list[int], list[str]]
 
 
 def outputs(logs: Path, count: int) -> list[str]:
-    """What each process has printed so far."""
+    """Return the output of each process so far."""
     return [(logs / f"{index}.txt").read_text(errors="replace") for index in range(count)]
 
 
 def run(arguments_of, count: int, logs: Path, timeout: float, devices: int = 2):
-    """Exit codes and outputs of processes that end by themselves."""
+    """Run processes that end by themselves; return their exit codes and outputs."""
     with started(arguments_of, count, logs, devices) as running:
         return finished(running, logs, timeout)

@@ -1,8 +1,8 @@
-"""Write what each test costs: ``pytest --costs FILE`` appends lines, whatever else is running.
+"""Records the cost of each test: ``pytest --costs FILE`` appends a line per test.
 
-A line holds the processor's seconds of a test and of the child processes that it waited for, the
-seconds by the clock, the memory of the worker afterwards (MiB), how much it grew, and the test's
-name. What a fixture that several tests share costs has a line of its own.
+A line holds the processor seconds of a test and of the child processes that it waited for, the
+wall-clock seconds, the memory of the worker afterwards (MiB), its growth, and the test's name. A
+fixture that several tests share has a line of its own. Other processes do not disturb the counts.
 ``python tests/helpers/costs.py FILE`` sums the lines by file.
 """
 
@@ -17,11 +17,11 @@ import pytest
 
 
 class Costs:
-    """The plugin of pytest that writes the lines."""
+    """The pytest plugin that writes the lines."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.shared = (0.0, 0.0, 0.0)  # of the shared fixtures that the current test made
+        self.shared = (0.0, 0.0, 0.0)  # costs of the shared fixtures that the current test set up
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item):
@@ -51,18 +51,18 @@ class Costs:
 
 
 def now() -> tuple[float, float, float]:
-    """Return the seconds of the processor, those of the clock, and the MiB held."""
+    """Return processor seconds, wall-clock seconds and MiB held."""
     return processor_seconds(), time.monotonic(), resident()
 
 
 def processor_seconds() -> float:
-    """Return the seconds that this process and its finished children had on processors."""
+    """Return the processor seconds of this process and its finished children."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def resident() -> float:
-    """Return the MiB that this process holds now; 0 where Linux's /proc is missing."""
+    """Return the MiB that this process holds now, or 0 without Linux's /proc."""
     pages = Path("/proc/self/statm")
     if not pages.is_file():
         return 0.0
@@ -70,7 +70,7 @@ def resident() -> float:
 
 
 def summary(lines: list[str]) -> str:
-    """Return the seconds and the most memory by file, dearest first, and the sum."""
+    """Return the seconds and peak memory by file, costliest first, and the sum."""
     seconds, memory = collections.Counter(), collections.Counter()
     for line in lines:
         processor, _, held, _, name = line.rstrip("\n").split("\t", 4)

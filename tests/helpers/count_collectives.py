@@ -1,6 +1,6 @@
 """Print, as JSON, the collectives of a small ResNet's training step on eight devices.
 
-python count_collectives.py [extra]    # with `extra`, one more that the method does not need
+python count_collectives.py [extra]    # with `extra`, adds one that the method does not need
 """
 
 import json
@@ -32,7 +32,7 @@ def main(extra: bool) -> None:
 
 
 def add_a_collective() -> None:
-    """Let every device see the whole batch's labels, which nothing needs."""
+    """Gather the whole batch's labels on every device, which nothing needs."""
     plain = Backbone.loss
 
     def loss(self, variables, frozen, batch, *rest):

@@ -1,4 +1,4 @@
-"""The code blocks of the pages, run as a reader would run them."""
+"""Runs the code blocks of the pages as a reader would."""
 
 import re
 import shlex
@@ -42,14 +42,14 @@ def write_module(text: str) -> str:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Return the words of each command ``fct-jax`` of a text's shell blocks."""
+    """Return the words of each ``fct-jax`` command in a text's shell blocks."""
     joined = "\n".join(blocks(text, "sh")).replace("\\\n", " ")
     lines = [shlex.split(line, comments=True) for line in joined.splitlines()]
     return [words[1:] for words in lines if words and words[0] == "fct-jax"]
 
 
 def run(words: list[str], extra: tuple[str, ...] = ()) -> int:
-    """Run one of `commands`, in this process unless it parses absl's flags; return its code."""
+    """Run one of `commands`, in this process unless it parses absl flags; return its exit code."""
     if words[0] not in ("train", "embed", "evaluate"):
         return cli.main([*words, *extra])
     command = [sys.executable, "-m", "fct_jax", *words, *extra]

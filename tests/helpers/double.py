@@ -1,4 +1,4 @@
-"""Our own code in float64: its rounding is too small to matter, whatever the machine."""
+"""Runs our own code in float64, whose rounding is too small to matter on any machine."""
 
 import contextlib
 from unittest import mock
@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROUNDING = 2.0**-24  # of one float32 operation, relative
+ROUNDING = 2.0**-24  # relative rounding of one float32 operation
 
 
 @contextlib.contextmanager
 def double_precision():
-    """The package's float32 is float64 here, whatever dtype its models were built with.
+    """Context in which the package's float32 is float64, whichever dtype models were built with.
 
-    Compile functions within the context: what was traced outside has float32 in it.
+    Compile functions within the context: functions traced outside it contain float32.
     """
     with (
         jax.enable_x64(True),
@@ -32,7 +32,7 @@ def _widen_module(method, args, kwargs, context):
 
 
 def widened(tree):
-    """The same values with float64 leaves; integers stay."""
+    """Return the tree with float64 leaves; integers stay."""
     return jax.tree.map(lambda x: np.asarray(x).astype(np.float64) if _floats(x) else x, tree)
 
 

@@ -1,4 +1,4 @@
-"""Run as one of several processes by test_embed_shards.py: embeds, transforms, fills the cache.
+"""Embeds, transforms and fills the cache; test_embed_shards.py runs it as several processes.
 
 python tests/embed_together.py FOLDER PORT PROCESS COUNT
 """
@@ -23,7 +23,7 @@ BATCH, SHARD = 40, 160
 
 
 def embed_config(runs: Path) -> ConfigDict:
-    """Digits through the untrained backbone."""
+    """Return a config that embeds digits with the untrained backbone."""
     config = configs.embed()
     config.model = str(runs / "backbone")
     config.batch_size, config.shard_size = BATCH, SHARD
@@ -32,7 +32,7 @@ def embed_config(runs: Path) -> ConfigDict:
 
 
 def work(runs: Path, out: Path) -> None:
-    """All that several processes do together."""
+    """Do everything that the processes do together."""
     embed(embed_config(runs), out / "images")
     transformer = load_model(runs / "transformation")
     transform_set(transformer, EmbeddingSet.read(runs / "old"), None, out / "moved", BATCH, SHARD)
@@ -45,7 +45,7 @@ def work(runs: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     folder, (port, process, count) = Path(sys.argv[1]), map(int, sys.argv[2:])
     processes.start(f"localhost:{port}", process, count, timeout=LONG)
     work(folder, folder / "together")

@@ -1,4 +1,4 @@
-"""Commands in processes forked from one that has imported everything: a start takes no time."""
+"""Runs commands in forks of a process that has imported everything, so that they start at once."""
 
 import fnmatch
 import multiprocessing
@@ -16,11 +16,11 @@ class Process:
     """``python -m module …`` in a directory, with the methods of ``subprocess.Popen``.
 
     Args:
-      module: the command's.
-      arguments: of the command.
+      module: the module of the command.
+      arguments: the arguments of the command.
       home: the directory; output goes to ``home/output``.
-      die_at: pattern of a path; the process kills itself in the moment before it would give a file
-        or a directory that name.
+      die_at: a pattern; the process kills itself just before it gives a file or a directory a
+        matching path.
     """
 
     def __init__(self, module: str, arguments: list[str], home: Path, die_at: str = ""):

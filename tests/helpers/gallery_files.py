@@ -1,4 +1,4 @@
-"""Files of vectors in the forms that people keep them in."""
+"""Writes files of vectors in the forms in which people keep them."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ def random(count=30, dim=4):
 
 
 def check(gallery, values, ids=None):
-    """Every row, in one piece and in others."""
+    """Check every row of a gallery, read in one piece and in several."""
     count = len(values)
     np.testing.assert_array_equal(gallery.ids, np.arange(count) if ids is None else ids)
     np.testing.assert_array_equal(gallery.read(0, count), values)
@@ -27,7 +27,7 @@ def check(gallery, values, ids=None):
 
 
 def laion(root, sizes=(3,) * 12, key=True):
-    """LAION's layout in as many shards; all vectors."""
+    """Write LAION's layout with shards of ``sizes`` rows; return all vectors."""
     values = random(sum(sizes)).astype(np.float16)
     bounds = np.cumsum([0, *sizes])
     for folder in ("img_emb", "metadata"):
@@ -43,7 +43,7 @@ def laion(root, sizes=(3,) * 12, key=True):
 
 
 def write_vecs(path, values):
-    """A file of the kind that its ending names."""
+    """Write a file of the kind that its ending names."""
     kinds = {".fvecs": "<f4", ".bvecs": "u1", ".ivecs": "<i4", ".fbin": "<f4", ".u8bin": "u1"}
     values = values.astype({**kinds, ".i8bin": "i1"}[path.suffix])
     count, dim = values.shape
@@ -74,7 +74,7 @@ def faiss_file(path, index):
 
 
 def written(form, folder, values):
-    """A gallery of the form, in a folder of its own."""
+    """Write a gallery of the form to its own folder; return its path."""
     folder.mkdir(parents=True)
     lists = pa.array(values.tolist(), pa.list_(pa.float32(), values.shape[1]))
     table = pa.table({"id": np.arange(len(values)), "vector": lists})

@@ -2,10 +2,10 @@
 
     python tests/kill_apply.py GALLERY NEW WORKDIR SEED...
 
-A moment is the n-th time that something is written, synced or renamed; a write is cut in its
-middle. After every death the next child goes on, dies later, and so on; they also
-roll back once on the way. Every seed has a directory of its own, WORKDIR/SEED, and its line of
-output: how many children were killed.
+A moment is the n-th time that something is written, synced or renamed; a write is cut in the
+middle. After every death the next child goes on and dies later, until one reaches the end; on the
+way the upgrade is also rolled back once. Every seed has its own directory, WORKDIR/SEED, and its
+own line of output, which says how many children were killed.
 """
 
 import os
@@ -20,12 +20,12 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.migration.journal import Journal, Progress
 from fct_jax.upgrade.migration.upgrade import Upgrade
 
-BATCH = 16  # rows translated together
-ITEMS = 23  # re-embedded together
+BATCH = 16  # rows that are translated together
+ITEMS = 23  # items that are re-embedded together
 
 
 def run(gallery, new, workdir, max_batches=None):
-    """The upgrade of the tests, or the first batches of it."""
+    """Run the upgrade of the tests, or its first batches."""
     new = new if callable(new) else str(new)
     return Upgrade(workdir).apply(
         tiny.plain_map(),
@@ -38,9 +38,9 @@ def run(gallery, new, workdir, max_batches=None):
 
 
 def work(gallery, new, workdir):
-    """Seven batches, back to the third, on to the end, and what failed: what is still to do.
+    """Do what is left of: seven batches, back to the third, on to the end, and the failed items.
 
-    Every seventh item cannot be embedded until the end.
+    Every seventh item cannot be embedded until the last step.
     """
     found = EmbeddingSet.read(new)
     row = {i: r for r, i in enumerate(found.ids)}
@@ -59,7 +59,7 @@ def work(gallery, new, workdir):
 
 
 def dies(moment: int, gallery, new, workdir) -> None:
-    """The work in a process that kills itself when it changes a file for the n-th time."""
+    """Do the work in a process that kills itself when it changes a file for the n-th time."""
     fuse, pwrite = Fuse(moment), os.pwrite
 
     def half(file, data, at):
@@ -71,17 +71,17 @@ def dies(moment: int, gallery, new, workdir) -> None:
 
 
 def kill_until_done(gallery: Path, new: Path, workdir: Path, seed: int) -> int:
-    """How many children were killed before one of them came to the end."""
+    """Return how many children were killed before one of them reached the end."""
     rng, count = np.random.default_rng(seed), 0
     while True:
-        # Far enough that a rollback, which is one step, can come to its end.
+        # Far enough that a rollback, which is one step, can finish.
         if not killed(dies, int(rng.integers(1, 400)), gallery, new, workdir):
             return count
         count += 1
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     gallery, new, workdir = map(Path, sys.argv[1:4])
     for seed in sys.argv[4:]:
         print(kill_until_done(gallery, new, workdir / seed, int(seed)), flush=True)

@@ -1,9 +1,10 @@
-"""Runs a command on a store, which kills itself (signal 9) at its n-th step.
+"""Runs a command on a store that kills itself (signal 9) at its n-th step.
 
     python tests/helpers/kill_command.py STEP WORDS…
 
 A step is a write, a deletion, building an index, a record of the journal, or a change of the
-pointer. An even step dies before it is done, an odd one after. STEP 0 runs to the end.
+pointer. At an even step the process dies before the step is done, at an odd one after it. STEP 0
+runs to the end.
 """
 
 import sys

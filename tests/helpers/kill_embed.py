@@ -3,8 +3,9 @@
     python tests/kill_embed.py KIND FOLDER SEED...
 
 KIND is "images" or "vectors". A moment is the n-th time that something is written, synced or
-renamed; a write is cut in its middle. After every death the next child goes on, dies later, and so
-on. Every seed has a set of its own, FOLDER/SEED, and its line of output: how many were killed.
+renamed; a write is cut in the middle. After every death the next child goes on and dies later,
+until one reaches the end. Every seed has its own set, FOLDER/SEED, and its own line of output,
+which says how many children were killed.
 """
 
 import os
@@ -23,13 +24,13 @@ from fct_jax.frozen.model import load_model
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.rows import Columns
 
-BATCH, SHARD = 40, 160  # 5 shards of 797 rows, the last of them shorter
+BATCH, SHARD = 40, 160  # 797 rows in 5 shards, the last of which is shorter
 BAD = (3, 170, 171, 500)  # images that cannot be read
 DEADLINE = 1200  # seconds
 
 
 def embed(kind: str, folder: Path, out: Path) -> EmbeddingSet:
-    """What is done again and again."""
+    """Embed the set; every child calls this."""
     if kind == "images":
         source = tiny_models.Patchy(tiny_models.digits(), BAD)
         model = CallableModel("tiny_models:pixels")
@@ -40,7 +41,7 @@ def embed(kind: str, folder: Path, out: Path) -> EmbeddingSet:
 
 
 def dies(moment: int, kind: str, folder: Path, out: Path) -> None:
-    """`embed` in a process that kills itself when it changes a file for the n-th time."""
+    """Call `embed` in a process that kills itself when it changes a file for the n-th time."""
     fuse, write = Fuse(moment), Columns.write
 
     def half(files, name, row, array, *_):
@@ -53,13 +54,13 @@ def dies(moment: int, kind: str, folder: Path, out: Path) -> None:
 
 
 def records(out: Path) -> dict[str, int]:
-    """When each finished shard was recorded."""
+    """Return the time at which each finished shard was recorded, in nanoseconds."""
     folder = out.with_name(f".{out.name}.partial") / "shards"
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
 
 
 def kill_until_done(kind: str, folder: Path, out: Path, seed: int) -> int:
-    """How many children were killed before one came to the end; raises where one failed."""
+    """Return how many children were killed before one reached the end; raise if one failed."""
     rng = np.random.default_rng(seed)
     end, count = time.monotonic() + DEADLINE, 0
     while time.monotonic() < end:
@@ -68,7 +69,7 @@ def kill_until_done(kind: str, folder: Path, out: Path, seed: int) -> int:
             return count
         count += 1
         after = records(out)
-        if out.exists():  # it was killed after its work
+        if out.exists():  # it was killed after it had finished
             EmbeddingSet.read(out)
             return count
         assert all(after[name] == when for name, when in before.items()), "a shard was made again"
@@ -76,7 +77,7 @@ def kill_until_done(kind: str, folder: Path, out: Path, seed: int) -> int:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     kind, folder = sys.argv[1], Path(sys.argv[2])
     for seed in sys.argv[3:]:
         print(kill_until_done(kind, folder, folder / seed, int(seed)), flush=True)

@@ -2,7 +2,7 @@
 
     python tests/helpers/kill_migrate.py URI JOURNAL STEP
 
-An even step dies before it is done, an odd one after. STEP 0 runs to the end.
+At an even step it dies before the step is done, at an odd one after it. STEP 0 runs to the end.
 """
 
 import sys

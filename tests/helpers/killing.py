@@ -1,4 +1,4 @@
-"""What the helpers share that kill themselves (signal 9) at the n-th step, and go on."""
+"""Shared parts of the helpers that kill themselves (signal 9) at the n-th step and go on."""
 
 import os
 import signal
@@ -7,17 +7,17 @@ from collections.abc import Callable
 
 
 class Fuse:
-    """Counts steps, and ends this process at the n-th of them.
+    """Counts steps, and kills this process at the n-th of them.
 
-    An even moment dies before its step is done, an odd one after it.
+    At an even moment the process dies before the step is done, at an odd one after it.
     """
 
     def __init__(self, moment: int):
-        """``moment``: n, from 1; 0 or less never comes."""
+        """Set the ``moment`` n, counted from 1; with 0 or less the process is never killed."""
         self.moment, self._left = moment, moment
 
     def on(self, function: Callable, cut: Callable | None = None) -> Callable:
-        """Return the function as a step. ``cut`` does half of it where this is the last one."""
+        """Return the function as a step. At the last step, ``cut`` does half of its work."""
 
         def step(*arguments, **keywords):
             self._left -= 1
@@ -34,7 +34,7 @@ class Fuse:
         return step
 
     def on_methods(self, owner, *names: str) -> None:
-        """Make steps of functions of a module, or of methods of a class or an object."""
+        """Turn functions of a module, or methods of a class or an object, into steps."""
         for name in names:
             setattr(owner, name, self.on(getattr(owner, name)))
 
@@ -43,7 +43,7 @@ def killed(work: Callable, *arguments) -> bool:
     """Run ``work(*arguments)`` in a child; return whether it was killed. Raises if it failed."""
     child = os.fork()
     if child == 0:
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 – until it ends
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 – never closed
         try:
             work(*arguments)
         except BaseException as error:

@@ -1,9 +1,8 @@
-"""Pairs of embedding models of which it is known whether the new one is better.
+"""Pairs of embedding models for which it is known whether the new one is better.
 
-From vectors that are at hand (digits of scikit-learn, and the emoji and text vectors where the
-shared data is there) and from made-up ones: a *strong* model, a *weak* one (few of its directions,
-and noise), an *equal* one (the strong one turned, with as much noise as the strong one has) and
-*dead* ones.
+They are made from existing vectors (scikit-learn's digits, and emoji and text vectors if the shared
+data is there) and from made-up ones: a *strong* model, a *weak* one (few of the strong one's
+directions, and noise), an *equal* one (the strong one rotated, with as much noise) and *dead* ones.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ TRUTHS = ("better", "equal", "worse", "dead", "collapsed")
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A gallery by both models, with labels; and queries with the row that each is after."""
+    """A gallery by both models with labels, and queries with the row that each should find."""
 
     old: np.ndarray
     new: np.ndarray
@@ -30,7 +29,7 @@ class Pair:
 
 
 def base(name: str, seed: int, count: int = 600, queries: int = 200):
-    """Return clean vectors (N, D), labels (N,), queries (Q, D) and the rows that they are after."""
+    """Return clean vectors (N, D), labels (N,), queries (Q, D) and the rows they should find."""
     rng = np.random.default_rng(seed)
     if name == "synthetic":
         labels = rng.integers(0, 20, count)
@@ -49,7 +48,7 @@ def base(name: str, seed: int, count: int = 600, queries: int = 200):
         rows = np.load(SHARED / "text" / "new.npy", mmap_mode="r")
         chosen = np.sort(rng.permutation(len(rows))[:count])
         rows = np.asarray(rows[chosen], np.float64)
-        rows = rows @ np.linalg.svd(rows, full_matrices=False)[2][:128].T  # the main directions
+        rows = rows @ np.linalg.svd(rows, full_matrices=False)[2][:128].T  # the 128 main directions
         labels = np.load(SHARED / "text" / "group.npy")[chosen]
     rows = np.asarray(rows, np.float64)
     rows = (rows - rows.mean(axis=0)) / rows.std()
@@ -60,7 +59,7 @@ def base(name: str, seed: int, count: int = 600, queries: int = 200):
 
 @threads.single()
 def pair(name: str, truth: str, seed: int) -> Pair:
-    """Return a pair of models over some vectors whose truth is known."""
+    """Return a pair of models over some vectors, for which the truth is known."""
     rows, labels, asked, wanted = base(name, seed)
     rng = np.random.default_rng(1000 + seed)
     dim = rows.shape[1]
@@ -80,7 +79,7 @@ def pair(name: str, truth: str, seed: int) -> Pair:
     elif truth == "worse":
         old, new = strong(), weak()
     elif truth == "equal":
-        # The very same vectors, turned: nothing is gained by either or both.
+        # The same vectors, rotated: neither model gains anything, nor do both together.
         old = strong()
         turn = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
         new = tuple((part @ turn).astype(np.float32) for part in old)

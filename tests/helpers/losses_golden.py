@@ -1,4 +1,4 @@
-"""What the tests of compatibility losses share: tolerance, statistics and base loss."""
+"""Shared parts of the compatibility losses' tests: tolerance, statistics and base loss."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ def close(actual, expected):
 
 
 def statistics(arrays, num_classes, kind, prefix=""):
-    """ClassStatistics of the ragged lists in the golden file."""
+    """Return ClassStatistics of the ragged lists in the golden file."""
     values, offsets, ids = (
         arrays[prefix + name]
         for name in (

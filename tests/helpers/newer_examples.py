@@ -1,4 +1,4 @@
-"""The worked examples of the newer methods, which note what a test has read of them."""
+"""The worked examples of the newer methods; they record which entries a test has read."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,17 @@ import numpy as np
 
 PATH = Path(__file__).parents[1] / "golden" / "newer" / "examples.json"
 EXAMPLES = json.loads(PATH.read_text())
-WORDS = {"note", "identity_limit", "total_formula"}  # entries that explain, and hold no number
+WORDS = {"note", "identity_limit", "total_formula"}  # entries with explanations instead of numbers
 
 
 class Example:
-    """One example; `unread` names the entries that nobody has looked at."""
+    """One example; `unread` names the entries that no test has read."""
 
     def __init__(self, name: str):
         self._content, self._read = EXAMPLES[name], set(WORDS)
 
     def __getitem__(self, key: str):
-        """An entry, lists of numbers as float64 arrays."""
+        """Return an entry, with lists of numbers as float64 arrays."""
         self._read.add(key)
         value = self._content[key]
         if isinstance(value, list) and not isinstance(value[0], str | dict | bool):

@@ -1,3 +1,3 @@
-"""How long a test waits for something that takes seconds: long, since machines can be busy."""
+"""The time that a test waits for something that takes seconds; it is long for busy machines."""
 
-LONG = 1200  # seconds; a child process that takes longer hangs
+LONG = 1200  # seconds; a child process that takes longer is taken to hang

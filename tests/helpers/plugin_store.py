@@ -1,6 +1,6 @@
-"""A store of one's own, as `open_store` takes it by module:name."""
+"""A user's own store, which `open_store` finds by module:name."""
 
 
 def opened(uri):
-    """The parts of the URI instead of a store."""
+    """Return parts of the URI in place of a store."""
     return uri.host, uri.path

@@ -1,4 +1,4 @@
-"""Slow, plainly right retrieval metrics, one query and one point at a time."""
+"""Slow, obviously correct retrieval metrics, one query and one point at a time."""
 
 from fractions import Fraction
 
@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score
 
 
 def float_distances(query, gallery, metric):
-    """(Q, G) distances by explicit loops in float64."""
+    """Return (Q, G) distances by explicit loops in float64."""
     result = np.empty((len(query), len(gallery)))
     for i, q in enumerate(np.asarray(query, np.float64)):
         for j, g in enumerate(np.asarray(gallery, np.float64)):
@@ -20,9 +20,9 @@ def float_distances(query, gallery, metric):
 
 
 def exact_distances(query, gallery, metric):
-    """(Q, G) integers that order pairs exactly as distances do, of vectors of integers.
+    """Return (Q, G) integers that order pairs of integer vectors exactly as distances do.
 
-    Rational numbers throughout: the squared distance, or −sign·cos² times the query's norm.
+    All numbers are rational: the squared distance, or −sign·cos² times the query's norm.
     """
     result = np.empty((len(query), len(gallery)), np.int64)
     for i, q in enumerate(query):
@@ -40,9 +40,9 @@ def exact_distances(query, gallery, metric):
 
 
 def metrics_of_distances(distance, query_labels, gallery_labels, leave_one_out, ks=(1, 5)):
-    """CMC (lower gallery row first among equals) and mAP by scikit-learn, from a full matrix.
+    """Return CMC (ties: lower gallery row first) and scikit-learn's mAP, from a full matrix.
 
-    All are NaN where no query has a positive.
+    All are NaN if no query has a positive.
     """
     hits, aps = {k: [] for k in ks}, []
     for i, row in enumerate(distance):
@@ -60,7 +60,7 @@ def metrics_of_distances(distance, query_labels, gallery_labels, leave_one_out, 
 
 
 def curve_of_distances(to_new, to_old, labels, order, steps, ks=(1, 5)):
-    """The curve by its definition: permute the items, then replace the first c columns."""
+    """Return the curve by its definition: permute the items, then replace the first c columns."""
     to_new, to_old = to_new[order][:, order], to_old[order][:, order]
     labels, n = np.asarray(labels)[order], len(labels)
     points = []
@@ -72,6 +72,6 @@ def curve_of_distances(to_new, to_old, labels, order, steps, ks=(1, 5)):
 
 
 def l1_rows(rows):
-    """The reference's "cosine" compares rows of unit L1 norm."""
+    """Return rows of unit L1 norm, which the reference's "cosine" compares."""
     rows = np.asarray(rows, np.float64)
     return rows / np.maximum(np.abs(rows).sum(axis=1, keepdims=True), 1e-12)

@@ -1,4 +1,4 @@
-"""The rule by which the golden files define a network's weights without storing them."""
+"""The rule that defines the weights of the golden files' networks, which do not store them."""
 
 import zlib
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def rule_weights(names: list) -> dict[str, np.ndarray]:
-    """The state dict for a list of (PyTorch name, shape); every entry has its own generator."""
+    """Return the state dict for a list of (PyTorch name, shape); each entry has a generator."""
     return {name: _rule(name, tuple(shape)) for name, shape in names}
 
 

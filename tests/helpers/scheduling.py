@@ -1,8 +1,8 @@
-"""A worker of pytest-xdist that dies fails the test it was at, and the others go on without it.
+"""When a pytest-xdist worker dies, the test that it was running fails, and the others go on.
 
-Run by files (``--dist loadfile``), pytest-xdist gives a dead worker's file to another worker
-together with the test that killed it, which so kills one worker after the other and takes the
-rest of the file with it.
+With ``--dist loadfile``, pytest-xdist gives a dead worker's file to another worker together with
+the test that killed it. That test then kills one worker after the other, and the rest of the file
+is never run.
 """
 
 import pytest
@@ -10,7 +10,7 @@ from xdist.scheduler import LoadFileScheduling
 
 
 class Scheduling(LoadFileScheduling):
-    """Scheduling by files, in which a test that killed its worker is done."""
+    """Scheduling by files that counts a test as done when it has killed its worker."""
 
     def remove_node(self, node):
         """Give the rest of the worker's files to others; return the test that killed it."""

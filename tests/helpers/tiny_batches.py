@@ -1,4 +1,4 @@
-"""Sources of small images, and batches of theirs, for the tests of the pipeline."""
+"""Sources of small images and their batches, for the tests of the pipeline."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Compatible training of a model that compiles at once, on 8-px digits."""
+"""Compatible training of a model that compiles quickly, on 8-px digits."""
 
 import flax.linen as nn
 import numpy as np
@@ -11,7 +11,7 @@ from fct_jax.models.projection import ProjectionHead
 
 
 class FlatModel(nn.Module):
-    """``(logits, embedding)`` of the pixels themselves, through the ordinary head."""
+    """Returns ``(logits, embedding)`` of the pixels themselves, through the ordinary head."""
 
     num_classes: int
     embedding_dim: int = 8
@@ -20,7 +20,7 @@ class FlatModel(nn.Module):
     dtype: object = np.float32
     remat: bool = False
     has_classifier: bool = True
-    last_nonlin: bool = True  # of ResNets alone
+    last_nonlin: bool = True  # only ResNets use it
     last_stride: int = 2
     normalize_embedding: bool = False
 
@@ -36,7 +36,7 @@ class FlatModel(nn.Module):
 
 
 def config(**changes):
-    """Two epochs of 16 steps."""
+    """Return a config of two epochs of 16 steps."""
     made = recipes.digits_compatible()
     made.model.name = "flat"
     made.preprocessing.size = 8

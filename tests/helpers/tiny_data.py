@@ -14,7 +14,7 @@ from fct_jax.data.prepare.cifar import Archive, Split
 
 
 def python2_pickle(value) -> bytes:
-    """What Python 2's cPickle writes with protocol 2: ``str`` is bytes, arrays name numpy.core."""
+    """Return what Python 2's cPickle writes (protocol 2): bytes as ``str``, numpy.core arrays."""
     return b"\x80\x02" + _python2(value) + b"."
 
 
@@ -45,7 +45,7 @@ def _python2(value) -> bytes:
 
 
 def cifar_content(count: int, seed: int) -> dict:
-    """The dict of one split, with every class when ``count`` is 100 or more."""
+    """Return the dict of one split, which has every class if ``count`` is 100 or more."""
     data = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
     return {
         "filenames": [f"image_{i}.png" for i in range(count)],
@@ -57,7 +57,7 @@ def cifar_content(count: int, seed: int) -> dict:
 
 
 def write_cifar_archive(path: Path, counts=(200, 100), **replaced: bytes | None) -> Path:
-    """A ``cifar-100-python.tar.gz``; ``replaced`` gives a member other bytes, None takes it out."""
+    """Write a ``cifar-100-python.tar.gz``; ``replaced`` sets a member's bytes, None drops it."""
     members = {
         "meta": python2_pickle(
             {
@@ -83,7 +83,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def cifar_split(count: int, seed: int) -> Split:
-    """What `cifar_content` means, read plainly."""
+    """Return the split that `cifar_content` describes, read plainly."""
     content = cifar_content(count, seed)
     planes = [[row[1024 * c :][:1024].reshape(32, 32) for c in range(3)] for row in content["data"]]
     images = np.stack([np.stack(colours, axis=-1) for colours in planes])
@@ -91,7 +91,7 @@ def cifar_split(count: int, seed: int) -> Split:
 
 
 def write_cifar_tfds(directory: Path, train: int = 200, test: int = 100) -> Path:
-    """A tiny CIFAR-100 in TFDS's files."""
+    """Write a tiny CIFAR-100 as TFDS files."""
     tfds.disable_progress_bar()
     builder = Cifar100(data_dir=directory, file_format="array_record")
     builder.archive = Archive(
@@ -110,7 +110,7 @@ def write_cifar_tfds(directory: Path, train: int = 200, test: int = 100) -> Path
 def write_folder(
     root: Path, classes=("0", "1", "10", "2"), train: int = 5, validation: int = 3, size=(20, 24)
 ) -> Path:
-    """An image folder of PNG files; ``size`` is (height, width), or None for different ones."""
+    """Write an image folder of PNG files; ``size``: (height, width), or None for varying sizes."""
     rng = np.random.default_rng(0)
     for folder, count in (("training", train), ("validation", validation)):
         for name in classes:

@@ -19,7 +19,7 @@ FORMS = ("set", "parquet", "faiss")
 
 
 def vectors(count=300, seed=0, noise=0.1):
-    """(ids, old, new) of items: new ones are a rotation of the old and some noise."""
+    """Return (ids, old, new) of items: new vectors are a rotation of the old ones plus noise."""
     rng = np.random.default_rng(seed)
     old = rng.standard_normal((count, OLD_DIM)).astype(np.float32)
     new = old @ weight() + noise * rng.standard_normal((count, NEW_DIM)).astype(np.float32)
@@ -32,7 +32,7 @@ def weight():
 
 
 def plain_map(known=True, matrix=None, uncertainty=True, **description):
-    """The map of `vectors`; its test pairs are other items than a gallery's."""
+    """Return the map of `vectors`; its test pairs are not items of a gallery."""
     described = {
         "method": "ridge",
         "dim_in": OLD_DIM,
@@ -50,7 +50,7 @@ def plain_map(known=True, matrix=None, uncertainty=True, **description):
 
 
 def doubled_first_value():
-    """The arrays of a regressor that gives twice a vector's first value as its log-variance."""
+    """Return the arrays of a regressor whose log-variance is twice a vector's first value."""
     return {
         "uncertainty_mean": np.zeros(OLD_DIM),
         "uncertainty_scale": np.ones(()),
@@ -63,7 +63,7 @@ def doubled_first_value():
 
 
 def write_gallery(form, folder, ids, values, meta=None):
-    """A gallery of the form; returns its path."""
+    """Write a gallery of the form; return its path."""
     meta = {"fingerprint": "old-model"} if meta is None else meta
     if form == "set":
         return EmbeddingSet.of(values, ids, np.arange(len(ids)) % 7, meta=meta).write(folder)
@@ -79,7 +79,7 @@ def write_gallery(form, folder, ids, values, meta=None):
 
 
 def write_parquet(folder, ids, values, sizes=(70, 0, 130), group=50, kind=None):
-    """Files of the sizes, the rest in a last one; ``kind``: Arrow type of the vectors."""
+    """Write files of these sizes, the rest to a last one; ``kind``: Arrow type of the vectors."""
     kind = kind or pa.list_(pa.float32())
     bounds = np.minimum(np.cumsum([0, *sizes, len(ids)]), len(ids))
     for number, (first, last) in enumerate(itertools.pairwise(bounds)):
@@ -95,12 +95,12 @@ def write_parquet(folder, ids, values, sizes=(70, 0, 130), group=50, kind=None):
 
 
 def contents(folder) -> dict[str, bytes]:
-    """Every file of a directory by its name."""
+    """Return the content of every file of a directory by name."""
     return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())}
 
 
 def made_galleries(folder, count):
-    """(paths of a gallery in each form, path of all new vectors, ids, old, new)."""
+    """Return (paths of a gallery in each form, path of all new vectors, ids, old, new)."""
     ids, old, new = vectors(count)
     paths = {form: write_gallery(form, folder / form, ids, old) for form in FORMS}
     as_set(folder / "new", new, ids, fingerprint="new-model")
@@ -108,18 +108,18 @@ def made_galleries(folder, count):
 
 
 def upgraded(made, form, workdir, **settings):
-    """The upgrade of one of `made_galleries` with the plain map, in small blocks and batches."""
+    """Upgrade one of `made_galleries` with the plain map, in small blocks and batches."""
     settings = {"reembed": str(made[1]), "batch_size": 16, "batch_items": 23, **settings}
     return Upgrade(workdir).apply(plain_map(), made[0][form], **settings)
 
 
 def as_set(folder, values, ids, **meta):
-    """An EmbeddingSet's directory."""
+    """Write an EmbeddingSet; return its directory."""
     return EmbeddingSet.of(values, ids, meta=meta).write(folder)
 
 
 def write_probe(folder, ids, new, count=80):
-    """A probe of all items, and queries near the first of them."""
+    """Write a probe of all items, and queries near the first of them."""
     rng = np.random.default_rng(3)
     queries = new[:count] + 0.05 * rng.standard_normal((count, new.shape[1])).astype(np.float32)
     EmbeddingSet.of(new, ids, meta={"fingerprint": "new-model"}).write(folder / "new")

@@ -50,17 +50,17 @@ def benchmark():
 
 
 class Landmarks:
-    """Pictures of landmarks, each a texture of its own."""
+    """Pictures of landmarks, each with its own texture."""
 
     def __init__(self, seed: int):
         self._rng = np.random.default_rng(seed)
         self._textures = {}
 
     def save(self, path, landmark) -> None:
-        """A JPEG of one landmark."""
+        """Write a JPEG of one landmark."""
         if landmark not in self._textures:
             self._textures[landmark] = self._texture()
-        # As much the landmark's as the picture's own: hard enough that no model finds all.
+        # Half the landmark's texture, half the picture's own: too hard for a model to find all.
         mixed = (self._textures[landmark] + self._texture()) / 2
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mixed.astype(np.uint8)).save(path, quality=95)
@@ -71,7 +71,7 @@ class Landmarks:
 
 
 def write_all(root) -> None:
-    """Everything below ``root/data``, and ``root/tiny.py`` with the benchmark's config."""
+    """Write everything below ``root/data``, and ``root/tiny.py`` with the benchmark's config."""
     images = Landmarks(0)
     write_gldv2(root / "data" / "gldv2", images)
     for number, name in enumerate(("roxford5k", "rparis6k")):
@@ -80,7 +80,7 @@ def write_all(root) -> None:
 
 
 def write_gldv2(folder, images: Landmarks) -> None:
-    """Training list and its splits, ground truth, list of the index, images in 0/1/2/012….jpg."""
+    """Write the training list, its splits, ground truth, index list, and images 0/1/2/012….jpg."""
     rng = np.random.default_rng(1)
     lines = []
     for number in range(TRAIN_CLASSES * IMAGES_PER_CLASS):
@@ -103,19 +103,19 @@ def write_gldv2(folder, images: Landmarks) -> None:
         images.save(folder / "test" / path, ("test", landmark))
         right = " ".join(name for name, other in index.items() if other == landmark)
         rows.append([path[6:-4], right, usage])
-    rows.append(["0123456789abcdef", "None", "Ignored"])  # no image of it is needed
+    rows.append(["0123456789abcdef", "None", "Ignored"])  # its image is not needed
     write_rows(folder / "retrieval_solution_v2.1.csv", rows)
 
 
 def split_list(folder) -> None:
-    """Extended-class by the command."""
+    """Split the list for extended-class with the command."""
     tool = tiny_runs.REPOSITORY / "tools" / "split_dataset.py"
     command = [sys.executable, tool, "train.txt", "--by", "class", "--out", "splits"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=LONG)
 
 
 def write_revisited(folder, name: str, images: Landmarks, seed: int) -> None:
-    """``gnd_NAME.pkl`` and ``jpg``; a sixth of the gallery is hard, another junk."""
+    """Write ``gnd_NAME.pkl`` and ``jpg``; a sixth of the gallery is hard, another sixth junk."""
     rng = np.random.default_rng(seed)
     gallery = rng.permutation(6 * TEST_LANDMARKS) % TEST_LANDMARKS
     imlist = [f"{name[:4]}_{row:06d}" for row in range(len(gallery))]
@@ -134,7 +134,7 @@ def write_revisited(folder, name: str, images: Landmarks, seed: int) -> None:
 
 
 def released_path(rng) -> str:
-    """Of an image with 16 random hexadecimal digits as its id."""
+    """Return the path of an image whose id is 16 random hexadecimal digits."""
     name = "".join(rng.choice(list("0123456789abcdef"), 16))
     return f"{name[0]}/{name[1]}/{name[2]}/{name}.jpg"
 

@@ -10,9 +10,9 @@ CAMERAS = 3
 
 
 def picture(person: int, seed: int, size: tuple[int, int], spread: float = 90) -> Image.Image:
-    """An image (width, height) of a person's colours, upper and lower half, with noise.
+    """Return an image (width, height) of a person's colours, upper and lower half, with noise.
 
-    ``spread``: how much the colours of two persons differ, in grey levels.
+    ``spread`` is how much the colours of two persons differ, in grey levels.
     """
     colours = 128 + np.random.default_rng([7, person]).uniform(-spread, spread, (2, 3))
     noise = np.random.default_rng([person, seed]).normal(0, 25, (size[1], size[0], 3))
@@ -27,7 +27,7 @@ def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
 
 
 def write_market1501(root, trained=8, tested=6):
-    """Training persons 2, 4, …; test persons 1, 3, … with distractors (0000) and junk (-1)."""
+    """Write training persons 2, 4, … and test persons 1, 3, …, distractors (0000), junk (-1)."""
 
     def put(folder, person, camera, number, box):
         spread = 90 if folder.endswith("train") else 5  # test persons are hard to tell apart
@@ -37,11 +37,11 @@ def write_market1501(root, trained=8, tested=6):
         (root / folder / name).write_bytes(encoded(picture(person % 997, number, (16, 32), spread)))
 
     for person in range(2, 2 * trained + 1, 2):
-        for number in range(5 + person % 3):  # not equally many of each
+        for number in range(5 + person % 3):  # persons have different numbers of images
             put("bounding_box_train", person, 1 + number % CAMERAS, number, 1)
     for person in range(1, 2 * tested, 2):
         put("query", person, 1, 100, 0)
-        for number in range(4):  # the first one by the query's camera
+        for number in range(4):  # the first one is from the query's camera
             put("bounding_box_test", person, 1 + number % CAMERAS, 101 + number, 1)
     for number in range(3):
         put("bounding_box_test", 0, 1 + number, 500 + number, 2)
@@ -51,7 +51,7 @@ def write_market1501(root, trained=8, tested=6):
 
 
 def write_ms1m(root, persons=6, images=6):
-    """train.rec and train.idx as InsightFace writes them: header, images, persons."""
+    """Write train.rec and train.idx as InsightFace does: header, images, persons."""
     start = 1 + persons * images
 
     def labelled(labels, image=b"", number=0):
@@ -80,9 +80,9 @@ def write_ms1m(root, persons=6, images=6):
 
 
 def write_ijbc(root, persons=8):
-    """Each person: a probe template of a photograph and a video, a gallery template of one photo.
+    """Write a probe template (a photo and a video) and a gallery template (a photo) per person.
 
-    Returns the file of images and templates.
+    Return the file of images and templates.
     """
     (root / "images").mkdir(parents=True)
     media, genuine = [], []

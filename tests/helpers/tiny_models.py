@@ -1,4 +1,4 @@
-"""Frozen models that need no training, for tests of what is done with them; and their images."""
+"""Frozen models that need no training, for tests that use models; and images for them."""
 
 import time
 
@@ -13,13 +13,13 @@ from fct_jax.data import UnreadableImage
 from fct_jax.frozen.model import read_description, write_model
 
 # Rows like those of models.MODELS, known everywhere as "tiny_models:ONE_BLOCK": a ResNet-18 cut
-# down to its first block, which compiles in a fraction of the time.
+# down to its first block, which compiles much faster.
 ONE_BLOCK = (models.ResNet, {**models.RESNETS["resnet18"], "depths": (1,)})
 ONE_BLOCK_PROJECTION = (models.ProjectionResNet, ONE_BLOCK[1])
 
 
 def pixels(images):
-    """Every other pixel of an 8×8 digit: a model that costs nothing, "tiny_models:pixels"."""
+    """Return every other pixel of an 8×8 digit: a model that costs nothing."""
     return images[:, ::2, ::2, 0].reshape(len(images), -1) / 255.0
 
 
@@ -27,7 +27,7 @@ pixels.image_size = 8
 
 
 def slow_pixels(images):
-    """The same at a pace at which one can be stopped."""
+    """Return `pixels`, slowly enough that the process can be stopped meanwhile."""
     time.sleep(0.2)
     return pixels(images)
 
@@ -36,7 +36,7 @@ slow_pixels.image_size = 8
 
 
 def backbone_run(folder, dim=8):
-    """A run of an untrained residual block of 4 channels on digits, 10 classes."""
+    """Write a run of an untrained residual block of 4 channels, for digits of 10 classes."""
     kwargs = {"num_classes": 10, "embedding_dim": dim, "width": 4, "small_stem": True}
     shape = np.zeros((1, 8, 8, 3), np.float32)
     variables = jax.jit(models.build(tiny_runs.MODEL, **kwargs).init)(jax.random.key(0), shape)
@@ -53,7 +53,7 @@ def backbone_run(folder, dim=8):
 
 
 def transformation_run(folder, kind="fastfill", old=None, new=None, side=None):
-    """A run of an untrained FCT or FastFill between runs; without them from dimension 6 to 5."""
+    """Write a run of an untrained FCT or FastFill between runs, or from dimension 6 to 5."""
     parts = {"old": old, "new": new, "side": side}
     known = {role: read_description(run) for role, run in parts.items() if run}
     dims = {role: found["dim"] for role, found in known.items()}
@@ -77,12 +77,12 @@ def transformation_run(folder, kind="fastfill", old=None, new=None, side=None):
 
 
 def digits():
-    """The 797 images of the validation split."""
+    """Return the 797 images of the validation split."""
     return data.open_source(ConfigDict({"name": "digits"}), "validation")
 
 
 class Patchy:
-    """A source of which some images cannot be read, and every read is counted."""
+    """A source that cannot read some images, and counts every read."""
 
     def __init__(self, source, bad=()):
         self._source, self.bad, self.reads = source, set(bad), []

@@ -30,7 +30,7 @@ def sets(n=160, do=6, dn=4, labels=None, seed=0):
 
 
 def check_snippet(folder, vectors, expected):
-    """The NumPy code of README.md, and of the tutorial, does what the map does."""
+    """Check that the NumPy code of README.md and of the tutorial does what the map does."""
     pages = [REPOSITORY / "README.md", REPOSITORY / "docs" / "upgrade.md"]
     blocks = [b for p in pages for b in re.findall(r"```python\n(.*?)```", p.read_text(), re.S)]
     found = {block for block in blocks if "load_query_map" in block}

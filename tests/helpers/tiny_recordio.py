@@ -16,7 +16,7 @@ def part(kind: int, content: bytes) -> bytes:
 
 
 def frame(content: bytes) -> bytes:
-    """A record; content is cut where it holds the magic number at a multiple of 4 bytes."""
+    """Return a record; content is cut where the magic number is at a multiple of 4 bytes."""
     pieces, begin = [], 0
     for at in range(0, len(content) - 3, 4):
         if content[at : at + 4] == MAGIC_BYTES:
@@ -30,7 +30,7 @@ def frame(content: bytes) -> bytes:
 
 
 def pack(labels, image: bytes = b"", number: int = 0) -> bytes:
-    """A header with one label (a number) or several (a list), and the image."""
+    """Return a header with one label (a number) or several (a list), followed by the image."""
     if isinstance(labels, list):
         header = struct.pack("<IfQQ", len(labels), 0.0, number, 0)
         return header + struct.pack(f"<{len(labels)}f", *labels) + image
@@ -55,7 +55,7 @@ def png(value: int, size=(7, 5)) -> bytes:
 
 
 def insightface(people=(3, 1, 2), two_labels=True) -> dict[int, bytes]:
-    """Header, images, identities: records 0, 1..a-1, a..b-1."""
+    """Return header, images and identities as records 0, 1..a-1 and a..b-1."""
     images, identities, key = {}, {}, 1
     start = 1 + sum(people)
     for person, count in enumerate(people):

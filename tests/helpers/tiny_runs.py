@@ -7,14 +7,14 @@ from fct_jax import recipes
 
 REPOSITORY = Path(__file__).parents[2]
 HELPERS = Path(__file__).parent
-# for programs that are run as subprocesses
+# the environment of subprocesses
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HELPERS}{os.pathsep}{REPOSITORY}"}
-# for what holds for any model
+# models for tests that hold for any model
 MODEL, PROJECTION = "tiny_models:ONE_BLOCK", "tiny_models:ONE_BLOCK_PROJECTION"
 
 
 def backbone(**changes):
-    """A residual block of 4 channels on 8-px digits, two epochs of five steps."""
+    """Return the config of a 4-channel residual block: 8-px digits, two epochs of five steps."""
     config = recipes.digits_backbone()
     config.preprocessing.size = 8
     config.model.name = MODEL
@@ -29,7 +29,7 @@ def backbone(**changes):
 
 
 def transformation(old, new, kind="fct", **changes):
-    """FCT or FastFill between two runs or EmbeddingSets, four epochs."""
+    """Return the config of FCT or FastFill between two runs or EmbeddingSets, four epochs."""
     config = recipes.digits_transformation(getattr(recipes, kind)())
     config.preprocessing.size = 8
     config.old, config.new = str(old), str(new)
@@ -40,7 +40,7 @@ def transformation(old, new, kind="fct", **changes):
 
 
 def compatible(method, old, **changes):
-    """A backward-compatible new model of 4 channels."""
+    """Return the config of a backward-compatible new model of 4 channels."""
     config = recipes.digits_compatible()
     config.method, config.old = method, str(old)
     config.preprocessing.size = 8
@@ -50,14 +50,14 @@ def compatible(method, old, **changes):
 
 
 def evaluation(old, new, transformed="", **changes):
-    """Evaluation of two runs or EmbeddingSets."""
+    """Return the config of an evaluation of two runs or EmbeddingSets."""
     config = recipes.digits(recipes.evaluate())
     config.old, config.new, config.transformed = str(old), str(new), transformed
     return changed(config, changes)
 
 
 def changed(config, changes):
-    """Sets keys given as "a__b" for config.a.b."""
+    """Return the config with keys such as "a__b" set as config.a.b."""
     for key, value in changes.items():
         *path, last = key.split("__")
         section = config

@@ -1,4 +1,4 @@
-"""A training state of a step, different for each."""
+"""A small training state, different for each step."""
 
 import jax.numpy as jnp
 import numpy as np

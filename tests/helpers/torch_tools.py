@@ -1,6 +1,6 @@
-"""What the tests of tools/import_torch.py and tools/export_torch.py share.
+"""Shared parts of the tests of tools/import_torch.py and tools/export_torch.py.
 
-Without PyTorch whoever imports this is skipped.
+Without PyTorch, test files that import this one are skipped.
 """
 
 import sys
@@ -25,7 +25,7 @@ SIZE = ("--size", "32")
 
 
 def randomize(module, seed: int = 0):
-    """In inference mode, with values (and so running statistics) that no initialisation gives."""
+    """Return the module in inference mode, with weights and statistics unlike any initial ones."""
     rng = np.random.default_rng(seed)
     state = module.state_dict()
     for name, value in state.items():
@@ -42,7 +42,7 @@ def randomize(module, seed: int = 0):
 
 
 def backbone(seed: int = 0, arch: str = "resnet18", num_classes: int = 5, **kwargs):
-    """A small ResNet of the published code."""
+    """Return a small ResNet of the published code."""
     kwargs = {"embedding_dim": 16, "width": 4, **kwargs}
     return randomize(torch_models.ResNet(arch, num_classes, **kwargs), seed)
 
@@ -57,7 +57,7 @@ def compatible():
 
 
 class WithHead(torch.nn.Module):
-    """A SimCLR model: what is contrasted goes through a head, the embedding comes before it."""
+    """A SimCLR model: the loss sees the output of a head, the embedding is the head's input."""
 
     def __init__(self, encoder, head_is_output: bool = False):
         super().__init__()
@@ -99,7 +99,7 @@ def assert_same_images(run, module):
 
 
 def save_script(module, path, example=None):
-    """A TorchScript archive; traced where there are example inputs."""
+    """Save a TorchScript archive, traced if there are example inputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         made = torch.jit.script(module) if example is None else torch.jit.trace(module, example)
@@ -107,6 +107,6 @@ def save_script(module, path, example=None):
 
 
 def run_tool(tool, capsys, *arguments) -> str:
-    """Standard output of a tool that succeeds."""
+    """Return the standard output of a tool, which must succeed."""
     tool.run([str(argument) for argument in arguments])
     return capsys.readouterr().out

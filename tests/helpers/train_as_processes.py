@@ -1,4 +1,4 @@
-"""Train, go on, embed and evaluate; run by test_multiprocess.py as one of several processes.
+"""Trains, resumes, embeds and evaluates; test_multiprocess.py runs it as several processes.
 
 Usage: train_as_processes.py FOLDER PORT INDEX COUNT
 """
@@ -20,7 +20,7 @@ from fct_jax.train.loop import train
 
 
 def streamed(**changes):
-    """A backbone with BatchNorm on images that are read batch by batch: two epochs of 3 steps."""
+    """Return the config of a BatchNorm backbone on streamed images: two epochs of 3 steps."""
     config = tiny_runs.backbone(
         data__in_memory="no",
         data__classes="",
@@ -35,7 +35,7 @@ def streamed(**changes):
 
 
 def resident(folder, **changes):
-    """FastFill on embeddings that stay on the devices, with a classifier of its own."""
+    """Return the config of FastFill on resident embeddings, with its own classifier."""
     sets = folder / "sets"
     config = tiny_runs.transformation(sets / "old", sets / "new", "fastfill", epochs=1)
     config.classifier = str(sets / "classifier.npy")
@@ -47,7 +47,7 @@ def resident(folder, **changes):
 
 
 def write_sets(folder: Path) -> None:
-    """Old and new vectors of the same 512 items."""
+    """Write old and new vectors of the same 512 items."""
     rng = np.random.default_rng(0)
     old = rng.standard_normal((512, 8), np.float32)
     new = np.tanh(old @ rng.standard_normal((8, 8), np.float32))
@@ -58,7 +58,7 @@ def write_sets(folder: Path) -> None:
 
 
 def stages(folder: Path) -> None:
-    """Everything that is compared: the same calls on any number of processes."""
+    """Run everything that is compared: the same calls on any number of processes."""
     train(streamed(), folder / "streamed")
     train(resident(folder), folder / "resident")
     images = tiny_runs.changed(

@@ -1,6 +1,7 @@
-"""Run by test_large_classes.py on 8 devices: a classifier over many classes, split or whole.
+"""Trains a classifier over many classes, split or whole; test_large_classes.py runs it.
 
-Usage: train_large_classes.py FOLDER; results.json says what was found for each number of classes.
+Usage: train_large_classes.py FOLDER, on 8 devices; results.json has the results for each number of
+classes.
 """
 
 import json
@@ -53,7 +54,7 @@ class Task:
             "x": rng.standard_normal((2 * BATCH, 6)).astype(np.float32),
             "label": rng.integers(0, classes, 2 * BATCH).astype(np.int32),
         }
-        data["label"][::5] = classes - 1  # the last class, beside the padding
+        data["label"][::5] = classes - 1  # the last class, next to the padding
         self._model, self._kind, self._classes = Model(classes), kind, classes
         self.feed = ResidentFeed(
             data,
@@ -85,7 +86,7 @@ class Task:
 
 
 def run(classes: int, data: int, model: int, folder: Path) -> tuple[dict, dict]:
-    """(final parameters as exported, what was seen) of a few steps on data x model devices."""
+    """Return (exported parameters, observations) of a few steps on data x model devices."""
     devices = jax.devices()[: data * model]
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((data, model), ("data", "model"), axes, devices=devices)
@@ -129,7 +130,7 @@ def run(classes: int, data: int, model: int, folder: Path) -> tuple[dict, dict]:
 
 
 def collectives(text: str) -> list[tuple[str, int]]:
-    """(operation, elements of its result) of every exchange between devices in a program."""
+    """Return (operation, elements of its result) of every collective in a program."""
     found = []
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     for line in text.splitlines():

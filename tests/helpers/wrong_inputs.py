@@ -1,4 +1,4 @@
-"""A folder with sound files and every kind of broken one, for tests of what is passed in."""
+"""A folder of sound files and every kind of broken file, for tests of user inputs."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 
 
 def write_inputs(folder) -> None:
-    """Write arrays, sets, runs, Python files and images, of which few are as they should be."""
+    """Write arrays, sets, runs, Python files and images, few of which are valid."""
     rng = np.random.default_rng(0)
     old = rng.standard_normal((200, 8)).astype(np.float32)
     new = old @ rng.standard_normal((8, 6)).astype(np.float32)

@@ -2,9 +2,9 @@
 
     python tools/benchmark.py --only compatible [--full]
 
-The same step runs with each method and without any, with ResNet-18, batch 128 and 64 px (--full),
-or with a narrower network and smaller images. The rounds alternate, so that all methods meet the
-same load.
+The same step runs with each of five methods and with none, on ResNet-18 with batch 128 and 64 px
+(--full), or on a narrower network and smaller images. The rounds alternate, so that all methods
+meet the same load.
 """
 
 import contextlib
@@ -88,7 +88,7 @@ def _config(method: str, old: str, width: int, size: int, batch: int):
 
 
 def _old_run(folder: Path) -> str:
-    """Export a narrow model with random weights like a trained one."""
+    """Export a narrow model with random weights that resemble a trained one's."""
     task = Compatible(_config("none", "", 8, 16, 100), sharding.make_mesh())
     variables = task.export(jax.jit(task.init)(jax.random.key(1)))
     write_model(folder / "old" / "model", task.describe(), variables)
