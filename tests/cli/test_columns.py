@@ -18,7 +18,7 @@ KEYS = ["--id-column", "key"]
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
-    """export.parquet with two columns of ids and three of vectors, and queries in q.parquet."""
+    """Write export.parquet with two id columns and three of vectors, and queries in q.parquet."""
     monkeypatch.chdir(tmp_path)
     ids, old, new = tiny.vectors(COUNT)
     floats = pa.list_(pa.float32())
@@ -32,7 +32,7 @@ def tables(tmp_path, monkeypatch):
 
 
 def ambiguous(words, capsys, what="say which"):
-    """The command without names of columns is one line that asks for them."""
+    """Check that the command without column names ends with one line that asks for them."""
     assert cli.main(words) == 1
     assert what in " ".join(capsys.readouterr().err.split())
 
@@ -49,7 +49,7 @@ def test_doctor(tables, capsys):
 
 @pytest.mark.slow
 def test_fit_assess_plan_and_apply(tables, capsys):
-    """Old and new vectors of one export, from the first command to the last."""
+    """One export with old and new vectors goes through all commands, from first to last."""
     ids, _, new = tables
     pair, both = ["export.parquet", "export.parquet"], ["--vector-column", "emb_0,emb_1"]
     ambiguous(["fit", *pair, "--out", "map"], capsys)

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def run(*words, cwd=None):
-    """The command in a process of its own, in another folder than the checkout."""
+    """Run the command in its own process, in a folder other than the checkout."""
     return subprocess.run(
         [sys.executable, "-m", "fct_jax", *map(str, words)],
         cwd=cwd or Path("/"),
@@ -121,7 +121,7 @@ def test_demo_ends_with_a_verdict_and_a_picture(tmp_path):
 
 @pytest.mark.slow
 def test_fit_and_assess_with_json_alone_on_stdout(tmp_path):
-    """Two files to a verdict: the map fitted on one part, judged on the other."""
+    """Two files lead to a verdict: the map is fitted on one part and judged on the other."""
     sample, gallery = load("train"), load("validation")
     for name, array in (
         ("a", sample.old),
@@ -147,7 +147,7 @@ def test_fit_and_assess_with_json_alone_on_stdout(tmp_path):
 
 
 def test_an_upgrade_from_plain_arrays(tmp_path, monkeypatch, capsys):
-    """plan, apply, status and rollback over .npy files; map and gallery are named but once."""
+    """plan, apply, status and rollback work on .npy files; map and gallery are named only once."""
     monkeypatch.chdir(tmp_path)
     sample, gallery = load("train"), load("validation")
     vectors = {"a": sample.old, "b": sample.new, "c": gallery.old, "d": gallery.new}
@@ -199,7 +199,7 @@ def test_a_missing_extra_is_named(tmp_path):
 
 
 def test_early_interrupt_is_one_line():
-    """Ctrl-C before the command has begun, while JAX is imported for instance."""
+    """Ctrl-C comes before the command has begun, for instance while JAX is imported."""
     program = (
         "import os, signal, sys\n"
         "from fct_jax.runtime import starting\n"
@@ -214,7 +214,7 @@ def test_early_interrupt_is_one_line():
 
 
 def test_help_needs_no_extra(monkeypatch):
-    """In an install without an extra the page is shown, only without the defaults."""
+    """In an install without an extra the help is shown, but without the defaults."""
 
     def missing(name):
         raise ModuleNotFoundError("No module named 'orbax'", name="orbax")

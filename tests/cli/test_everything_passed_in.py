@@ -1,7 +1,7 @@
-"""Everything that a person passes in, wrong in every way that we know: one line, no traceback.
+"""Every input of a user, wrong in every way that we know, gives one line and no traceback.
 
-The list is a table: what is passed in, the call, and what the line must say. A fault that somebody
-finds becomes a row.
+The cases are a table: a name, the call, and the text that the line must contain. Every fault that
+somebody finds becomes a row.
 """
 
 import os
@@ -32,7 +32,7 @@ LONGEST = 500  # characters of a line
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with sound files and every kind of broken one; the current folder of all rows."""
+    """Make a folder of sound and broken files of every kind, the current folder of all rows."""
     folder = tmp_path_factory.mktemp("world")
     write_inputs(folder)
     before = Path.cwd()
@@ -82,7 +82,7 @@ def evaluates(**changes):
 
 
 def says(words):
-    """A row that is typed: the command's own line and exit code."""
+    """Return the words of a row that is typed as a command."""
     return words.split()
 
 
@@ -286,12 +286,12 @@ def test_one_line_and_nothing_left(row, world, capsys):
         assert re.search(message, line), line
     assert "\n" not in line and len(line) <= LONGEST, line
     left = {path.name for path in world.iterdir()} - before - {"__pycache__"}
-    for name in left:  # so that it does not fail other rows
+    for name in left:  # it must not make other rows fail
         shutil.rmtree(world / name)
     assert not left, "something was left behind"
 
 
-# Linux lets nobody make a folder here, root neither.
+# Linux lets nobody make a folder here, not even root.
 FORBIDDEN = Path("/sys/fct_jax")
 
 
@@ -336,14 +336,14 @@ def test_an_experiment_in_a_place_that_may_not_be_written_to(words, world):
 
 
 def check_forbidden(error: str) -> None:
-    """One line names the place and says that it is forbidden, before anything was worked on."""
+    """Check that one line names the place and says that it is forbidden."""
     said = error.splitlines()
     assert len(said) == 1 and len(said[0]) <= LONGEST, error
     assert re.search("/sys/.*(not permitted|denied|read-only)", said[0], re.I), said[0]
 
 
 def test_images_of_different_sizes_are_embedded(world):
-    """Not a mistake: every image is brought to the model's size."""
+    """Different sizes are no mistake: every image is resized to the model's size."""
     config = configs.embed()
     config.model, config.data.name, config.data.dir = "functions:good", "folder", "sizes"
     made = embed(config, world / "embedded")

@@ -37,7 +37,7 @@ def benchmark():
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    # The compilation cache is the process's own affair.
+    # The process keeps its own compilation cache.
     monkeypatch.setattr(benchmarks, "_keep_compiled", lambda folder: None)
     (tmp_path / "configs").mkdir()
     path = tmp_path / "configs" / "tiny.py"
@@ -61,7 +61,7 @@ def test_trains_and_reports(run, tmp_path, capsys):
     assert written["extended-data"]["tests"]["digits"]["bct"]["self"] > 0.2
     assert report.spread["digits"]["bct"]["self"] > 0
     assert "| bct |" in (folder / "report.md").read_text()
-    # Old and new start from other weights, lest they are compatible without doing anything.
+    # Old and new start from different weights, or they would be compatible without training.
     seeds = [
         json.loads((tmp_path / "runs" / run / "config.json").read_text())["seed"]
         for run in ("old-old_images_0.3/seed1", "extended-data/seed1/bct")
@@ -69,7 +69,7 @@ def test_trains_and_reports(run, tmp_path, capsys):
     assert seeds[0] != seeds[1]
     with pytest.raises(UserError, match="report exists already"):
         run(**settings)
-    # Only the report is made again from what is trained.
+    # Only the report is made again, from the existing runs.
     before = report.to_json()
     (folder).rename(tmp_path / "first")
     capsys.readouterr()
@@ -77,7 +77,7 @@ def test_trains_and_reports(run, tmp_path, capsys):
     assert capsys.readouterr().out.count("is finished") == 2 * 7
     changed = json.loads((tmp_path / "runs/extended-data/seed1/mixbct/config.json").read_text())
     assert (changed["base_loss"], changed["label_smoothing"]) == ("arcface", 0.0)
-    # A model with the old space in its first numbers searches as if it were cut to them.
+    # A model with the old space in its first numbers searches as if it were cut to these.
     source, of_seeds = data.open_source(tiny_compatible.config().data, "validation"), []
     for seed in ("seed0", "seed1"):
         runs = (f"extended-data/{seed}/oca", f"old-old_images_0.3/{seed}")

@@ -27,7 +27,7 @@ N = 120
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """Vectors of an old, a new and two compatible models, and their labels."""
+    """Write vectors of an old, a new and two compatible models, and their labels."""
     folder = tmp_path_factory.mktemp("vectors")
     rng = np.random.default_rng(0)
     labels = np.arange(N) % 6
@@ -48,7 +48,7 @@ def map_of(found, query, gallery):
 
 
 def test_vectors_by_hand(sets, tmp_path, capsys):
-    """Every number of the table from the functions that define it."""
+    """Every number of the table comes from the function that defines it."""
     found = {path.name: EmbeddingSet.read(path) for path in sets.iterdir()}
     made = compare(
         sets / "old",
@@ -92,7 +92,7 @@ def test_files_of_labels_and_arrays(sets, tmp_path):
     assert compare(arrays["old"], {"good": arrays["good"]}, labels=found["old"].labels).tests == (
         expected
     )
-    # Without a new model alone there is nothing to scale by; the rest stands.
+    # Without a new model trained alone there is nothing to scale by; the rest remains.
     assert from_files.scores()["good"]["p_1"] is None
     assert "| good |" in from_files.markdown()
 
@@ -121,7 +121,7 @@ def test_maps_stand_beside_models(sets, tmp_path):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, flat_model):
-    """Runs of an old model, a new one alone, BCT, LCE, FCT and FastFill."""
+    """Make runs of an old model, a new one trained alone, BCT, LCE, FCT and FastFill."""
     folder = tmp_path_factory.mktemp("runs")
     subset = {"data__subset": "new images 0.3"}
     old = folder / "old"

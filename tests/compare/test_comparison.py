@@ -172,7 +172,7 @@ def test_a_report_needs_the_old_model():
 
 @pytest.mark.slow
 def test_runs_and_transformations_on_one_test_set(tmp_path):
-    """Both families, trained for two epochs, through the files that they leave."""
+    """Both families are trained for two epochs and compared through the files that they leave."""
     folder = tmp_path / "runs"
     subset = {"data__subset": "new images 0.3"}
     train(tiny_compatible.config(data__subset="old images 0.3", seed=5), folder / "old")

@@ -20,12 +20,12 @@ from fct_jax.errors import UserError
 
 SETS = ("RParis", "ROxford", "GLDv2-test")
 COLUMNS = {"P_up": "p_up", "P_comp": "p_comp", "P_1": "p_1"}
-# Printed values that the table's own mAP columns contradict, and what they give.
+# Printed values that contradict the table's own mAP columns, and the values that these give.
 MISPRINTS = {
     ("extended-data", "LCE", "P_1"): 53.23,  # printed 53.34
     ("extended-backbone(class)", "AdvBCT", "P_comp"): 56.46,  # printed 56.64
 }
-# The scores of this block were computed with another ROxford score than the printed 76.56.
+# The scores of this block were computed with a ROxford score other than the printed 76.56.
 STAR_ROXFORD = {"extended-backbone(class)": 75.56}
 
 
@@ -72,7 +72,7 @@ def test_published_table(golden_advbct):
 
 
 def test_golden_verification(golden_advbct):
-    """Every recomputed score in the file, also those with the ROxford score as printed."""
+    """Every recomputed score in the file agrees, also those with the ROxford score as printed."""
     golden = golden_advbct.json("bench_table")
     assert golden["verification"]
     for entry in golden["verification"]:
@@ -159,7 +159,7 @@ def test_negative_flips_equal_slow_loop(answers):
 
 
 def test_negative_flips_by_hand():
-    # 3 of 4 right before, 2 of 4 wrong now; by chance 3/8 would flip, and 1/4 does.
+    # 3 of 4 were right before, 2 of 4 are wrong now; by chance 3/8 would flip, and 1/4 does.
     found = negative_flip_rate([1, 1, 1, 0], [1, 1, 0, 0])
     assert found == pytest.approx({"nfr": 0.25, "relative_nfr": 0.25 / 0.375})
     assert negative_flip_rate([0, 0], [0, 0])["relative_nfr"] == 0.0
@@ -169,7 +169,7 @@ def test_negative_flips_by_hand():
 
 
 def published_refresh(batches, share):
-    """Batches that the published evaluation refreshes: a new draw for each share."""
+    """Return the batches that the published evaluation refreshes, newly drawn for each share."""
     return random.Random(100).sample(range(batches), int(batches * share))
 
 
@@ -197,7 +197,7 @@ def test_golden_hot_refresh_by_batch(golden_advbct):
 
 
 def refreshed(n, shares, **options):
-    """Rows that have their new embedding at each share."""
+    """Return the rows that have their new embedding at each share."""
     rows = []
 
     def score(gallery):

@@ -21,7 +21,7 @@ SHARES = (0.0, 0.25, 0.5, 1.0)
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A map fitted on some items; of the held-out ones every third is translated badly."""
+    """Make a map fitted on some items; it translates every third held-out item badly."""
     folder = tmp_path_factory.mktemp("orders")
     rng = np.random.default_rng(0)
     labels = np.arange(SEEN + N) % CLASSES
@@ -73,7 +73,7 @@ def test_traffic_by_ids_is_that_by_rows(world, tmp_path):
 
 
 def test_areas_by_hand(world):
-    """Each curve is the mean average precision of its mixed galleries, the own item left out."""
+    """Each curve is the mAP of its mixed galleries, with the query's own item left out."""
     made = compare_orders(
         world / "map",
         world / "test_old",
@@ -108,7 +108,7 @@ def test_areas_by_hand(world):
     assert row.area[0] == pytest.approx(area, abs=1e-5)
     assert row.gain[0] == pytest.approx(area - np.trapezoid(random, SHARES), abs=1e-5)
     assert row.area[1] < row.area[0] < row.area[2]
-    # The true error finds the third that is translated badly; it is an oracle, so no advice.
+    # The true error finds the badly translated third; it is an oracle, and so is not advised.
     assert row.oracle and row.sure > 0 and "No order is significantly better" in made.verdict()[0]
     assert list(made.rows) == ["distance", "random"]
 
@@ -137,7 +137,7 @@ def test_every_order_that_the_items_allow(world, tmp_path, capsys):
 
 
 def test_orders_of_pure_chance_are_not_advised(world):
-    """Twelve orders that are random themselves: none is called better or worse."""
+    """Twelve orders are themselves random: none is called better or worse."""
 
     def chance(seed):
         return lambda items: np.random.default_rng(seed).random(items.n)

@@ -10,8 +10,8 @@ from patience import LONG
 
 pytestmark = [pytest.mark.slow(minutes=0.7), pytest.mark.multiprocess]
 
-BATCH_NORMS = 1 + 2 * 8 + 3  # of the stem, of two convolutions in each block, of downsampling
-# Gradients, metrics and the loss travel together; what is left over may not fit into one.
+BATCH_NORMS = 1 + 2 * 8 + 3  # in the stem, two in each block, and in downsampling
+# Gradients, metrics and the loss travel together, but may not all fit into one collective.
 FUSED = 3
 
 
@@ -24,15 +24,15 @@ def collectives(folder, *words) -> list[tuple[str, int, str]]:
 
 
 def unneeded(found) -> list[str]:
-    """Return what a backbone's step does not need, in words."""
+    """Return descriptions of the collectives that a backbone's step does not need."""
     count = Counter(kind for kind, _, _ in found)
     said = [f"{kind}: {n}" for kind, n in count.items() if kind not in ("all-gather", "all-reduce")]
     gathers = [source for kind, _, source in found if kind == "all-gather"]
-    # Forwards, each BatchNorm gathers its devices' moments; nothing else is gathered.
+    # In the forward pass, each BatchNorm gathers its devices' moments; nothing else is gathered.
     said += [f"gather of {source}" for source in gathers if "bn" not in source.split("/")[-2]]
     if len(gathers) > BATCH_NORMS:
         said.append(f"{len(gathers)} gathers for {BATCH_NORMS} BatchNorms")
-    # Backwards, each adds up two sums at once.
+    # In the backward pass, each BatchNorm adds up two sums at once.
     if count["all-reduce"] > BATCH_NORMS + FUSED:
         said.append(f"{count['all-reduce']} all-reduces for {BATCH_NORMS} BatchNorms")
     return said

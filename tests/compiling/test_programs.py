@@ -24,7 +24,7 @@ def read(name: str, *words: str):
     return config
 
 
-FLAT = ("model.name=flat", "batch_size=8")  # a model that is traced at once
+FLAT = ("model.name=flat", "batch_size=8")  # a model that is traced quickly
 
 
 @pytest.mark.usefixtures("flat_model")
@@ -39,20 +39,20 @@ FLAT = ("model.name=flat", "batch_size=8")  # a model that is traced at once
     ],
 )
 def test_lowered(name, words, found):
-    """Each task's programs lower, with the whole batch and no data behind."""
+    """Each task's programs lower with the whole batch, and without any data."""
     config = read(name, *words)
     made = programs_of(config, sharding.make_mesh(), platform="cuda")
     assert tuple(each.name for each in made) == found
     assert made[0].items == 8
     assert made[0].of == 1000
-    # Images, labels or indices of the whole batch, behind the axis of a call's steps.
+    # Images, labels or indices of the whole batch, after the axis of a call's steps.
     assert re.search(r"tensor<(1|16)x8x", made[0].lower().as_text())
 
 
 @pytest.mark.usefixtures("flat_model")
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method(method):
-    """What each compatible method needs of the old model stands as shapes."""
+    """The inputs that each compatible method needs of the old model are given as shapes."""
     words = ("method=" + method, "model.embedding_dim=40")
     config = read("digits_compatible", *FLAT, *words)
     step = programs_of(config, sharding.make_mesh(), platform="cpu")[0]
@@ -98,12 +98,12 @@ def test_settings_that_save_memory():
 
 @pytest.mark.slow(minutes=0.5)
 def test_compiled_for_a_tpu():
-    """The real compiler takes a training step, and says what moves between chips."""
+    """The real compiler accepts a training step, and tells what moves between chips."""
     pytest.importorskip("libtpu", reason="libtpu, of the extra tpu, is not installed")
     step, passed = compile_config(read("digits_fastfill"), "v5e:2x2")
     assert step.chips == 4
     assert set(step.collectives) <= {"all-reduce", "all-gather"}
-    assert not passed.collectives  # each chip transforms vectors of its own
+    assert not passed.collectives  # each chip transforms its own vectors
     assert 0 < step.share_of_peak <= 1
     with pytest.raises(UserError, match="no topology v5e:3x7"):
         chips.topology_mesh("v5e:3x7")

@@ -36,7 +36,7 @@ def pictures(count=3, height=12, width=15, seed=0):
 
 @pytest.mark.parametrize("size", [5, 8, 24])
 def test_crops_are_pillows(size):
-    """Smaller and larger than the crop, within the grey levels that Pillow rounds to."""
+    """Images smaller and larger than the crop agree up to the grey levels that Pillow rounds to."""
     images = pictures()
     boxes = np.array([[0, 0, 15, 12], [3, 2, 7, 9], [14, 11, 1, 1]])
     found = jax.jit(crop_and_resize, static_argnums=2)(images.astype(np.float32), boxes, size)
@@ -163,7 +163,7 @@ def test_probabilities(change):
 @pytest.mark.slow
 @pytest.mark.parametrize("size, shape", [(8, (8, 8)), (16, (8, 8)), (8, (30, 20)), (1, (1, 1))])
 def test_views(size, shape):
-    """Of any size: in range, the same for the same key, others for another, one an image."""
+    """Views of any size are in range, depend on the key, and differ between images."""
     images = np.tile(pictures(1, *shape), (4, 1, 1, 1))
     options = Augmentation(rotation=20.0)
     run = jax.jit(lambda images, key: augment(images, key, options, size=size))
@@ -214,7 +214,7 @@ def test_pad_and_crop_against_a_loop():
 
 
 def test_erased_rectangles():
-    """One rectangle of zeros in the chosen images: its area, its shape and how often."""
+    """The chosen images have one rectangle of zeros; its area, shape and frequency are right."""
     x = jnp.ones((400, 40, 20, 3))
     for probability, least, most in ((0.0, 0, 0), (0.5, 160, 240), (1.0, 400, 400)):
         found = np.asarray(jax.jit(erase)(x, jax.random.key(1), probability))
@@ -226,7 +226,7 @@ def test_erased_rectangles():
     for mask in gone[..., 0]:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
-        assert mask.sum() == height * width  # a rectangle
+        assert mask.sum() == height * width  # it is a rectangle
         shares.append(mask.mean())
     assert min(shares) > 0.01 and max(shares) <= 0.42 and np.std(shares) > 0.05
-    assert gone[..., 0].any(0).all()  # everywhere
+    assert gone[..., 0].any(0).all()  # rectangles occur everywhere

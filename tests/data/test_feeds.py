@@ -24,7 +24,7 @@ from fct_jax.train.running_means import RunningMeans
 
 
 class Counting:
-    """Endless batches that take their time; ``log`` says when each was asked for and done."""
+    """Endless batches that take time; ``log`` tells when each was requested and finished."""
 
     steps_per_epoch = 4
 
@@ -94,16 +94,16 @@ def test_one_batch_is_read_ahead_and_on_the_device_but_not_counted():
 
 
 class Idle:
-    """Stands for the checkpoints, which nothing asks for."""
+    """Replaces the checkpoints, which these tests do not use."""
 
 
 def waited(read: float, step: float) -> float:
-    """The share of a training's time that it waits for data: seconds to read and of a step."""
+    """Return the share of time that a training waits for data; both are seconds per batch."""
     feed = stream(Counting(seconds=read))
     running = RunningMeans(Idle())
 
     class Step:
-        """The loss of a step on a device that is busy for a while from when it is free."""
+        """The loss of a step on a device, which is busy for a while as soon as it is free."""
 
         free = 0.0
 
@@ -124,8 +124,8 @@ def waited(read: float, step: float) -> float:
 
 @pytest.mark.parametrize("ratio, low, high", [(0.5, 0.0, 0.25), (2, 0.3, 0.8)])
 def test_reading_hides_behind_the_steps(ratio, low, high):
-    """Half of a step's time to read costs nothing; twice as much, half of the time."""
-    for step in (0.06, 0.3, 1.5):  # longer where a busy machine has more to say than the sleeps
+    """Reading for half of a step's time is free; for twice a step's time, half of it is waiting."""
+    for step in (0.06, 0.3, 1.5):  # longer steps if a busy machine disturbs the short ones
         share = waited(ratio * step, step)
         if low <= share <= high:
             break
@@ -183,7 +183,7 @@ def test_a_kept_last_batch_comes_in_a_call_of_its_own():
     assert sorted(seen) == list(range(10))
     ((_, call),) = feed.calls(7)
     assert np.asarray(call).tolist() == [[seen[-1]]]
-    # Where the images fill their batches there is nothing to keep.
+    # If the images fill their batches there is no rest to keep.
     assert [steps for steps, _ in resident(9, steps_per_call=2, keep_last=True).calls(0)] == [2, 1]
 
 
@@ -233,7 +233,7 @@ def test_both_feeds_show_the_same_images(tmp_path, last_batch):
 
 
 def test_rows_of_processes_share_a_batch(monkeypatch):
-    """Whatever the order of the devices: this process's part of it, and the batch put together."""
+    """In any order of the devices, this process has its part, and the parts make up the batch."""
     mesh = sharding.make_mesh()
     np.testing.assert_array_equal(rows_of_process(6, mesh), np.arange(6))
 

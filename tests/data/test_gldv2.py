@@ -35,7 +35,7 @@ COMMAND = ("--config", "tiny.py", "--scenarios", "lists", "--methods", "bct,advb
 
 
 def command(*arguments, cwd):
-    """(exit status, lines of standard error, standard output)."""
+    """Return (exit status, lines of standard error, standard output) of a command."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
@@ -49,7 +49,7 @@ def command(*arguments, cwd):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The folder with the files that the benchmark reads."""
+    """Return the folder with the files that the benchmark reads."""
     root = tmp_path_factory.mktemp("gldv2") / "files"
     tiny_gldv2.write_all(root)
     return root
@@ -57,7 +57,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(files):
-    """The folder in which the benchmark has run."""
+    """Return the folder in which the benchmark has run."""
     root = files.parent / "finished"
     shutil.copytree(files, root)
     words = ("-m", "fct_jax.compare", *COMMAND, "--workdir", "runs/gldv2")
@@ -92,20 +92,20 @@ def test_one_run_for_each_row(runs):
 
 
 def read_images(folder, names):
-    """(N, 32, 32, 3) uint8, squashed."""
+    """Return images (N, 32, 32, 3) uint8, squashed to squares."""
     images = [Image.open(folder / f"{name}.jpg").resize((32, 32), BILINEAR) for name in names]
     return np.stack([np.asarray(image) for image in images])
 
 
 def revisited_case(folder):
-    """Query images, gallery images, and what a ranking (queries, gallery) is worth."""
+    """Return query images, gallery images, and a function that scores (queries, gallery) ranks."""
     truth = pickle.loads((folder / f"gnd_{folder.name}.pkl").read_bytes())
     images = (read_images(folder / "jpg", truth[part]) for part in ("qimlist", "imlist"))
     return *images, lambda ranked: revisited_map(ranked.T, truth["gnd"])["medium"]["map"]
 
 
 def gldv2_case(folder):
-    """The same of GLDv2, read by hand."""
+    """Return the same for GLDv2, read by hand."""
 
     def nested(names):
         return [f"{'/'.join(name[:3])}/{name}" for name in names]
@@ -128,7 +128,7 @@ def ranking(query, gallery):
 
 @pytest.fixture(scope="module")
 def expected(finished, runs):
-    """{test set: {row: {"self", "cross"}}}, from the images and the exported models alone."""
+    """Return {test set: {row: {"self", "cross"}}} from only the images and the exported models."""
     there = finished / "data"
     cases = {
         "RParis": revisited_case(there / "rparis6k"),
@@ -169,7 +169,7 @@ def test_mean_average_precisions(runs, expected):
                 assert written[name][row][kind] == pytest.approx(value, abs=1e-6), (name, row)
         values = written[name]["bct"]
         assert (values["curve"][0], values["curve"][-1]) == (values["cross"], values["self"])
-    # None of this holds because everything, or nothing, is found.
+    # These are no trivial values: neither everything nor nothing is found.
     flat = [value for rows in expected.values() for row in rows.values() for value in row.values()]
     assert min(flat) > 0.05 and max(flat) < 0.99 and len(set(flat)) > 20
 
@@ -197,7 +197,7 @@ def test_scores(runs, expected):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_subsets_are_the_split_lists(finished, monkeypatch):
-    """config.data.subset of the published config draws what tools/split_dataset.py writes."""
+    """config.data.subset of the published config draws the subsets of tools/split_dataset.py."""
     monkeypatch.chdir(finished)
     plan = run_config(Path("tiny.py"))
     scenarios = plan["benchmark"]()["scenarios"]
@@ -216,14 +216,14 @@ def test_subsets_are_the_split_lists(finished, monkeypatch):
 
 @pytest.fixture
 def world(files, tmp_path, monkeypatch):
-    """The files before a benchmark, in the current directory."""
+    """Put the files of a benchmark that has not run into the current directory."""
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "data"
 
 
 def stops(capsys, *message, flags=COMMAND):
-    """The benchmark ends with status 1 and one line that holds all of the message."""
+    """Check that the benchmark ends with status 1 and one line that contains every message."""
     capsys.readouterr()
     assert main(["compare", *flags]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -291,7 +291,7 @@ def test_unknown_names_and_missing_weights(world, capsys):
 
 @pytest.fixture
 def refused(finished, monkeypatch):
-    """Training ends with one line and leaves no run; test_commands.py shows the exit status."""
+    """Check that training ends with one line and no run (exit status: see test_commands.py)."""
     monkeypatch.chdir(finished)
 
     def call(message, **changes):
@@ -304,7 +304,7 @@ def refused(finished, monkeypatch):
         assert not Path("refused").exists()
         FLAGS.unparse_flags()
         for name in [name for name in FLAGS if name.startswith("config.")]:
-            delattr(FLAGS, name)  # each command line defines its own
+            delattr(FLAGS, name)  # each command line defines its own flags
 
     return call
 
@@ -314,18 +314,18 @@ OLD_LIST, NEW_LIST = (
 )
 
 
-# How ml_collections loads a config file.
+# ml_collections loads config files in a way that warns.
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_old_runs_that_do_not_fit(refused, finished, runs, tmp_path):
-    """Of a method, of other statistics, of other labels, of a list that was not renumbered."""
+    """Runs are refused for their method, statistics, labels, or a list that was not renumbered."""
     old = str(old_run(runs))
     refused("unknown compatible training method 'advbt'", method="advbt", old=old)
 
     model = load_model(old)
     kwargs = {"num_classes": 3, "embedding_dim": 8, "width": 4, "has_classifier": False}
-    bare = {**model.description, "name": tiny_runs.MODEL, "kwargs": kwargs}  # as SimCLR leaves it
+    bare = {**model.description, "name": tiny_runs.MODEL, "kwargs": kwargs}  # as SimCLR exports it
     fresh = jax.jit(models.build(tiny_runs.MODEL, **kwargs).init)
     variables = fresh(jax.random.key(0), np.zeros((1, 32, 32, 3)))
     write_model(tmp_path / "bare" / "model", bare, variables)
@@ -344,7 +344,7 @@ def test_old_runs_that_do_not_fit(refused, finished, runs, tmp_path):
     message = f"class statistics of fingerprint '{model.fingerprint}'"
     refused(message, old=alone, statistics=own)
 
-    # As many classes, but not the same.
+    # The same number of classes, but different ones.
     found = EmbeddingSet.read(own.parent)
     meta = {key: found.meta[key] for key in ("fingerprint", "data", "split")}
     others = EmbeddingSet.of(found.vectors, found.ids, (found.labels + 1) % 3, meta=meta)

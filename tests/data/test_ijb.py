@@ -97,7 +97,7 @@ def test_bad_pairs(tmp_path, text, message):
 
 
 def test_scores(tmp_path):
-    """Of a name, five points and a score, or of a name and a score."""
+    """A line has a name, five points and a score, or only a name and a score."""
     text = "2.jpg 30.1 51 65 51 48 71 33 92 62 92 0.5\n1.jpg 0.25\n9.jpg 1\n"
     path = put(tmp_path / "ijbc_name_5pts_score.txt", text)
     assert read_scores(path, np.array(["1.jpg", "2.jpg", "1.jpg"])).tolist() == [0.25, 0.5, 0.25]
@@ -141,7 +141,7 @@ def test_missing_file(tmp_path, read):
 
 
 def test_reader_and_metrics(tmp_path):
-    """Two people: images of one are bright, of the other dark."""
+    """Images of one of two people are bright, those of the other dark."""
     media_file = put(tmp_path / "media.txt", MEDIA + "4.jpg 41 77\n")  # 4.jpg in two templates
     brightness = {1: 200, 2: 210, 3: 190, 4: 205, 5: 30, 6: 20}
     for number, value in brightness.items():

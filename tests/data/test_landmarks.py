@@ -27,7 +27,7 @@ REMOVED = {"easy": ["junk", "hard"], "medium": ["junk"], "hard": ["junk", "easy"
 
 
 def slow_revisited(ranking, positives, junk, kappas):
-    """One query, item by item."""
+    """Return the measures of one query, computed item by item."""
     positives, junk = set(positives), set(junk) - set(positives)
     ranking = [item for item in ranking if item not in junk]
     if not positives:
@@ -96,7 +96,7 @@ def test_golden_gldv2(golden_advbct):
     assert map_at_k(ranks, golden["gts"], golden["topk"]) == pytest.approx(golden["mAP"], abs=1e-9)
     single = [map_at_k(ranks[i : i + 1], [gt]) for i, gt in enumerate(golden["gts"])]
     np.testing.assert_allclose(single, golden["ap_per_query"], atol=1e-9)
-    # With k=50 the published code still counts hits beyond 50; ours does not, on purpose.
+    # With k=50 the published code still counts hits beyond 50; ours deliberately does not.
     published = [
         slow_ap_at_k(ranking, gt, len(ranking)) * min(len(gt), len(ranking)) / min(len(gt), 50)
         for ranking, gt in zip(ranks.tolist(), golden["gts"], strict=True)

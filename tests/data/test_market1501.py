@@ -73,7 +73,7 @@ def test_query_and_gallery_keep_identities(tmp_path):
     assert gallery.cameras.tolist() == [1, 5, 1, 2, 1, 4, 6]
     assert gallery.class_names[1501] == "1501" and len(gallery.class_names) == 1502
     assert query.class_names[3] == "0003"
-    # What an EmbeddingSet keeps is enough to evaluate.
+    # The ids that an EmbeddingSet keeps are enough to evaluate.
     for reader in (query, gallery):
         identities, cameras = parse_names(reader.ids())
         assert np.array_equal(identities, reader.labels())

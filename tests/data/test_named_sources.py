@@ -36,7 +36,7 @@ def fails(message, data, split="train"):
 
 
 def red(source):
-    """What the colours say that was read, through the pipeline."""
+    """Return the numbers that the images' red values encode, read through the pipeline."""
     loaded = load_all(source, Preprocessing(size=8))
     assert loaded["image"].shape == (len(source), 8, 8, 3)
     assert np.array_equal(loaded["label"], source.labels)
@@ -71,7 +71,7 @@ def test_list(lists):
 
 
 def test_list_of_an_old_model(lists):
-    """Its list knows fewer classes than the validation images show."""
+    """The old model's list has fewer classes than the validation images."""
     lists.list, lists.validation_list = lists.validation_list, lists.list
     assert open_source(lists, "train").num_classes == 3
     assert open_source(lists, "validation").num_classes == 6
@@ -195,7 +195,7 @@ def revisited(folder, truth_folder, name):
 @pytest.mark.parametrize("layout", ["own folder", "pickles above", "plain"])
 @pytest.mark.parametrize("name", ["roxford5k", "rparis6k"])
 def test_revisited(tmp_path, layout, name):
-    """The benchmark's own layout, that of the published compatibility code, and one folder."""
+    """The benchmark's own layout, that of the published code, and a single folder are read."""
     images = tmp_path if layout == "plain" else tmp_path / name
     revisited(images, tmp_path / name if layout == "own folder" else tmp_path, name)
     data = config(name, tmp_path)
@@ -207,7 +207,7 @@ def test_revisited(tmp_path, layout, name):
     data.query_crop = True
     assert open_source(data, "query")[0]["image"].shape == (3, 4, 3)
     assert open_source(data, "gallery")[0]["image"].shape == (8, 12, 3)
-    # The ground truth that goes with them has their order.
+    # Their ground truth has the same order.
     truth = revisited_truth(tmp_path, name)
     assert [f"{image}.jpg" for image in truth.qimlist] == query.ids.tolist()
     assert [f"{image}.jpg" for image in truth.imlist] == gallery.ids.tolist()

@@ -108,7 +108,7 @@ def test_a_pass_over_chosen_images(damaged):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_every_process_takes_its_rows_of_one_global_batch(processes):
-    """Also where they are no neighbours, and where one process goes on after three."""
+    """Rows need not be adjacent, and one process may resume after three batches."""
     source = digits("0-2")
 
     def new(rows=None):
@@ -179,7 +179,7 @@ def test_unreadable_image_stops_or_is_skipped(damaged, caplog, monkeypatch):
     with pytest.raises(UserError, match=r"training/0/3\.png"):
         take(batches(folder(damaged), SMALL, batch_size=4, train=False, seed=0))
 
-    # The source's own setting is what counts when nothing else is said.
+    # The source's own setting applies unless another is given.
     iterator = batches(folder(damaged, on_error="skip"), SMALL, batch_size=5, train=False, seed=0)
     got = take(iterator)
     assert [len(batch["label"]) for batch in got] == [5] * 7 + [2]
@@ -202,7 +202,7 @@ def test_whole_batch_unreadable(damaged):
 
 
 def test_an_unreadable_image_is_replaced_by_one_of_its_class(damaged):
-    """Its place depends on nothing else: the batches around it are those of sound data."""
+    """Nothing else changes: the batches around it are those of undamaged data."""
     source = folder(damaged, on_error="skip")
 
     def new(rows=None):

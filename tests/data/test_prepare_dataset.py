@@ -31,7 +31,7 @@ def archive(tmp_path):
 
 
 def check(source, split):
-    """The source holds ``split``, in any order."""
+    """Check that the source holds ``split``, in any order."""
     found = sorted((source[i]["image"].tobytes(), source[i]["label"]) for i in range(len(source)))
     wanted = zip(split.images, split.labels, strict=True)
     assert found == sorted((image.tobytes(), int(label)) for image, label in wanted)
@@ -46,7 +46,7 @@ def test_archive_to_tfds(tmp_path, archive, capsys):
     check(train, cifar_split(200, 0))
     check(validation, cifar_split(100, 1))
     assert train.class_names[42] == "class42" and train.image_size == (32, 32)
-    # TFDS itself knows the result as its own data set.
+    # TFDS itself recognises the result as its own data set.
     builder = tfds.builder("cifar100", data_dir=tmp_path / "data")
     assert builder.info.splits["train"].num_examples == 200
     assert builder.info.features["coarse_label"].names[7] == "group7"
@@ -65,7 +65,7 @@ def test_archive_to_folder(tmp_path, archive, capsys):
     assert tool.main([*arguments, "--format", "folder"]) == 0
     data = SimpleNamespace(name="folder", dir=str(root), classes="0-5,10-53")
     train = open_source(data, "train")
-    # As text: 0, 1, 10, 11, …: position 10 of the sorted names is CIFAR's class 18.
+    # Names are sorted as text (0, 1, 10, 11, …): position 10 is CIFAR's class 18.
     assert train.class_names[:4] == ("0", "1", "10", "11") and train.num_classes == 100
     split = cifar_split(200, 0)
     for i in range(len(train)):
@@ -132,7 +132,7 @@ def test_truncated_archive(tmp_path, archive):
 
 
 def test_download_through_tfds(tmp_path, monkeypatch):
-    """The downloaded binary form, with the network taken out."""
+    """The binary form is downloaded, with a stand-in for the network."""
     folder = tmp_path / "extracted" / "cifar-100-binary"
     folder.mkdir(parents=True)
     for name, count, seed in (("train", 30, 0), ("test", 10, 1)):

@@ -85,7 +85,7 @@ def test_device_agrees_with_host(height, width, size, resize):
     host = np.stack([settings_.on_host(one) for one in x]).astype(np.float32)
     device = np.asarray(jax.jit(settings_.on_device)(x))
     assert device.shape == (2, size, size, 3) and device.dtype == np.float32
-    # Rounding differs by one grey level, and rarely.
+    # Rounding rarely differs, and then by one grey level.
     np.testing.assert_allclose(device, host, atol=1.001)
     assert np.mean(np.abs(device - host) > 0.01) < 0.05
 
@@ -112,7 +112,7 @@ def test_random_box_is_inside_and_of_admissible_shape(width, height, seed):
     left, top, right, bottom = random_box(width, height, np.random.default_rng(seed))
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     w, h = right - left, bottom - top
-    # Whole pixels move the ratio by up to half a pixel a side.
+    # Rounding to whole pixels changes the ratio by up to half a pixel per side.
     assert (w + 0.5) / max(h - 0.5, 0.1) >= 3 / 4 or h == 1
     assert (w - 0.5) / (h + 0.5) <= 4 / 3 or w == 1
     if min(width, height) > 20 and 3 / 4 <= width / height <= 4 / 3:
@@ -120,7 +120,7 @@ def test_random_box_is_inside_and_of_admissible_shape(width, height, seed):
 
 
 def test_random_box_falls_back_to_the_centre():
-    # So narrow that no attempt fits: the largest crop of ratio 3:4 or 4:3, centred.
+    # If the image is so narrow that no attempt fits: the largest centred crop of ratio 3:4 or 4:3.
     assert random_box(6, 1000, np.random.default_rng(0)) == (0, 496, 6, 504)
     assert random_box(1000, 6, np.random.default_rng(0)) == (496, 0, 504, 6)
 
@@ -129,13 +129,13 @@ def test_random_box_distribution():
     rng = np.random.default_rng(0)
     boxes = np.array([random_box(400, 400, rng) for _ in range(3000)])
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    # Small areas always fit, so below 0.75 the area is as uniform as it was drawn.
+    # Small areas always fit, so below 0.75 the area is uniform, as it was drawn.
     area = w * h / 160_000
     assert abs(np.mean(area[area < 0.7]) - (0.08 + 0.7) / 2) < 0.02
     small = area < 0.5
     assert abs(np.mean(np.log(w / h)[small])) < 0.02
     assert abs(np.std(np.log(w / h)[small]) - 2 * math.log(4 / 3) / math.sqrt(12)) < 0.01
-    # The place is uniform over what is left.
+    # The position is uniform over the remaining range.
     assert abs(np.mean((boxes[:, 0] / (400 - w + 1e-9))[small]) - 0.5) < 0.03
     assert abs(np.mean((boxes[:, 1] / (400 - h + 1e-9))[small]) - 0.5) < 0.03
 
@@ -147,7 +147,7 @@ def test_random_crop_is_the_box_resized():
     wanted = Image.fromarray(x).crop(box).resize((16, 16), Image.Resampling.BILINEAR)
     got = settings_.on_host(x, np.random.default_rng(7))
     np.testing.assert_array_equal(got, np.asarray(wanted))
-    # Without random numbers, or without train_crop: the fixed crop.
+    # Without random numbers or train_crop, the crop is fixed.
     fixed = Preprocessing(size=16, resize=20).on_host(x)
     np.testing.assert_array_equal(settings_.on_host(x), fixed)
     again = Preprocessing(size=16, resize=20).on_host(x, np.random.default_rng(7))

@@ -30,7 +30,7 @@ def test_insightface_pair(tmp_path, two_labels):
 
 
 def test_pair_without_header_record(tmp_path):
-    """MXNet's im2rec writes images alone, from record 0 on, with one label each."""
+    """MXNet's im2rec writes only images, from record 0 on, with one label each."""
     labels = [4.0, 0.0, 4.0, 2.0]
     contents = {key: pack(label, png(key), key) for key, label in enumerate(labels)}
     shuffled = {key: contents[key] for key in (2, 0, 3, 1)}
@@ -38,7 +38,7 @@ def test_pair_without_header_record(tmp_path):
     assert reader.ids().tolist() == [0, 1, 2, 3] and reader.labels().tolist() == [4, 0, 4, 2]
     assert reader.class_names == ("0", "1", "2", "3", "4")
     assert reader.read(2)[0][0, 0].tolist() == [2, 4, 253]
-    # Two labels and an image: an image, not a header.
+    # A record with two labels and an image is an image, not a header.
     write(tmp_path, {0: pack([1.0, 9.0], png(5)), 1: pack([0.0, 9.0], png(6))})
     assert RecordIOReader(tmp_path).labels().tolist() == [1, 0]
     assert RecordIOReader(tmp_path).read(0)[0][0, 0].tolist() == [5, 10, 250]
@@ -52,7 +52,7 @@ def test_labels_do_not_rely_on_identity_records(tmp_path):
     assert RecordIOReader(write(tmp_path, contents)).labels().tolist() == wanted
     contents[5] = pack([1.0, float("nan")])
     assert RecordIOReader(write(tmp_path, contents)).labels().tolist() == wanted
-    contents[5] = pack([1.0, 4.0])  # overlaps the other
+    contents[5] = pack([1.0, 4.0])  # overlaps the other identity
     assert RecordIOReader(write(tmp_path, contents)).labels().tolist() == wanted
     del contents[5], contents[6]
     assert RecordIOReader(write(tmp_path, contents)).labels().tolist() == wanted
@@ -74,12 +74,12 @@ def test_content_with_the_magic_number(tmp_path_factory, pieces):
 
 
 def test_magic_number_within_the_header(tmp_path):
-    """The id of a record may be the magic number: the label then lies in another part."""
+    """If the id of a record is the magic number, the label is in another part."""
     contents = {
         0: pack(6.0, png(1), MAGIC),
         1: pack([5.0, 1.0], png(2), MAGIC << 32 | MAGIC),
         2: pack(4.0, MAGIC_BYTES * 3),
-        3: pack(3.0),  # the file's end comes before a second label could
+        3: pack(3.0),  # the file ends before a second label could follow
     }
     assert frame(contents[1]).count(MAGIC_BYTES) >= 3
     file = RecordFile(write(tmp_path, contents) / "train.rec", tmp_path / "train.idx")
@@ -107,7 +107,7 @@ def test_threads_and_copies(tmp_path):
     contents = {key: pack(float(key % 3), bytes([key]) * 50) for key in range(40)}
     file = RecordFile(write(tmp_path, contents) / "train.rec", tmp_path / "train.idx")
     state = pickle.dumps(file)
-    assert len(state) < 3000  # not the file's content
+    assert len(state) < 3000  # the state does not contain the file
     for one in (file, pickle.loads(state)):
         with ThreadPoolExecutor(8) as pool:
             found = pool.map(one.content, list(range(40)) * 5)
@@ -133,7 +133,7 @@ def test_truncated_files(tmp_path):
     rec.write_bytes(b"")
     fails(r"train\.rec is empty", lambda: RecordIOReader(tmp_path))
     rec.write_bytes(whole)
-    images = index.index(b"7\t")  # what follows only helps to find labels fast
+    images = index.index(b"7\t")  # the records after it only help to find labels fast
     for length in range(images - 1):
         idx.write_bytes(index[:length])
         fails(r"train\.(idx|rec)", lambda: RecordIOReader(tmp_path))
@@ -179,7 +179,7 @@ def test_damaged_records(tmp_path):
         )
     write(tmp_path, {0: pack(0.0, png(1)), 1: pack(0.0, png(2))})
     rec = bytearray((tmp_path / "train.rec").read_bytes())
-    for at, value in ((4, 3 << 5), (8, 200)):  # a part without beginning; 200 labels
+    for at, value in ((4, 3 << 5), (8, 200)):  # a part without a beginning; 200 labels
         reader = RecordIOReader(tmp_path)
         broken = rec.copy()
         broken[at + 3 if at == 4 else at] = value

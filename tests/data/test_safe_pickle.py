@@ -66,7 +66,7 @@ def test_python_2_pickle():
 
 
 class Evil:
-    """Unpickled by Python, this touches a file."""
+    """Creates a file when Python unpickles it."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -112,7 +112,7 @@ ARRAY = pickle.dumps(np.arange(6, dtype=np.int64), 2)
         b"",
         b"not a pickle",
         ARRAY[:-20],
-        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00.",  # bytes of a length nobody has
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00.",  # bytes of an impossible length
     ],
 )
 def test_anything_else_is_refused(raw):

@@ -48,12 +48,12 @@ def test_identity_batches(case, epoch):
         assert len(set(identities.tolist())) == p
         visits.update(identities.tolist())
         for identity, group in zip(identities.tolist(), groups.tolist(), strict=True):
-            # As many different images as there can be, each about as often.
+            # There are as many different images as possible, each about equally often.
             shown = Counter(group)
             assert len(shown) == min(k, counts[identity])
             assert max(shown.values()) - min(shown.values()) <= 1
     assert set(visits) == set(counts)
-    # One more may come from filling up the first round.
+    # Filling up the first round may add one more.
     for identity, count in counts.items():
         most = max(count // k, 1) if rounds is None else min(max(count // k, 1), rounds)
         assert visits[identity] <= most + 1
@@ -65,7 +65,7 @@ def test_identity_batches(case, epoch):
 @CHECKS
 @given(identity_samplers())
 def test_rounds_show_other_images(case):
-    """Beyond the filled-up batch, no image comes twice where there are K or more."""
+    """Except in the filled-up batch, no image of an identity with K or more images comes twice."""
     labels, p, k, _, sampler = case
     batches = sampler(0)
     identities = len(np.unique(labels))
@@ -103,7 +103,7 @@ def test_class_balance(labels, epoch, seed, data):
         images = np.flatnonzero(labels == name)
         times = [(batches == image).sum() for image in images]
         assert max(times) - min(times) <= 1
-    # Also at any time within the epoch.
+    # The same holds at any time within the epoch.
     for stop in range(0, batches.size, len(classes)):
         part = labels[batches.ravel()[stop : stop + len(classes)]]
         assert len(set(part.tolist())) == len(part)
@@ -137,7 +137,7 @@ def test_order_depends_on_seed_and_epoch_alone(kind):
         return ClassBalancedSampler(labels, 32, seed=seed)
 
     one, same, other = make(1), pickle.loads(pickle.dumps(make(1))), make(2)
-    later = one(7)  # asked for out of order, as when a run is resumed
+    later = one(7)  # out of order, as when a run is resumed
     assert np.array_equal(one(0), same(0)) and np.array_equal(later, same(7))
     assert not np.array_equal(one(0), one(7)) and not np.array_equal(one(0), other(0))
     # Epoch e of seed s is not epoch e - 1 of seed s + 1.

@@ -64,7 +64,7 @@ def test_digits():
     assert (len(train), len(validation)) == (1000, 797)
     assert train.image_size == (8, 8) and train.num_classes == 10
     assert train.class_names == tuple("0123456789")
-    # Every image once, in one of the two.
+    # Every image is in exactly one of the two.
     np.testing.assert_array_equal(np.sort(np.r_[train.ids, validation.ids]), np.arange(1797))
     digits = load_digits()
     for source in (train, validation):
@@ -126,7 +126,7 @@ def test_folder(tmp_path):
 
 
 def test_a_link_to_a_folder_above_is_followed_once(tmp_path):
-    """A class folder with a link to itself, to its class and to another class's images."""
+    """A class folder has links to itself, to its class and to another class's images."""
     write_folder(tmp_path)
     folder = tmp_path / "training" / "10"
     (folder / "again").symlink_to(folder)

@@ -20,7 +20,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "split_dataset.py"
 
 
 def slow_by_class(labels, ratio, seed):
-    """Old and new (row, new label) pairs, class by class."""
+    """Return old and new (row, new label) pairs, made class by class."""
     count = max(labels) + 1
     order = list(range(count))
     np.random.RandomState(seed).shuffle(order)
@@ -150,7 +150,7 @@ def test_wrong_input():
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    """(arguments) -> (exit status, standard output, standard error), in this process."""
+    """Return (arguments) -> (exit status, standard output, standard error), in this process."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])

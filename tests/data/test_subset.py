@@ -28,7 +28,7 @@ def test_classes_are_those_of_the_published_split(ratio, seed):
     np.testing.assert_array_equal(old.labels, new.labels[np.isin(new.ids, old.ids)])
     assert (old.num_classes, new.num_classes) == (split.num_old, 10)
     assert old.class_names == new.class_names[: split.num_old]
-    # The image is that of the class which the number now stands for.
+    # The image belongs to the class that the number now stands for.
     for source in (old, new):
         for row in (0, 7):
             item = source[row]

@@ -23,7 +23,7 @@ SMALL = Preprocessing(size=8)
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_worker_processes(damaged):
-    """They give what threads give, from any position, whatever their number."""
+    """Workers return the same as threads, from any position and in any number."""
     source = folder(damaged, on_error="skip")
     crop = Preprocessing(size=12, train_crop="random_resized")
 
@@ -37,7 +37,7 @@ def test_worker_processes(damaged):
     there.seek(2)
     first = next(there)
     for worker in set(multiprocessing.active_children()) - before:
-        os.kill(worker.pid, signal.SIGTERM)  # meant for the training, which may want to save
+        os.kill(worker.pid, signal.SIGTERM)  # meant for the training, which saves
         os.kill(worker.pid, signal.SIGINT)
     same([first, *take(there)], everything[2:])
     there.close()
@@ -50,7 +50,7 @@ def test_worker_processes(damaged):
 
 
 def kill(iterator_before: set) -> None:
-    """One of the workers that came since."""
+    """Kill one of the workers that started since."""
     worker = min(set(multiprocessing.active_children()) - iterator_before, key=lambda p: p.pid)
     os.kill(worker.pid, signal.SIGKILL)
 
@@ -102,7 +102,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_workers_end_with_a_killed_training(tmp_path):
-    """Else every kill would leave processes behind that wait for ever."""
+    """Otherwise every kill would leave processes behind that wait for ever."""
     (tmp_path / "reads.py").write_text(READS)
     command = [sys.executable, tmp_path / "reads.py"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

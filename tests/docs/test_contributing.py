@@ -20,7 +20,7 @@ def example(heading: str) -> str:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty current folder that modules are imported from, and forgotten afterwards."""
+    """Make an empty current folder whose modules are imported, and forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{tiny_runs.ENVIRONMENT['PYTHONPATH']}")
@@ -32,7 +32,7 @@ def here(tmp_path, monkeypatch):
 
 
 def pairs(count=600, dim=8):
-    """Old vectors, and new ones that are each dimension times a factor plus a shift."""
+    """Return old vectors, and new ones whose every dimension is scaled and shifted."""
     rng = np.random.default_rng(0)
     old = rng.normal(size=(count, dim)).astype(np.float32)
     new = old * np.linspace(-2, 3, dim) + np.linspace(1, 2, dim)
@@ -87,7 +87,7 @@ def test_a_map(here, monkeypatch):
 
 def test_an_order_of_re_embedding(here, monkeypatch):
     old, new = pairs()
-    old[:3] *= 40  # the map is least sure of what is far from all else
+    old[:3] *= 40  # the map is least certain of vectors far from all others
     np.save("old.npy", old)
     np.save("new.npy", new + np.random.default_rng(1).normal(size=new.shape).astype(np.float32))
     assert cli.main(["fit", "old.npy", "new.npy", "--method", "ridge", "--out", "map"]) == 0

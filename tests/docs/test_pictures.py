@@ -11,7 +11,7 @@ from tools import draw_readme, quickstart_spread
 
 
 def one_seed(seed, folder):
-    """What an evaluation of the quickstart reports, with figures that a reader can check."""
+    """Return a report like the quickstart's, with figures that a reader can check."""
     value = 0.5 + 0.1 * seed
     rows = ("old/old", "new/new", "FCT new/old")
     curve = {"fraction": [0.0, 0.5, 1.0], "map": [value, value + 0.1, value + 0.2]}

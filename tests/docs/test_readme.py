@@ -14,7 +14,7 @@ UPGRADE = doc_blocks.section("README.md", "## Upgrade a gallery")
 
 @pytest.fixture
 def vectors(tmp_path, monkeypatch):
-    """The files that the README names, and ``mymodel.py``, in the current folder."""
+    """Write the files that the README names, and ``mymodel.py``, to the current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     rng = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def vectors(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_commands_and_the_python_run(vectors):
     for words in doc_blocks.commands(UPGRADE):
-        if words == ["demo"]:  # is run below
+        if words == ["demo"]:  # this one is run below
             continue
         small = {"assess": ("--resamples", "50"), "fit": ("--candidates", "procrustes,ridge")}
         code = doc_blocks.run(words, small.get(words[0], ()))
@@ -52,7 +52,7 @@ def test_the_commands_and_the_python_run(vectors):
 
 
 def shape(text: str) -> list[str]:
-    """Return the words of a text with every number as "0": other processors round otherwise."""
+    """Return the words of a text with every number as "0", since processors round differently."""
     return re.sub(r"[+-]?\d[\d,.]*", "0", text).split()
 
 

@@ -40,12 +40,12 @@ def test_the_site_builds_and_every_link_leads_somewhere(tmp_path):
     assert not done.returncode, done.stderr
     made = {path.stem for path in (tmp_path / "site").glob("*.html")}
     assert {"index", "contributing", "upgrade", "methods"} <= made
-    # A page that the menu forgets is a warning, too; here it is seen that none is left out.
+    # A page that the menu lacks is also a warning; this checks that none is left out.
     assert {path.stem for path in (REPOSITORY / "docs").glob("*.md")} <= made
 
 
 def linked(page: str) -> list[str]:
-    """Return the links of a page that are no addresses."""
+    """Return the links of a page that are not web addresses."""
     text = re.sub(r"^```.*?^```", "", (REPOSITORY / page).read_text(), flags=re.DOTALL | re.M)
     found = re.findall(r"\]\(([^)\s]+)\)", text)
     return [link for link in found if not re.match(r"[a-z]+:", link)]
@@ -53,7 +53,7 @@ def linked(page: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_in_the_repository_lead_to_files_and_headings(page):
-    """As on GitHub, where the site's builder does not look."""
+    """The links must work on GitHub, which the site's builder does not check."""
     for link in linked(page):
         path, _, anchor = link.partition("#")
         target = (REPOSITORY / page).parent / path if path else REPOSITORY / page
@@ -66,7 +66,7 @@ def test_links_in_the_repository_lead_to_files_and_headings(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_exist(page):
-    """Names such as `tools/benchmark.py`, and those below fct_jax/ or configs/."""
+    """This covers names such as `tools/benchmark.py`, and those below fct_jax/ or configs/."""
     text = (REPOSITORY / page).read_text()
     for name in re.findall(r"(?<![\w/.-])((?:fct_jax|tools|tests|configs)/[\w/.]*\w)", text):
         path = REPOSITORY / name

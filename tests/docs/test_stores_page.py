@@ -20,10 +20,10 @@ from fct_jax.upgrade.migration.journal import Journal
 
 PAGE = "docs/stores.md"
 STORES = {"postgres": "PostgreSQL", "qdrant": "Qdrant", "lance": "LanceDB", "milvus": "Milvus"}
-SERVED = ["postgres", "lance", "milvus"]  # by other processes; Qdrant's local mode is one process
+SERVED = ["postgres", "lance", "milvus"]  # usable by several processes, unlike local Qdrant
 HELPERS = Path(__file__).parents[1] / "helpers"
 
-# The models of the service: a text is the number of an item, whose vectors are known.
+# The models of the service: a text is an item's number, and its vectors are known.
 MODELS = """
 import sys
 sys.path.insert(0, {helpers!r})
@@ -45,7 +45,7 @@ QUERIES = [(str(one), one) for one in list(OLD)[::7]]
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A folder with a map, the service of the page and its models; the current one."""
+    """Make a current folder with a map, the service of the page and its models."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     old = vectors(COUNT, 1)[:600]
@@ -67,7 +67,7 @@ def doc_blocks_of(heading):
 
 
 def commands(store, uri):
-    """The commands of a store's section, with the gallery of the test."""
+    """Return the commands of a store's section, with the gallery of the test."""
     found = doc_blocks.commands(doc_blocks.section(PAGE, f"### {STORES[store]}"))
     assert [words[0] for words in found] == [
         "doctor",
@@ -82,7 +82,7 @@ def commands(store, uri):
 
 @contextlib.contextmanager
 def running(store, folder):
-    """Context: an application's store with COUNT rows."""
+    """Context of an application's store with COUNT rows."""
     with contextlib.ExitStack() as stack:
         place = {
             "postgres": lambda: stack.enter_context(servers.postgres()),

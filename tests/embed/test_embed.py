@@ -23,7 +23,7 @@ from fct_jax.train.loop import train
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Runs old, new, fct, fastfill and fastfill_side (whose side model is new)."""
+    """Make runs old, new, fct, fastfill and fastfill_side (whose side model is new)."""
     folder = tmp_path_factory.mktemp("runs")
     old = tiny_models.backbone_run(folder / "old")
     new = tiny_models.backbone_run(folder / "new", dim=12)
@@ -49,7 +49,7 @@ def test_load_model_embeds_images_of_any_size(runs):
         images = rng.integers(0, 256, shape, np.uint8)
         found = model.embed(images)
         assert found.shape == (shape[0], 8) and found.dtype == np.float32
-    # Whatever the batch, an image's embedding is its own.
+    # An image's embedding does not depend on its batch.
     np.testing.assert_allclose(model.embed(images[:0]), np.empty((0, 8)), rtol=0)
     images = rng.integers(0, 256, (7, 8, 8, 3), np.uint8)
     alone = np.concatenate([model.embed(images[i : i + 1]) for i in range(7)])
@@ -86,7 +86,7 @@ def test_command_embeds_the_runs_own_data(runs, tmp_path):
 
 @pytest.mark.slow
 def test_views_of_a_flip(runs):
-    """View 0 is the image, view 1 its mirror image: what a random flip can give."""
+    """View 0 is the image, view 1 its mirror image: the two results of a random flip."""
     config = tiny_runs.transformation(runs / "old", runs / "new")
     config.preprocessing.flip = True
     sets = [embeddings_of(config.old, "old", config, "train", view=view) for view in (0, 1)]
@@ -158,7 +158,7 @@ def test_damaged_models_are_refused(runs, tmp_path):
 
 @pytest.mark.slow
 def test_own_vectors_train_a_transformation(runs, tmp_path):
-    """EmbeddingSets in place of runs, with and without labels and classifier."""
+    """EmbeddingSets replace runs, with and without labels and classifier."""
     rng = np.random.default_rng(0)
     old = rng.standard_normal((200, 5)).astype(np.float32)
     new = np.tanh(old @ rng.standard_normal((5, 6))).astype(np.float32)

@@ -36,7 +36,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parents[1
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Runs "backbone" and "transformation", and "old", a set for the latter."""
+    """Make the runs "backbone" and "transformation", and "old", a set for the latter."""
     folder = tmp_path_factory.mktemp("runs")
     tiny_models.backbone_run(folder / "backbone")
     tiny_models.transformation_run(folder / "transformation")
@@ -50,20 +50,20 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def pixels(source, out, **options):
-    """The digits, of which it is plain what their embeddings are, in five shards."""
+    """Embed the digits as pixels, whose embeddings are obvious, in five shards."""
     sizes = {"batch_size": 40, "shard_size": 160}
     return embed_images(CallableModel("tiny_models:pixels"), source, out, **{**sizes, **options})
 
 
 def hidden(folder) -> list[str]:
-    """What is left beside the sets."""
+    """Return the names of hidden files and folders beside the sets."""
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
 
 
 def test_shards_are_described_and_change_nothing_else(runs, tmp_path):
     model, source = load_model(runs / "backbone"), tiny_models.digits()
     embed_images(model, source, tmp_path / "whole", batch_size=40)
-    # Rounded up to four whole batches, so that batches are cut at the same rows.
+    # Shards are rounded up to four whole batches, so that batches are cut at the same rows.
     embed_images(model, source, tmp_path / "shards", batch_size=40, shard_size=121)
     whole, shards = contents(tmp_path / "whole"), contents(tmp_path / "shards")
     metas = [json.loads(files.pop("meta.json")) for files in (whole, shards)]
@@ -98,7 +98,7 @@ def test_fct_has_no_uncertainty(tmp_path):
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind, seeds", [("images", (3,)), ("vectors", (11,))])
 def test_killed_at_any_moment(runs, tmp_path, kind, seeds):
-    """Whatever is killed while it writes goes on, keeps its shards, and ends up the same."""
+    """A killed writer resumes, keeps its shards, and ends with the same set."""
     for name in ("old", "transformation"):
         (tmp_path / name).symlink_to(runs / name)
     kill_embed.embed(kind, tmp_path, tmp_path / "whole")
@@ -122,7 +122,7 @@ def test_killed_at_any_moment(runs, tmp_path, kind, seeds):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_command_killed_and_given_again(tmp_path, monkeypatch):
-    """A run that lives cannot be disturbed; one that was killed is taken over."""
+    """A live run cannot be disturbed; a killed one is taken over."""
     config = embed_together.embed_config(tmp_path)
     config.class_statistics = False
     config.model, config.data.name = "tiny_models:slow_pixels", "digits"
@@ -157,7 +157,7 @@ def test_command_killed_and_given_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tiny_models, "slow_pixels", counting)
     counting.image_size = 8
     made = embed(config, out)
-    # No finished shard is made again; a few images more are for the model's fingerprint.
+    # No finished shard is made again; a few more images are for the model's fingerprint.
     left = 797 - done * config.shard_size
     assert done >= 2 and left <= sum(seen) < left + config.shard_size
     np.testing.assert_array_equal(
@@ -169,7 +169,7 @@ def test_command_killed_and_given_again(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_two_processes_of_four_devices(runs, tmp_path):
-    """They share a set that one process began, and make others, like one device alone."""
+    """They share a set that one process began, and make others, all as one device would."""
     (tmp_path / "alone").mkdir()
     embed_together.work(runs, tmp_path / "alone")
     folder = tmp_path / "shared"
@@ -214,7 +214,7 @@ def test_two_processes_of_four_devices(runs, tmp_path):
 
 
 def test_skipped_images_across_shards(tmp_path, capsys):
-    bad = [0, 159, 160, *range(320, 480), 796]  # shard 2 has not one image
+    bad = [0, 159, 160, *range(320, 480), 796]  # shard 2 has no image at all
     source = tiny_models.Patchy(tiny_models.digits(), bad)
     made = pixels(source, tmp_path / "set", on_error="skip", num_classes=10)
     assert "164 of 797 images were skipped" in capsys.readouterr().out
@@ -237,7 +237,7 @@ def test_no_image_at_all(tmp_path):
 
 
 def test_a_run_that_failed_goes_on(tmp_path, capsys):
-    """Finished shards are kept, and not read again; without any, nothing stays behind."""
+    """Finished shards are kept and not read again; if there are none, nothing stays behind."""
     source = tiny_models.Patchy(tiny_models.digits(), [600])
     with pytest.raises(UserError, match="image 600 is broken"):
         pixels(source, tmp_path / "set")
@@ -270,7 +270,7 @@ def test_shards_of_two_plans_are_not_mixed(tmp_path):
     slow = CallableModel("tiny_models:slow_pixels")
     with pytest.raises(UserError, match=r"3 finished shards of another embedding \(fingerprint: "):
         embed_images(slow, source, tmp_path / "set", meta=meta, batch_size=40, shard_size=160)
-    # How images are read may change on the way.
+    # The way in which images are read may change in between.
     meta = {"data": {"name": "digits", "on_error": "skip"}}
     assert len(pixels(source, tmp_path / "set", meta=meta, on_error="skip")) == 796
 
@@ -336,7 +336,7 @@ def test_a_full_disk_is_said_before_the_work(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up(tmp_path, monkeypatch):
-    """Whenever it does, that is one line; once there is room the same goes on."""
+    """A full disk gives one line at any moment; once there is room, the same call resumes."""
     pixels(tiny_models.digits(), tmp_path / "whole")
     fsync, failures = os.fsync, 0
     for moment in range(0, 40, 3):
