@@ -1,9 +1,9 @@
-"""Every configuration key there is, with its default and its meaning.
+"""Every configuration key, with its default and its meaning.
 
 `config_sections` has the keys that several tasks share.
 
-A config file starts from one of the functions here, sets what differs and
-returns the result; ``check`` refuses keys that are not here.
+A config file starts from one of the functions here, sets the keys that differ and returns the
+result; ``check`` rejects keys that are not defined here.
 """
 
 import difflib
@@ -67,7 +67,7 @@ def compatible() -> ConfigDict:
     # bt2: the same for the new model trained alone (method=none), whose vectors it follows
     config.teacher = ""
     config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
-    # class_statistics_KIND.npz or the directory that holds it; "": made of the old run's data
+    # class_statistics_KIND.npz or the directory that holds it; "": computed from the old run's data
     config.statistics = ""
     config.data = data()
     config.preprocessing = preprocessing()
@@ -76,7 +76,7 @@ def compatible() -> ConfigDict:
     config.model.name = "resnet18_projection"
     config.model.embedding_dim = 256
     config.model.small_stem = False  # True: 3×3 stem without pooling, for small images
-    config.model.last_stride = 2  # of the last stage; 1 for larger maps in re-identification
+    config.model.last_stride = 2  # stride of the last stage; 1: larger maps (re-identification)
     config.model.width = 64  # channels of the first stage
     config.pretrained = ""  # torchvision or timm weights to start from, .pth or .safetensors
     # "softmax", "arcface", "arcface_monotonic" (with the threshold), "cosface", "amsoftmax",
@@ -93,7 +93,7 @@ def compatible() -> ConfigDict:
     config.compatibility = compatibility()
     config.sampler = sampler()
     config.optimizer = optimizer()
-    config.optimizer.center_lr = 0.5  # of the centre loss's centres: plain SGD
+    config.optimizer.center_lr = 0.5  # plain SGD on the centre loss's centres
     config.optimizer.lr = 0.1
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4
@@ -115,17 +115,17 @@ def simclr() -> ConfigDict:
     config = ConfigDict()
     config.task = "simclr"
     config.data = data()
-    config.preprocessing = preprocessing()  # train_crop: where crops are made, see `augmentation`
+    config.preprocessing = preprocessing()  # for train_crop see `augmentation`
     config.augmentation = augmentation()
     config.model = backbone().model
     config.pretrained = ""  # torchvision or timm weights to start from, .pth or .safetensors
-    config.head = ConfigDict()  # of the projection, which is not exported
+    config.head = ConfigDict()  # the projection, which is not exported
     config.head.hidden_dim = 2048
     config.head.output_dim = 128
     config.temperature = 0.1
     config.optimizer = optimizer()
     config.optimizer.name = "lars"
-    config.optimizer.lr = 4.8  # 0.3 at a batch of 256
+    config.optimizer.lr = 4.8  # equals 0.3 per 256 images of the batch
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 1e-6
     config.optimizer.schedule.warmup_epochs = 10
@@ -139,20 +139,20 @@ def transformation() -> ConfigDict:
     """Return the config of FCT or FastFill: old and side embeddings to the new model's space."""
     config = ConfigDict()
     config.task = "transformation"
-    # Each is the directory of a run, whose model embeds `data`, or of an EmbeddingSet, or a Python
-    # function "module:function" from uint8 images (N, S, S, 3) to embeddings (N, D).
+    # Each names the directory of a run, whose model embeds `data`, or of an EmbeddingSet, or a
+    # Python function "module:function" from uint8 images (N, S, S, 3) to embeddings (N, D).
     config.old = ""
     config.new = ""
     config.side = ""  # side information; "": the old embedding is used instead
-    config.classifier = ""  # run or .npy (C, D) for the discriminative loss; "": of the new run
+    config.classifier = ""  # run or .npy (C, D) for the discriminative loss; "": the new run's
     config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
     config.validation_old = ""  # EmbeddingSets to validate on if old and new are not runs
     config.validation_new = ""
     config.validation_side = ""
     config.data = data()
     config.preprocessing = preprocessing()
-    config.views = 2  # cached augmented views of an image; a random flip has just two
-    config.online = False  # True: recompute the embeddings of every batch, as the original does
+    config.views = 2  # cached augmented views per image; a random flip has just two
+    config.online = False  # True: recompute every batch's embeddings, as the published code does
     config.model = ConfigDict()
     config.model.name = "fct"
     config.model.inner_dim = 2048
@@ -161,7 +161,7 @@ def transformation() -> ConfigDict:
     config.loss.similarity_weight = 1.0
     config.loss.discriminative_weight = 0.0  # FastFill: 1.0
     config.loss.label_smoothing = 0.1
-    config.loss.uncertainty_weight = 0.5  # used where the model gives an uncertainty
+    config.loss.uncertainty_weight = 0.5  # used if the model returns an uncertainty
     config.optimizer = optimizer()
     config.optimizer.name = "adam"
     config.optimizer.lr = 5e-4
@@ -180,8 +180,8 @@ def evaluate() -> ConfigDict:
     config.side = ""  # the same for the side information, if it was used
     config.callable_embeddings = "embeddings"  # folder that keeps the embeddings of functions
     # "NAME=WHERE,NAME=WHERE": runs of transformations, maps (a directory or module:function),
-    # transformed vectors, or "identity" for a backward-compatible new model: it searches the old
-    # gallery as it is.
+    # transformed vectors, or "identity" for a backward-compatible new model, which searches the old
+    # gallery unchanged.
     config.transformed = ""
     config.data = data()
     config.split = "validation"
@@ -194,7 +194,7 @@ def evaluate() -> ConfigDict:
     config.orders = "random,uncertainty,distance"
     config.random_orders = 3  # random orders to average over
     config.per_class = False
-    config.groups = ""  # .npy of N integers: results for each group
+    config.groups = ""  # .npy of N integers, to report results for each group
     config.seed = 0
     config.batch_size = 256
     return config
@@ -205,7 +205,7 @@ def embed() -> ConfigDict:
     config = ConfigDict()
     config.task = "embed"
     config.model = ""  # a run, or a Python function, "module:function"
-    config.data = data()  # name "": the data that the run was trained on
+    config.data = data()  # with name "", the data that the run was trained on
     config.data.name = ""
     config.split = "validation"
     config.class_statistics = False  # True: also class_statistics_euclidean.npz and _angle.npz
@@ -218,16 +218,16 @@ def embed() -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-    """Check that every key is known, and that every value can be, before anything is loaded.
+    """Check that every key is known and every value is allowed, before anything is loaded.
 
-    Raises UserError with the nearest right key or value.
+    Raises UserError that gives the nearest valid key or value.
     """
     _compare(config, defaults(config.get("task", "")), "config")
     check_values(config)
 
 
 def defaults(task: str) -> ConfigDict:
-    """Return the config of a task with all of its defaults. Raises UserError: an unknown task."""
+    """Return a task's config with all of its defaults. Raises UserError if the task is unknown."""
     known = (backbone, simclr, transformation, compatible, evaluate, embed)
     kinds = {function.__name__: function for function in known}
     if task not in kinds:
@@ -236,7 +236,7 @@ def defaults(task: str) -> ConfigDict:
 
 
 def at_home(config: ConfigDict) -> ConfigDict:
-    """Return a copy whose paths have the home directory in place of ``~``, as a shell gives it.
+    """Return a copy in whose paths ``~`` is replaced by the home directory, as in a shell.
 
     >>> config = ConfigDict({"old": "~/runs/old", "transformed": "FCT=~/runs/fct,BCT=runs/bct"})
     >>> at_home(config).old == str(Path.home() / "runs/old")

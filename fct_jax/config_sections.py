@@ -1,4 +1,4 @@
-"""Sections that several tasks' configurations share, each key with its default and meaning."""
+"""Sections that the configs of several tasks share, each key with its default and meaning."""
 
 from ml_collections import ConfigDict
 
@@ -7,15 +7,15 @@ def reid() -> ConfigDict:
     """Return the keys of re-identification: augmentation, further losses, and comparison."""
     config = ConfigDict()
     # The old embeddings remain those of the whole image.
-    config.pad = 0  # pixels of black on every side, from which the image's size is cropped
-    config.erase = 0.0  # probability that a rectangle is erased, published 0.5
+    config.pad = 0  # black pixels added on every side before a random crop of the original size
+    config.erase = 0.0  # probability that a rectangle is erased; published: 0.5
     # True: triplet and centre loss see the projection before its BatchNorm (BNNeck)
     config.neck = False
     config.triplet_weight = 0.0  # batch-hard triplet; needs config.sampler.name=identities
     config.triplet_margin = 0.3
     config.triplet_soft = False  # True: softplus instead of the margin
     config.triplet_normalize = False  # True: use directions instead of raw embeddings
-    config.center_weight = 0.0  # centre loss, published 0.0005
+    config.center_weight = 0.0  # centre loss; published: 0.0005
     config.rerank = False  # comparisons on "market1501": True re-ranks by k-reciprocal neighbours
     return config
 
@@ -34,11 +34,11 @@ def faces() -> ConfigDict:
 def sampler() -> ConfigDict:
     """Return the keys that choose the images of a batch."""
     config = ConfigDict()
-    # "": every image once an epoch; "identities": `images` of each of batch_size / `images`
+    # "": every image once per epoch; "identities": `images` of each of batch_size / `images`
     # identities, for triplets; "balanced": every class equally often
     config.name = ""
-    config.images = 4  # identities: K, images of an identity
-    config.rounds = 1  # identities: times that one comes in an epoch; 0: until its images are used
+    config.images = 4  # identities: K, images of each identity in a batch
+    config.rounds = 1  # identities: occurrences per epoch; 0: until an identity's images are used
     return config
 
 
@@ -53,15 +53,15 @@ def compatibility() -> ConfigDict:
     config.gather_gradient = False  # hot_refresh, triplet_ract: new negatives get a gradient
     config.triplet_margin = 0.8  # triplet(_ract)
     # lce: K residual blocks that transform old embeddings; if K > 0, RUN/gallery holds this
-    # transformation of the old gallery, which is used like one of FCT's
+    # transformation of the old gallery, which is used like an FCT transformation
     config.transformation_blocks = 0
-    config.radius = "max"  # advbct: "max", or "min" as the published code without elasticity
+    config.radius = "max"  # advbct: "max", or "min" like the published code without elasticity
     config.elastic = True  # advbct: learned radii
-    config.threshold = 1.0  # advbct: T, to which elastic radii move
+    config.threshold = 1.0  # advbct: T, towards which elastic radii move
     config.adversarial_weight = 1.0  # advbct: 0 leaves the discriminator out
     config.mix_share = 0.3  # mixbct: share of a batch that old embeddings replace
-    config.credible_share = 0.9  # mixbct: of a class's images, those nearest to their old mean
-    # bt2: numbers of the new vector beyond the teacher's; 0: a quarter of the old size
+    config.credible_share = 0.9  # mixbct: share of a class's images, those nearest its old mean
+    # bt2: dimensions of the new vector beyond the teacher's; 0: a quarter of the old size
     config.extra = 0  # published: 32 of 128
     config.lwf_temperature = 2.0
     config.focal_alpha = 1.0  # focal_distillation
@@ -100,13 +100,13 @@ def data() -> ConfigDict:
     config.list = ""
     config.validation_list = ""  # validation images of "list" and "gldv2", in the same form
     config.query_crop = False  # "roxford5k", "rparis6k": True crops queries to their box
-    config.classes = ""  # of the training split: "" all, "first 50", "0-5,10-53"
-    # A seeded share for an old model, or everything for a new one, old classes numbered first:
-    # "old classes 0.3", "new classes 0.3", "old images 0.3", each "… seed 666"
+    config.classes = ""  # classes of the training split: "" for all, "first 50", "0-5,10-53"
+    # A seeded share for an old model, or everything for a new one, with old classes numbered first:
+    # "old classes 0.3", "new classes 0.3", "old images 0.3", each optionally with "seed 666"
     config.subset = ""
     config.on_error = "raise"  # for an unreadable image or a dead worker: "raise" or "skip"
     config.workers = 0  # processes that decode images
-    config.in_memory = "auto"  # whole data set on the device: "auto", "yes", "no"
+    config.in_memory = "auto"  # keep the whole data set on the device: "auto", "yes", "no"
     return config
 
 
@@ -115,7 +115,7 @@ def preprocessing() -> ConfigDict:
     config = ConfigDict()
     config.size = 224  # side of the model's input, pixels
     config.width = 0  # width of the input if it is not square; 0: equal to its height, `size`
-    config.resize = 0  # R: shorter side to R, then centre crop; 0: the whole image squashed
+    config.resize = 0  # R: scale the shorter side to R, crop the centre; 0: squash the whole image
     config.train_crop = "none"  # "none", "random_resized"
     config.flip = True
     config.mean = (0.485, 0.456, 0.406)
@@ -124,9 +124,12 @@ def preprocessing() -> ConfigDict:
 
 
 def optimizer() -> ConfigDict:
-    """Return the keys of SGD, Adam or LARS: coupled decay, a rate that is constant in an epoch."""
+    """Return the keys of SGD, Adam or LARS.
+
+    Weight decay is coupled, and the learning rate is constant within an epoch.
+    """
     config = ConfigDict()
-    config.name = "sgd"  # "sgd", "adam", "lars" (spares batch norm and biases always)
+    config.name = "sgd"  # "sgd", "adam", "lars" (never decays batch norm or biases)
     config.lr = 1.024
     # lr is meant for this batch: lr · batch_size / lr_reference_batch is used; 0: lr is not scaled
     config.lr_reference_batch = 0
@@ -140,8 +143,8 @@ def optimizer() -> ConfigDict:
     config.schedule.warmup_epochs = 5
     # The warm-up starts from this share of lr; 0: lr / warmup_epochs, as FCT published.
     config.schedule.warmup_start = 0.0
-    config.schedule.floor = 0.0  # cosine: share of lr that it falls to
-    config.schedule.milestones = ()  # multistep: epochs; () : every `step` epochs
+    config.schedule.floor = 0.0  # cosine: final learning rate, as a share of lr
+    config.schedule.milestones = ()  # multistep: epochs; (): every `step` epochs
     config.schedule.step = 30
     config.schedule.gamma = 0.1
     return config
@@ -149,20 +152,20 @@ def optimizer() -> ConfigDict:
 
 def add_loop(config: ConfigDict) -> None:
     """Add the keys of the training loop, which every task has."""
-    # The global batch, over all devices and micro-batches; 0: as per_device_batch_size says
+    # Global batch, over all devices and micro-batches; 0: determined by per_device_batch_size
     config.batch_size = 1024
-    config.per_device_batch_size = 0  # of one micro-batch; 0: what batch_size leaves for a device
-    # An update adds up this many micro-batches, one after the other, to save memory. The gradient
-    # is that of the whole batch if the loss is a mean over samples; BatchNorm, and losses between
-    # samples (hot_refresh, contrastive, triplet, NT-Xent, advbct's discriminator), see one
+    config.per_device_batch_size = 0  # in one micro-batch; 0: determined by batch_size
+    # An update accumulates this many micro-batches, one after the other, to save memory. The
+    # gradient is that of the whole batch if the loss is a mean over samples; BatchNorm, and losses
+    # between samples (hot_refresh, contrastive, triplet, NT-Xent, advbct's discriminator), see one
     # micro-batch at a time.
     config.accumulate_steps = 1
-    # The images of an epoch that do not fill a batch: "drop" leaves out others in every epoch;
+    # Images of an epoch that do not fill a batch: "drop" leaves out different ones in every epoch;
     # "keep" makes a smaller last batch, as the published code does, if the devices divide it.
     config.last_batch = "drop"
-    config.remat = False  # True: compute a block's activations again in the backward pass
+    config.remat = False  # True: recompute a block's activations in the backward pass
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share a batch; -1: all that "model" leaves
+    config.mesh.data = -1  # devices that share a batch; -1: as many as "model" leaves
     config.mesh.model = 1  # devices that share a large classifier
     config.compute_dtype = "float32"  # or "bfloat16"; parameters and loss stay float32
     config.seed = 0
@@ -170,5 +173,5 @@ def add_loop(config: ConfigDict) -> None:
     config.evaluate_every_epochs = 5
     config.checkpoint_every_steps = 0  # 0: at the end of every epoch
     config.keep_checkpoints = 2
-    config.keep_best = ""  # "max top1", "min loss": also the best checkpoint by validation
-    config.export = "last"  # which state becomes the model: "last" or, of keep_best, "best"
+    config.keep_best = ""  # "max top1", "min loss": also keep the best checkpoint by validation
+    config.export = "last"  # state that becomes the model: "last", or "best" (needs keep_best)

@@ -1,7 +1,7 @@
 """Allowed values of the configuration keys: names of tables, kinds and ranges.
 
-``fct_jax.config.check`` asks `check_values` before any data or model is loaded. A name may be a row
-of a table, an entry point of another package, or ``module:name`` (docs/plugins.md).
+``fct_jax.config.check`` calls `check_values` before any data or model is loaded. A name may be a
+row of a table, an entry point of another package, or ``module:name`` (docs/plugins.md).
 """
 
 import importlib
@@ -18,10 +18,11 @@ def check_values(config: ConfigDict) -> None:
     """Compare a config's values with the tables below.
 
     Args:
-      config: whose keys are known, and whose values are of the defaults' kinds.
+      config: a config whose keys are known and whose values have the defaults' types.
 
     Raises:
-      UserError: for a name that no table has, with the nearest one, and for a number out of range.
+      UserError: a name is in no table (the message gives the nearest one), or a number is out of
+        range.
     """
     for key, allowed in CHOICES.items():
         if (value := _value(config, key)) is not None and value not in allowed:
@@ -35,7 +36,7 @@ def check_values(config: ConfigDict) -> None:
 
 
 def check_kind(value, default, where: str) -> None:
-    """Raises UserError where a value is not of the kind of the key's default."""
+    """Raise UserError if a value does not have the type of the key's default."""
     for kind, words in _KINDS:
         if isinstance(default, kind):
             if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
@@ -53,7 +54,7 @@ _KINDS: tuple[tuple[type | tuple, str], ...] = (
 
 
 def _value(config: ConfigDict, key: str):
-    """Return the value of a dotted key; None where the task has no such key."""
+    """Return the value of a dotted key; None if the task has no such key."""
     for part in key.split("."):
         if not isinstance(config, ConfigDict) or part not in config:
             return None
@@ -69,12 +70,12 @@ def _check_range(where: str, value, least, most) -> None:
 
 
 def _row(module: str, table: str, what: str, group: str, fits: Callable | None = None):
-    """Return the check of a name against a table, which is imported only then.
+    """Return a function that checks a name against a table, which it imports only when called.
 
     Args:
-      module, table: of the table.
-      what, group: as of ``plugins.find``.
-      fits: ``(config, names) -> names``, those of the table that the task takes.
+      module, table: names of the table's module and of the table.
+      what, group: see ``plugins.find``.
+      fits: function ``(config, names) -> names`` that selects the names which the task accepts.
     """
 
     def check(config: ConfigDict, name: str) -> None:
@@ -86,7 +87,7 @@ def _row(module: str, table: str, what: str, group: str, fits: Callable | None =
 
 
 _TRANSFORMATIONS = ("fct", "fastfill", "lce")
-_EXPORTED = ("bt2",)  # what a method of compatible training leaves
+_EXPORTED = ("bt2",)  # models that compatible training only exports
 
 
 def _models_of_task(config: ConfigDict, names: Iterable[str]) -> list[str]:
@@ -98,7 +99,7 @@ def _models_of_task(config: ConfigDict, names: Iterable[str]) -> list[str]:
 
 def _check_data_set(config: ConfigDict, name: str) -> None:
     if not name and config.task == "embed":
-        return  # the data that the model was trained on
+        return  # "" means the data that the model was trained on
     importlib.import_module("fct_jax.data.readers").splits_of(name)
 
 

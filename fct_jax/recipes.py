@@ -4,17 +4,17 @@ from ml_collections import ConfigDict
 
 from fct_jax import config as defaults
 
-# The first 50 class folders of CIFAR-100 when their numbers are sorted as text, which is how
-# the published runs chose the old model's classes. "first 50" takes them in numeric order.
+# The first 50 class folders of CIFAR-100 when their numbers are sorted as text, which is how the
+# published runs chose the old model's classes. "first 50" would take them in numeric order.
 CIFAR100_OLD_CLASSES = "0-5,10-53"
 
 
 def digits(config: ConfigDict) -> ConfigDict:
-    """Return the data keys of handwritten digits, 8×8, from scikit-learn; enlarged to 16 px."""
+    """Return the data keys of scikit-learn's 8×8 handwritten digits, enlarged to 16 px."""
     config.data.name = "digits"
     if "preprocessing" in config:
         config.preprocessing.size = 16
-        config.preprocessing.flip = False  # a mirrored digit is no digit
+        config.preprocessing.flip = False  # a mirrored digit is not a digit
         config.preprocessing.mean = config.preprocessing.std = (0.5, 0.5, 0.5)
     return config
 
@@ -26,7 +26,7 @@ def cifar100(config: ConfigDict) -> ConfigDict:
 
 
 def imagenet(config: ConfigDict) -> ConfigDict:
-    """Return the data keys of ImageNet-1k; prepared by tools/prepare_dataset.py."""
+    """Return the data keys of ImageNet-1k, which tools/prepare_dataset.py prepares."""
     config.data.name = "imagenet2012"
     config.data.workers = 16
     if "preprocessing" in config:
@@ -43,7 +43,7 @@ def backbone() -> ConfigDict:
 
 
 def digits_backbone() -> ConfigDict:
-    """Return a short training of a ResNet-18 of an eighth of the width."""
+    """Return a short training of a ResNet-18 with an eighth of the width."""
     config = digits(backbone())
     config.model.name = "resnet18"
     config.model.width = 16
@@ -92,7 +92,7 @@ def compatible() -> ConfigDict:
 
 
 def gldv2_compatible() -> ConfigDict:
-    """Return Google Landmarks v2: ResNet-18 from ImageNet weights, images squashed to 224 px."""
+    """Return the training on Google Landmarks v2: ResNet-18 from ImageNet weights, 224 px."""
     config = compatible()
     config.data.name = "gldv2"
     config.data.dir = "data/gldv2"
@@ -103,13 +103,13 @@ def gldv2_compatible() -> ConfigDict:
 
 
 def market1501_compatible() -> ConfigDict:
-    """Return Market-1501 as in "Bag of Tricks and A Strong Baseline" (CVPRW 2019)."""
+    """Return the training on Market-1501 of "Bag of Tricks and A Strong Baseline" (CVPRW 2019)."""
     config = compatible()
     config.data.name = "market1501"
     config.data.dir = "data/market1501"
     config.data.workers = 8
     config.preprocessing.size = 256
-    config.preprocessing.width = 128  # persons stand upright
+    config.preprocessing.width = 128  # images of persons are upright
     config.preprocessing.flip = True
     config.model.name = "resnet50_projection"
     config.pretrained = "weights/resnet50.pth"
@@ -132,7 +132,10 @@ def market1501_compatible() -> ConfigDict:
 
 
 def ms1m_compatible() -> ConfigDict:
-    """Return MS1M: ArcFace on 112-px faces; 180,000 published steps at batch 512 are 16 epochs."""
+    """Return the training on MS1M: ArcFace on 112-px faces.
+
+    The published 180,000 steps at batch 512 are 16 epochs.
+    """
     config = compatible()
     config.data.name = "ms1m"
     config.data.dir = "data/ms1m"
@@ -142,7 +145,7 @@ def ms1m_compatible() -> ConfigDict:
     config.preprocessing.mean = config.preprocessing.std = (0.5, 0.5, 0.5)
     config.model.name = "resnet50_projection"
     config.model.embedding_dim = 512
-    config.model.small_stem = True  # the first stage at full size, as for 112-px faces
+    config.model.small_stem = True  # first stage at full resolution, as usual for 112-px faces
     config.base_loss = "arcface_monotonic"
     config.scale = 64.0
     config.margin = 0.5
@@ -153,9 +156,9 @@ def ms1m_compatible() -> ConfigDict:
 
 
 def published_bases() -> dict[str, dict]:
-    """Return the changes of a config by method where its publication has another base loss.
+    """Return config changes by method, for methods that were published with another base loss.
 
-    MixBCT mixes directions of old embeddings into the batch, which ArcFace alone compares.
+    MixBCT mixes directions of old embeddings into the batch, and only ArcFace compares directions.
     """
     return {"mixbct": {"base_loss": "arcface", "scale": 64.0, "margin": 0.5}}
 
@@ -168,7 +171,7 @@ def compatible_transformation(config: ConfigDict) -> ConfigDict:
 
 
 def digits_compatible() -> ConfigDict:
-    """Return a short training of a ResNet of an eighth of the width with an embedding of 32."""
+    """Return a short training of a ResNet with an eighth of the width and an embedding of 32."""
     config = digits(compatible())
     config.model.width = 8
     config.model.embedding_dim = 32
@@ -179,7 +182,7 @@ def digits_compatible() -> ConfigDict:
     config.optimizer.schedule.warmup_epochs = 2
     config.epochs = 12
     config.evaluate_every_epochs = 12
-    config.checkpoint_every_steps = 1000  # at the end alone
+    config.checkpoint_every_steps = 1000  # only at the end
     return config
 
 

@@ -1,4 +1,4 @@
-"""The embed command: one config, one EmbeddingSet."""
+"""The embed command, which makes an EmbeddingSet from a config."""
 
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from fct_jax.storage.partial import remove_leftover
 def embed(config: ConfigDict, out) -> EmbeddingSet:
     """Embed ``config.data``, or transform ``config.old``, with ``config.model``.
 
-    All processes of a run share the work. A run that was killed goes on at the next shard.
+    All processes of a run share the work. A killed run resumes at the next shard.
 
     Args:
-      config: of ``fct_jax.config.embed``.
-      out: the EmbeddingSet to make. Raises UserError where it exists.
+      config: a config with the keys of ``fct_jax.config.embed``.
+      out: the EmbeddingSet to make. Raises UserError if it exists.
     """
     config = configs.at_home(config)
     configs.check(config)

@@ -1,4 +1,4 @@
-"""Images through a frozen backbone to an EmbeddingSet."""
+"""Embed images with a frozen backbone into an EmbeddingSet."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ from fct_jax.storage.named import is_model, vectors_of
 from fct_jax.storage.partial import remove_leftover, wait_for
 from fct_jax.storage.shards import make_set, whole_batches
 
-# Keys of config.data that say how images are read, not which.
+# Keys of config.data that affect how images are read, not which ones.
 _HOW = ("on_error", "workers", "in_memory")
 
 
@@ -43,26 +43,26 @@ def embed_images(
 ) -> EmbeddingSet:
     """Embed a source and write an EmbeddingSet, whole or not at all.
 
-    All processes of a run call it and share the work; a run that was killed goes on at the next
-    shard. The result does not depend on either.
+    All processes of a run call this and share the work; a killed run resumes at the next shard.
+    The result depends neither on the number of processes nor on interruptions.
 
     Args:
       embedder: the frozen model.
-      source: of ``data.open_source``.
+      source: as ``data.open_source`` returns it.
       out: the directory to make.
-      preprocessing: instead of the embedder's own (augmentation of a view, say).
-      view: number of an augmented view; None: as for evaluation.
-      seed: of the views.
+      preprocessing: replaces the embedder's own (for the augmentation of a view, say).
+      view: number of an augmented view; None: the images as for evaluation.
+      seed: seed of the views.
       batch_size: images that a device embeds together.
-      shard_size: images after which work is recorded, rounded up to whole batches.
+      shard_size: number of images after which work is recorded, rounded up to whole batches.
       workers: processes that decode.
       on_error: "raise", or "skip" to leave out unreadable images.
       meta: more entries for ``meta.json``.
-      num_classes: C, to write the statistics of the first C classes beside; None: none.
+      num_classes: C, to also write the statistics of the first C classes; None: no statistics.
 
     Raises:
-      UserError: ``out`` exists, or another run is making it, or it was begun with another model
-        or other data; an unreadable image.
+      UserError: ``out`` exists, another run is making it, or it was begun with another model or
+        other data; or an image is unreadable.
     """
     preprocessing = preprocessing or embedder.preprocessing
     meta = {"fingerprint": embedder.fingerprint, **(meta or {})}
@@ -121,7 +121,7 @@ def embed_images(
 def _inputs(batches, flipped: bool):
     """Yield (positions in the source, the model's input) of each batch."""
     for batch in batches:
-        if len(batch["index"]):  # not if all of its images were skipped
+        if len(batch["index"]):  # empty if all of its images were skipped
             images = [batch["image"], batch["flip"]] if flipped else [batch["image"]]
             yield np.asarray(batch["index"]), images
 
@@ -134,19 +134,19 @@ def embeddings_of(
     *,
     view: int | None = None,
 ) -> EmbeddingSet:
-    """Return the vectors that are named, or the embeddings of ``config.data`` by the named model.
+    """Return the vectors at ``where``, or the embeddings of ``config.data`` by that model.
 
     A run's embeddings are made once and kept in ``RUN/embeddings``, those of a Python function in
-    a folder of its fingerprint below ``config.callable_embeddings``; another stage that asks for
-    the same ones reads them.
+    a folder named by its fingerprint below ``config.callable_embeddings``; other stages that need
+    the same embeddings read them from there.
 
     Args:
-      where: a run, "module:function", or vectors as of `vectors_of`.
+      where: a run, "module:function", or vectors in any form that `vectors_of` accepts.
       role: "old", "new", "side" or "teacher", for messages.
-      config: with ``data``, ``preprocessing`` (where a view is asked for), ``seed`` and
+      config: config with ``data``, ``preprocessing`` (needed for a view), ``seed`` and
         ``callable_embeddings``.
       split: "train" or "validation".
-      view: number of an augmented view; None: as for evaluation.
+      view: number of an augmented view; None: the images as for evaluation.
     """
     if not is_model(where):
         return vectors_of(where, f"config.{role}")
@@ -188,12 +188,12 @@ def embeddings_of(
 
 
 def source_config(config: ConfigDict, split: str) -> ConfigDict:
-    """Return a split's data config: a class subset is for training, all classes for validation."""
+    """Return a split's data config: a subset's classes for training, all classes for validation."""
     if split == "train":
         return config
     config = config.copy_and_resolve_references()
     config.classes = ""
-    # A benchmark's queries and gallery have classes of their own.
+    # The queries and gallery of a benchmark have their own classes.
     config.subset = for_validation(config.get("subset", "")) if split == "validation" else ""
     return config
 

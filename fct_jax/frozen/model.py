@@ -1,4 +1,4 @@
-"""Exported models: the files from which a run's model embeds, transforms and is evaluated.
+"""Exported models: the files with which a run's model embeds, transforms and is evaluated.
 
 ``RUN/model/`` holds ``model.json`` (architecture, preprocessing, fingerprints),
 ``weights.safetensors`` (every parameter and running statistic by its path) and
@@ -43,11 +43,11 @@ def write_model(folder: Path, description: dict, variables, finish=None) -> str:
 
     Args:
       folder: the directory to make, ``RUN/model``.
-      description: what ``model.json`` holds: ``kind`` ("backbone" or "transformation"),
-        ``name`` and ``kwargs`` of ``fct_jax.models.build``, and what the kind needs.
+      description: contents of ``model.json``: ``kind`` ("backbone" or "transformation"),
+        ``name`` and ``kwargs`` for ``fct_jax.models.build``, and further keys of the kind.
       variables: {"params": …, "batch_stats": …}.
-      finish: called with the fingerprint before ``folder`` is there: for files that must not be
-        missing where a model is.
+      finish: called with the fingerprint before ``folder`` appears, to write files that must
+        exist wherever a model does.
     """
     flat = traverse_util.flatten_dict(jax.device_get(variables), sep="/")
     weights = {name: np.ascontiguousarray(value) for name, value in sorted(flat.items())}
@@ -95,9 +95,9 @@ class Embedder:
 
     Attributes:
       dim: D, the size of an embedding.
-      fingerprint: names the space of the embeddings.
+      fingerprint: identifies the space of the embeddings.
       classifier: (C, D) weights of the classifier on the embedding, or None.
-      preprocessing: how images become the model's input.
+      preprocessing: the steps from an image to the model's input.
       variables: the model's parameters and running statistics.
     """
 
@@ -121,15 +121,15 @@ class Embedder:
         return jax.jit(lambda *arguments: self.forward(*arguments)[1])
 
     def run(self, images, flip=None) -> jax.Array:
-        """Return embeddings (N, D) on the device; compiled once for each shape."""
+        """Return embeddings (N, D) on the device; the program is compiled once for each shape."""
         return self._compiled(self.variables, images, flip)
 
     def embed(self, images, batch_size: int = 256) -> np.ndarray:
         """Return embeddings (N, D), float32.
 
         Args:
-          images: (N, H, W, 3) uint8, of any one size: resized and normalised here.
-          batch_size: images worked through together.
+          images: (N, H, W, 3) uint8, of any size; they are resized and normalised here.
+          batch_size: images processed together.
         """
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
@@ -146,10 +146,10 @@ class Transformer:
 
     Attributes:
       dim: size of the new embeddings.
-      fingerprint: of this transformation.
-      old_fingerprint, side_fingerprint: of the models whose embeddings it takes.
-      new_fingerprint: of the model whose space it maps to.
-      name: of the module, as of ``fct_jax.models.build``: "fct", "fastfill", "lce".
+      fingerprint: identifies this transformation.
+      old_fingerprint, side_fingerprint: identify the models whose embeddings it takes.
+      new_fingerprint: identifies the model whose space it maps to.
+      name: the module's name for ``fct_jax.models.build``: "fct", "fastfill" or "lce".
       needs_side: whether it was trained with side information of its own.
     """
 
@@ -171,7 +171,7 @@ class Transformer:
 
     @functools.cached_property
     def has_uncertainty(self) -> bool:
-        """Return whether the module returns log-variances, found by tracing it."""
+        """Return whether the module returns log-variances, which is found by tracing it."""
         old, side = (
             jax.ShapeDtypeStruct((1, self.description[f"{role}_dim"]), np.float32)
             for role in ("old", "side")
@@ -187,8 +187,8 @@ class Transformer:
 
         Args:
           old: (N, do) old embeddings; may be a memory map.
-          side: (N, ds) side-information embeddings; None: the old ones.
-          batch_size: rows worked through together.
+          side: (N, ds) side-information embeddings; None: use the old ones.
+          batch_size: rows processed together.
         """
         given = (old,) if side is None else (old, side)
         batch_size = min(batch_size, len(old))

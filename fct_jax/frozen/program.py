@@ -1,7 +1,7 @@
-"""A frozen model as a program that JAX alone can run, without this package.
+"""A frozen model as a program that needs only JAX, not this package.
 
 ``RUN/model/program.stablehlo`` is a serialised StableHLO function of the weights and a
-batch of any size; the weights are those of ``weights.safetensors``, by the same names:
+batch of any size; the weights are those of ``weights.safetensors``, with the same names:
 
     weights = safetensors.numpy.load_file("RUN/model/weights.safetensors")
     program = jax.export.deserialize(open("RUN/model/program.stablehlo", "rb").read())
@@ -19,7 +19,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 def embedder_program(embedder) -> bytes:
     """Return an ``Embedder``'s program: (weights by name, images uint8) -> embeddings.
 
-    Images must have the model's input size already.
+    Images must already have the model's input size.
     """
     flat = traverse_util.flatten_dict(embedder.variables, sep="/")
     shapes = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in flat.items()}

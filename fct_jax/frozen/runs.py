@@ -1,4 +1,4 @@
-"""Run directories and what they say of their exported model; nothing heavy is imported."""
+"""Run directories and the descriptions of their exported models, without heavy imports."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ def is_run(path) -> bool:
 
 
 def is_model(where) -> bool:
-    """Return whether ``load_model`` takes it: a finished run, or "module:function"."""
+    """Return whether ``load_model`` accepts ``where``: a finished run, or "module:function"."""
     return isinstance(where, str | Path) and (is_run(where) or is_callable_name(where))
 
 
 def read_description(run) -> dict:
-    """Return the ``model.json`` of a run. Raises UserError where there is none."""
+    """Return the ``model.json`` of a run. Raises UserError if there is none."""
     path = Path(run).expanduser() / "model" / "model.json"
     if not path.is_file():
         reason = "training has not ended" if (Path(run) / "config.json").is_file() else "not a run"
@@ -30,5 +30,5 @@ def read_description(run) -> dict:
 
 
 def is_callable_name(where) -> bool:
-    """Return whether it is written "module:function", and is no path that exists."""
+    """Return whether ``where`` has the form "module:function" and is not an existing path."""
     return is_import_name(where) and not Path(where).exists()
