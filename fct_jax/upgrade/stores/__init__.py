@@ -1,4 +1,4 @@
-"""Stores: vector databases that are named by URI, read by id, and copied into a sibling.
+"""Vector databases ("stores"), which are named by URI, read by id, and copied into a sibling.
 
     postgresql://user@host/db?table=items&id=id&vector=embedding
     qdrant://host:6333/items        qdrant:///folder#items        qdrant://:memory:/items
@@ -6,7 +6,7 @@
     milvus://host:19530/items       milvus:///file.db#items
 
 Passwords and keys come from the environment or the usual files (PGPASSWORD, ~/.pgpass,
-QDRANT_API_KEY, MILVUS_TOKEN, AWS_*), never from a URI.
+QDRANT_API_KEY, MILVUS_TOKEN, AWS_*), never from a URI. For example:
 
     store = open_store("qdrant://localhost:6333/items")
     store.count(), store.dim, store.metric
@@ -29,7 +29,7 @@ class StoreKind:
 
     Attributes:
       opener: ``module:name`` of the class that takes the parsed URI.
-      named: whether a URI of this scheme names a store only with a ``#name``: without it
+      named: whether a URI of this scheme names a store only if it has a ``#name``: without one,
         ``s3://bucket/folder`` is a folder of Parquet files.
     """
 

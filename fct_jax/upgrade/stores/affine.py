@@ -1,7 +1,7 @@
-"""Each query's affine factors, from a saved calibration, with only NumPy.
+"""Compute each query's affine factors from a saved calibration, with only NumPy.
 
-A service imports this file and needs neither JAX nor Faiss. `fct_jax.upgrade.Calibration` uses
-its formulas, too; `StoreCalibration` applies them to the scores of stores, which are the cosine or
+A service can import this file without JAX or Faiss. `fct_jax.upgrade.Calibration` uses its
+formulas, too; `StoreCalibration` applies them to the scores of stores, which are the cosine or
 minus half of the squared distance.
 """
 
@@ -18,8 +18,8 @@ FORMAT_VERSION = 1  # of a saved calibration
 _TAIL_SHARE = 0.01  # share of the reference items in a tail
 _FEWEST, _MOST = 10, 32  # fewest and most items of a tail
 _FLOOR = 1e-6  # smallest spread
-_SAME = 1e-5  # relative difference of a score and the query's own
-_BLOCK = 256  # queries scored against the reference together
+_SAME = 1e-5  # relative difference within which a score counts as the query's own
+_BLOCK = 256  # queries scored against the reference at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,10 @@ def tail_size(count: int) -> int:
 def tail_of(largest: np.ndarray, own: np.ndarray, typical: float) -> Tail:
     """Return the tail of each query.
 
-    largest: (Q, tail + 1) best scores among the reference, descending; own: (Q,) score of each
-    query as an item, which does not count; typical: spread to shrink halfway towards, or 0.
+    Args:
+      largest: (Q, tail + 1) best scores among the reference, descending.
+      own: (Q,) score of each query as an item, which does not count.
+      typical: spread to shrink halfway towards, or 0 for no shrinking.
     """
     kept = without_own(largest.astype(np.float64), own.astype(np.float64))
     spread = np.maximum(kept.std(axis=1), _FLOOR)
@@ -148,8 +150,9 @@ class StoreCalibration:
     def of(cls, described: dict, arrays) -> "StoreCalibration":
         """Return a calibration from the metrics and arrays of a saved one.
 
-        described: {"weights", "spread", "metric_old", "metric_new"}; arrays: {"old", "new",
-        "centre_old", "centre_new"}.
+        Args:
+          described: dict with the keys "weights", "spread", "metric_old" and "metric_new".
+          arrays: mapping with the keys "old", "new", "centre_old" and "centre_new".
         """
         made = cls.__new__(cls)
         made._weights, made._spread = Weights(**described["weights"]), described["spread"]
@@ -157,9 +160,9 @@ class StoreCalibration:
         return made
 
     def affine(self, query_old, query_new, prepared: bool = False) -> Affine:
-        """Return the factors of some queries, (Q, do) and (Q, dn) float32, by both models.
+        """Return the factors of queries that both models embedded, (Q, do) and (Q, dn) float32.
 
-        They are for a store's scores; or for ``prepared`` ones, the inner products that
+        The factors are for a store's scores, or, with ``prepared``, for the inner products that
         ``fct_jax.upgrade.search`` adds up.
         """
         parts = []
@@ -179,7 +182,7 @@ class StoreCalibration:
         both = self._tail(a[:, None] * s_old + b[:, None] * s_new, a * own_old + b * own_new, 2)
         both = shifted(both, a, first, b, second)
         if not prepared:
-            # Stores' scores lack the offsets, which the tails of single scores then lack, too.
+            # Stores' scores lack the offsets, so they are removed from the tails of single scores.
             first = dataclasses.replace(first, mean=first.mean - offset_old)
             second = dataclasses.replace(second, mean=second.mean - offset_new)
         return affine_of(self._weights, first, second, both)
@@ -212,7 +215,7 @@ class _Space:
             rows = unit_rows(rows).astype(np.float32)
             own = np.einsum("qd,qd->q", rows, rows, dtype=np.float64)
             return (rows @ self.reference.T).astype(np.float64), own, np.zeros(len(rows))
-        # q·g − |g|²/2 around the centre, which is |q|²/2 above minus half the squared distance.
+        # q·g − |g|²/2 around the centre, which exceeds minus half the squared distance by |q|²/2.
         rows = rows - self.centre
         half = np.einsum("qd,qd->q", rows, rows, dtype=np.float64) / 2
         scores = rows @ self.reference[:, :-1].T + self.reference[:, -1]

@@ -13,7 +13,7 @@ from fct_jax.upgrade.stores.uri import Uri, parse
 
 Position = int | str | None  # the last id done, as a JSON value for the journal
 TRANSLATED, NEW = 0, 1  # versions of a row: h(old), or embedded by the new model
-VERSION, SEEN = "fct_version", "fct_seen"  # columns of a sibling: version, and the source's token
+VERSION, SEEN = "fct_version", "fct_seen"  # columns of a sibling: version and the source's token
 METRICS = ("cosine", "ip", "l2")
 BATCH_BYTES = 16 << 20  # bytes of vectors in a batch, below every client's message limit
 BATCH_ROWS = 4096
@@ -26,9 +26,9 @@ class Batch:
     Attributes:
       ids: (n,) int64 or text.
       vectors: (n, D) float32.
-      tokens: (n,) int64; a row's token differs once the row has changed in its store.
-      last: position to continue from, which is after ``ids[-1]`` if rows were skipped.
-      extra: the other columns of the rows, which only a store of the same kind understands.
+      tokens: (n,) int64; a row's token changes whenever the row changes in its store.
+      last: position to continue from, which lies after ``ids[-1]`` if rows were skipped.
+      extra: the other columns of the rows, in a form that only stores of the same kind understand.
     """
 
     ids: np.ndarray
@@ -41,7 +41,7 @@ class Batch:
         return len(self.ids)
 
     def take(self, keep: np.ndarray) -> "Batch":
-        """Return the rows where ``keep`` (n,) is true; ``last`` stays."""
+        """Return the rows where ``keep`` (n,) is true, with the same ``last``."""
         extra = self.extra
         if isinstance(extra, list):
             extra = [row for row, kept in zip(extra, keep, strict=True) if kept]
@@ -54,18 +54,18 @@ class Store(abc.ABC):
     """N vectors of dimension D under unique ids, in a database that others may write to.
 
     A store that `sibling` made also keeps, for each row, a version (`TRANSLATED` or `NEW`) and
-    the token that its source's row had when it was read. A row without a token belongs to the
-    application: it is never overwritten and never deleted.
+    the token that the source's row had when it was read. A row without a token belongs to the
+    application: it is never overwritten or deleted.
 
     Attributes:
       uri: the URI for `open_store`, without secrets.
       name: name of the table or collection.
       dim: D.
-      metric: "cosine", "ip" or "l2", the store's metric.
+      metric: the store's metric, "cosine", "ip" or "l2".
       normalises: whether the store scales vectors to unit length, so that lengths are lost.
-      id_kind: "int", "uuid" or "text"; ids are int64 for the first, and text for the others.
+      id_kind: "int", "uuid" or "text"; ids are int64 for the first and text for the others.
       meta: known facts about the vectors' space (``fingerprint``, ``source``, …).
-      errors: exceptions of its client for a server that is unavailable or refuses.
+      errors: exceptions that its client raises if a server is unavailable or refuses a request.
     """
 
     uri: Uri
@@ -96,8 +96,8 @@ class Store(abc.ABC):
     def page(self, after: Position, limit: int, vectors: bool = True) -> Batch:
         """Return at most ``limit`` rows with ids above ``after``, ascending.
 
-        An empty batch means that there are no more. Without ``vectors`` the batch's vectors are
-        (n, 0), and its tokens are those of `states` (0: none).
+        An empty batch means that there are no more rows. Without ``vectors`` the batch's vectors
+        are (n, 0), and its tokens are those of `states` (0 for none).
         """
 
     @abc.abstractmethod
@@ -105,7 +105,7 @@ class Store(abc.ABC):
         """Return {id: (version or None, token or None)} of the existing ids."""
 
     def states_in_order(self, ids) -> dict:
-        """Return `states` of ascending ids; a store may have a faster way for them."""
+        """Return `states` of ascending ids, for which a store may have a faster way."""
         return self.states(ids)
 
     @abc.abstractmethod
@@ -114,18 +114,18 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def rows_of(self, ids) -> Batch:
-        """Return the existing rows of some ids, in any order, in the form of `read`."""
+        """Return the existing rows of some ids, in any order, in the form that `read` returns."""
 
     @abc.abstractmethod
     def write(
         self, ids, vectors, version: int, tokens, extra=None, *, over: bool = False
     ) -> np.ndarray:
-        """Write rows of a sibling; repeating it changes nothing.
+        """Write rows of a sibling; repeating a write changes nothing.
 
         Args:
-          ids, vectors, tokens, extra: as from `read`, with other vectors (n, D).
+          ids, vectors, tokens, extra: as `read` returns them, with other vectors (n, D).
           version: `TRANSLATED` or `NEW`.
-          over: let translated vectors also replace the new model's.
+          over: whether translated vectors may also replace the new model's.
 
         Returns (n,) bool: False if the application has its own row under this id, or, unless
         ``over``, if the new model's vector of the same source row exists and ``version`` is
@@ -142,28 +142,29 @@ class Store(abc.ABC):
 
         Args:
           queries: (Q, D).
-          only: a version; rows of other versions do not count.
-          exact: compare every row in the store, without its index.
+          only: a version; rows of other versions are ignored.
+          exact: compare every row in the store, without using its index.
 
-        Returns scores (Q, k) float32, descending, and ids (Q, k): the cosine, the inner product
-        or minus half of the squared distance; −inf with −1 or "" fill missing results.
+        Returns scores (Q, k) float32, descending, and ids (Q, k). A score is the cosine, the inner
+        product or minus half of the squared distance. Missing results have the score −inf and the
+        id −1 or "".
         """
 
     @abc.abstractmethod
     def build_index(self) -> None:
-        """Build the vector index, after bulk writing; returns when it is complete."""
+        """Build the vector index after bulk writing; return when it is complete."""
 
     @abc.abstractmethod
     def sibling(self, dim: int, meta: dict) -> "Store":
         """Return the store of the same rows for another model; make it if it does not exist.
 
-        It is in the same database, has no vector index yet, and its name is made from this store's
+        It is in the same database and has no vector index yet; its name is made from this store's
         name and ``meta["fingerprint"]``.
         """
 
     @abc.abstractmethod
     def sample(self, n: int, seed: int = 0) -> Batch:
-        """Return n rows (or all) drawn in the store, the same ones for the same seed and rows."""
+        """Return n rows (or all) drawn in the store; equal seeds and rows give equal samples."""
 
     @abc.abstractmethod
     def pointer(self):
@@ -188,14 +189,14 @@ class Store(abc.ABC):
         return np.array([plain(one) in found for one in ids], bool)
 
     def get(self, ids) -> tuple[np.ndarray, np.ndarray]:
-        """Return (n,) bool, True for existing ids, and the vectors of these, in order."""
+        """Return (n,) bool, True for existing ids, and the vectors of those ids, in order."""
         found = self.fetch(ids) if len(ids) else {}
         keys = [plain(one) for one in ids]
         vectors = np.array([found[one] for one in keys if one in found], np.float32)
         return np.array([one in found for one in keys], bool), vectors.reshape(-1, self.dim)
 
     def writable(self, ids, version: int, tokens, over: bool = False) -> np.ndarray:
-        """Return (n,) bool: rows that `write` may write, for a store without conditional writes."""
+        """Return which rows (n,) `write` may write, for a store without conditional writes."""
         found, allowed = self.states(ids), np.ones(len(ids), bool)
         for place, one in enumerate(ids):
             if plain(one) in found:
@@ -208,7 +209,7 @@ class Store(abc.ABC):
         """Return the next rows after ``after`` by ascending id; an empty batch means the end.
 
         Args:
-          missing_in: a sibling; then only rows that it lacks or has in an outdated form.
+          missing_in: a sibling; return only rows that it lacks or has in an outdated form.
         """
         limit = limit or self.batch_rows
         while True:
@@ -229,7 +230,7 @@ class Store(abc.ABC):
     def orphans(self, source: "Store", after: Position = None, limit: int | None = None):
         """Return ids that an upgrade wrote and the source no longer has, and the next position.
 
-        The position is None at the end.
+        The position is None after the last row.
         """
         while True:
             batch = self.page(after, limit or self.batch_rows, vectors=False)
@@ -255,7 +256,7 @@ class Store(abc.ABC):
         return search_half(self, new, queries_old, queries_new, k, affine, way=way, exact=exact)
 
     def sibling_name(self, meta: dict) -> str:
-        """Return a name that every database accepts, the same for the same model."""
+        """Return a name that every database accepts and that is always the same for a model."""
         tag = "".join(c for c in str(meta.get("fingerprint", "new")) if c.isalnum())[:12].lower()
         return f"{self.name[:48]}__{tag or 'new'}"  # PostgreSQL cuts names after 63 bytes
 
@@ -292,20 +293,21 @@ def content_tokens(vectors: np.ndarray, rows=None) -> np.ndarray:
 
     Args:
       vectors: (n, D) float32.
-      rows: n dicts of the other columns, or None; they are also copied, so their changes count.
+      rows: n dicts of the other columns, or None; these columns are copied too, so a change in them
+        counts.
     """
     found = np.empty(len(vectors), np.int64)
     for place, vector in enumerate(np.ascontiguousarray(vectors, np.float32)):
         digest = hashlib.blake2b(vector.tobytes(), digest_size=8)
         if rows is not None:
             digest.update(json.dumps(rows[place], sort_keys=True, default=str).encode())
-        # 62 bits: some databases pass integers through float-like or signed JSON numbers.
+        # 62 bits, because some databases pass integers through signed or float-like JSON numbers.
         found[place] = (int.from_bytes(digest.digest()) >> 2) or 1
     return found
 
 
 def ranked(hits, k: int, store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Return search results as arrays; ``hits`` has an iterable of (score, id) per query."""
+    """Return search results as arrays; ``hits`` holds an iterable of (score, id) per query."""
     filler = -1 if store.id_kind == "int" else ""
     scores, ids = [], []
     for found in hits:

@@ -1,7 +1,7 @@
 """Search in a half-migrated gallery in two stores of any kind.
 
-The old store holds every item's old vector, its sibling the new vectors of the re-embedded items
-(version `NEW`). Scores of two models are not comparable; the affine factors of
+The old store holds every item's old vector; its sibling holds the new vectors of the re-embedded
+items (version `NEW`). Scores of two models are not comparable; the affine factors of
 `fct_jax.upgrade.stores.affine` bring them to one scale, query by query.
 """
 
@@ -24,16 +24,16 @@ def search_half(
     With "dual" an item that is not re-embedded scores ``keep·s_old + keep_shift``, and a
     re-embedded one ``dual·s_new + dual_shift``; each list comes from its own index. With "fused" a
     re-embedded item scores ``fused_old·s_old + fused_new·s_new + fused_shift``; the candidates are
-    the best of either space, `FUSED_DEPTH` times k of them, and are scored exactly.
+    the best `FUSED_DEPTH` times k of each space, and are scored exactly.
 
     Args:
-      old, new: `Store` and its sibling.
-      queries_old, queries_new: (Q, do), (Q, dn) the same queries by both models.
+      old, new: a `Store` and its sibling.
+      queries_old, queries_new: (Q, do) and (Q, dn), the same queries embedded by both models.
       affine: factors and shifts of the stores' scores, (Q,) each.
       way: "dual" or "fused".
       exact: find candidates without the stores' indexes.
 
-    Returns scores (Q, k) float32, descending, and ids (Q, k), as `Store.search`.
+    Returns scores (Q, k) float32, descending, and ids (Q, k), in the form of `Store.search`.
     """
     check_way(way, affine, len(queries_old), len(queries_new))
     depth = depth_of(way, k)
@@ -67,7 +67,7 @@ def check_way(way: str, affine, asked_old: int, asked_new: int) -> None:
 
 
 def depth_of(way: str, k: int) -> int:
-    """Return the number of candidates of each space for k results."""
+    """Return the number of candidates to take from each space for k results."""
     return k if way == "dual" else max(FUSED_DEPTH * k, _FEWEST)
 
 
@@ -84,9 +84,9 @@ def scores(metric: str, query: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def _deep(old, new, queries, k: int, depth: int, exact: bool):
-    """Search the old store deeply enough that k items of each query are not re-embedded.
+    """Search the old store deeply enough to find k items per query that are not re-embedded.
 
-    Returns scores, ids and whether each is re-embedded, (Q, depth) each.
+    Returns scores, ids and whether each item is re-embedded, (Q, depth) each.
     """
     total = old.count()
     while True:

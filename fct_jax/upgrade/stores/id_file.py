@@ -14,10 +14,10 @@ _BYTES = {"int": 8, "uuid": 16, "text": 1}
 
 
 class IdFile:
-    """N ids in a folder, to which ids can be appended, and which are read by their number."""
+    """N ids in a folder, which are read by their number, and to which others can be appended."""
 
     def __init__(self, folder, kind: str):
-        """Open a folder of ids, or make it; ``kind``: a `Store.id_kind`."""
+        """Open a folder of ids, or make it; ``kind`` is a `Store.id_kind`."""
         self._folder, self._kind = Path(folder), kind
         self._folder.mkdir(exist_ok=True)
         self._ids, self._ends = self._folder / "ids.bin", self._folder / "ends.bin"
@@ -51,7 +51,7 @@ class IdFile:
         sync_files(self._folder)
 
     def __getitem__(self, places):
-        """Return the ids at some places: an integer gives one, a slice or an array an array."""
+        """Return the ids at some places: one for an integer, an array for a slice or an array."""
         if isinstance(places, slice):
             places = np.arange(*places.indices(len(self)))
         if not np.ndim(places):

@@ -1,7 +1,7 @@
-"""LanceDB: a sibling table in the same folder or bucket, with all columns copied.
+"""LanceDB tables; the sibling is in the same folder or bucket, with all columns copied.
 
 Changes of a row are detected by a hash of its vector and its other columns. Lance does not order
-ids, so `lance_order` does, and does not require unique ids, so repeated ones are refused.
+ids, so `lance_order` does; nor does it require unique ids, so repeated ones are rejected.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from fct_jax.upgrade.stores.base import (
 from fct_jax.upgrade.stores.lance_pointer import LancePointer
 from fct_jax.upgrade.stores.uri import Uri, parse
 
-_TIMEOUT = datetime.timedelta(seconds=120)  # of a merge; 30 s are too short with other writers
+_TIMEOUT = datetime.timedelta(seconds=120)  # for a merge; 30 s is too short with other writers
 _TRIES = 5
 _FEWEST_INDEXED = 4096  # fewer rows are searched as quickly without an index
 _OURS = {"cosine": "cosine", "dot": "ip", "l2": "l2"}
@@ -36,7 +36,8 @@ _LANCE = {ours: theirs for theirs, ours in _OURS.items()}
 class LanceStore(Store):
     """A table with a column of ids (``?id=``) and a fixed-size list of floats (``?vector=``).
 
-    The metric is that of the column's index, or else the URI's ``metric=``, or else cosine.
+    The metric is the URI's ``metric=``, else that of the column's index, else cosine. A sibling
+    without an index has its source's metric.
     """
 
     errors = (RuntimeError, OSError)
@@ -91,13 +92,13 @@ class LanceStore(Store):
             raise UserError(f"{self.uri}: unknown metric {self.metric!r}; {', '.join(_LANCE)}")
 
     def latest(self):
-        """Return the table's newest version, as an object that other calls do not move."""
+        """Return the table's newest version, as an object that stays at it during other calls."""
         table = self.db.open_table(self.name)
         table.checkout(table.version)
         return table
 
     def literal(self, one) -> str:
-        """Return an id as it is written in a condition."""
+        """Return an id in the syntax of a condition."""
         return str(int(one)) if self.id_kind == "int" else "'" + str(one).replace("'", "''") + "'"
 
     def count(self):
@@ -114,14 +115,14 @@ class LanceStore(Store):
             after = rows[self.id_column][-1].as_py()
             found = self._ordered.table.take_row_ids(rows["_rowid"].to_pylist()).to_arrow()
             found = found.filter(found[self._vector].is_valid())
-            if len(found):  # not only rows without a vector
+            if len(found):  # some rows have a vector
                 break
         return self._batch(found.sort_by(self.id_column), after)
 
     def rows_of(self, ids):
         found = self._of(ids, None)
         found = found.filter(found[self._vector].is_valid())
-        return self._batch(found.sort_by(self.id_column), None)  # as `write` needs them
+        return self._batch(found.sort_by(self.id_column), None)  # in the form for `write`
 
     def _batch(self, found, after) -> Batch:
         extra = found.drop_columns(
@@ -145,7 +146,7 @@ class LanceStore(Store):
         return flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, self.dim)
 
     def _of(self, ids, columns):
-        """Return the rows of some ids, unordered; with ``columns`` None all columns."""
+        """Return the rows of some ids, unordered; if ``columns`` is None, with all columns."""
         some = ",".join(map(self.literal, ids)) or "null"
         query = self.latest().search().where(f"{self.id_column} in ({some})")
         return (query if columns is None else query.select(columns)).to_arrow()
@@ -208,9 +209,9 @@ class LanceStore(Store):
         return np.array([states.get(plain(one)) == (version, int(t)) for one, t in pairs], bool)
 
     def _lies_behind(self, first) -> bool:
-        """Return whether all ids of the table are lower: then appending is safe and much faster.
+        """Return whether all ids of the table are lower, so that appending is safe and much faster.
 
-        The highest id is known as long as no other writer has written since our last write.
+        The highest id is known only while no other writer has written since our last write.
         """
         self.table.checkout_latest()
         if self._known_version != self.table.version:
@@ -224,7 +225,7 @@ class LanceStore(Store):
         return plain(first) > self._highest
 
     def _tried(self, action):
-        """Do work that other writers may interrupt; retry it if necessary."""
+        """Run an action that conflicts with other writers; retry it if necessary."""
         for left in reversed(range(_TRIES)):
             try:
                 return action()
@@ -243,7 +244,7 @@ class LanceStore(Store):
         hits, table = [], self.latest()
         for query in np.asarray(queries, np.float32):
             asked = table.search(query, vector_column_name=self._vector)
-            # Without its distance by name, every search logs a warning.
+            # Unless the distance is selected by name, every search logs a warning.
             named = [self.id_column, "_distance"]
             asked = asked.distance_type(_LANCE[self.metric]).limit(k).select(named)
             if exact:
@@ -259,7 +260,7 @@ class LanceStore(Store):
         return -distance / 2 if self.metric == "l2" else 1 - distance
 
     def build_index(self):
-        """Merge the small files of bulk writing, and build indexes of ids and vectors."""
+        """Merge the small files that bulk writing left, and build indexes of ids and vectors."""
         self.table.checkout_latest()
         self._tried(self.table.optimize)
         if self.table.count_rows() >= _FEWEST_INDEXED:
@@ -275,7 +276,7 @@ class LanceStore(Store):
     def sibling(self, dim, meta):
         pa, name = self._pa, self.sibling_name(meta)
         kept = [f for f in self.table.schema if f.name not in (self._vector, VERSION, SEEN)]
-        # They are nullable, because the application's own inserts lack them.
+        # These columns are nullable, because the application's own inserts lack them.
         added = [
             pa.field(self._vector, pa.list_(pa.float32(), int(dim))),
             pa.field(VERSION, pa.int8()),

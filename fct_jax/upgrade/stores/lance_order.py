@@ -1,8 +1,8 @@
-"""Rows of a Lance table by ascending id; the table itself is unordered.
+"""Read the rows of a Lance table by ascending id, although the table itself is unordered.
 
 One pass over the column of ids gives the next `WINDOW` rows, sorted; a table of N rows thus needs
-N / WINDOW passes over that column, and none over its vectors. A row in a window costs 16 bytes
-for integer ids, and about 50 for UUIDs as text, and twice that while the window is filled.
+N / WINDOW passes over that column, and none over its vectors. A row in a window takes 16 bytes
+with integer ids, about 50 with UUIDs as text, and twice as much while the window is being filled.
 """
 
 import numpy as np
@@ -16,16 +16,16 @@ WINDOW = 1 << 19
 
 
 class Ordered:
-    """Some columns of a table, window by window; each window is of one version of the table."""
+    """Some columns of a table, window by window; each window shows one version of the table."""
 
     def __init__(self, store, key: str, columns: list[str], row_ids: bool = False):
-        """Take a store with ``latest()``, the newest table, and ``literal(id)`` for conditions."""
+        """Take a store with ``latest()``, the newest table, and ``literal(id)``, for conditions."""
         self._store, self._key, self._columns, self._row_ids = store, key, columns, row_ids
         self._rows = self._last = self.table = None
         self._at, self._cut = 0, False
 
     def after(self, position, limit: int) -> pa.Table:
-        """Return at most ``limit`` rows with ids above a position; none at the end."""
+        """Return at most ``limit`` rows with ids above a position, or no rows at the end."""
         elsewhere = self._rows is None or position is None or position != self._last
         if elsewhere or (self._at == len(self._rows) and self._cut):
             self._fill(">", position)

@@ -8,7 +8,7 @@ from fct_jax.upgrade.stores.pointer import Pointer
 
 
 class LancePointer(Pointer):
-    """One small table per generation, whose first version counts.
+    """A pointer in small tables, one per generation, of which the first version counts.
 
     If two processes create the same table at once, Lance lets both succeed, but only one of them
     gets the first version.
@@ -33,7 +33,7 @@ class LancePointer(Pointer):
             try:
                 return json.loads(self._read(name)["value"])
             except ValueError as error:
-                # The folder of a table is there before the table is: nobody has switched yet.
+                # A table's folder exists before the table does, so nobody has switched yet.
                 if "not found" not in str(error):
                     raise
         return None
@@ -41,7 +41,7 @@ class LancePointer(Pointer):
     def swap(self, value, expect):
         name, mark = f"{self._prefix}{expect + 1:09}", str(uuid.uuid4())
         rows = self.first._pa.table({"value": [json.dumps(value)], "mark": [mark]})
-        # The error means that somebody else has made this generation.
+        # The error means that another process has made this generation.
         with contextlib.suppress(ValueError, RuntimeError, OSError):
             self.first.db.create_table(name, rows)
             return self._read(name)["mark"] == mark

@@ -41,15 +41,15 @@ class Caught:
 
 
 def copied(source: Store, target: Store, transform, screen: Screen, done=None, *, limit=None):
-    """Write the rows of the source after the last finished one, in bulk, batch by batch.
+    """Write the rows of the source that follow the last finished one, in bulk, batch by batch.
 
     Args:
-      transform: (n, D old) → (n, D new), maps the vectors of a batch.
+      transform: maps the vectors of a batch, (n, D old) → (n, D new).
       done: the latest record of an earlier run, or None.
       limit: rows in a batch; None: a number that suits the dimension.
 
-    Yields a record per batch, to be stored before the next one: the last id, the number of rows so
-    far, and the rows set aside.
+    Yields a record per batch, which must be stored before the next one is requested: the last id,
+    the number of rows so far, and the rows set aside.
     """
     done = done or {"last": None, "rows": 0}
     after, rows = done["last"], done["rows"]
@@ -63,7 +63,7 @@ def copied(source: Store, target: Store, transform, screen: Screen, done=None, *
 
 
 def copy(source: Store, target: Store, transform, journal: Journal, *, limit=None, screen=None):
-    """Run `copied` with a record ``copied`` per batch in the journal.
+    """Run `copied`, writing a record ``copied`` to the journal for each batch.
 
     Returns the number of rows that this and earlier calls have read.
     """
@@ -86,7 +86,8 @@ def catch_up(
     """Transfer the application's inserts, changes and deletes until a pass finds none.
 
     Rows that the application itself wrote in the target are kept. Each pass checks every row of
-    the source; only rows that differ are translated and written; ``before`` sees them first.
+    the source; only rows that differ are translated and written, after a call of ``before`` with
+    them.
     """
     screen = screen or Screen(source)
     written = deleted = 0
@@ -122,15 +123,15 @@ def migrate(
     """Copy, catch up, build the index, check, switch the pointer and catch up once more.
 
     The same call resumes where a killed one stopped. Until it returns, the application may continue
-    to insert, change and delete in the source; in the target it may write rows of its own.
+    to insert, change and delete rows in the source, and may write its own rows in the target.
 
     Args:
       journal: path of the journal; its folder must exist.
       check: raises UserError if the target must not be switched to.
       calibration: path of the calibration that half-migrated searches need, for the pointer.
-      switch: whether to switch at all.
+      switch: whether to switch the pointer.
 
-    Returns the pointer's value. Raises UserError if the journal is of another migration, if a
+    Returns the pointer's value. Raises UserError if the journal belongs to another migration, if a
     server becomes unavailable, or if the application keeps writing to the source after the switch.
     """
     with Lock(Path(journal)), one_line(source):
@@ -149,7 +150,7 @@ def migrate(
             if not _last(journal, "indexed"):
                 target.build_index()
                 journal.append("indexed")
-            # Building takes long on large stores; rows written meanwhile are transferred now.
+            # Building takes long for large stores; rows written meanwhile are transferred now.
             journal.append("caught_up", **vars(catch_up(source, target, transform, limit=limit)))
             if check:
                 check(source, target)
@@ -169,7 +170,7 @@ def migrate(
 
 @contextlib.contextmanager
 def one_line(store: Store):
-    """Convert a store client's errors in a context to UserError."""
+    """Convert errors of a store's client, within a context, to a one-line UserError."""
     try:
         yield
     except store.errors as error:
@@ -185,7 +186,7 @@ def _last(journal: Journal, kind: str) -> dict | None:
 
 
 def switch_to(pointer, target: Store, calibration) -> None:
-    """Switch, unless a killed run has already switched."""
+    """Switch to the target, unless a killed run has already switched."""
     now = pointer.current()
     if now["store"] != str(target.uri):
         to = {"store": str(target.uri), "fingerprint": target.meta.get("fingerprint")}

@@ -1,8 +1,8 @@
-"""Milvus: a sibling collection, all scalar fields copied with the vectors.
+"""Milvus collections; the sibling gets all scalar fields with the vectors.
 
 Milvus has neither conditional writes nor a feed of changes. Changes of an entity are detected by a
-hash of its vector and fields, and each write first looks for rows of the application's own. The
-sibling has a FLAT index until `MilvusStore.build_index`.
+hash of its vector and fields, and each write first looks for the application's own rows. The
+sibling has a FLAT index until `MilvusStore.build_index` runs.
 """
 
 import json
@@ -28,13 +28,13 @@ from fct_jax.upgrade.stores.uri import Uri, parse
 
 _METRICS = {"COSINE": "cosine", "IP": "ip", "L2": "l2"}
 _INDEX = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}
-TIMEOUT = 60  # seconds for a request
-_DEEPEST = 16_384  # candidates of one search
+TIMEOUT = 60  # seconds per request
+_DEEPEST = 16_384  # most candidates in one search
 _FLOATS = ("FLOAT_VECTOR", "FLOAT16_VECTOR", "BFLOAT16_VECTOR")
 
 
 class MilvusStore(Store):
-    """A collection with a primary key and one vector field, or that of ``?vector=``."""
+    """A collection with a primary key and one vector field, or the field named by ``?vector=``."""
 
     def __init__(self, uri: Uri, connection=None):
         uri.only("vector", "db", "https")
@@ -86,10 +86,10 @@ class MilvusStore(Store):
         self.meta = json.loads(found.get("properties", {}).get("fct_jax", "{}"))
 
     def _rows(self, condition: str, fields: list[str], limit: int) -> list[dict]:
-        """Return rows by ascending id, with the request of the client's own iterator.
+        """Return rows by ascending id, with the same request as the client's own iterator.
 
-        Without its two flags rows come in any order; the iterator itself fails if a
-        text id has a quotation mark or a backslash.
+        Without the iterator's two flags rows come in any order; the iterator itself fails if a
+        text id contains a quotation mark or a backslash.
         """
         rows = self._query(
             condition, fields, limit=limit, iterator="True", reduce_stop_for_best="True"
@@ -159,11 +159,11 @@ class MilvusStore(Store):
         return allowed
 
     def delete(self, ids):
-        # ids=… is not used: the client does not escape quotation marks in them.
+        # ids=… is not used, because the client does not escape quotation marks in ids.
         self.db.delete(self.name, filter=self._among(ids))
 
     def search(self, queries, k, *, only=None, exact=False):
-        # Milvus cannot search without the index; a very deep search replaces it.
+        # Milvus cannot search without the index; a very deep search stands in for an exact one.
         how = {"params": {"ef": _DEEPEST}} if exact else {}
         asked = list(np.asarray(queries, np.float32))
         answers = (
@@ -187,7 +187,7 @@ class MilvusStore(Store):
         return -distance / 2 if self.metric == "l2" else distance
 
     def build_index(self):
-        """Replace the FLAT index by HNSW; the collection does not answer during this time."""
+        """Replace the FLAT index by HNSW; the collection does not answer in the meantime."""
         self.db.release_collection(self.name)
         for index in self._indexes:
             self.db.drop_index(self.name, index)
@@ -214,7 +214,7 @@ class MilvusStore(Store):
                 }
                 schema.add_field(field["name"], field["type"], **options)
             schema.add_field(self._vector, types.FLOAT_VECTOR, dim=int(dim))
-            # They are nullable, so that the application can insert rows without them.
+            # These fields are nullable, so that the application can insert rows without them.
             schema.add_field(VERSION, types.INT8, nullable=True, default_value=1)
             schema.add_field(SEEN, types.INT64, nullable=True)
             flat = self._index_params(self._vector, self.metric, index_type="FLAT")

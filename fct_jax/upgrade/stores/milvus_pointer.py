@@ -7,14 +7,15 @@ import uuid
 from fct_jax.upgrade.stores.pointer import Pointer
 
 _STATE = "fct_jax"  # our collection of pointers
-_LEASE = 60.0  # seconds after which an unfinished switch counts as given up
+_LEASE = 60.0  # seconds after which an unfinished switch counts as abandoned
 
 
 class MilvusPointer(Pointer):
-    """Rows of a small collection, one per switch; of two simultaneous switches both are withdrawn.
+    """A pointer in a small collection, with one row per switch.
 
     Milvus has no conditional write. A row counts once its writer has confirmed it, after a strongly
-    consistent read has shown that there is no other row of this generation.
+    consistent read has shown that there is no other row of this generation. If two switches happen
+    at once, both are withdrawn.
     """
 
     def _rows(self) -> list[dict]:

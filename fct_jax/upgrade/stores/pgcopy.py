@@ -1,6 +1,6 @@
-"""Reading and writing PostgreSQL's binary COPY format for rows of an id, an integer and a vector.
+"""Read and write PostgreSQL's binary COPY format for rows of an id, an integer and a vector.
 
-This is about three times as fast as fetching rows, and the floats keep their bits.
+This is about three times as fast as fetching rows, and preserves every bit of the floats.
 Format: https://www.postgresql.org/docs/current/sql-copy.html (Binary Format).
 """
 
@@ -18,7 +18,7 @@ def unpack(data: bytes, id_kind: str, half: bool = False, dim: int | None = None
 
     Args:
       half: whether the vectors are pgvector's halfvec.
-      dim: of the vectors; those of another become NaN. None: all have the same.
+      dim: dimension of the vectors; vectors of another one become NaN. None: all have the same.
 
     Returns ids (list), integers (list; None where NULL) and vectors (n, D) float32.
     """
@@ -48,7 +48,7 @@ def unpack(data: bytes, id_kind: str, half: bool = False, dim: int | None = None
 def pack(ids, integers, vectors: np.ndarray, id_type: str) -> bytes:
     """Return rows for ``COPY … (id, bigint, vector) FROM STDIN (FORMAT BINARY)``.
 
-    id_type: type of the id column, such as "int4", "uuid" or "text".
+    ``id_type`` is the type of the id column, such as "int4", "uuid" or "text".
     """
     rows = np.ascontiguousarray(vectors, ">f4")
     dim = rows.shape[1]

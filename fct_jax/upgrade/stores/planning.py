@@ -1,6 +1,6 @@
-"""Plans for a store: ids on disk in the order of re-embedding, and a forecast by a sample.
+"""Plans for a store: ids on disk in the order of re-embedding, and a forecast from a sample.
 
-It takes one pass over the store. Memory holds a batch, and 8 bytes per item for sorting.
+Planning takes one pass over the store. Memory holds a batch, and 8 bytes per item for sorting.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ from fct_jax.upgrade.stores.id_file import IdFile
 from fct_jax.upgrade.stores.samples import Drawn
 from fct_jax.upgrade.stores.screen import Screen
 
-_MOST = 1 << 32  # most items: a row's number is the lower half of its sort key
+_MOST = 1 << 32  # most items, because a row's number is the lower half of its 64-bit sort key
 _BLOCK = 1 << 16
-# Facts that an order may need: it is computed batch by batch, so it must not compare items.
+# Facts that an order may use. Scores are computed batch by batch, so it must not compare items.
 _NEEDS = frozenset({"uncertainty", "traffic", "old"})
 
 
@@ -34,7 +34,10 @@ _NEEDS = frozenset({"uncertainty", "traffic", "old"})
 class StorePlan:
     """The items of a store to re-embed, first item first.
 
-    ids: an `IdFile`; digest: fingerprint of ids and order; description: as in ``plan.json``.
+    Attributes:
+      ids: an `IdFile`.
+      digest: fingerprint of ids and order.
+      description: contents of ``plan.json``.
     """
 
     ids: IdFile
@@ -56,12 +59,12 @@ class StorePlan:
 
 
 class _Traffic:
-    """Weights of items by id; 0 for those that the file does not name."""
+    """Weights of items by id; items that the file does not name have weight 0."""
 
     def __init__(self, path):
         ids, weights = load_traffic(path)
         known, place = np.unique(ids, return_inverse=True)
-        self._weights = np.append(np.bincount(place, weights), 0.0)  # the last one: not named
+        self._weights = np.append(np.bincount(place, weights), 0.0)  # last: items not named
         self._find = Finder(known)
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
@@ -75,7 +78,8 @@ def make_store_plan(
 
     Args:
       drawn: a sample of the store with the probe's items, for the forecast.
-      screen: checks the rows. Items with unusable vectors come first in the plan.
+      screen: checks the rows if the order reads vectors. Items with unusable vectors then come
+        first in the plan.
 
     Raises UserError if the order compares items with each other, or a target is never reached.
     """
@@ -167,7 +171,7 @@ def _order_all(folder: Path, store, mapping, order: Order, traffic, seed: int, s
 
 
 def _scores(order: Order, batch, mapping, weights, seed: int) -> np.ndarray:
-    """Return the scores (n,) of a batch by an order, times the traffic if it is given."""
+    """Return the scores (n,) that an order gives a batch, times the traffic if it is given."""
     uncertainty = None
     if "uncertainty" in order.needs:
         good = sound(batch.vectors)
@@ -176,7 +180,7 @@ def _scores(order: Order, batch, mapping, weights, seed: int) -> np.ndarray:
             uncertainty = np.zeros(len(batch), np.float32)
     items = Items(len(batch), seed, uncertainty=uncertainty, traffic=weights, old=batch.vectors)
     score = np.asarray(order.score(items), np.float64)
-    if not order.needs:  # by chance: a place among n, and batches have different sizes
+    if not order.needs:  # random: ranks 0..n-1, and batches have different sizes
         score = score / len(batch)
     if weights is not None and order.log_gain is not None:
         with np.errstate(divide="ignore"):
@@ -190,21 +194,21 @@ def _scores(order: Order, batch, mapping, weights, seed: int) -> np.ndarray:
 
 
 def _descending(score: np.ndarray) -> np.ndarray:
-    """Return 32-bit numbers (n,) uint64 whose ascending order is the scores' descending one."""
+    """Return 32-bit numbers (n,) uint64 whose ascending order is the scores' descending order."""
     bits = np.asarray(score + 0.0, np.float32).view(np.uint32)
     ascending = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
     return (~ascending).astype(np.uint64)
 
 
 def _forecast(asked: Order, drawn: Drawn, mapping, probe, traffic, wanted: Wanted):
-    """Return the forecast of an order of the sample."""
+    """Return the forecast that an order gives for the sample."""
     vectors = drawn.read(0, len(drawn))
     _, uncertainty = mapping.transform(without(vectors, sound(vectors)))
     has = uncertainty is not None
     uncertainty = uncertainty if has else np.zeros(len(drawn), np.float32)
     weights = None if traffic is None else traffic(drawn.ids)
     if weights is not None and not weights.any():
-        weights = np.ones(len(drawn))  # nobody asks for any of the sample
+        weights = np.ones(len(drawn))  # no item of the sample has traffic
     needs = "old" in asked.needs
     order = (
         asked.rank(Items(len(drawn), wanted.seed, old=vectors, uncertainty=uncertainty))

@@ -1,4 +1,4 @@
-"""The pointer that readers follow: the store and the model to query it with, in one value."""
+"""The pointer that readers follow: one value that names the store and the model for queries."""
 
 import abc
 
@@ -10,8 +10,8 @@ from fct_jax.upgrade.stores.uri import parse
 class Pointer(abc.ABC):
     """Names the store to query and the model to query it with, in one value.
 
-    Readers get it from `current`: switching a table without naming the model for its queries would
-    break them.
+    Readers get the value from `current`. Switching the store without the model for its queries
+    would break them.
     """
 
     def __init__(self, first: Store):
@@ -26,7 +26,10 @@ class Pointer(abc.ABC):
         """Store the value if the stored generation is ``expect`` (0: none is stored)."""
 
     def current(self) -> dict:
-        """Return {store, fingerprint, calibration, generation, previous}; 0 before any switch."""
+        """Return {store, fingerprint, calibration, generation, previous}.
+
+        The generation is 0 before the first switch.
+        """
         start = {
             "store": str(self.first.uri),
             "fingerprint": self.first.meta.get("fingerprint"),
@@ -48,7 +51,7 @@ class Pointer(abc.ABC):
         unknown = set(to) - set(names)
         if unknown or "store" not in to:
             raise UserError(f"a pointer has {', '.join(names)}; it was given {', '.join(to)}")
-        parse(to["store"])  # refuses secrets
+        parse(to["store"])  # rejects secrets
         before = self.current()
         value = {name: to.get(name) for name in names}
         value["generation"] = expect_generation + 1
@@ -62,7 +65,7 @@ class Pointer(abc.ABC):
         return value
 
     def undo(self) -> dict:
-        """Switch back to the previous value; undoing twice restores the current one."""
+        """Switch back to the previous value; a second undo restores the current one."""
         now = self.current()
         if now["previous"] is None:
             raise UserError(f"the pointer of {self.first.uri} was never switched")

@@ -1,8 +1,8 @@
 """PostgreSQL with pgvector: new vectors go to a side table without index.
 
-Changes of the source are found by ``xmin``, the transaction that wrote a row: every update
-changes it, and no trigger or column has to be added to the application's table. Rows that the
-application itself writes in the side table are told by a trigger on the side table.
+Changes of the source are detected by ``xmin``, the transaction that wrote a row: every update
+changes it, and no trigger or column has to be added to the application's table. A trigger on the
+side table marks the rows that the application itself writes there.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from fct_jax.upgrade.stores.pointer import Pointer
 from fct_jax.upgrade.stores.postgres_search import METRICS, Searching
 from fct_jax.upgrade.stores.uri import Uri, parse
 
-_OURS = ("table", "id", "vector", "metric")  # parameters that are not libpq's
+_OURS = ("table", "id", "vector", "metric")  # parameters that libpq does not have
 _LIBPQ = ("host", "port", "sslmode", "sslrootcert", "connect_timeout", "options", "service")
 _ID_KINDS = {"int2": "int", "int4": "int", "int8": "int", "uuid": "uuid"}
 _ID_KINDS |= dict.fromkeys(("text", "varchar", "bpchar"), "text")
@@ -37,7 +37,7 @@ end $$"""
 class PostgresStore(Searching, Store):
     """One table: a unique column of ids and a column of pgvector's ``vector`` or ``halfvec``.
 
-    The metric is that of the column's index, or else the URI's ``metric=``, or else cosine.
+    The metric is the URI's ``metric=``, else that of the column's index, else cosine.
     """
 
     def __init__(self, uri: Uri, connection=None):
@@ -77,7 +77,7 @@ class PostgresStore(Searching, Store):
             raise UserError(f"cannot open {uri}: {reason}") from None
 
     def ask(self, text: str, *values, **names):
-        """Run a statement in which {t}, {id}, {v}, {ver}, {seen} and others are filled in."""
+        """Run a statement after filling in {t}, {id}, {v}, {ver}, {seen} and others."""
         return self.db.execute(self.sql.SQL(text).format(**self.names, **names), values or None)
 
     def _describe(self, id_column: str, vector_column: str) -> None:
@@ -125,8 +125,9 @@ class PostgresStore(Searching, Store):
         return row and row[0]
 
     def put_state(self, key: str, value: dict, expect: int = 0) -> bool:
-        """Insert a value, or replace the one of generation ``expect``; False if it is another."""
-        # If two create it at once, one fails in spite of IF NOT EXISTS; the table is then there.
+        """Insert a value, or replace that of generation ``expect``; return whether it worked."""
+        # If two processes create the table at once, one fails in spite of IF NOT EXISTS; the table
+        # then exists.
         with contextlib.suppress(self._pg.errors.UniqueViolation), self.db.transaction():
             self.ask(f"create table if not exists {_STATE} (key text primary key, value jsonb)")
         text = f"insert into {_STATE} (value, key) values (%s, %s) on conflict do nothing"
@@ -137,7 +138,7 @@ class PostgresStore(Searching, Store):
         return self.ask(text, *values).rowcount == 1
 
     def key(self, one):
-        """Return an id as this store's arrays have it."""
+        """Return an id in the form that this store's arrays have."""
         return one if self.id_kind == "int" else str(one)
 
     def count(self):
@@ -192,7 +193,7 @@ class PostgresStore(Searching, Store):
 
     def fetch(self, ids):
         rows = self._of("select {id}, {v}::real[] from {t} where", ids)
-        unknown = [np.nan] * self.dim  # of another dimension, which an undeclared column may hold
+        unknown = [np.nan] * self.dim  # for vectors of another dimension in an undeclared column
         return {self.key(one): row if len(row) == self.dim else unknown for one, row in rows}
 
     def write(self, ids, vectors, version, tokens, extra=None, *, over=False):
@@ -211,7 +212,7 @@ class PostgresStore(Searching, Store):
             copied = self.sql.SQL("copy {stage} from stdin (format binary)").format(**names)
             with self.db.cursor() as cursor, cursor.copy(copied) as copy:
                 copy.write(pack(ids, tokens, vectors, self.id_type))
-            # Rows go in the order of ids, so that two writers wait for each other without deadlock.
+            # Rows are written in the order of ids, so that two writers cannot deadlock.
             self.ask(
                 "insert into {t} as o ({id}, {v}, {ver}, {seen}) select id, vector, {version}, "
                 "token from {stage} order by id on conflict ({id}) do update set {v} = "
@@ -231,7 +232,7 @@ class PostgresStore(Searching, Store):
         self._of("delete from {t} where", ids)
 
     def _check_unique(self) -> None:
-        """Raise UserError for repeated ids, which a column without a unique index may hold."""
+        """Raise UserError if ids are repeated, as may be without a unique index."""
         unique = self.ask(
             "select 1 from pg_index i join pg_attribute a on a.attrelid = indrelid and "
             "a.attnum = indkey[0] where indrelid = to_regclass(%s) and indisunique and "
@@ -272,8 +273,8 @@ class PostgresStore(Searching, Store):
         table = self.names["t"].as_string(self.db)
         guess = self.ask("select reltuples from pg_class where oid = to_regclass(%s)", table)
         rows = guess.fetchone()[0]
-        # Some of the table's blocks are read, with about four times as many rows as are asked
-        # for; of a small table, or one that was never analysed, all.
+        # Some of the table's blocks are read, with about four times as many rows as requested; all
+        # blocks of a table that is small or was never analysed are read.
         share = 100.0 if rows < 20 * n else 400.0 * n / rows
         drawn = self.ask(
             f"select {{id}} from {{t}} tablesample system ({share:f}) repeatable ({int(seed)}) "
@@ -291,7 +292,7 @@ class PostgresStore(Searching, Store):
 
 
 class _Pointer(Pointer):
-    """A row of a small table; an update names the generation that it expects."""
+    """A pointer in a row of a small table; an update names the generation that it expects."""
 
     def load(self):
         return self.first.state(f"pointer:{self.first.name}")

@@ -1,4 +1,4 @@
-"""Search in pgvector: index, nearest rows, and a half re-embedded gallery in one statement."""
+"""Search in pgvector: the index, nearest rows, and a half-migrated gallery in one statement."""
 
 import contextlib
 
@@ -7,22 +7,22 @@ import numpy as np
 from fct_jax.upgrade.stores.base import NEW, ranked
 from fct_jax.upgrade.stores.half import check_way, depth_of
 
-# metric -> operator, operator class, score of a distance
+# metric -> operator, operator class, expression for the score of a distance
 METRICS = {
     "cosine": ("<=>", "cosine_ops", "1 - ({})"),
     "ip": ("<#>", "ip_ops", "-({})"),
     "l2": ("<->", "l2_ops", "-(({})^2)/2"),
 }
-_INDEXED = 2000  # dimensions of vector that HNSW takes
-_INDEXED_HALF = 4000  # of halfvec
+_INDEXED = 2000  # most dimensions of a vector that HNSW indexes
+_INDEXED_HALF = 4000  # most dimensions of a halfvec
 
-# The old table gives rows that are not re-embedded, the side table those that are.
+# The old table gives rows that are not re-embedded, the side table those that are re-embedded.
 _DUAL = """
 with old as materialized ({old}), new as materialized ({new})
 select id, score * %s + %s as total from old union all
 select id, score * %s + %s from new order by total desc, id limit {k}"""
 
-# The candidates of both spaces are scored again by both of their vectors.
+# The candidates of both spaces are scored again with both of their vectors.
 _FUSED = """
 with old as materialized ({old}), done as materialized ({done}), new as materialized ({new})
 select id, score * %s + %s as total from old union all
@@ -37,11 +37,11 @@ class Searching:
 
     @property
     def _type(self) -> str:
-        """Return the type that is compared: HNSW on over 2,000 dimensions takes only halfvec."""
+        """Return the type to compare: over 2,000 dimensions HNSW indexes only halfvec."""
         return f"{'halfvec' if self.half or self.dim > _INDEXED else 'vector'}({self.dim})"
 
     def build_index(self):
-        """Build an HNSW index; vectors of more than 4,000 dimensions are searched without."""
+        """Build an HNSW index, unless the vectors have more than 4,000 dimensions."""
         if self.dim > _INDEXED_HALF:
             return
         kind = self._type.partition("(")[0]
@@ -59,17 +59,17 @@ class Searching:
         return f"{{v}}::{self._type}" if wide else "{v}"
 
     def distance(self, table: str) -> str:
-        """Return the distance of a table's rows to one parameter, written as the index has it."""
+        """Return the distance of a table's rows to a parameter, written as in the index."""
         column = self._column.replace("{v}", f"{table}.{{v}}")
         return f"({column}) {METRICS[self.metric][0]} %s::{self._type}"
 
     def score(self, table: str):
-        """Return the score of a table's rows for one parameter."""
+        """Return the score of a table's rows for a parameter."""
         text = METRICS[self.metric][2].format(self.distance(table))
         return self.sql.SQL(text).format(**self.names)
 
     def nearest(self, k: int, where: str = "true", **names):
-        """Return the statement for the k nearest of a query, which is both its parameters."""
+        """Return the statement for a query's k nearest rows; both parameters are the query."""
         text = (
             f"select s.{{id}} as id, {METRICS[self.metric][2].format(self.distance('s'))} as score "
             f"from {{t}} s where s.{{v}} is not null and {where} "
@@ -79,11 +79,11 @@ class Searching:
 
     @contextlib.contextmanager
     def searching(self, k: int, exact: bool = False):
-        """Yield a function that runs a statement, in a context for searches with `nearest`."""
+        """Yield a function that runs a statement with the settings for `nearest`."""
         with self.db.transaction():
             if exact:
                 self.ask("set local enable_indexscan = off")
-            # The index is scanned on, so that rows which a condition drops do not shorten the list.
+            # The index scan continues, so that rows dropped by a condition do not shorten the list.
             self.ask("set local hnsw.iterative_scan = 'strict_order'")
             self.ask(f"set local hnsw.ef_search = {min(1000, max(100, 2 * k))}")
             yield lambda text, *values: self.db.execute(text, values)
@@ -97,7 +97,7 @@ class Searching:
         return ranked(hits, k, self)
 
     def search_half(self, new, queries_old, queries_new, k, affine, *, way="dual", exact=False):
-        """Search as `half.search_half` does; the factors are parameters of a statement a query."""
+        """Search as `half.search_half` does, with one statement per query."""
         if not self.shares_server(new):
             return super().search_half(
                 new, queries_old, queries_new, k, affine, way=way, exact=exact
@@ -135,6 +135,6 @@ class Searching:
 
 
 def texts(vectors) -> list[str]:
-    """Return vectors (n, D) as pgvector reads them; nine digits keep every bit of float32."""
+    """Return vectors (n, D) in pgvector's syntax; nine digits keep every bit of float32."""
     rows = np.asarray(vectors, np.float32).tolist()
     return ["[" + ",".join(f"{value:.9g}" for value in row) + "]" for row in rows]

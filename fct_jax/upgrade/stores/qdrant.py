@@ -1,7 +1,8 @@
-"""Qdrant: a sibling collection, payloads copied with the vectors.
+"""Qdrant collections; the sibling gets the payloads with the vectors.
 
-Qdrant has no feed of changes and no version of a point: a point has changed when the hash of its
-vector and payload has. Collections that compare by cosine hold unit vectors, whatever was written.
+Qdrant has neither a feed of changes nor versions of points: changes of a point are detected by a
+hash of its vector and payload. Collections that compare by cosine hold unit vectors, whatever was
+written.
 """
 
 import json
@@ -31,7 +32,7 @@ _LOCAL = {}  # folder or ":memory:" -> client
 
 
 class QdrantStore(Store):
-    """A collection with one vector a point, or the named vector of ``?vector=``."""
+    """A collection with one vector per point, or the named vector of ``?vector=``."""
 
     def __init__(self, uri: Uri, connection=None):
         uri.only("vector", "https")
@@ -105,8 +106,8 @@ class QdrantStore(Store):
         if vectors:
             values = np.array([self._of(point) for point in found], np.float32)
             values = values.reshape(-1, self.dim)
-            # Each search of the client's local mode scales vectors to unit length once more, in
-            # place, so that their last bits change by themselves.
+            # Each search in the client's local mode rescales vectors to unit length in place, so
+            # their last bits change by themselves.
             same = values if self._is_server else np.round(values, 2) + 0.0
             tokens = content_tokens(same, rows)
         else:
@@ -115,7 +116,7 @@ class QdrantStore(Store):
         return Batch(self.id_array(ids), values, np.array(tokens, np.int64), last, rows)
 
     def _behind(self, after):
-        """Return the least id above one: Qdrant's offset is the first id of the page."""
+        """Return the next possible id, because Qdrant's offset is the first id of the page."""
         return after + 1 if self.id_kind == "int" else str(uuid.UUID(int=uuid.UUID(after).int + 1))
 
     def _of(self, point):
@@ -142,7 +143,7 @@ class QdrantStore(Store):
             vector = np.asarray(vectors[place], np.float32).tolist()
             points.append(m.PointStruct(id=plain(ids[place]), vector=vector, payload=row))
         if points:
-            # From 1.16 on the server itself spares what the application has written since.
+            # From 1.16 on the server itself keeps rows that the application has written since.
             app = m.IsEmptyCondition(is_empty=m.PayloadField(key=SEEN))
             self.db.upsert(self.name, points, wait=True, update_filter=m.Filter(must_not=[app]))
         return allowed
@@ -156,7 +157,7 @@ class QdrantStore(Store):
         if only is not None:
             match = m.MatchValue(value=int(only))
             some = m.Filter(must=[m.FieldCondition(key=VERSION, match=match)])
-        # The local mode compares every row anyway, and warns if it is told to.
+        # The local mode always compares every row, and warns if asked to.
         how = m.SearchParams(exact=True) if exact and self._is_server else None
         asked = [
             m.QueryRequest(
@@ -188,7 +189,7 @@ class QdrantStore(Store):
             self.db.create_collection(
                 name,
                 vectors_config=m.VectorParams(size=int(dim), distance=self._distance),
-                # No graph is built in bulk: 0 turns indexing off.
+                # 0 turns indexing off, so that no graph is built during bulk writing.
                 optimizers_config=m.OptimizersConfigDiff(indexing_threshold=0),
                 metadata={"fct_jax": json.dumps(meta)},
                 shard_number=config.params.shard_number,
@@ -200,7 +201,7 @@ class QdrantStore(Store):
             schema = self.db.get_collection(self.name).payload_schema
             fields = {key: found.params or found.data_type for key, found in schema.items()}
             if self._is_server:
-                fields[VERSION] = m.PayloadSchemaType.INTEGER  # for searches of one version
+                fields[VERSION] = m.PayloadSchemaType.INTEGER  # for searches in one version
             for key, kind in fields.items():
                 self.db.create_payload_index(name, key, field_schema=kind, wait=True)
         uri = parse(self.uri.without("vector")).with_name(name)  # its vector has no name
@@ -218,7 +219,7 @@ class QdrantStore(Store):
             self.db.close()
 
     def _check_server(self) -> None:
-        """Raises UserError if the server would ignore the conditions that guard a write."""
+        """Raise UserError if the server would ignore the conditions that guard a write."""
         if self._is_server:
             version = self.db.info().version
             if tuple(map(int, version.split(".")[:2])) < (1, 16):
@@ -231,7 +232,7 @@ def _connect(uri: Uri):
         scheme = "https" if uri.params.get("https") else "http"
         url, key = f"{scheme}://{uri.host}:{uri.port or 6333}", os.environ.get("QDRANT_API_KEY")
         return made(url=url, api_key=key, timeout=60, check_compatibility=False)
-    where = uri.host or uri.path  # a folder opens once in a process
+    where = uri.host or uri.path  # a process can open a folder only once
     if where not in _LOCAL:
         _LOCAL[where] = made(":memory:") if uri.host else made(path=uri.path)
     return _LOCAL[where]

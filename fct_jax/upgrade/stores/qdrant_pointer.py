@@ -9,7 +9,7 @@ _STATE = "fct_jax"  # our collection of pointers
 
 
 class QdrantPointer(Pointer):
-    """A point of a small collection, which the server changes only at the expected generation."""
+    """A pointer in a small collection: a point that changes only at the expected generation."""
 
     @property
     def _id(self) -> str:
@@ -34,6 +34,6 @@ class QdrantPointer(Pointer):
         row = {"value": json.dumps(value), "generation": expect + 1, "mark": mark}
         point = m.PointStruct(id=self._id, vector=[0.0], payload=row)
         match = m.FieldCondition(key="generation", match=m.MatchValue(value=expect))
-        expected = m.Filter(must=[match])  # a point that is not there yet is inserted
+        expected = m.Filter(must=[match])  # a point that does not exist yet is inserted
         db.upsert(_STATE, [point], wait=True, update_filter=expected, ordering="strong")
         return self._payload().get("mark") == mark

@@ -11,9 +11,9 @@ def recall_of(store: Store, queries, k: int = 10, only: int | None = None) -> fl
 
     Args:
       queries: (Q, D).
-      only: a version of the rows that count.
+      only: a version; rows of other versions are ignored.
 
-    A row as near as the k-th counts as found, whichever of such rows the exact list holds.
+    A row as near as the k-th counts as found, whichever of the tied rows the exact list holds.
     """
     have, _ = store.search(queries, k, only=only)
     want, _ = store.search(queries, k, only=only, exact=True)
@@ -21,7 +21,7 @@ def recall_of(store: Store, queries, k: int = 10, only: int | None = None) -> fl
 
 
 def share_found(have: np.ndarray, want: np.ndarray) -> float:
-    """Return how many of the scores (Q, k) of an exact search the other scores reach."""
+    """Return the share of an exact search's scores ``want`` (Q, k) that ``have`` (Q, k) reaches."""
     there = np.isfinite(want)
     least = np.where(there, want, np.inf).min(axis=1, keepdims=True)
     near = (have >= least - 1e-5 * np.abs(least)) & np.isfinite(have)
@@ -32,9 +32,9 @@ def recall(store: Store, queries, k: int = 10) -> float:
     """Return the share of the exact k nearest that `Store.search` finds; reads every row once.
 
     Args:
-      queries: (Q, D); about a hundred tell the recall to a few percent.
+      queries: (Q, D); about a hundred give the recall to within a few percent.
 
-    A row as near as the k-th counts as found, whichever of such rows the exact list holds.
+    A row as near as the k-th counts as found, whichever of the tied rows the exact list holds.
     """
     best, after = np.full((len(queries), 0), -np.inf), None
     while len(batch := store.read(after)):
@@ -44,7 +44,7 @@ def recall(store: Store, queries, k: int = 10) -> float:
     _, ids = store.search(queries, k)
     near = 0
     for query, row, exact in zip(queries, ids, best, strict=True):
-        _, vectors = store.get(np.unique(row))  # those that fill up short lists are not there
+        _, vectors = store.get(np.unique(row))  # ids that fill short lists do not exist
         of_found = scores(store.metric, query, vectors)
         near += (of_found >= exact[-1] - 1e-6 * abs(exact[-1])).sum()
     return float(near / best.size)

@@ -1,4 +1,4 @@
-"""Samples of stores, where whole galleries of files are read: drawn in the store, and bounded."""
+"""Bounded samples drawn in stores, for steps that read whole galleries if they are files."""
 
 import contextlib
 import re
@@ -14,23 +14,23 @@ from fct_jax.upgrade.galleries.embedding_set import SetTarget
 from fct_jax.upgrade.stores import Store, is_store, open_store
 from fct_jax.upgrade.stores.migrate import one_line
 
-SAMPLE = 20_000  # items that a store is judged or learnt from by, unless it is said
+SAMPLE = 20_000  # default number of items for assessing a store or fitting a map to it
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_METRICS = ("cosine", "l2")  # those that an EmbeddingSet's meta.json may name
+_METRICS = ("cosine", "l2")  # metrics that an EmbeddingSet's meta.json may name
 
 
 class Drawn(Gallery):
-    """Rows of a store in memory: a sample, and rows of some ids that are wanted besides.
+    """Rows of a store in memory: a sample, and the rows of some further ids.
 
     Attributes:
-      store: where they are from.
+      store: the store that the rows are from.
     """
 
     writer = SetTarget
     form = "store"
 
     def __init__(self, store: Store, n: int = SAMPLE, seed: int = 0, also=()):
-        """Draw n rows, or all; ``also``: arrays of ids, whose rows are taken where they are."""
+        """Draw n rows, or all, and take the existing rows of the arrays of ids in ``also``."""
         drawn = store.sample(n, seed)
         wanted = [possible(store, np.asarray(ids)) for ids in also]
         wanted = [ids for ids in wanted if len(ids)]
@@ -60,7 +60,7 @@ class Drawn(Gallery):
 
 
 def space_of(store: Store) -> dict:
-    """Return what is known of a store's vectors, by the keys of ``meta.json``."""
+    """Return the known facts about a store's vectors, under the keys of ``meta.json``."""
     known = {k: store.meta[k] for k in ("fingerprint", "model", "prefix") if store.meta.get(k)}
     if store.metric in _METRICS:
         known["metric"] = store.metric
@@ -69,7 +69,7 @@ def space_of(store: Store) -> dict:
 
 @contextlib.contextmanager
 def opened(where):
-    """Open a store in a context, which closes it, unless it was open already."""
+    """Open a store in a context, which closes it unless it was already open."""
     store = open_store(where)
     try:
         with one_line(store):
@@ -80,7 +80,7 @@ def opened(where):
 
 
 def possible(store: Store, ids: np.ndarray) -> np.ndarray:
-    """Return those ids that are of the store's kind; others cannot even be asked for."""
+    """Return the ids of the store's kind; others cannot even be requested."""
     if (ids.dtype.kind == "U") != (store.id_kind != "int"):
         return ids[:0]
     if store.id_kind != "uuid":
@@ -89,7 +89,7 @@ def possible(store: Store, ids: np.ndarray) -> np.ndarray:
 
 
 def sample_of(where, n: int = SAMPLE, seed: int = 0, ids=None) -> EmbeddingSet:
-    """Return n rows of a store, or those of at most n of some ids, without unusable vectors."""
+    """Return n rows of a store, or the rows of at most n of ``ids``, without unusable vectors."""
     with opened(where) as store:
         return _sample_of(store, n, seed, ids)
 
@@ -117,8 +117,8 @@ def _sample_of(store: Store, n: int, seed: int, ids) -> EmbeddingSet:
 def open_pair(old, new, n: int = SAMPLE, seed: int = 0) -> tuple[EmbeddingSet, EmbeddingSet]:
     """Open vectors of the same items by two models, of which either may be a store.
 
-    Of a store those rows are taken whose ids the other side has, at most n; of two stores a sample
-    is drawn in the old one. Everything else is opened as of ``vectors_of``.
+    From a store, at most n rows are taken, those whose ids the other side has; if both are stores,
+    a sample is drawn in the old one. Everything else is opened by ``vectors_of``.
     """
     old_is, new_is = (is_store(w) or isinstance(w, Store) for w in (old, new))
     opened_old = None if old_is else vectors_of(old, "old")

@@ -15,7 +15,7 @@ def sample(store: Store, n: int, seed: int) -> Batch:
 
     For integer ids and UUIDs a few neighbouring rows are read at random positions in the range of
     ids, so only about n rows are read. (A row after a wide gap of ids is drawn more often.) For
-    text, a small store, or very unevenly spread ids, all ids are read, but only n vectors.
+    text ids, a small store, or very unevenly spread ids, all ids are read, but only n vectors.
     """
     rng, total = np.random.default_rng(seed), store.count()
     found = {}
@@ -36,7 +36,7 @@ def sample(store: Store, n: int, seed: int) -> Batch:
 
 
 def _drawn(store: Store, n: int, rng) -> np.ndarray:
-    """Draw n ids in one pass, with n in memory: those with the smallest random numbers."""
+    """Draw n ids in one pass with n in memory, as those with the smallest random numbers."""
     ids, keys, after = store.no_ids(), np.zeros(0), None
     while len(batch := store.page(after, store.batch_rows, vectors=False)):
         ids = np.concatenate([ids, batch.ids])
@@ -47,20 +47,20 @@ def _drawn(store: Store, n: int, rng) -> np.ndarray:
 
 
 def _range(store: Store) -> tuple[int, int]:
-    """Return bounds of all ids; the highest integer is found by bisection."""
+    """Return bounds of all ids; the highest integer is found by steps that double."""
     if store.id_kind == "uuid":
         return 0, 1 << 128
     low = int(store.page(None, 1, vectors=False).ids[0])
     high = low
     step = 1
-    while len(batch := store.page(high, 1, vectors=False)):  # until nothing lies above
+    while len(batch := store.page(high, 1, vectors=False)):  # until no id is higher
         high = max(int(batch.ids[0]), min(high + step, (1 << 63) - 2))
         step *= 2
     return low, high
 
 
 def _position(store: Store, at: int):
-    """Return the position after which a row with the number ``at`` would come."""
+    """Return the position after which a row with the number ``at`` would follow."""
     if store.id_kind == "uuid":
         return str(uuid.UUID(int=min(at, (1 << 128) - 2)))
     return at - 1

@@ -1,4 +1,4 @@
-"""Setting aside the rows of a store without a usable vector, so that the others can be used."""
+"""Set aside the rows of a store without a usable vector, so that the others can be used."""
 
 import json
 from pathlib import Path
@@ -29,9 +29,9 @@ class Screen:
         self._store, self._on_bad, self.bad = store, on_bad, dict(bad or {})
 
     def take(self, batch: Batch) -> tuple[Batch, list]:
-        """Return the usable rows, and [id, reason] of each unusable one.
+        """Return the usable rows, and [id, reason] of each unusable row.
 
-        Raises UserError if there are too many.
+        Raises UserError if too many rows are unusable.
         """
         found = reasons(batch.vectors)
         if self.bad:
@@ -50,14 +50,14 @@ class Screen:
         return batch.take(keep), new
 
     def check(self) -> None:
-        """Raise UserError if more rows are unusable than may be set aside."""
+        """Raise UserError if there are more unusable rows than may be set aside."""
         listed = Quarantine()
         for row, (one, reason) in enumerate(self.bad.items()):
             listed.add(row, one, reason, "")
         listed.check(self._store.count(), str(self._store.uri))
 
     def write(self, path) -> None:
-        """Write ``quarantine.jsonl``: id and reason of every row that is set aside, if any."""
+        """Write ``quarantine.jsonl`` with id and reason of every row set aside, if there is one."""
         path = Path(path)
         if self.bad or path.is_file():
             rows = [{"id": one, "reason": reason} for one, reason in self.bad.items()]

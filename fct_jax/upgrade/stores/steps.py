@@ -2,13 +2,13 @@
 
     begin        source, sibling and map of the upgrade
     copied       the last id that is translated and written, in bulk
-    translated   all rows of that moment are translated
-    caught_up    rows that the application wrote meanwhile are transferred
+    translated   all rows that existed at that time are translated
+    caught_up    rows that the application wrote in the meantime are transferred
     plan, pending, batch, …   re-embedded items, as in `Batches`
     indexed      the sibling has its vector index
     switched, undone          the store that readers follow
 
-After a kill between a step and its record, the step is repeated, which every step allows.
+After a kill between a step and its record the step is repeated; every step can be repeated.
 """
 
 import shutil
@@ -29,9 +29,9 @@ from fct_jax.upgrade.stores.migrate import catch_up, copied, delete_ours
 from fct_jax.upgrade.stores.planning import StorePlan
 from fct_jax.upgrade.stores.screen import Screen
 
-_CHECKED = 256  # rows that are looked at before readers are sent to them
-_BLOCK = 1 << 16  # ids of a plan that are looked through together
-_ALIKE = 0.999  # cosine of a row and the map's own answer, which halfvec rounds
+_CHECKED = 256  # rows that are checked before readers are switched to the sibling
+_BLOCK = 1 << 16  # ids of a plan that are processed at once
+_ALIKE = 0.999  # least cosine of a row and the map's output, because halfvec rounds
 
 
 class StoreProgress(Progress):
@@ -81,7 +81,7 @@ class StoreMigration(Batches):
             self.target = self._sibling(begin["meta"])
 
     def begin(self, new_meta: dict) -> None:
-        """Make the sibling, and record what is upgraded; ``new_meta``: of re-embedded vectors."""
+        """Make the sibling and record the upgrade; ``new_meta`` describes re-embedded vectors."""
         described = {**self.map.description.get("new_meta", {}), **new_meta}
         fingerprint = self.map.new_fingerprint or new_meta.get("fingerprint")
         meta = {
@@ -96,7 +96,7 @@ class StoreMigration(Batches):
         self.record("begin", **self._identity(), target=str(self.target.uri), meta=meta)
 
     def translate(self) -> None:
-        """Copy every row through the map, in bulk and by ascending id, from the last one done."""
+        """Map and copy every row after the last finished one, in bulk and by ascending id."""
         done = self.progress
         if done.ready:
             return
@@ -112,7 +112,7 @@ class StoreMigration(Batches):
         self.record("translated", rows=done.rows)
 
     def catch_up(self) -> None:
-        """Bring over what the application wrote meanwhile. Raises UserError if it never ends."""
+        """Transfer rows that the application wrote meanwhile. Raises UserError if it never ends."""
         known = dict(self.screen.bad)
         found = catch_up(
             self.source, self.target, self._mapped, screen=self.screen, before=self._ask_again
@@ -134,7 +134,8 @@ class StoreMigration(Batches):
     def _ask_again(self, rows: Batch) -> None:
         """Record which re-embedded items have changed, before their new vectors are replaced.
 
-        They count as failed, so that the next run with a source of new vectors asks for them.
+        These items count as failed, so that the next run with a source of new vectors requests
+        them.
         """
         done = self.progress
         if not done.items:
@@ -162,9 +163,9 @@ class StoreMigration(Batches):
             self.record("indexed")
 
     def check(self) -> None:
-        """Catch up; raise UserError unless a sample of rows is in the sibling as the map gives it.
+        """Catch up; raise UserError unless a sample of the sibling agrees with the map's output.
 
-        The sample is of the rows that were there before: others may come at any time.
+        The sample is drawn before catching up, because new rows may appear at any time.
         """
         drawn = self.source.sample(_CHECKED, seed=1).ids
         self.catch_up()
@@ -199,7 +200,7 @@ class StoreMigration(Batches):
         pass  # a store is always open
 
     def scaled(self, vectors):
-        # By unit vectors, stores that compare by inner product or distance rank as by cosine.
+        # Given unit vectors, stores that compare by inner product or distance rank as by cosine.
         scales = self.map.metric == "cosine" and not self.map.unit_output
         return unit_rows(vectors) if scales else vectors
 
@@ -211,17 +212,17 @@ class StoreMigration(Batches):
         return taken
 
     def _put(self, ids, vectors) -> np.ndarray:
-        """Write new vectors of rows that are as they were when they were translated.
+        """Write the new vectors of rows that have not changed since they were translated.
 
-        Returns (n,) bool: False where a row has changed since, and is to be asked for again once
-        it is caught up with. A row that is gone, or is the application's own, needs no vector.
+        Returns (n,) bool: False if a row has changed, so that its vector must be requested again
+        after catching up. Rows that are gone or belong to the application need no vector.
         """
         place = {one: number for number, one in enumerate(ids.tolist())}
         rows, states = self.source.rows_of(ids), self.target.states(ids)
         fresh = np.zeros(len(rows), bool)
         for number, (one, token) in enumerate(zip(rows.ids.tolist(), rows.tokens, strict=True)):
             seen = states[one][1] if one in states else None
-            # What holds no usable vector could not be translated, so that it is not there yet.
+            # A row without a usable vector could not be translated, so the sibling lacks it.
             fresh[number] = seen == int(token) or (one not in states and one in self.screen.bad)
         again = [
             one
@@ -244,7 +245,7 @@ class StoreMigration(Batches):
             whole = np.zeros((len(ids), store.dim), np.float32)
             whole[there] = vectors
             parts.append(whole)
-        parts[0][~parts[1].any(axis=1)] = 0  # it has no translated vector
+        parts[0][~parts[1].any(axis=1)] = 0  # these items have no translated vector
         return parts[0], parts[1]
 
     def keep_plan(self, plan) -> None:
@@ -287,7 +288,7 @@ class StoreMigration(Batches):
         return made
 
     def _identity(self) -> dict:
-        """Return what must be the same when work goes on."""
+        """Return the settings that must not change when the upgrade resumes."""
         return {
             "source": str(self.source.uri),
             "map": self.map.fingerprint,
@@ -306,7 +307,7 @@ class StoreMigration(Batches):
             )
 
     def _check_metric(self) -> None:
-        """Raise UserError where the store would rank the new vectors by another metric."""
+        """Raise UserError if the store would rank the new vectors by another metric."""
         unit = self.map.unit_output or self.map.metric == "cosine"
         if not unit and self.map.metric != self.source.metric:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Upgrades of stores: a sibling is filled, indexed and checked, and then readers are sent there."""
+"""Upgrades of stores: fill, index and check a sibling, then switch readers to it."""
 
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import console
@@ -19,12 +19,12 @@ from fct_jax.upgrade.stores.screen import Screen
 from fct_jax.upgrade.stores.steps import StoreMigration
 from fct_jax.upgrade.stores.watching import status_of_store
 
-_FIRST = 256  # items of a plan that known answers are asked of
+_FIRST = 256  # first items of a plan, which the sample includes for the known-answer test
 _BLOCK = 1 << 16
 
 
 class StoreSide(Side):
-    """A store, whose rows the application may change at any time; its sibling is what is made."""
+    """A store, whose rows the application may change at any time; its upgrade makes a sibling."""
 
     @staticmethod
     def open(where, settings):
@@ -65,7 +65,7 @@ class StoreSide(Side):
                 work.begin(new.meta if new else {})
             elif new is not None and not work.progress.stops:
                 drawn = self._drawn(new, plan)
-                check_new_vectors(drawn, mapping, new)  # until now it was only translated
+                check_new_vectors(drawn, mapping, new)  # until now rows were only translated
                 plan = plan or self._planned(Wanted(), drawn)
             if new is not None:
                 _check_some(new, plan)
@@ -73,7 +73,7 @@ class StoreSide(Side):
             work.catch_up()
             if new is not None:
                 Reembedding(work, plan, new, run.unchecked).run(run.batch_items, run.max_batches)
-            # Afterwards: writing to an indexed table is many times slower.
+            # The index comes last, because writing to an indexed table is many times slower.
             work.index()
             work.catch_up()
             state = state_of(work.progress, None if plan is None else len(plan))
@@ -90,7 +90,7 @@ class StoreSide(Side):
     def switch(self, back, calibration):
         source = self.opened.source
         if calibration is not None:
-            StoreCalibration(calibration)  # readers will open it
+            StoreCalibration(calibration)  # check that readers can open it
         with lock_of(self.workdir), one_line(source):
             work, pointer = self._translated(), source.pointer()
             if back:
@@ -134,7 +134,7 @@ class StoreSide(Side):
         return read_store_plan(folder, self.opened.source, self.opened.mapping)
 
     def _drawn(self, new: NewVectors | None = None, plan: StorePlan | None = None) -> Drawn:
-        """Draw a sample, with the items whose answers are known."""
+        """Draw a sample that includes the items with known answers."""
         mapping, probe, also = self.opened.mapping, self.opened.probe, []
         if mapping.known is not None:
             also.append(mapping.known.ids)
@@ -160,7 +160,7 @@ class StoreSide(Side):
 
 
 def _look(lookup, drawn: Drawn) -> None:
-    """Look in a sample for what should be in it; raises UserError."""
+    """Look for the expected vectors in a sample; raises UserError if they are missing."""
     if lookup is not None:
         vectors = drawn.read(0, len(drawn))
         lookup.take(guards.without(vectors, guards.sound(vectors)))

@@ -1,4 +1,4 @@
-"""Names of stores: URIs that hold no secret, parsed once, with one-line errors."""
+"""URIs of stores, which hold no secret, are parsed once, and give one-line errors."""
 
 import dataclasses
 import re
@@ -16,10 +16,10 @@ class Uri:
     Attributes:
       text: the URI as it was given.
       scheme: the part before ``://``, such as ``qdrant``.
-      user, host, port: of the server; "" and None if the URI has none.
-      path: from the slash on, such as ``/db``; "" if there is none.
-      name: the part after ``#``, or else "".
-      params: the query's parameters, each given once.
+      user, host, port: those of the server; "", "" and None if the URI has none.
+      path: the path with its slash, such as ``/db``; "" if there is none.
+      name: the part after ``#``, or "".
+      params: the query's parameters, each of which occurs once.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Uri:
         return self.text
 
     def only(self, *known: str) -> None:
-        """Raises UserError if there is a parameter that is not in ``known``."""
+        """Raise UserError if there is a parameter that is not in ``known``."""
         for name in self.params:
             if name not in known:
                 some = ", ".join(known) or "none"
@@ -71,7 +71,7 @@ def parse(text: str) -> Uri:
             f"{text!r} is not the URI of a store, such as qdrant://localhost:6333/items"
         )
     try:
-        # urlsplit knows fewer schemes than we do ("module:name"), and none of them matters here.
+        # urlsplit does not accept every scheme of ours ("module:name"), so it gets a neutral one.
         parts = urlsplit("store://" + rest)
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Status of a store's upgrade: its journal, the stores' own counts, the pointer, and recalls."""
+"""Status of a store's upgrade, from its journal, the stores' counts, the pointer and recalls."""
 
 import dataclasses
 import json
@@ -24,15 +24,15 @@ from fct_jax.upgrade.stores.steps import StoreProgress
 from fct_jax.upgrade.ways import find_way
 
 _K = 10
-_REFERENCE = 500  # items by which scores of both spaces are brought to one scale
+_REFERENCE = 500  # items with which scores of both spaces are calibrated
 
 
 def status_of_store(workdir: Path, settings: Settings, probe: str | None, queries: int) -> Status:
     """Return the status of a store's upgrade.
 
     Args:
-      probe: folder of a probe set that quality is measured by, or None.
-      queries: number of items that the stores are searched for to measure recall; 0: none.
+      probe: folder of a probe set with which quality is measured, or None.
+      queries: number of items to search for when measuring recall; 0: recall is not measured.
     """
     records = Journal(workdir / "journal.jsonl").records
     done = StoreProgress(records)
@@ -78,7 +78,7 @@ def status_of_store(workdir: Path, settings: Settings, probe: str | None, querie
 
 
 def _asked(found: Status, store: Store, done: StoreProgress, queries: int) -> Status:
-    """Return the status with what the stores themselves say."""
+    """Return the status with counts, readers and recalls from the stores themselves."""
     now = store.pointer().current()
     readers = f"{now['store']} (generation {now['generation']})"
     found = dataclasses.replace(found, count=store.count(), readers=readers)
@@ -100,7 +100,7 @@ def _asked(found: Status, store: Store, done: StoreProgress, queries: int) -> St
 
 
 def _measured(found: Status, store: Store, done: StoreProgress, probe: str) -> Status:
-    """Return the status with the quality of the probe's items as they are stored now."""
+    """Return the status with the quality that the probe's items have as stored now."""
     target, served = store.beside(done.begin["target"]), find_way(found.way)
     asked = Probe(probe, "l2" if target.metric == "l2" else "cosine")
     if found.measure not in (None, asked.measure):
@@ -123,7 +123,7 @@ def _measured(found: Status, store: Store, done: StoreProgress, probe: str) -> S
 
 
 def _pairs(store: Store, target: Store, count: int, seed: int):
-    """Return vectors of the same items in both stores; usable ones."""
+    """Return the usable vectors of the same items in both stores."""
     drawn = store.sample(count, seed)
     there, new = target.get(drawn.ids)
     old = np.asarray(drawn.vectors, np.float32)[there]
@@ -132,7 +132,7 @@ def _pairs(store: Store, target: Store, count: int, seed: int):
 
 
 def _half(store: Store, target: Store, old, new, calibration) -> float | None:
-    """Return the recall of the half-migrated search, dual, against the same one without indexes."""
+    """Return the recall of the half-migrated search ("dual") against the same without indexes."""
     factors = _calibration(store, target, calibration)
     if factors is None:
         return None
@@ -144,7 +144,7 @@ def _half(store: Store, target: Store, old, new, calibration) -> float | None:
 
 
 def _calibration(store: Store, target: Store, where):
-    """Return the calibration that readers have, or one by a sample of both stores."""
+    """Return the calibration that readers have, or one from a sample of both stores."""
     if where and Path(where).is_dir():
         return StoreCalibration(where)
     from fct_jax.upgrade.ways.calibration import calibrate
