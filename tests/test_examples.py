@@ -28,7 +28,7 @@ def test_examples(name):
 
 
 def test_no_example_is_left_out():
-    """Every public loss, measure and file format that a user calls has one; none is skipped."""
+    """Every public loss, measure and file format that users call has one; none is skipped."""
     assert [str(path) for path in FILES if "doctest: +SKIP" in path.read_text("utf-8")] == []
     shown = {_module(path) for path in FILES}
     for name in (

@@ -18,7 +18,7 @@ METRICS = ("l2", "cosine")
 
 @st.composite
 def galleries(draw):
-    """Small integer vectors of n items by two models, with ties within and across the models."""
+    """Draw small integer vectors of n items by two models, with ties within and across models."""
     n, dims = draw(st.integers(1, 30)), draw(st.integers(1, 4))
     spread, classes = draw(st.integers(1, 3)), draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -95,7 +95,7 @@ def test_ends_are_plain_evaluations():
 
 
 def test_extreme_numbers():
-    """Neither overflow nor vanishing differences may break the search for thresholds."""
+    """Neither overflow nor vanishing differences break the search for thresholds."""
     rng = np.random.default_rng(0)
     values = np.array([0.0, 5e-324, 1e-310, 1e-160, 1.0, 1e150, 1e300])
     new, transformed = values[rng.integers(0, 7, (2, 40, 3))]
@@ -184,7 +184,7 @@ def test_unknown_auc():
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_separate_queries_against_every_mixed_gallery(metric):
-    """At each point the curve is a plain evaluation of the half re-embedded gallery."""
+    """Each point of the curve is a plain evaluation of the partly re-embedded gallery."""
     rng = np.random.default_rng(3)
     new, transformed = rng.standard_normal((2, 40, 3)).astype(np.float32)
     query = rng.standard_normal((9, 3)).astype(np.float32)
@@ -204,7 +204,7 @@ def test_separate_queries_against_every_mixed_gallery(metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_few_huge_classes(metric, monkeypatch):
-    """Positives that NumPy sorts, and those that are sorted in the loop, give the same curve."""
+    """The curve is the same whether NumPy sorts the positives or the loop does."""
     rng = np.random.default_rng(0)
     new, moved = rng.integers(-2, 3, (2, 90, 3)).astype(np.float64)
     labels, order = np.arange(90) % 2, rng.permutation(90)
@@ -214,7 +214,7 @@ def test_few_huge_classes(metric, monkeypatch):
         curves.append(backfill_curve(new, moved, labels, order, metric=metric, steps=4))
     for name, values in curves[0].values.items():
         np.testing.assert_array_equal(values, curves[1].values[name])
-    # Of both together, so that ranks among them can be compared.
+    # Distances to both together, so that ranks among them can be compared.
     distance = exact_distances(new.astype(int), np.concatenate([new, moved]).astype(int), metric)
     expected = curve_of_distances(distance[:, :90], distance[:, 90:], labels, order, 4)
     for name, values in curves[0].values.items():

@@ -1,4 +1,4 @@
-"""The table of average precisions in `fct_jax.evaluate.protocols` is what the functions do."""
+"""The table of average precisions in `fct_jax.evaluate.protocols` holds for the functions."""
 
 import re
 
@@ -34,7 +34,7 @@ FOUND = {
 
 
 def test_every_row_of_the_table():
-    """A name in backticks begins a row, whose last number is the example's value."""
+    """Rows begin with a name in backticks; their last number is the example's value."""
     said = {}
     for line in protocols.__doc__.splitlines():
         row = re.match(r"`[\w.]*?(\w+)`.* ([\d.]+)$", line)

@@ -20,7 +20,7 @@ METRICS = ("l2", "cosine")
 
 @st.composite
 def vector_sets(draw):
-    """Small integer vectors, full of duplicates, ties and zero vectors, of two sets."""
+    """Draw two sets of small integer vectors, full of duplicates, ties and zero vectors."""
     dims = draw(st.integers(1, 4))
     sizes = draw(st.integers(1, 24)), draw(st.integers(1, 24))
     seed = draw(st.integers(0, 2**32 - 1))
@@ -31,7 +31,7 @@ def vector_sets(draw):
     return *sets, *labels
 
 
-# 0 pairs selects float32, where unit vectors of integers cannot keep their ties.
+# 0 pairs selects float32, in which unit vectors of integers cannot keep their ties.
 @pytest.mark.parametrize(("metric", "exact_pairs"), [("l2", 0), ("l2", 2**25), ("cosine", 2**25)])
 @settings(deadline=None, max_examples=40)
 @given(sets=vector_sets(), ks=st.sampled_from([(1, 5), (3,), (2, 40)]))
@@ -69,7 +69,7 @@ def test_real_vectors(metric, exact_pairs, monkeypatch):
 @pytest.mark.parametrize("exact_pairs", [0, 2**25])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_offset_and_scale_do_not_matter(offset, exact_pairs, monkeypatch):
-    """Distances do not change with a common offset: float32 products must not lose them."""
+    """A common offset does not change distances; float32 products must not lose them."""
     monkeypatch.setattr(distances_module, "EXACT_PAIRS", exact_pairs)
     rng = np.random.default_rng(5)
     labels = np.arange(60) % 6
@@ -130,7 +130,7 @@ def test_per_class_and_per_group():
 def test_own_item_never_counts():
     vectors = np.eye(4, dtype=np.float32)
     assert retrieval_metrics(vectors, vectors, [0, 0, 1, 1]) == {
-        "cmc@1": 0.5,  # all others are equally far: the lower row first
+        "cmc@1": 0.5,  # all others are equally far: the lower row comes first
         "cmc@5": 1.0,
         "map": pytest.approx(1 / 3),
     }

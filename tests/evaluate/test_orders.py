@@ -78,7 +78,7 @@ def test_traffic_multiplies_the_expected_error(name):
     for found in (find_order(f"{name}×traffic"), find_order(f"{name}*traffic")):
         assert found.rank(known).tolist() == slow
     asked = known.traffic[slow]
-    assert asked[: int((asked > 0).sum())].all()  # those that nobody asks for come last
+    assert asked[: int((asked > 0).sum())].all()  # items that no query asks for come last
 
 
 def test_classes_without_labels_are_cells():
@@ -100,7 +100,7 @@ def test_class_mean_is_the_published_example():
         known = Items(len(vectors), metric=metric, transformed=vectors, classes=labels)
         if metric == "l2":
             assert ORDERS["class_mean"].rank(known).tolist() == expected
-        else:  # rows that are equally far but for rounding may change places
+        else:  # rows that are equally far up to rounding may change places
             values = np.array(case["cosine_distance"])
             found = ORDERS["class_mean"].rank(known)
             np.testing.assert_allclose(values[found], np.sort(values)[::-1], atol=1e-6)
@@ -124,7 +124,7 @@ def test_mistakes_are_one_line():
 
 
 def test_an_order_of_ones_own(tmp_path, monkeypatch):
-    """The newcomer's path of CONTRIBUTING.md: one file, named as module:name."""
+    """An order takes the newcomer's path of CONTRIBUTING.md: one file, named as module:name."""
     (tmp_path / "my_orders.py").write_text(
         "import numpy as np\n"
         "from fct_jax.evaluate.orders import Order\n\n"

@@ -38,7 +38,7 @@ def slow_market(distances, q_ids, g_ids, q_cams, g_cams, max_rank=50):
 
 
 def slow_rerank(query, gallery, k1, k2, weight):
-    """The definition with sets, in float64."""
+    """Re-rank by the definition, with sets and in float64."""
     everything = normalised(np.concatenate([query, gallery]).astype(np.float64))
     total, queries = len(everything), len(query)
     distance = squared_distances(everything, everything)
@@ -132,7 +132,7 @@ def test_golden_rerank(golden_advbct):
         np.testing.assert_allclose(found, arrays[key], atol=2e-3, err_msg=key)
         wanted = golden["rerank_dtype"].get(f"{k1}_{k2}_{weight}", "float32")
         assert found.dtype == wanted
-        # Without half precision the result is the definition's.
+        # Without half precision the result equals the definition's.
         exact = k_reciprocal_rerank(query, gallery, k1, k2, weight, dtype=np.float32)
         slow = slow_rerank(query, gallery, k1, k2, weight)
         np.testing.assert_allclose(exact, slow, atol=2e-6, err_msg=key)
@@ -184,7 +184,7 @@ def test_market_equals_slow_loop(seed, queries, gallery, people, ties):
 )
 def test_rerank_equals_slow_loop(seed, queries, gallery, k1, k2, duplicates):
     rng = np.random.default_rng(seed)
-    # Signs only: cosines are multiples of 1/4 and their float32 ties are exact.
+    # Values are only signs: cosines are multiples of 1/4 and their float32 ties are exact.
     vectors = rng.normal(size=(queries + gallery, 6)).astype(np.float32)
     if duplicates:
         vectors = rng.choice([-1.0, 1.0], (queries + gallery, 4)).astype(np.float32)

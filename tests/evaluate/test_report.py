@@ -23,7 +23,7 @@ N, CLASSES = 90, 6
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """old, new and moved (with uncertainties) of the same items, and queries of other items."""
+    """Write sets old, new and moved (with uncertainties) of one gallery, and queries."""
     folder = tmp_path_factory.mktemp("sets")
     rng = np.random.default_rng(0)
     labels = np.arange(N) % CLASSES
@@ -122,7 +122,7 @@ def test_words_follow_the_numbers():
 
 
 def test_a_compatible_model_searches_the_old_gallery_as_it_is(sets, tmp_path):
-    """No transformation, and a gallery of the old model's fingerprint: cross retrieval."""
+    """With no transformation and a gallery of the old fingerprint, retrieval is cross retrieval."""
     old, new = (EmbeddingSet.read(sets / name) for name in ("old", "new"))
     rng = np.random.default_rng(1)
     compatible = np.array(old.vectors) + 0.3 * rng.standard_normal(old.vectors.shape)
@@ -144,7 +144,7 @@ def test_a_compatible_model_searches_the_old_gallery_as_it_is(sets, tmp_path):
 
 
 def test_maps_stand_for_transformations(sets, tmp_path):
-    """A fitted map's directory, and a Python function, as other commands take them."""
+    """A fitted map's directory and a Python function are accepted, as in other commands."""
     mapping = fit(sets / "old", sets / "new", method="ridge", out=tmp_path / "map")
     (tmp_path / "widen.py").write_text(
         "import numpy as np\n\n\ndef pad(x):\n    return np.pad(x, ((0, 0), (0, 3)))\n"
@@ -182,7 +182,7 @@ def test_separate_queries(sets, tmp_path):
 
 
 def test_map_at_r_by_faiss(sets, tmp_path):
-    """With R the whole gallery, mAP@R is mAP."""
+    """If R is the whole gallery, mAP@R equals mAP."""
     report = evaluate(config_of(sets, map_at=N), tmp_path / "report")
     exact = evaluate(config_of(sets), tmp_path / "exact")
     for row in exact.rows:
@@ -256,7 +256,7 @@ def test_nothing_is_overwritten(sets, tmp_path):
 
 @pytest.mark.slow
 def test_a_transformation_of_another_model_is_named(sets, tmp_path):
-    """The transformation does not fit the old model, which is itself no fault of the config."""
+    """The message names the transformation, which does not fit the old model."""
     run = tmp_path / "fct"
     train(tiny_runs.transformation(sets / "old", sets / "new", epochs=2, batch_size=30), run)
     for name, expected in (

@@ -49,8 +49,8 @@ def check_metrics(golden, case, metric):
     expected = arrays[f"{case}/{metric}/ap_per_query"]
     np.testing.assert_array_equal(np.isnan(results.ap), np.isnan(expected))
     off = np.abs(results.ap - expected)
-    # The recorded float32 cosines lie near 1, where two queries have a pair of items that
-    # only float64 tells apart.
+    # The recorded float32 cosines are near 1, and two queries have a pair of items that only
+    # float64 tells apart.
     near_ties = 2 if (case, metric) == ("main", "cosine") else 0
     assert np.count_nonzero(off > 1e-6) == near_ties and np.nanmax(off) < 1e-4
     values = results.mean()
@@ -58,7 +58,7 @@ def check_metrics(golden, case, metric):
     for name, ours in NAMES.items():
         assert values[ours] == pytest.approx(arrays[f"{stable}/{name}"], abs=1e-6)
         recorded = arrays[f"{as_is}/{name}"]
-        # "as_is" broke ties arbitrarily: only mAP, and CMC where there are none, are defined.
+        # "as_is" broke ties arbitrarily: only mAP, and CMC without ties, are defined.
         if name == "map" or case == "main":
             assert values[ours] == pytest.approx(recorded, abs=1e-6)
         else:
@@ -73,12 +73,12 @@ def check_orders(golden, case):
     np.testing.assert_array_equal(ours, arrays[f"{case}/stable/order_sigma"])
     ours = backfill_order("distance", new=new, transformed=transformed)
     np.testing.assert_array_equal(ours, arrays[f"{case}/l2/stable/order_distance"])
-    # The reference's "cosine" order is that of L1-normalised rows.
+    # The reference's "cosine" orders L1-normalised rows.
     by_dot = -(1 - np.sum(l1_rows(new) * l1_rows(transformed), axis=1))
     np.testing.assert_array_equal(
         np.argsort(by_dot, kind="stable"), arrays[f"{case}/cosine/stable/order_distance"]
     )
-    # Arbitrary among ties, yet descending.
+    # The order is arbitrary among ties, but descending.
     assert (np.diff(sigma[arrays[f"{case}/as_is/order_sigma"]]) <= 0).all()
     as_is = arrays[f"{case}/l2/as_is/order_distance"]
     gap = np.linalg.norm(new.astype(float) - transformed, axis=1)
@@ -105,7 +105,7 @@ def golden_curve(arrays, case, metric, order):
 
 
 def cmc_bounds(arrays, case, metric, order, k, steps=20):
-    """Return the least and the largest CMC@k at each point that any order among ties can give."""
+    """Return the smallest and largest CMC@k at each point that an order of the ties can give."""
     new, old, labels = (arrays[f"{case}/{name}"] for name in ("query", "gallery", "labels"))
     new, old = np.float64(new), np.float64(old)
     if metric == "cosine":
@@ -118,7 +118,7 @@ def cmc_bounds(arrays, case, metric, order, k, steps=20):
         mixed[order[:cut]] = new[order[:cut]]
         near = -new @ mixed.T if metric == "cosine" else distances(new[:, None], mixed)
         first = np.where(positive, near, np.inf).min(axis=1, keepdims=True)
-        before = (~same & (near < first - 1e-6)).sum(axis=1)  # whatever the ties
+        before = (~same & (near < first - 1e-6)).sum(axis=1)  # however ties are broken
         not_after = (~same & (near <= first + 1e-6)).sum(axis=1)
         bounds.append([np.mean(places < k) for places in (not_after, before)])
     return np.transpose(bounds)
@@ -127,7 +127,7 @@ def cmc_bounds(arrays, case, metric, order, k, steps=20):
 def check_curves(golden, case, metric, kind):
     arrays = golden.arrays("metrics")
     values64 = golden.json("metrics")["values_float64"][case][metric]
-    # Float32 cosines near 1 swap some pairs: their float64 run is this far from the recorded one.
+    # Float32 cosines near 1 swap some pairs: the float64 run is this far from the recorded one.
     noise = golden.json("float32_vs_float64")["files"]["metrics"]
     tolerance = 1e-6 + noise[f"{case}/{metric}/stable/curve_{kind}/map"][0]
     for ties in ("stable", "as_is"):
@@ -137,7 +137,7 @@ def check_curves(golden, case, metric, kind):
         recorded_auc = dict(zip(NAMES, arrays[f"{prefix}/auc"], strict=True))
         for name, ours in NAMES.items():
             recorded = arrays[f"{prefix}/{name}"]
-            # mAP depends on no tie rule; CMC does, unless the case has no ties.
+            # CMC depends on the order of ties, mAP does not.
             if ties == "as_is" and case == "ties" and name != "map":
                 low, high = cmc_bounds(arrays, case, metric, order, int(name.removeprefix("top")))
                 assert (low - 1e-6 <= recorded).all() and (recorded <= high + 1e-6).all()
@@ -178,7 +178,7 @@ def test_golden(check, golden_fct):
 
 
 class Recording:
-    """A golden folder that remembers which arrays of it were asked for."""
+    """A golden folder that records which of its arrays were read."""
 
     def __init__(self, golden):
         self.json = golden.json
@@ -198,7 +198,7 @@ class Recording:
 
 
 def test_every_golden_array_is_read(golden_fct):
-    """Run the checks once more and see which arrays they read: none is forgotten."""
+    """Run the checks once more, and check that they read all arrays."""
     recording = Recording(golden_fct)
     for function, *rest in CHECKS:
         function(recording, *rest)

@@ -69,7 +69,7 @@ def test_equal_vectors_are_equally_far_in_row_order(metric):
     np.testing.assert_array_equal(distance.reshape(40, 10, 9), distance[:, ::9, None] + np.zeros(9))
     steps = ids.reshape(40, 10, 9) - ids[:, ::9, None]
     assert (steps == np.arange(0, 90, 10)).all()
-    # Every item has nine equals, itself among them: it must still be left out.
+    # Every item has nine equals, including itself; it must still be left out.
     _, ids = knn(gallery, gallery, 3, metric=metric, exclude_self=True)
     assert not (ids == np.arange(90)[:, None]).any() and (ids >= 0).all()
 

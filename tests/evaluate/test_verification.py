@@ -41,7 +41,7 @@ def slow_pool(embeddings, templates, media, weights, normalize):
 
 
 def slow_tar(scores, same, far):
-    """The best true accept rate of all thresholds whose false accept rate is allowed."""
+    """Return the best true accept rate of all thresholds with an allowed false accept rate."""
     best = 0.0
     for threshold in [*scores, np.inf]:
         accepted = scores >= threshold
@@ -95,9 +95,9 @@ def test_tar_equals_slow_loop(seed, pairs, ties):
 def test_tar_by_hand():
     same = np.array([True] * 4 + [False] * 10)
     scores = [0.9, 0.8, 0.5, 0.1, 0.8, 0.6, *np.linspace(0, 0.05, 8)]
-    # One of ten may pass: the impostor at 0.8; the one at 0.6 may not, so 0.9 and 0.8 pass.
+    # One of ten impostors may pass: that at 0.8, not that at 0.6; so 0.9 and 0.8 pass.
     assert tar_at_far(scores, same, [0.1]) == {"tar@far=0.1": 0.5}
-    # None may pass: 0.8 is rejected together with the impostor that has the same score.
+    # No impostor may pass: 0.8 is rejected together with the impostor of the same score.
     assert tar_at_far(scores, same)["tar@far=1e-06"] == 0.25
     assert list(tar_at_far(scores, same)) == [f"tar@far={far:g}" for far in FARS]
 
@@ -131,7 +131,7 @@ def test_identification_equals_slow_loop(seed, probes, templates, people, ties):
 
 
 def slow_tpir(probe, probe_ids, gallery, gallery_ids, fpir):
-    """By the definition: the best threshold among all scores and infinity."""
+    """Return the rate by its definition, at the best threshold among all scores and infinity."""
     searches, best = [], 0.0
     for vector, person in zip(probe, probe_ids, strict=True):
         mates, others = [], []
@@ -155,7 +155,7 @@ def slow_tpir(probe, probe_ids, gallery, gallery_ids, fpir):
 
 
 def first_is_a_mate(probe, probe_ids, gallery, gallery_ids):
-    """Of each probe with mates: whether the first of its ranking is one."""
+    """Return for each probe with mates whether a mate is ranked first."""
     return [
         gallery_ids[int(np.argmax(gallery @ vector))] == person
         for vector, person in zip(probe, probe_ids, strict=True)

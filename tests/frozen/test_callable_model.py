@@ -1,4 +1,4 @@
-"""Python functions in the place of runs: what they get, what they may give, where it is kept."""
+"""Python functions in place of runs: their inputs, valid outputs, and the cache of outputs."""
 
 import sys
 
@@ -74,7 +74,7 @@ number = 3
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """A fresh module "their_models" on the path."""
+    """Write a new module "their_models" on the path."""
     (tmp_path / "their_models.py").write_text(MODULE)
     (tmp_path / "their_broken.py").write_text("import no_such_package\n")
     (tmp_path / "their_mistyped.py").write_text("def f(images)\n")
@@ -105,7 +105,7 @@ def test_what_the_function_gets(module):
     assert found.shape == (7, 16) and found.dtype == np.float32
     np.testing.assert_allclose(found, images[:, ::2, ::2, 0].reshape(7, -1) / 255, rtol=1e-6)
     assert model.embed(images[:0]).shape == (0, 16)
-    model.embed(np.zeros((2, 30, 17, 3), np.uint8))  # another size is scaled
+    model.embed(np.zeros((2, 30, 17, 3), np.uint8))  # images of other sizes are resized
     seen = sys.modules["their_models"].seen
     assert {shape[1:] for shape, _ in seen} == {(8, 8, 3)}
     assert {dtype for _, dtype in seen} == {np.dtype(np.uint8)}
@@ -132,7 +132,7 @@ def test_fingerprint_is_of_what_it_computes(module, monkeypatch):
         monkeypatch.setattr(theirs, "old", old)
         return fct_jax.load_model("their_models:old").fingerprint
 
-    assert replaced(lambda e: e * (1 + 1e-6)) == first  # another device
+    assert replaced(lambda e: e * (1 + 1e-6)) == first  # as on another device
     assert replaced(lambda e: e * 2) != first
     assert replaced(lambda e: e[:, ::-1]) != first
     assert replaced(lambda e: 0 * e) != first
@@ -188,14 +188,14 @@ def test_embed_command(module, tmp_path):
 
 @pytest.mark.slow
 def test_transformation_between_functions(module, tmp_path):
-    """Training and evaluating with three functions; their embeddings are made once."""
+    """Training and evaluation use three functions, whose embeddings are computed once."""
     names = {role: f"their_models:{role}" for role in ("old", "new", "side")}
     config = tiny_runs.transformation(names["old"], names["new"], epochs=2, views=2)
     config.side = names["side"]
     config.callable_embeddings = str(tmp_path / "kept")
     train(config, tmp_path / "fct")
     kept = {path.relative_to(tmp_path / "kept") for path in (tmp_path / "kept").glob("*/*")}
-    # Two views of the training images and the validation images, of each function.
+    # For each function: two views of the training images, and the validation images.
     assert len(kept) == 9 and len({path.parent for path in kept}) == 3
     sys.modules["their_models"].seen.clear()
     report = tiny_runs.evaluation(names["old"], names["new"], f"FCT={tmp_path / 'fct'}")
@@ -203,7 +203,7 @@ def test_transformation_between_functions(module, tmp_path):
     report.callable_embeddings = config.callable_embeddings
     rows = evaluate(report, tmp_path / "report").rows
     assert rows["new/new"]["map"] > 0.5
-    assert len(sys.modules["their_models"].seen) == 1  # nothing embedded again, but the probes
+    assert len(sys.modules["their_models"].seen) == 1  # nothing but the probes is embedded again
     report.side = names["new"]
     with pytest.raises(UserError, match="their_models.new"):
         evaluate(report, tmp_path / "other")

@@ -12,7 +12,7 @@ DISCRIMINATOR = [f"{k}.{part}" for k in ("d_fc1", "d_bn1", "d_fc2") for part in 
 
 
 def discriminate(weights, x):
-    """The published discriminator with batch statistics, written out: (N, D) -> (N, 2)."""
+    """Apply the published discriminator with batch statistics, written out: (N, D) -> (N, 2)."""
     x = x @ weights["d_fc1.weight"].T + weights["d_fc1.bias"]
     x = (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5)
     x = jax.nn.relu(x * weights["d_bn1.weight"] + weights["d_bn1.bias"])

@@ -56,7 +56,7 @@ def test_no_old_class_in_the_batch(name, label):
 @pytest.mark.parametrize("name", [*SELECTING, *PAIRS])
 def test_zero_identical_tiny_and_huge_vectors(name, feat, scale):
     if name in ("bct", "bct_ract"):
-        scale = min(scale, 1e6)  # linear in the embedding, as published
+        scale = min(scale, 1e6)  # the loss is linear in the embedding, as published
     value, grad = compiled(name)(np.float32(scale) * feat, np.array([0, 1, 1, 2, 4, 9]))
     assert np.isfinite(value)
     assert np.isfinite(grad).all()
@@ -70,7 +70,7 @@ def test_batch_of_one(name):
 
 
 def test_embedding_on_the_centre():
-    """Exactly the centre's direction: no violation, no NaN out of arccos or a root of zero."""
+    """An embedding in the centre's direction gives no violation, and no NaN from arccos or √0."""
     stats = ClassStatistics(W_OLD, np.zeros(OLD), np.full(OLD, 2))
     unit = W_OLD / np.linalg.norm(W_OLD, axis=1, keepdims=True)
     on_centre = ClassStatistics(unit, np.zeros(OLD), np.full(OLD, 2))

@@ -14,7 +14,7 @@ BATCHES = ("mixed", "allold")
 
 
 def cases(arrays, feat_old, labels):
-    """Name of each case -> function of (feat, w_new, eb_weight)."""
+    """Return {case: function of (feat, w_new, eb_weight)}."""
     num_old = arrays["w_old"].shape[0]
     angles = statistics(arrays, num_old, "angle")
     radii = statistics(arrays, num_old, "euclidean")
@@ -52,7 +52,7 @@ PAIR_CASE = re.compile(r"(\w+)_topk(-?\d+)_(gather|nogather)(?:_temp([\d.]+))?")
 
 
 def pair_case(name, feat_old, labels):
-    """A loss over pairs, from a name such as ``hot_refresh_topk10_gather_temp0.1``."""
+    """Return a loss over pairs by a name such as ``hot_refresh_topk10_gather_temp0.1``."""
     kind, top_k, gather, temperature = PAIR_CASE.fullmatch(name).groups()
     function = {"contra": losses.contrastive}.get(kind) or getattr(losses, kind)
     options = {"top_k": max(int(top_k), 0)}
@@ -73,7 +73,7 @@ def test_compatibility_losses(golden_advbct, batch):
     assert len(names) > 25
     functions = {n: known.get(n) or pair_case(n, feat_old, labels) for n in names}
 
-    @jax.jit  # all at once, which compiles faster than one by one
+    @jax.jit  # all in one program, which compiles faster than one by one
     def steps(*inputs):
         return {n: jax.value_and_grad(f, (0, 1, 2))(*inputs) for n, f in functions.items()}
 
@@ -89,7 +89,7 @@ def test_compatibility_losses(golden_advbct, batch):
 
 
 def check_other(arrays, batch, name, part, feat, feat_old, labels):
-    """Counts and the elastic part of the radius, through the shares that the losses return."""
+    """Check counts and the elastic part of the radius through the shares that the losses return."""
     expected = arrays[f"{batch}/{name}/{part}"]
     num_old = arrays["w_old"].shape[0]
     radii = statistics(arrays, num_old, "euclidean")
@@ -122,7 +122,7 @@ def check_other(arrays, batch, name, part, feat, feat_old, labels):
 
 
 def test_two_processes(golden_advbct):
-    """Two ranks' losses are the loss of the whole batch, each with half the weight."""
+    """The losses of two ranks, at half weight each, add up to the loss of the whole batch."""
     arrays = golden_advbct.arrays("compat_losses")
     feat, feat_old, labels = (arrays[f"tworank/{n}"] for n in ("feat", "feat_old", "labels"))
     functions = {

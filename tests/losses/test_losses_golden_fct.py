@@ -22,7 +22,7 @@ def close(actual, expected, tolerance=1e-5):
 
 
 def objective(combo, recycled, log_variance, case):
-    """The loss that a combination of the JSON file stands for."""
+    """Return the loss that a combination in the JSON file stands for."""
     per_sample = jnp.zeros(recycled.shape[0])
     if similarity := combo.get("similarity_loss"):
         values = alignment(recycled, case["new_feature"], similarity["name"])
@@ -86,7 +86,7 @@ def test_label_smoothing(golden_fct):
         close(mean(logits), arrays[f"ls/{smoothing}/mean"])
         close(jax.grad(mean)(logits), arrays[f"ls/{smoothing}/grad_logits_of_mean"])
     close(jnp.mean(cross_entropy(logits, targets)), arrays["ls/ce_mean"])
-    # Accuracies in percent, as far as a rank of the own logit gives them.
+    # Accuracies in percent, from the rank of the label's logit.
     rank = np.sum(logits > logits[np.arange(len(logits)), targets][:, None], axis=1)
     close(100 * np.mean(rank < 1), arrays["ls/acc_top1"])
     close(100 * np.mean(rank < 5), arrays["ls/acc_top5"])

@@ -223,7 +223,7 @@ NAMES = [
 
 
 def make_world(labels, sizes, seed):
-    """New and old embeddings of a batch, classifiers, and statistics of classes of given sizes."""
+    """Return old and new embeddings, classifiers, and statistics of classes of these sizes."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):

@@ -139,8 +139,8 @@ def test_margin_contrastive(golden_advbct):
     value, grad = jax.value_and_grad(reid.margin_contrastive)(unit, arrays["labels"], 0.3)
     close(value, arrays[f"{name}/loss"])
 
-    # The stored gradient is that of the unit vectors. Where rounding left a vector's product
-    # with itself below one, the original also pulls it along itself, which changes no direction.
+    # The stored gradient is that of the unit vectors. If rounding left a vector's product with
+    # itself below one, the original also pulls it along itself, which changes no direction.
     def across(gradient):
         return gradient - jnp.sum(gradient * unit, axis=-1, keepdims=True) * unit
 
@@ -168,7 +168,7 @@ TRIPLET_STEP = jax.jit(jax.value_and_grad(reid.batch_hard_triplet), static_argnu
     seed=st.integers(0, 99),
 )
 def test_triplet_equals_the_loop(labels, margin, repeated, seed):
-    """Uneven identities, single members, one identity alone, identical vectors."""
+    """Cases have uneven identities, single members, only one identity, and identical vectors."""
     feat = np.random.default_rng(seed).standard_normal((len(labels), 3)).astype(np.float32)
     feat = np.zeros_like(feat) if repeated else feat
     values = []

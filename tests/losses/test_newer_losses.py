@@ -33,7 +33,7 @@ def smoothed_loss(logits, target, smoothing):
 
 
 def agree(got, wanted):
-    """Float64 results of a different order of additions: a few rounding errors of sums of tens."""
+    """Assert equality of float64 sums of tens in different orders, up to a few rounding errors."""
     np.testing.assert_allclose(np.asarray(got), wanted, rtol=1e-10, atol=1e-10)
 
 
@@ -93,7 +93,7 @@ def test_lambda_orthogonality_refuses_other_shapes():
 @given(seeds, st.sampled_from([0.0, 0.1]))
 @few
 def test_class_mean_losses_leave_out_classes_without_a_mean(seed, smoothing):
-    rng, embedding, labels = batch(seed, classes=6)  # 4 is without mean, 5 is beyond the means
+    rng, embedding, labels = batch(seed, classes=6)  # class 4 has no mean, 5 is beyond the means
     means = rng.normal(size=(5, 4))
     means[4] = 0
     entropy, aligned = [], []
@@ -163,7 +163,7 @@ def test_bt2_embedding_is_an_isometry_and_ends_in_what_is_left(seed, extra):
     agree(np.square(full).sum(axis=1), np.full(6, 1 + 9.0))
     assert full.shape == (6, 5 + extra)
     assert np.array_equal(full[:, :4], compatible)
-    # Undone, it gives both parts back.
+    # Undoing the change of basis gives both parts back.
     z = np.concatenate([compatible @ turns[1], full[:, 4:]], axis=1)
     agree(z[:, :extra], [unit(row[:extra]) for row in branch])
     agree(z[:, extra:] @ turns[0] / 3, [unit(row) for row in new])
@@ -194,7 +194,7 @@ def test_credible_mask_is_the_loop(seed, share, count):
         kept = sorted(members, key=lambda i: (distance[i], i))
         kept = kept[: math.ceil(share * len(members) - 1e-9)]
         assert sorted(kept) == [i for i in members if keep[i]]
-        assert kept  # no class vanishes
+        assert kept  # every class keeps an image
 
 
 def test_credible_mask_counts_as_meant_and_refuses():

@@ -11,7 +11,7 @@ from fct_jax.models.batch_norm import BatchNorm
 
 
 def oracle(x, scale, bias, mean, var, train):
-    """One channel at a time, in float64; returns output and the new running statistics."""
+    """Return output and new running statistics, one channel at a time in float64."""
     x = x.astype(np.float64)
     out, means, variances = np.empty_like(x), [], []
     for c in range(x.shape[-1]):

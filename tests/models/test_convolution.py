@@ -1,4 +1,4 @@
-"""Every form of convolution and pooling gives the values and gradients of the plain one."""
+"""Every form of convolution and pooling gives the values and gradients of the plain form."""
 
 import functools
 
@@ -14,7 +14,7 @@ from fct_jax.models import convolution, pooling
 
 
 def loop(x, kernel, stride):
-    """One output pixel at a time."""
+    """Convolve one output pixel at a time."""
     size = kernel.shape[0]
     pad = size // 2
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -37,7 +37,7 @@ def loop(x, kernel, stride):
 
 @functools.partial(jax.jit, static_argnums=3)
 def values(x, kernel, cotangent, stride):
-    """{form: values and gradients}, in one program, which compiles faster than many small ones."""
+    """Return {form: values and gradients} from one program, which compiles faster than many."""
     found = {}
     for form in (convolution.plain, convolution.as_matrix_product, convolution.convolve):
         out, pullback = jax.vjp(lambda x, k, form=form: form(x, k, stride), x, kernel)

@@ -52,7 +52,7 @@ def test_golden(blocks, golden_advbct):
 
 
 class MLP(nn.Module):
-    """The golden file's plain network, made of the same layers."""
+    """The golden file's plain network, built from the same layers."""
 
     @nn.compact
     def __call__(self, x, train):

@@ -86,7 +86,7 @@ def test_default_shapes(name, features):
 
 
 def test_trunk_from_torchvision_names(golden_fct):
-    """The list of a full-width ResNet-50 with torchvision's classifier."""
+    """The weights of a full-width ResNet-50 with torchvision's classifier are loaded."""
     names = dict(golden_fct.json("resnet_names")["ResNet50_embedding_dim_none"])
     names["fc.weight"], names["fc.bias"] = [1000, 2048], [1000]
     trunk = torch_import.torchvision_resnet(rule_weights(list(names.items())))

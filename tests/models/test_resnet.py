@@ -70,7 +70,7 @@ def test_golden(file, golden_fct):
 
 
 def shapes(name, **kwargs):
-    """Variables and outputs as shapes only: nothing is computed."""
+    """Return variables and outputs as shapes, without computing anything."""
     model = build(name, **kwargs)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     return jax.eval_shape(
@@ -108,7 +108,7 @@ TWO_STAGES = ResNet, {**RESNETS["resnet18"], "depths": (1, 1)}
 
 @pytest.fixture(autouse=True)
 def two_stages(monkeypatch):
-    """A ResNet of two blocks, which has all options of the others and compiles in less time."""
+    """Make a ResNet of two blocks, which has all options of the others and compiles faster."""
     monkeypatch.setitem(MODELS, "two_stages", TWO_STAGES)
 
 
@@ -119,7 +119,7 @@ def tiny_variables(**kwargs):
 
 
 def tiny(small_stem=True, **kwargs):
-    """A narrow network; the options in ``kwargs`` do not change its variables."""
+    """Return a narrow network; the options in ``kwargs`` do not change its variables."""
     model = build(
         "two_stages", num_classes=5, embedding_dim=12, width=8, small_stem=small_stem, **kwargs
     )
@@ -252,7 +252,7 @@ def test_every_name_builds_a_model_of_the_dimensions_asked_for(name):
     (embedding, log_variance), _ = jax.eval_shape(
         lambda old: model.init_with_output(jax.random.key(0), old, old), rows
     )
-    # LCE's adds to the old embedding and so keeps its length.
+    # LCE's transformation adds to the old embedding and so keeps its size.
     assert embedding.shape == ((2, 8) if name == "lce" else (2, 5))
     assert (log_variance is not None) == (name == "fastfill")
     assert log_variance is None or log_variance.shape == (2,)

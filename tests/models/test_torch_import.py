@@ -44,7 +44,7 @@ def test_layout_of_kernels(resnet18):
 
 
 def test_accepted_spellings(resnet18):
-    """DataParallel's prefix, no counters, a classifier of two axes, PyTorch tensors."""
+    """A DataParallel prefix, no counters, a two-axis classifier and PyTorch tensors are read."""
     torch = pytest.importorskip("torch")
     expected = torch_import.resnet(resnet18)
     spelled = {

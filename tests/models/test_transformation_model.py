@@ -28,7 +28,7 @@ def test_golden(kind, golden_fct):
     state = part(arrays, f"{kind}/state/")
     head = {k: v for k, v in state.items() if k.startswith("uncertainty_head")}
     if kind == "sigmaD":
-        # A vector of uncertainties is refused; the embedding beside it is still comparable.
+        # A vector of uncertainties is refused; its embedding can still be compared.
         with pytest.raises(UserError, match="12 outputs"):
             torch_import.transformation(state)
         state = {k: v for k, v in state.items() if k not in head}

@@ -6,10 +6,10 @@ from fct_jax.errors import UserError
 from fct_jax.runtime import sharding
 from tools import check_devices
 
-# One of each kind: a shared classifier, LARS and losses between samples, BatchNorm that is frozen
-# half-way, old embeddings and statistics with the discriminator's BatchNorm.
+# One task of each kind: a shared classifier; LARS and losses between samples; BatchNorm that is
+# frozen half-way; old embeddings and statistics with the discriminator's BatchNorm.
 TASKS = ["backbone", "simclr", "fastfill", "advbct"]
-STEPS = 14  # of four an epoch: FastFill freezes its BatchNorm after twelve
+STEPS = 14  # four per epoch; FastFill freezes its BatchNorm after twelve
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def differences(tmp_path_factory):
 @pytest.mark.parametrize("devices", ["2", "8m2"])
 @pytest.mark.parametrize("task", [*TASKS, check_devices.EMBEDDING])
 def test_agrees_with_one_device(differences, task, devices):
-    """Each step from one seed, with the same global batch."""
+    """Each step agrees, from the same seed and with the same global batch."""
     loss, arrays, worst = differences[task, devices]
     assert loss < 1e-4
     assert arrays < 1e-4, worst

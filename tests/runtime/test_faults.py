@@ -29,7 +29,7 @@ from tools.faults.compare import differences, last_step
 
 
 class Runs(Runner):
-    """Of which the next ones kill themselves where ``die_at`` says."""
+    """Runs, of which the next ones kill themselves at the paths in ``die_at``."""
 
     def __init__(self, folder):
         super().__init__(folder, start=self._start_forked)
@@ -50,7 +50,7 @@ ITSELF = Moment("itself", 0)
 @pytest.mark.slow(minutes=2)
 @pytest.mark.multiprocess
 def test_a_training_killed_twice_ends_the_same(runs):
-    """At the end of a checkpoint's write, and of the model's export."""
+    """It is killed at the end of a checkpoint's write, and at the end of the model's export."""
     runs.reference("old")
     runs.die_at = ["*/checkpoints/6", "*/model"]
     kills, differ = runs.round("old", 0, [ITSELF, ITSELF])
@@ -61,7 +61,7 @@ def test_a_training_killed_twice_ends_the_same(runs):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_an_embedding_killed_twice_ends_the_same(runs):
-    """Between two shards, and at the end."""
+    """It is killed between two shards, and at the end."""
     runs.reference("embed")
     runs.die_at = ["*/shards/00002.json", "embed"]
     kills, differ = runs.round("embed", 0, [ITSELF, ITSELF])
@@ -70,7 +70,7 @@ def test_an_embedding_killed_twice_ends_the_same(runs):
 
 
 def data_workers(pid):
-    """Process ids of a training's data workers."""
+    """Return the process ids of a training's data workers."""
     children = Path(f"/proc/{pid}/task").glob("*/children")
     ids = [int(child) for file in children for child in file.read_text().split()]
     return [i for i in ids if "spawn_main" in Path(f"/proc/{i}/cmdline").read_text()]
@@ -142,7 +142,7 @@ def test_directory_that_was_claimed_half(tmp_path):
 
 
 def test_log_goes_on_where_the_checkpoint_is(tmp_path):
-    """Cut in the middle of a line; entries after the checkpoint come again."""
+    """The log is cut in the middle of a line; entries after the checkpoint are written again."""
     log = MetricsLog(tmp_path, 0)
     for step in (2, 4, 6):
         log.write(step, {"train/loss": step / 3})
@@ -158,7 +158,7 @@ def test_log_goes_on_where_the_checkpoint_is(tmp_path):
 
 
 def test_means_go_on_exactly():
-    """Of the steps before the checkpoint too, through JSON."""
+    """Means include the steps before the checkpoint, which go through JSON."""
     whole, first = RunningMeans(None), RunningMeans(None)
     values = [0.1, 0.7, 1 / 3, 2.5]
     for running, part in ((whole, values), (first, values[:2])):

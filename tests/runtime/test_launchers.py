@@ -27,7 +27,7 @@ def run(script, *arguments, path=None):
 
 
 def stand_in(folder, name, text):
-    """A program on the path."""
+    """Put a stand-in program on the path."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / name
     file.write_text("#!/bin/bash\n" + text)
@@ -83,7 +83,7 @@ def test_dry_run_prints_commands_and_runs_none(tmp_path):
 
 
 def test_arguments_reach_the_hosts_as_they_were_given(tmp_path):
-    """A stand-in for gcloud runs the command of --command here; one for Python shows it."""
+    """A stand-in for gcloud runs the text of --command here; one for Python shows its arguments."""
     gcloud = 'for a in "$@"; do case "$a" in --command=*) bash -c "${a#--command=}";; esac; done\n'
     path = stand_in(tmp_path / "bin", "gcloud", gcloud)
     stand_in(tmp_path / ".venv" / "bin", "python", "printf '%s\\n' \"$@\"\n")
@@ -93,7 +93,7 @@ def test_arguments_reach_the_hosts_as_they_were_given(tmp_path):
 
 
 def said_once(text, folder, path):
-    """The log of what was started, as soon as it has the text; what there is after long."""
+    """Return the log of a started program once it contains the text, or after a long time."""
     deadline = time.monotonic() + LONG
     while True:
         said = on_pod(f"--folder={folder}", "log", path=path).stdout

@@ -20,7 +20,7 @@ SCRIPT = tiny_runs.REPOSITORY / "tests" / "helpers" / "train_as_processes.py"
 
 
 def first_half(run, out):
-    """A copy of a run as it was after its first epoch: as if killed then."""
+    """Copy a run as it was after its first epoch, as if it had been killed then."""
     shutil.copytree(run, out)
     shutil.rmtree(out / "model")
     steps = sorted(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
@@ -31,7 +31,7 @@ def first_half(run, out):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders "one" and "two" of what one and two processes made, and what the two printed."""
+    """Return folders "one" and "two", made by one and two processes, and the output of the two."""
     folder = tmp_path_factory.mktemp("cluster")
     one, two = folder / "one", folder / "two"
     train_as_processes.write_sets(one / "sets")
@@ -47,7 +47,7 @@ def runs(tmp_path_factory):
 
 
 def entries(run):
-    """The log without what depends on the machine's speed."""
+    """Return the log without entries that depend on the machine's speed."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timing = ("train/steps_per_second", "train/data_wait")
     return [{key: value for key, value in line.items() if key not in timing} for line in lines]
@@ -73,7 +73,7 @@ def assert_same_run(run, other):
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["streamed", "resident"])
 def test_training_gives_the_same_numbers(runs, name):
-    """Losses, validation and weights, BatchNorm's statistics included."""
+    """Losses, validation metrics and weights agree, including BatchNorm statistics."""
     one, two, _ = runs
     assert len(entries(one / name)) >= 2
     assert_same_run(two / name, one / name)
@@ -124,7 +124,7 @@ def test_one_process_writes_and_prints(runs):
         assert text in said[0] and text not in said[1]
     for name in ("streamed", "resident", "continued"):
         steps = [(line["step"], *sorted(line)) for line in entries(two / name)]
-        assert len(steps) == len(set(steps))  # nobody else has written the same lines
+        assert len(steps) == len(set(steps))  # no other process has written the same lines
     assert len(list((two / "streamed" / "tensorboard").iterdir())) == 1
 
 
@@ -142,7 +142,7 @@ def test_best_checkpoint_is_kept_by_both(runs):
 
 
 def fastfill(sets, workdir, port, index, epochs):
-    """Arguments of the train command on the vectors in ``sets``."""
+    """Return arguments of the train command for the vectors in ``sets``."""
     return [
         "-m", "fct_jax.train", "--config=configs/digits_fastfill.py", f"--workdir={workdir}",
         f"--config.old={sets / 'old'}", f"--config.new={sets / 'new'}", "--config.side=",
@@ -161,7 +161,7 @@ def steps_saved(run):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_sigterm_to_one_process_saves_on_both(tmp_path):
-    """Both end with 0 after the same step, and one process goes on from there."""
+    """Both end with 0 after the same step, and one process resumes from there."""
     sets, run, port = tmp_path / "sets", tmp_path / "run", cluster.free_port()
     train_as_processes.write_sets(sets)
     logs = tmp_path / "logs"
@@ -183,7 +183,7 @@ def test_sigterm_to_one_process_saves_on_both(tmp_path):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_error_in_one_process_ends_both(tmp_path):
-    """In the middle of training, while the other waits for its gradients."""
+    """The error occurs in the middle of training, while the other process waits for gradients."""
     sets, run, port = tmp_path / "sets", tmp_path / "run", cluster.free_port()
     train_as_processes.write_sets(sets)
     script = tmp_path / "program.py"

@@ -11,7 +11,7 @@ from fct_jax.runtime import processes
 
 
 def program(folder, text):
-    """A script that begins by joining process ``sys.argv[2]`` of 2."""
+    """Write a script that begins by joining as process ``sys.argv[2]`` of 2."""
     path = folder / "program.py"
     start = """
         import sys
@@ -27,7 +27,7 @@ def program(folder, text):
 
 @pytest.mark.multiprocess
 def test_agreement(tmp_path):
-    """Values travel, the writer's error reaches all, and nobody passes a barrier too early."""
+    """Values travel, the writer's error reaches all, and no process passes a barrier too early."""
     text = """
         assert (processes.index(), processes.count()) == (index, 2)
         for turn in range(2):
@@ -95,7 +95,7 @@ def test_nonsense_is_named(arguments, message):
 
 
 def test_no_cluster_found(tmp_path):
-    """In a process of its own: nothing may have used a device before."""
+    """The test runs in its own process, since nothing may have used a device before."""
     text = """
         from fct_jax.runtime import processes
         from fct_jax.errors import UserError

@@ -83,7 +83,7 @@ def test_verdict_is_printed_last(capsys):
 
 
 class Page(HTMLParser):
-    """Collects elements, attributes and text; counts what is opened and closed."""
+    """Collects elements, attributes and text; counts opened and closed elements."""
 
     VOID = frozenset({"meta", "link", "br"})
 
@@ -143,13 +143,13 @@ def test_the_page_says_everything(folder):
     assert "i" not in tags  # the user's name is text
     assert sum("panel" in (a.get("class") or "").split() for _, a in page.elements) == 2
     points = [a for tag, a in page.elements if tag == "circle"]
-    assert len(points) == 2 * (5 + 4)  # one value is not known
+    assert len(points) == 2 * (5 + 4)  # one value is unknown
     assert {a["data-value"] for a in points} >= {"40.0", "50.0 (49.0–72.0)"}
     assert tags.count("title") == 1 + len(points)  # values without JavaScript
 
 
 def test_points_stand_where_their_values_are(folder):
-    """Equal steps of the value are equal steps on the page, upwards."""
+    """Equal steps of a value are equal steps upwards on the page."""
     points = [a for tag, a in parsed(folder).elements if tag == "circle"][:5]
     heights = np.array([float(a["cy"]) for a in points])
     values = np.array([float(a["data-value"]) for a in points])
@@ -191,9 +191,9 @@ document.querySelector("iframe").onload = (event) => {{
 
 
 def browse(text, folder, width, *flags):
-    """The page as the browser makes it, and what its console says.
+    """Return the page as the browser renders it, and its console output.
 
-    A frame is as narrow as a phone; the browser's own window never is.
+    A frame can be as narrow as a phone; the browser's own window cannot.
     """
     path = folder / "frame.html"
     path.write_text(FRAME.format(width=width, page=html.escape(text)))
@@ -210,7 +210,7 @@ def browse(text, folder, width, *flags):
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_in_a_browser(folder, tmp_path, width, dark):
-    """No script errors, values beside the pointer, no sideways scrolling, light and dark."""
+    """The page has no script errors or sideways scrolling and shows values, in light and dark."""
     text = (folder / "report.html").read_text().replace("</body>", PROBE)
     flags = ["--blink-settings=preferredColorScheme=0"] if dark else []
     page, said = browse(text, tmp_path, width, *flags)
@@ -221,7 +221,7 @@ def test_in_a_browser(folder, tmp_path, width, dark):
     box = next(a for _, a in page.elements if a.get("id") == "values")
     assert "hidden" not in box
     assert "gallery re-embedded (%): 50" in page.words and "61.5" in page.words
-    assert [tag for tag, _ in page.elements].count("title") == 1  # the box says it instead
+    assert [tag for tag, _ in page.elements].count("title") == 1  # the box shows the value instead
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")

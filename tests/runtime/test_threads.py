@@ -58,7 +58,7 @@ def test_results_come_in_order_with_few_taken_ahead(monkeypatch, workers):
     items = (taken.append(item) or item for item in range(50))
     for number, found in enumerate(threads.in_order(lambda item: item**2, items)):
         assert found == number**2
-        assert blas_threads() == {1}  # asked by one thread: the limit is the process's
+        assert blas_threads() == {1}  # one thread asks; the limit applies to the whole process
         assert len(taken) <= number + 1 + 2 * workers
     assert number == 49
 

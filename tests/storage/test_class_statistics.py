@@ -18,7 +18,7 @@ KINDS = {"euclidean": "radius", "angle": "theta"}
 
 
 def kept_list(units, center, kind):
-    """Sorted distances of one class without outliers: the definition, one sample at a time."""
+    """Return a class's sorted distances without outliers by the definition, sample by sample."""
     values = []
     for unit in units:
         if kind == "euclidean":
@@ -67,7 +67,7 @@ def test_golden(golden_advbct, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_golden_lists(golden_advbct, kind):
-    """The loop that the other tests trust gives every entry of the published lists."""
+    """The loop that other tests rely on gives every entry of the published lists."""
     arrays, info = golden_advbct.arrays("class_meta"), golden_advbct.json("class_meta")
     num_classes = arrays["class_ids"].max() + 1
     lists = list(slow_statistics(arrays["features"], arrays["labels"], num_classes, kind))
@@ -90,7 +90,7 @@ def test_golden_lists(golden_advbct, kind):
     seed=st.integers(0, 999),
 )
 def test_equals_the_loop(sizes, beyond, rows, kind, seed):
-    """Any class sizes, any order, any block size; labels beyond the classes are left out."""
+    """This holds for any class sizes, order and block size; unknown labels are left out."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(sizes) + 1), [*sizes, beyond])
     rng.shuffle(labels)

@@ -125,7 +125,7 @@ def damage(path, at):
 
 @pytest.fixture
 def shards(tmp_path):
-    """A set of 7 rows in shards of 3."""
+    """Write a set of 7 rows in shards of 3."""
     folder = make().write(tmp_path / "set")
     damage_meta(folder, shards=checksums.shards_of(folder / "vectors.npy", 3))
     return folder
@@ -183,7 +183,7 @@ def test_missing_rows_are_named(shards):
 
 
 def test_no_damage_goes_unnoticed(shards):
-    """Any changed byte of any array is refused, or is one of the header that means nothing."""
+    """Any changed byte of any array is refused, unless it is a meaningless byte of the header."""
     whole = EmbeddingSet.read(shards)
     for name in ("vectors", "ids", "labels", "uncertainty"):
         path = shards / f"{name}.npy"
@@ -233,7 +233,7 @@ def test_another_type_is_refused(shards):
 
 
 def test_new_directory_takes_over_from_a_killed_run(tmp_path):
-    """What is left of it goes; a run that lives is not disturbed."""
+    """The remains of a killed run are removed; a live run is not disturbed."""
     (tmp_path / ".set.new").mkdir()
     (tmp_path / ".set.new" / "half").write_text("")
     (tmp_path / ".set.lock").write_text("")

@@ -13,7 +13,7 @@ from fct_jax.storage.files import Lock, write_synced
 
 
 def test_without_fcntl_the_package_is_imported_and_locks_refuse_nobody(tmp_path):
-    """As on Windows, where neither ``fcntl`` nor directories that can be synced exist."""
+    """This is the case on Windows, which has no ``fcntl`` and cannot sync directories."""
     program = (
         "import sys; sys.modules['fcntl'] = None\n"
         "from fct_jax.storage.files import Lock\n"
@@ -47,7 +47,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("block", [1, 3, 7, 64])
 def test_running_shards(tmp_path, block):
-    """In blocks of any size, stopped and gone on with, damage is found in its shard."""
+    """With blocks of any size and after a stop, damage is found in its shard."""
     vectors = np.arange(40 * 3, dtype=np.float32).reshape(40, 3)
     np.save(tmp_path / "vectors.npy", vectors)
     shards = checksums.shards_of(tmp_path / "vectors.npy", 16)

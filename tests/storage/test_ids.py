@@ -38,7 +38,7 @@ def test_keys_tell_texts_apart_and_do_not_see_the_width():
     keys = text_keys(names)
     assert len(np.unique(keys)) == len(names)
     np.testing.assert_array_equal(keys, text_keys(names.astype("U20"), block=7001))
-    # The same letters in another order.
+    # The same letters in another order have different keys.
     assert len(np.unique(text_keys(np.array(["ab", "ba", "a", "b", "", "aab", "aba"])))) == 7
 
 

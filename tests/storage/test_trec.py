@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fct_jax.errors import UserError
 from fct_jax.storage import trec
 
-# What no TREC file can hold, what NumPy cuts off, and what no UTF-8 file can hold.
+# Excluded: characters that TREC files or UTF-8 cannot hold, and those that NumPy cuts off.
 _ID = st.text(
     st.characters(blacklist_categories=("Cs",), blacklist_characters=" \t\r\n\f\v\0\ufeff"),
     min_size=1,
