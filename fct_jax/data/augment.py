@@ -187,8 +187,8 @@ def random_boxes(
     w, h = jnp.round(root * half).astype(int), jnp.round(root / half).astype(int)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = jnp.argmax(fits, 0), jnp.arange(count)
-    wide = min(width, round(height * ratio[1]))  # where the image is too flat
-    high = min(height, round(width / ratio[0]))  # where it is too tall
+    wide = min(width, round(height * ratio[1]))  # if the image is too wide
+    high = min(height, round(width / ratio[0]))  # if the image is too tall
     w = jnp.where(fits.any(0), w[first], max(wide, 1))
     h = jnp.where(fits.any(0), h[first], max(high, 1))
     place = jax.random.uniform(keys[2], (2, count))

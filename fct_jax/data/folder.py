@@ -1,4 +1,4 @@
-"""Image folders: ``training/<class>/…`` and ``validation/<class>/…``, or the classes alone."""
+"""Image folders: ``training/<class>/…`` and ``validation/<class>/…``, or only class folders."""
 
 import os
 from functools import cache
@@ -51,7 +51,10 @@ class ClassFolders:
         return self._paths
 
     def image_size(self, positions: np.ndarray) -> tuple[int, int] | None:
-        """Read headers until two sizes differ; unreadable files are passed over here."""
+        """Return the size (H, W) that all images share, or None; unreadable files are ignored.
+
+        Headers are read until two sizes differ.
+        """
         common = None
         for path in self._paths[positions]:
             try:
@@ -87,7 +90,7 @@ class FolderReader(ClassFolders):
 
 
 class FacesReader(ClassFolders):
-    """Aligned faces: one folder a person, without a level of splits."""
+    """Aligned faces: one folder per person, without folders for splits."""
 
     def __init__(self, root: str):
         """List the files below ``root``; raises UserError for anything missing or empty."""

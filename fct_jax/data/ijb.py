@@ -28,7 +28,7 @@ class Media(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Templates ``first`` and ``second`` (P,) int64; ``same`` (P,) bool: of one person."""
+    """Templates ``first`` and ``second`` (P,) int64; ``same`` (P,) bool: whether persons match."""
 
     first: np.ndarray
     second: np.ndarray

@@ -13,7 +13,7 @@ from fct_jax.errors import UserError
 
 
 class DeadWorker(UserError):
-    """A worker process ended without being asked to; the text says which and how."""
+    """A worker process died; the message says which one and how."""
 
 
 def in_parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
@@ -30,7 +30,7 @@ def in_parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
 
 
 def dead_worker(error: RuntimeError, taken: int, workers: int) -> DeadWorker | None:
-    """Return the error for what Grain raises for a lost worker, or None for other errors.
+    """Return our error for Grain's error about a dead worker, or None for other errors of Grain.
 
     Args:
       error: the exception that Grain raised.

@@ -2,7 +2,7 @@
 
 ``RUN/model/`` holds ``model.json`` (architecture, preprocessing, fingerprints),
 ``weights.safetensors`` (every parameter and running statistic by its path) and
-``program.stablehlo`` (the model for JAX alone, see ``program.py``).
+``program.stablehlo`` (the model as a program that needs only JAX, see ``program.py``).
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Losses of λ-orthogonality: a map that stays nearly orthogonal, and a contrast with labels.
+"""Losses of λ-orthogonality: near-orthogonality of a map, and a supervised contrastive loss.
 
 Source: "λ-Orthogonality Regularization for Compatible Representation Learning", NeurIPS 2025,
 https://arxiv.org/abs/2509.16664.

@@ -1,1 +1,1 @@
-"""Builders that bring published data sets into TFDS's format."""
+"""Builders that convert published data sets to TFDS's format."""

@@ -1,7 +1,7 @@
-"""TFDS's builders of CIFAR-100 and ImageNet, writing the same files without TensorFlow.
+"""TFDS's builders of CIFAR-100 and ImageNet, which write the same files without TensorFlow.
 
-TFDS's own read their input through TensorFlow. These differ in that alone: name, version, features
-and files are TFDS's, so that TFDS reads them like its own.
+TFDS's own builders read their input through TensorFlow, and these do not. Name, version, features
+and files are the same, so TFDS reads the results as its own.
 """
 
 import io
@@ -20,7 +20,7 @@ from tensorflow_datasets.image_classification import cifar
 from fct_jax.data.prepare.cifar import CLASSES, SUPERCLASSES, Archive
 from fct_jax.errors import UserError
 
-# Called for every example with the split's name and its number of images, if known.
+# A function called for every example with the split's name and its number of images, if known.
 Progress = Callable[[str, int | None], None]
 
 
@@ -29,10 +29,10 @@ def _no_progress(split: str, total: int | None) -> None:
 
 
 class Cifar100(cifar.Cifar100, skip_registration=True):
-    """CIFAR-100 from the archive of its authors: given, or downloaded by TFDS."""
+    """CIFAR-100 from its authors' archive, which is given or downloaded by TFDS."""
 
     name = "cifar100"
-    code_path = epath.Path(__file__)  # TFDS finds it by a package that it does not require
+    code_path = epath.Path(__file__)  # TFDS would need an optional package to find it
     url_infos = checksums.load_url_infos(tfds.core.tfds_path("url_checksums/cifar100.txt"))
     archive: Archive | None = None
     progress: Progress = staticmethod(_no_progress)
@@ -52,7 +52,7 @@ class Cifar100(cifar.Cifar100, skip_registration=True):
         }
 
     def _generate_examples(self, split_prefix: str, filepaths) -> Iterator:
-        """Read the downloaded binary form: a row is superclass, class, 3072 bytes of pixels."""
+        """Read the downloaded binary form; a row is superclass, class and 3072 bytes of pixels."""
         rows = np.concatenate(
             [
                 np.frombuffer(Path(path).read_bytes(), np.uint8).reshape(-1, 3074)
@@ -99,7 +99,7 @@ class Imagenet2012(imagenet.Builder, skip_registration=True):
         return {"train": self._training(train), "validation": self._validation(validation)}
 
     def _training(self, path: Path) -> Iterator:
-        """Read an archive of one archive a class, named by the class."""
+        """Read an archive that contains an archive per class, named by the class."""
         with tarfile.open(path) as classes:
             for member in classes:
                 with tarfile.open(fileobj=classes.extractfile(member)) as images:
@@ -108,7 +108,7 @@ class Imagenet2012(imagenet.Builder, skip_registration=True):
                         yield self._example(image.name, content, member.name[:-4], 1_281_167)
 
     def _validation(self, path: Path) -> Iterator:
-        """Read validation images; labels come with TFDS, in the order of the sorted names."""
+        """Read validation images; TFDS provides the labels, in the order of the sorted names."""
         labels = (self.pkg_dir_path / "validation_labels.txt").read_text().split()
         with tarfile.open(path) as images:
             names = sorted(images.getnames())
@@ -132,7 +132,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def _rgb_jpeg(content: bytes) -> bytes:
-    """Turn the few images that are no RGB JPEG into one, as TFDS does since version 3."""
+    """Convert the few images that are not RGB JPEGs, as TFDS does since version 3."""
     file = io.BytesIO()
     with Image.open(io.BytesIO(content)) as image:
         image.convert("RGB").save(file, "JPEG", quality=100)

@@ -1,4 +1,4 @@
-"""Reading ``cifar-100-python.tar.gz``, the archive that CIFAR-100's authors publish."""
+"""Read ``cifar-100-python.tar.gz``, the archive that CIFAR-100's authors publish."""
 
 import dataclasses
 import tarfile
@@ -36,8 +36,8 @@ def read_archive(path: str | Path) -> Archive:
     """Read the archive in memory; nothing is unpacked to disk and no code in it is run.
 
     Raises:
-      UserError: missing, not a tar archive, truncated, refused by the pickle reader, or not
-        CIFAR-100's layout.
+      UserError: the file is missing, truncated or not a tar archive, the pickle reader rejects it,
+        or it does not have CIFAR-100's layout.
     """
     if not Path(path).is_file():
         raise UserError(f"no file {path}")
@@ -64,7 +64,7 @@ def _pickle(archive: tarfile.TarFile, path: str | Path, name: str) -> dict:
         content = safe_pickle.load(file)
     if not isinstance(content, dict):
         raise UserError(f"{path}: {name} holds a {type(content).__name__}, not a dict")
-    # Keys are bytes when Python 2 wrote the file, as the authors did.
+    # Keys are bytes if Python 2 wrote the file, as with the authors' archive.
     return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}
 
 

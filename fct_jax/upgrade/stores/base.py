@@ -279,7 +279,7 @@ class Store(abc.ABC):
 
 
 def client(module: str, extra: str):
-    """Import a client library. Raises UserError that says how to install it."""
+    """Import a client library. Raises UserError with its installation command if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -92,7 +92,7 @@ class LanceStore(Store):
             raise UserError(f"{self.uri}: unknown metric {self.metric!r}; {', '.join(_LANCE)}")
 
     def latest(self):
-        """Return the table's newest version, as an object that stays at it during other calls."""
+        """Return the table's newest version, as a snapshot that other calls do not change."""
         table = self.db.open_table(self.name)
         table.checkout(table.version)
         return table

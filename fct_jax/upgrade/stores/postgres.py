@@ -118,7 +118,7 @@ class PostgresStore(Searching, Store):
         self.meta = self.state(f"meta:{self.name}") or {}
 
     def state(self, key: str):
-        """Return what our own table holds under a key, or None."""
+        """Return the value of a key in our own table, or None."""
         if self.ask("select to_regclass(%s)", _STATE).fetchone()[0] is None:
             return None
         row = self.ask(f"select value from {_STATE} where key = %s", key).fetchone()
