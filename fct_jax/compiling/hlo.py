@@ -1,4 +1,4 @@
-"""Reading a compiled program's text: its collectives, and its copies of large arrays."""
+"""Read a compiled program's text: its collectives, and its copies of large arrays."""
 
 import math
 import re

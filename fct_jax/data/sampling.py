@@ -35,7 +35,7 @@ class Sampler(Protocol):
 
 
 class Shuffled:
-    """A sampler that visits every image once an epoch, in a new order.
+    """A sampler that visits every image once per epoch, in a new order.
 
     Attributes:
       batch_size: B.  steps_per_epoch: N // B, plus one if an incomplete batch is kept.

@@ -1,4 +1,4 @@
-"""Reading PyTorch weights from files."""
+"""Read PyTorch weights from files."""
 
 import importlib
 from pathlib import Path
