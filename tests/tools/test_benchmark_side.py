@@ -1,4 +1,4 @@
-"""The benchmark of side information, from its flags to its report, on a model that is tiny."""
+"""The benchmark of side information, from its flags to its report, with a tiny model."""
 
 import json
 
@@ -16,7 +16,7 @@ WITH = benchmark_side.WITH
 
 
 def read_config(data: str, kind: str):
-    """What the configs of the digits become in a second."""
+    """Return the digits' configs, reduced to train within a second."""
     if kind == "evaluate":
         config = recipes.digits(recipes.evaluate())
         config.random_orders = 1
@@ -38,7 +38,7 @@ def run(flat_model, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_trains_and_reports(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark_side, "METHODS", {"FCT": "fct"})  # for less time
+    monkeypatch.setattr(benchmark_side, "METHODS", {"FCT": "fct"})  # saves time
     seeds = run()
     methods = [f"FCT{more} new/old" for more in ("", WITH)]
     assert len(seeds) == 1 and set(seeds[0]) == {"old/old", "new/new", *methods}
@@ -51,7 +51,7 @@ def test_trains_and_reports(run, tmp_path, capsys, monkeypatch):
     assert written["mean"] == seeds[0] and written["seeds"] == seeds
     with pytest.raises(UserError, match="report exists already"):
         run()
-    # Only the report is made again from what is trained.
+    # Only the report is made again, from the existing runs.
     (tmp_path / "runs" / "report").rename(tmp_path / "first")
     capsys.readouterr()
     assert run() == seeds

@@ -1,4 +1,4 @@
-"""The benchmark of upgrades: how a pair is cut, what is summed up, the command on little data."""
+"""The benchmark of upgrades: cutting a pair, its summary, and the command on little data."""
 
 import json
 from pathlib import Path
@@ -16,14 +16,14 @@ SAMPLE = Path(__file__).parents[1] / "text_sample.npz"
 
 @pytest.fixture(autouse=True)
 def _speaks_again(monkeypatch):
-    """The command silences progress for good; other tests want it."""
+    """Undo that the command silences progress for good, as other tests need it."""
     monkeypatch.setattr(progress, "_silent", progress._silent)
     monkeypatch.setattr(progress.console, "quiet", progress.console.quiet)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """The text sample as people have it: ids beside the vectors, one relevant id a query."""
+    """Write the text sample as people have it: ids with the vectors, one relevant id per query."""
     made = tmp_path / "pair"
     made.mkdir()
     with np.load(SAMPLE) as file:
@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def rows_in(found, whole):
-    """Rows of some vectors in a set, by their content."""
+    """Return the rows of some vectors in a set, found by their content."""
     place = {row.tobytes(): i for i, row in enumerate(np.asarray(whole.vectors))}
     return {place[row.tobytes()] for row in np.asarray(found.vectors)}
 
@@ -54,7 +54,7 @@ def test_sample_gallery_and_both_halves_of_the_queries_are_apart(folder):
     for old, new in (made.sample, made.gallery, *made.queries):
         np.testing.assert_array_equal(old.ids, new.ids)
     again = pairs.cut(pair, 0, most_queries=40, most_items=200, largest=30)
-    assert rows_in(again.gallery[1], pair.new) == gallery  # whatever the sample's size
+    assert rows_in(again.gallery[1], pair.new) == gallery  # for any size of the sample
     assert rows_in(again.sample[1], pair.new) <= sample
     other = pairs.cut(pair, 1, most_queries=40, most_items=200, largest=80)
     assert rows_in(other.gallery[1], pair.new) != gallery
@@ -95,12 +95,12 @@ def test_folders_without_what_is_needed_are_told_in_one_line(folder, tmp_path):
 
 
 def test_the_share_of_intervals_that_hold_a_fresh_mean():
-    """Means of 50 and of 80 draws of one normal distribution, 40,000 times over."""
+    """Means of 50 and of 80 draws from one normal distribution are compared 40,000 times."""
     rng = np.random.default_rng(0)
     first, fresh = (rng.standard_normal(40_000) / n**0.5 for n in (50, 80))
     held = np.mean(np.abs(first - fresh) <= 1.959964 / 50**0.5)
     expected = summary.expected_share(50, 80)
-    # Five standard deviations of a share of 40,000 draws.
+    # The bound is five standard deviations of a share of 40,000 draws.
     assert abs(held - expected) <= 5 * (expected * (1 - expected) / 40_000) ** 0.5
 
 
@@ -153,7 +153,7 @@ def test_the_command_measures_reports_and_goes_on_where_it_was_cut_off(folder, t
     assert [(c["pair"], c["map"], c["size"]) for c in found["cells"]] == [
         ("tëxt", "ridge", 60), ("tëxt, reversed", "ridge", 60),
     ]  # fmt: skip
-    # A map that asks for equal sizes is refused, and that stays in the report.
+    # A map that needs equal sizes is refused, and the refusal stays in the report.
     assert len(found["refused"]) == 2 and "identity" in found["notes"][-1]
     assert "has no sample of 5,000 pairs" in " ".join(found["notes"])
     for cell in found["cells"]:

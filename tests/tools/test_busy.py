@@ -11,13 +11,13 @@ from tools.speed.busy import Measured
     [
         # One thread of 2 s that gets a fifth of a processor, as the loops do, takes 10 s.
         (Measured(2, 2), Measured(10, 2, 2), 1),
-        # It took twice as long; two threads, of which one should have done; work that was wasted.
+        # It took twice as long; two threads did the work of one; some work was wasted.
         (Measured(2, 2), Measured(20, 2, 4), 2),
         (Measured(1, 2), Measured(10, 2, 2), 2),
         (Measured(2, 2), Measured(30, 6, 6), 3),
-        # Beside others the clock runs longer, but the share says so.
+        # Beside other processes it takes longer, but the share accounts for that.
         (Measured(8, 2), Measured(40, 2, 2), 1),
-        # What is compiled in the first run only is not needed.
+        # Compilation in only the first run does not count as needed.
         (Measured(4, 4), Measured(10, 2, 2), 1),
     ],
 )
@@ -29,6 +29,6 @@ def test_the_ratio(alone, beside, expected):
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("task", busy.TASKS)
 def test_nothing_takes_more_than_three_times_its_share(task):
-    """Threads that wait by spinning would: an SVD of 384 × 384 took 40 s instead of 0.6 s."""
+    """Spinning threads would take more: an SVD of 384 × 384 took 40 s instead of 0.6 s."""
     alone, beside = busy.measure(task, 0), busy.measure(task, 4)
     assert busy.ratio(alone, beside) < 3, (alone, beside)

@@ -1,4 +1,4 @@
-"""The whole story on real images: what the quickstart runs, and a folder of pictures."""
+"""The whole workflow on real images: the quickstart's steps, and a folder of pictures."""
 
 import json
 
@@ -16,7 +16,7 @@ SEEDS = (0, 1, 2)
 
 
 def story(folder, seed):
-    """Old and new backbones, FCT and FastFill as in the quickstart; the report."""
+    """Train backbones, FCT and FastFill as in the quickstart; return the report."""
     runs = {name: folder / name for name in ("old", "new", "fct", "fastfill")}
     configs = {
         "old": digits_backbone_old.get_config(),
@@ -26,7 +26,7 @@ def story(folder, seed):
     }
     for name, config in configs.items():
         config.seed = seed
-        # Smaller images and models and fewer epochs than the quickstart's, to save time.
+        # Images and models are smaller and epochs fewer than in the quickstart, to save time.
         config.preprocessing.size = 8
         if name in ("old", "new"):
             config.model.width = 8
@@ -62,7 +62,7 @@ def test_digits_over_three_seeds(tmp_path):
 
 
 def write_pictures(root, classes=102, size=32):
-    """A folder of small PNGs: each class a colour and a stripe pattern, with noise."""
+    """Write a folder of small PNGs; each class has a colour and a stripe pattern, with noise."""
     rng = np.random.default_rng(0)
     x, y = np.meshgrid(np.arange(size), np.arange(size))
     for label in range(classes):
@@ -79,7 +79,7 @@ def write_pictures(root, classes=102, size=32):
 
 @pytest.mark.slow(minutes=0.6)
 def test_picture_folder_by_config_alone(tmp_path):
-    """The same commands on 102 classes of 32-px PNGs: only data and preprocessing change."""
+    """The same commands run on 102 classes of 32-px PNGs; only data and preprocessing change."""
     write_pictures(tmp_path / "pictures")
     folder = {"data__name": "folder", "data__dir": str(tmp_path / "pictures")}
     images = {**folder, "preprocessing__size": 16, "preprocessing__flip": True}

@@ -29,7 +29,7 @@ from tools.pytorch.parts import to_torch
 
 
 def modules():
-    """A module of every kind, and what its import needs to be told."""
+    """Return a module of every kind with the options that its import needs."""
     return {
         "backbone": (backbone(), ()),
         "linear last": (backbone(last_nonlin=False), ("--last_nonlin", "false")),
@@ -43,7 +43,7 @@ def modules():
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """Imports a module of `modules` into a run, once."""
+    """Return a function that imports a module of `modules` into a run, once each."""
     found, folder = {}, tmp_path_factory.mktemp("imported")
 
     def run(kind, capsys):
@@ -62,7 +62,7 @@ def imported(tmp_path_factory):
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 @pytest.mark.parametrize("kind", list(modules()))
 def test_round_trip(kind, ending, imported, tmp_path, capsys):
-    """Import, export: the same names, shapes and values that the module had."""
+    """Import and export give the names, shapes and values that the module had."""
     run = imported(kind, capsys)
     file = tmp_path / f"weights.{ending}"
     text = run_tool(export_torch, capsys, run, "--out", file)
@@ -83,7 +83,7 @@ def test_round_trip(kind, ending, imported, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_trained_run(tmp_path, capsys):
-    """A run that was trained here, with its own options, gives equal embeddings in PyTorch."""
+    """A run trained by fct_jax, with its own options, gives equal embeddings in PyTorch."""
     config = tiny_runs.backbone(
         model__name="resnet18",
         model__small_stem=True,

@@ -37,7 +37,7 @@ from tools.pytorch.parts import read_parts
 
 @pytest.fixture
 def convert(tmp_path, capsys):
-    """Imports a file with options into a new run, and returns (run, what was printed)."""
+    """Return a function that imports a file into a new run and returns (run, printed text)."""
 
     def run(file, *options):
         out = tmp_path / "run"
@@ -89,7 +89,7 @@ def test_linear_last_block_is_seen_in_an_archive(tmp_path, convert):
 
 @pytest.mark.slow
 def test_traced_and_wrapped_archive(tmp_path, convert):
-    """An archive around an archive, with options that weights do not tell."""
+    """An archive wraps an archive, and has options that the weights do not tell."""
     module = backbone(small_stem=True, normalize_embedding=True)
     wrapped = torch_models.FeatureExtractor(module)
     outer = torch.nn.Sequential(OrderedDict(module=wrapped)).eval()
@@ -127,7 +127,7 @@ def test_script_of_a_transformation(uncertainty, tmp_path, convert):
     else:
         assert log_variance is None
     assert model.needs_side and model.description["old_dim"] == 16 and model.dim == 12
-    assert model.old_fingerprint is None  # unknown: matches any model
+    assert model.old_fingerprint is None  # an unknown fingerprint matches any model
 
 
 def test_golden_transformation(golden_fct, tmp_path, convert):
@@ -212,7 +212,7 @@ def test_transformed_old_model(with_side, traced, tmp_path, convert, capsys):
     example = torch.zeros(2, 3, 32, 32) if traced else None
     save_script(module, tmp_path / "transformed.pt", example)
     run, _ = convert(tmp_path / "transformed.pt", "--embedding_dim", "12")
-    # The old model by itself, from another kind of file, is the same model.
+    # The old model alone, from another kind of file, is the same model.
     alone = saved(tmp_path, old.model.state_dict())
     options = ("--out", tmp_path / "alone", *SIZE, "--last_nonlin", "false")
     run_tool(import_torch, capsys, alone, *options)
@@ -232,7 +232,7 @@ def test_transformed_old_model(with_side, traced, tmp_path, convert, capsys):
 
 
 class CfgNode(dict):
-    """As yacs's: a dict with attributes that pickle keeps."""
+    """Like yacs's CfgNode: a dict with attributes that pickle keeps."""
 
     def __init__(self, **values):
         super().__init__(values)
@@ -249,7 +249,7 @@ def yacs(monkeypatch):
 
 
 def test_checkpoint_of_advbct(tmp_path, convert, yacs):
-    """With all that its trainer keeps beside the weights, and what only training needs."""
+    """It has all that its trainer stores with the weights, and parts that only training needs."""
     module = compatible()
     state = {f"module.{name}": value for name, value in module.state_dict().items()}
     state["module.discriminator.d_fc1.weight"] = torch.zeros(100, 12)
@@ -280,7 +280,7 @@ def test_checkpoint_of_advbct(tmp_path, convert, yacs):
 @pytest.mark.slow
 @pytest.mark.parametrize(("ending", "classes"), [("pth", 6), ("safetensors", None)])
 def test_torchvision_and_timm(ending, classes, tmp_path, convert):
-    """A classifier with bias, or none; no counters, as some files have it."""
+    """Files have a classifier with bias or none, and some lack counters."""
     form = "linear with bias" if classes else "none"
     module = backbone(num_classes=classes or 1, classifier=form, embedding_dim=None)
     state = {k: v for k, v in module.state_dict().items() if not k.endswith("batches_tracked")}
@@ -324,7 +324,7 @@ def test_help(capsys):
     ("small", "size", "warned"), [(True, 224, True), (False, 32, True), (False, 224, False)]
 )
 def test_the_size_of_the_images_is_asked_for(small, size, warned, tmp_path, capsys):
-    """Weights do not tell it, agree with PyTorch at any, and are worse at a wrong one."""
+    """Weights do not tell the size and agree with PyTorch at any; a wrong one costs quality."""
     file, out = saved(tmp_path, backbone(small_stem=small).state_dict()), tmp_path / "run"
     stem = "small stem" if small else "large stem"
     with pytest.raises(UserError, match=f"--size is missing: .*{stem}.*nothing was written"):

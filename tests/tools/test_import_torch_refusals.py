@@ -1,4 +1,4 @@
-"""tools/import_torch.py: files that are damaged, hostile, unknown or not what is expected."""
+"""tools/import_torch.py: files that are damaged, hostile, unknown or unexpected."""
 
 import pickle
 import subprocess
@@ -29,7 +29,7 @@ from tools.pytorch import models as torch_models
 
 @pytest.fixture
 def refused(tmp_path):
-    """The error of an import, after which nothing is there."""
+    """Return a function that gives the error of an import and checks that no run is left."""
 
     def run(file, *options) -> str:
         with pytest.raises(UserError) as error:
@@ -127,7 +127,7 @@ def test_hostile_files_run_no_code(tmp_path, refused):
 
 
 def test_hostile_archive_runs_no_code(tmp_path, refused):
-    """Python's pickle in the place of TorchScript's."""
+    """The archive holds a Python pickle in place of TorchScript's."""
     save_script(torch_models.FeatureExtractor(backbone()), tmp_path / "good.pt")
     with (
         zipfile.ZipFile(tmp_path / "good.pt") as good,
@@ -214,7 +214,7 @@ def test_without_torch(tmp_path, capsys, refused, monkeypatch):
 
 
 def test_command_line(tmp_path):
-    """As a file, from any directory: one line for a mistake."""
+    """Run as a file, from any directory, the tool prints one line for a mistake."""
     command = [sys.executable, TOOLS / "import_torch.py"]
     arguments = ["nothing.pt", "--out", "run"]
     done = subprocess.run(

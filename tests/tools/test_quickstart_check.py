@@ -30,7 +30,7 @@ def ranges(tmp_path, **values):
 
 
 def test_one_more_training_of_the_same_kind_is_usual():
-    """All twelve values lie in their ranges as often as promised, whatever the number of seeds."""
+    """All twelve values lie in their ranges as often as promised, for any number of seeds."""
     rng = np.random.default_rng(0)
     trials = 400
     for seeds in (3, 5, 10):
@@ -40,7 +40,7 @@ def test_one_more_training_of_the_same_kind_is_usual():
             known = quickstart_check.usual({str(i): list(row[:-1]) for i, row in enumerate(drawn)})
             pairs = zip(known.values(), drawn[:, -1], strict=True)
             inside += all(low <= value <= high for (low, high), value in pairs)
-        # Bonferroni promises at least 95 %; three standard errors of the count below that.
+        # Bonferroni promises at least 95 %; the bound is three standard errors below that.
         assert inside / trials > 0.95 - 3 * np.sqrt(0.95 * 0.05 / trials)
 
 

@@ -1,4 +1,4 @@
-"""What the tools share: an example in every help, and one line for every mistake."""
+"""Shared properties of the tools: an example in every help, one line for every mistake."""
 
 import ast
 from pathlib import Path
@@ -13,7 +13,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 @pytest.mark.parametrize("path", sorted(TOOLS.glob("*.py")), ids=lambda path: path.stem)
 def test_help_shows_the_command(path):
-    """A tool that can be run says so at the top, where its help comes from."""
+    """A tool that can be run shows its command in the docstring, which is its help."""
     text = path.read_text()
     if "__main__" in text:
         said = ast.get_docstring(ast.parse(text))

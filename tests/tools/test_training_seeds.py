@@ -27,9 +27,10 @@ from tools import training_seeds  # noqa: E402 - needs PyTorch
 def test_training_ends_where_pytorch_does(method, epochs, limit, tmp_path):
     """The weights agree with PyTorch's in float64, where rounding has no room to grow.
 
-    Hot-refresh's softmax at a temperature of 0.01 makes it grow by a factor of up to a thousand a
-    step: in float32 the weights differ by 1e-2 of their size after two steps. In float64 its 1e-16
-    is 3e-8 after an epoch of 15 steps and 6e-5 after two; a model alone stays at 2e-13.
+    With Hot-refresh's softmax at a temperature of 0.01, rounding grows by a factor of up to a
+    thousand per step: in float32 the weights differ by 1e-2 of their size after two steps. In
+    float64, 1e-16 becomes 3e-8 after an epoch of 15 steps and 6e-5 after two epochs; a model
+    trained alone stays at 2e-13.
     """
     arguments = training_seeds.parser().parse_args(["--epochs", str(epochs)])
     config = training_seeds.settings(arguments, method=method, seed=3, old=str(tmp_path / "old"))
@@ -62,7 +63,7 @@ def test_training_ends_where_pytorch_does(method, epochs, limit, tmp_path):
         apply = jax.jit(lambda v, x: model.apply(v, x)[1])
         before = np.asarray(apply(variables, test_images))
         ours = np.asarray(apply(task.export(state.variables), test_images))
-    # Outside: random weights in float64 would be others.
+    # This is outside the float64 context, in which random weights would differ.
     config.compute_dtype = "float32"
     start = training_seeds.HERE
     theirs = training_seeds.torch_run(config, old, 3, start, images, labels, test_images)

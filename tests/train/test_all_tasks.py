@@ -26,7 +26,7 @@ QUERIES = {"digits": 797, "ROxford": 12, "GLDv2": 12, "Market-1501": 6, "IJB-C":
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """The four kinds of test sets, each in its released format."""
+    """Write the four kinds of test sets, each in its released format."""
     root = tmp_path_factory.mktemp("tasks")
     tiny_gldv2.write_gldv2(root / "gldv2", tiny_gldv2.Landmarks(0))
     tiny_gldv2.write_revisited(root / "roxford5k", "roxford5k", tiny_gldv2.Landmarks(1), 0)
@@ -38,7 +38,7 @@ def root(tmp_path_factory):
 
 
 def kinds(root) -> dict[str, dict]:
-    """{test set: changes of the config}, as a benchmark's config names them."""
+    """Return {test set: changes to the config}, as a benchmark's config has them."""
     return {
         "digits": {},
         "ROxford": {"data__name": "roxford5k", "data__dir": str(root / "roxford5k")},
@@ -54,7 +54,7 @@ def kinds(root) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def found(root, flat_model):
-    """{test set: {row: metrics}} of an old model, a new one alone and BCT."""
+    """Return {test set: {row: metrics}} of an old model, a new one trained alone, and BCT."""
     subset = {"data__subset": "new images 0.3"}
     old = root / "runs" / "old"
     train(tiny_compatible.config(data__subset="old images 0.3", seed=5), old)
@@ -85,7 +85,7 @@ def test_one_table_for_all_tasks(found, tmp_path):
     cells = len(main.split("|"))
     rows = [line for line in text.splitlines() if line.startswith(("| old |", "| new alone |"))]
     assert {len(line.split("|")) for line in rows[:2]} == {cells}
-    # Beside it, for every task: gain, negative flips and the gap between groups.
+    # The details have gain, negative flips and the gap between groups for every task.
     details = report.tables()[1]
     head = details.columns
     assert head == ["model", "test set", "gain", "NFR", "relative NFR", "gap", "refresh"]
@@ -93,7 +93,7 @@ def test_one_table_for_all_tasks(found, tmp_path):
     assert set(lines) == {(row, name) for row in (ALONE, "bct") for name in found}
     for line in lines.values():
         assert line["NFR"] and line["gap"] and line["refresh"]
-    # What each task is known for has a table of its own.
+    # The usual metrics of each task have their own table.
     assert "| cmc@1 | cmc@5 | cmc@10 |" in text
     assert "| top@1 | top@5 | top@10 | tpir@fpir=0.01 | tpir@fpir=0.1 | tar@far=1e-06 |" in text
     for row, scores in report.scores().items():  # by the definition, over the five test sets
@@ -110,7 +110,7 @@ def test_one_table_for_all_tasks(found, tmp_path):
 
 @pytest.mark.slow
 def test_groups_of_every_task(root, found, tmp_path):
-    """A file of groups is taken for each kind of test set, and the gap is theirs."""
+    """Each kind of test set accepts a file of groups, whose gap is shown."""
     run = root / "runs" / "bct"
     old = root / "runs" / "old"
     for name, count in QUERIES.items():
@@ -132,7 +132,7 @@ def test_groups_of_every_task(root, found, tmp_path):
 
 @pytest.mark.slow
 def test_default_groups(root, found):
-    """Cameras of persons, landmarks by the names of their queries."""
+    """The default groups are cameras for persons, and landmarks by the names of queries."""
     config = tiny_compatible.config(**kinds(root)["Market-1501"])
     test = open_test(config)
     run = root / "runs" / "bct"
@@ -147,7 +147,7 @@ def test_default_groups(root, found):
 
 @pytest.mark.slow
 def test_faces_are_pooled_as_asked(root, found, tmp_path):
-    """Mirror images, unit lengths and a detector's scores, against the pooling by hand."""
+    """Mirror images, unit lengths and detector scores agree with pooling by hand."""
     run = root / "runs" / "bct"
     media_file = root / "ijbc" / "ijbc_face_tid_mid.txt"
     media = read_media(media_file)

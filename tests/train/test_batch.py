@@ -41,9 +41,9 @@ def test_per_device_batch_and_scaled_rate():
     text = batch.summary(found, mesh(8))
     assert text.startswith("batch 1,024 = 8 devices × 64 × 2 accumulated") and "lr 0.4" in text
     assert "losses between samples see 512" in text
-    assert given.batch_size == 0 and given.optimizer.lr == 0.1  # the config itself stays
+    assert given.batch_size == 0 and given.optimizer.lr == 0.1  # the config itself is unchanged
     assert batch.resolved(found, mesh(8)) == found  # nothing is scaled twice
-    given.batch_size = 1024  # stated twice, in agreement
+    given.batch_size = 1024  # stated twice, consistently
     assert batch.resolved(given, mesh(8)).batch_size == 1024
 
 

@@ -1,4 +1,4 @@
-"""The best checkpoint by a validation metric: kept, gone on with, and exported on request."""
+"""The best checkpoint by a validation metric: kept, resumed, and exported on request."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from fct_jax.train.transformation import TransformationTask
 
 @pytest.fixture
 def kept(tmp_path):
-    """(rule) -> Best on one folder, as a run that was started again would have it."""
+    """Return (rule) -> Best on one folder, as a restarted run would have it."""
     opened = []
 
     def again(rule):
@@ -39,7 +39,7 @@ def kept(tmp_path):
     "rule, best", [("max top1", 30), ("min top1", 20), ("max validation/top1", 30)]
 )
 def test_best_so_far_is_kept_and_survives(kept, rule, best):
-    """Ties go to the first; what is not finite is never the best."""
+    """The first of equal values wins; a value that is not finite is never the best."""
     found = kept(rule)
     values = {10: 0.5, 20: 0.2, 30: 0.7, 40: 0.7, 50: float("nan"), 60: 0.2}
     for step, value in values.items():
@@ -53,7 +53,7 @@ def test_best_so_far_is_kept_and_survives(kept, rule, best):
 
 
 def test_going_on_before_the_best_forgets_it(kept):
-    """It comes again, since training is exact."""
+    """The best is reached again, since training is exact."""
     kept("max top1").offer(30, {"top1": 0.7}, make_state(30))
     found = kept("max top1")
     found.go_on_from(20)
@@ -109,7 +109,7 @@ def sets(tmp_path_factory):
 
 
 def config_of(sets, **changes):
-    """A training that becomes worse: the rate is far too high, so the first epoch is the best."""
+    """Return a config whose rate is far too high, so that the first epoch is the best."""
     return train_as_processes.resident(
         sets,
         epochs=3,
@@ -128,13 +128,13 @@ def validation(run):
 
 @pytest.fixture(scope="module")
 def exported(sets):
-    """A finished run whose model is the best state."""
+    """Make a finished run whose model is the best state."""
     train(config_of(sets, export="best"), sets / "run")
     return sets / "run"
 
 
 def test_exported_model_is_the_best(sets, exported):
-    """The best outlives the newest checkpoints, and is what a validation in its epoch saw."""
+    """The best outlives newer checkpoints, and is the state that its epoch's validation saw."""
     losses = validation(exported)
     best = min(losses, key=losses.get)
     assert best < max(losses)
@@ -147,7 +147,7 @@ def test_exported_model_is_the_best(sets, exported):
 
 
 def test_killed_before_its_evaluation(sets, exported, tmp_path):
-    """A run that saved its epoch and was killed then evaluates it when it goes on."""
+    """A run that was killed just after it saved its epoch evaluates this when it resumes."""
     run = tmp_path / "run"
     shutil.copytree(exported, run)
     shutil.rmtree(run / "model")

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back; a damaged one is passed over."""
+"""Checkpoints: a saved state comes back; a damaged checkpoint is skipped."""
 
 import gc
 import logging
@@ -56,7 +56,7 @@ failed_reads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExcept
 
 @pytest.fixture
 def collected():
-    """Collects what the failed reads left behind while the filter still holds."""
+    """Collect the remains of failed reads while the warning filter is active."""
     yield
     gc.collect()
 
@@ -126,7 +126,7 @@ def test_a_disk_that_is_too_small_is_told_beforehand(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="GB free, but checkpoints and model need .* GB; a smaller"):
         check_space(tmp_path, state, config)
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "there").write_bytes(b"1")  # what a resumed run has already
+    (tmp_path / "checkpoints" / "there").write_bytes(b"1")  # a resumed run already has this
     check_space(tmp_path, state, config)
     config.keep_best = "min loss"
     with pytest.raises(UserError):

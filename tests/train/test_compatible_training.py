@@ -1,4 +1,4 @@
-"""Every compatible method trains; what does not belong together is refused before."""
+"""Every compatible method trains; inputs that do not fit together are refused first."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ OLD_DATA, NEW_DATA = "old classes 0.5", "new classes 0.5"
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory, flat_model):
-    """An old model of five renumbered classes."""
+    """Train an old model of five renumbered classes."""
     run = tmp_path_factory.mktemp("runs") / "old"
     train(config(data__subset=OLD_DATA, seed=9), run)
     return str(run)
@@ -55,7 +55,7 @@ def refused(config, match, tmp_path):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory, flat_model):
-    """A new model of all ten classes, trained without regard to the old one; 12 dimensions."""
+    """Train a new 12-dimensional model of all ten classes without regard to the old one."""
     run = tmp_path_factory.mktemp("runs") / "teacher"
     train(config(data__subset=NEW_DATA, seed=4, model__embedding_dim=12), run)
     return str(run)
@@ -77,12 +77,12 @@ def test_every_method_trains(method, old, teacher, tmp_path):
     parts = {name for name in names if f"train/{name}" in last}
     known = {"oca": losses.OCA_WEIGHTS, "bt2": losses.BT2_WEIGHTS}
     weights = known[method]._asdict() if method in known else {}
-    # The last steps are of the epoch in which the adversarial loss has the weight 1.
+    # In the epoch of the last steps, the adversarial loss has the weight 1.
     expected = sum(weights.get(name, 1.0) * last[f"train/{name}"] for name in parts)
     expected += row.base_weight * last["train/base"]
     assert last["train/loss"] == pytest.approx(expected, rel=1e-4)
     assert bool(parts) == (method not in ("none", "mixbct"))
-    # An ordinary backbone, without what only its training needed.
+    # The export is an ordinary backbone, without parts that only training needs.
     model = load_model(run)
     served = 12 + 8 // 4 if method == "bt2" else dim
     assert model.description["kind"] == "backbone" and model.classifier.shape == (10, served)
@@ -116,7 +116,7 @@ def test_bt2_is_exported_as_one_vector_that_begins_with_the_old_space(old, teach
     assert new.shape == (200, 12 + 2) and model.dim == 14
     # The transformation loses nothing: a unit part of 2 numbers, and one of length C = 2.
     np.testing.assert_allclose(np.sum(new**2, axis=1), 5.0, rtol=1e-5)
-    # By hand in float64, from the exported parameters.
+    # Compute it by hand in float64 from the exported parameters.
     weights = load_file(tmp_path / "new" / "model" / "weights.safetensors")
     weights = {name.removeprefix("params/"): np.float64(w) for name, w in weights.items()}
     raw = np.float64(model.preprocessing.on_device(pixels)).reshape(200, -1)
@@ -166,7 +166,7 @@ def test_a_bt2_step_is_the_sum_of_its_published_parts(old, teacher):
     cosines = np.sum(ours * theirs, 1) / np.linalg.norm(ours, axis=1)
     cosines /= np.linalg.norm(theirs, axis=1)
     assert float(metrics["teacher"]) == pytest.approx(1 - cosines.mean(), rel=1e-4)
-    # Where both bases are the identity, the compatible part is what z begins with.
+    # While both bases are the identity, z begins with the compatible part.
     learned = variables["params"]["method"]
     assert not np.any(learned["new_turn"]) and not np.any(learned["old_turn"])
     branch = np.maximum(outputs, 0) @ learned["branch"]["kernel"] + learned["branch"]["bias"]
@@ -196,7 +196,7 @@ def test_oca_keeps_the_old_space_in_the_first_numbers(old, tmp_path):
     likeness = new[:, :8] / np.linalg.norm(new[:, :8], axis=1, keepdims=True) @ means.T
     own = likeness[np.arange(200), labels]
     assert (own > np.where(np.arange(10) == labels[:, None], -1, likeness).max(1)).mean() > 0.6
-    # The exported classifier takes the rotation along: it classifies embeddings as they are.
+    # The exported classifier includes the rotation: it classifies unrotated embeddings.
     unit = new / np.linalg.norm(new, axis=1, keepdims=True)
     assert ((unit @ model.classifier.T).argmax(1) == labels).mean() > 0.6
 
@@ -214,7 +214,7 @@ def test_mixbct_lets_old_embeddings_stand_for_new_ones(old):
         return task.loss(variables, frozen, batch, 0, key, False)[1][1]
 
     assert float(base(1.0)["share"]) == 0.5
-    close(base(2.0)["base"], base(1.0)["base"])  # of old embeddings only the directions count
+    close(base(2.0)["base"], base(1.0)["base"])  # only the directions of old embeddings count
     assert float(base(-1.0)["base"]) != pytest.approx(float(base(1.0)["base"]), rel=1e-3)
 
 
@@ -336,7 +336,7 @@ def test_advbct_step_equals_the_published_code(golden_advbct, threshold):
     }
     close(value, expected["total_loss"])
     close(parts["boundary"], expected["comp_loss"])
-    close(parts["adversarial"], expected["model_loss"])  # logged without the epoch's weight
+    close(parts["adversarial"], expected["model_loss"])  # it is logged without the epoch's weight
     assert round(float(share) * len(labels)) == expected["violators"]
     close(feat, expected["grad_feat"])
     close(w_new, expected["grad_w_new"])
@@ -392,7 +392,7 @@ def test_statistics_by_hand_and_by_the_task_agree(old, tmp_path):
         for where in (file, file.parent):
             given = task_of(new_config(old, method, statistics=str(where))).frozen["statistics"]
             np.testing.assert_array_equal(given.center, stats.center)
-    # The old model's own training images, and those alone.
+    # These are only the old model's own training images.
     assert len(made) == (np.asarray(made.labels) < 5).sum() < 600
 
 
@@ -429,7 +429,7 @@ def test_refusals(old, tmp_path):
     refused(new_config(old, data__subset=""), "config.data.subset='new classes 0.5", tmp_path)
     crops = new_config(old, preprocessing__train_crop="random_resized")
     refused(crops, "train_crop=none", tmp_path)
-    task_of(new_config(old, "lwf", model__embedding_dim=16))  # compares logits
+    task_of(new_config(old, "lwf", model__embedding_dim=16))  # LwF compares logits
 
 
 def test_statistics_that_do_not_fit_are_refused(old, tmp_path):
@@ -453,7 +453,7 @@ def test_statistics_that_do_not_fit_are_refused(old, tmp_path):
 def test_classes_of_an_old_model_that_was_never_renumbered(tmp_path):
     train(config(data__classes="first 4"), tmp_path / "first")
     task = task_of(new_config(str(tmp_path / "first"), "bct", data__subset=""))
-    assert task.frozen["classifier"].shape == (4, 8)  # of ten rows, the trained ones
+    assert task.frozen["classifier"].shape == (4, 8)  # the trained ones of ten rows
     train(config(data__classes="2-5"), tmp_path / "middle")
     middle = new_config(str(tmp_path / "middle"), "bct", data__subset="")
     refused(middle, "numbered from 0 on", tmp_path)

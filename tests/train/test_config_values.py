@@ -65,7 +65,7 @@ def test_a_wrong_value_is_told_with_the_nearest_right_one(tmp_path, changes, mes
     ],
 )
 def test_a_value_of_another_kind(key, value, message):
-    """As a config file can make one that it builds by itself."""
+    """A config file can set such a value if it builds the config itself."""
     config = ConfigDict({**configs.backbone().to_dict(), key: value})
     with pytest.raises(UserError, match=message):
         configs.check(config)

@@ -53,7 +53,7 @@ def test_four_parts_train_like_a_whole_one(results, classes):
 @pytest.mark.parametrize("classes", CLASSES)
 def test_kernel_centres_and_momentum_lie_in_four_parts(results, classes):
     shards = results[str(classes)]["seen"]["shards"]
-    moments = {100_003: 1, 81_313: 2, 93_431: 1}[classes]  # of SGD, Adam, LARS
+    moments = {100_003: 1, 81_313: 2, 93_431: 1}[classes]  # number of moments in SGD, Adam and LARS
     assert len([name for name in shards if "classifier" in name]) == 1 + moments
     assert any("centers" in name for name in shards)
     assert set(shards.values()) == {4}
@@ -63,7 +63,7 @@ def test_kernel_centres_and_momentum_lie_in_four_parts(results, classes):
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("classes", CLASSES)
 def test_a_step_never_gathers_the_classes(results, classes):
-    """What devices exchange is far smaller than the kernel, and than a sample's logits."""
+    """Devices exchange far less than the kernel, and less than a sample's logits."""
     found = results[str(classes)]["seen"]["collectives"]
     assert len(found) > 2
     summed = [size for kind, size in found if kind == "all-reduce"]  # over "data"
@@ -79,7 +79,7 @@ def test_a_checkpoint_restores_on_another_mesh(results, classes):
 
 
 class Task:
-    """Just parameters."""
+    """A task with only parameters."""
 
     frozen = "anything"
 
@@ -136,7 +136,7 @@ def test_a_mesh_that_divides_no_classes_says_so(capsys):
 
 @pytest.mark.slow
 def test_a_run_with_padded_classes_leaves_the_same_model(tmp_path, monkeypatch):
-    """Through training, evaluation, checkpoint and export."""
+    """The model is the same after training, evaluation, checkpoint and export."""
 
     def model(name):
         config = check_devices.cases(tmp_path)["backbone"]

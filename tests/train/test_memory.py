@@ -1,4 +1,4 @@
-"""What saves memory leaves the training as it is: accumulation, rematerialisation, bfloat16."""
+"""Memory savings do not change the training: accumulation, rematerialisation, bfloat16."""
 
 import functools
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 class Task:
-    """Regression of Y on X with a BatchNorm and some noise."""
+    """A regression of Y on X with a BatchNorm and some noise."""
 
     frozen = ()
 
@@ -66,7 +66,7 @@ def start():
 
 
 def after(steps, room, freeze, task=None, **kwargs):
-    """(state, metric sums) after ``steps`` steps on all rows, ``room`` of them in each call."""
+    """Return (state, metric sums) after ``steps`` steps on all rows, ``room`` steps per call."""
     run, state = compile_steps(task or Task(), OPTIMIZER, 0, **kwargs), start()
     total = {}
     for _ in range(steps // room):
@@ -86,7 +86,7 @@ def without_statistics(room):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", [1, 4])  # micro-batches in programs of their own, or in a loop
+@pytest.mark.parametrize("room", [1, 4])  # a program per micro-batch, or a loop over them
 @pytest.mark.parametrize("count", [2, 3, 24])
 def test_accumulated_is_the_whole_batch_without_batch_statistics(count, room):
     expected = without_statistics(room)
@@ -98,7 +98,7 @@ def test_accumulated_is_the_whole_batch_without_batch_statistics(count, room):
 @pytest.mark.parametrize("room", [1, 4])
 @pytest.mark.parametrize("group", [1, 4])
 def test_accumulated_is_the_mean_of_micro_batches(group, room):
-    """Against plain loops: statistics of a micro-batch, kept from one to the next."""
+    """Compare with plain loops, in which statistics carry over between micro-batches."""
     micro = MicroBatches(3, group)
     found, sums = after(4, room, freeze=False, micro_batches=micro)
     task, state, losses = Task(), start(), []
@@ -129,7 +129,7 @@ def test_accumulated_is_the_mean_of_micro_batches(group, room):
 
 
 def test_micro_batches_draw_different_noise():
-    """In a program each and in a loop alike."""
+    """Noise differs both with one program per micro-batch and in a loop."""
     one = after(2, 1, freeze=True, task=Task(1.0), micro_batches=MicroBatches(2))
     two = after(2, 2, freeze=True, task=Task(1.0), micro_batches=MicroBatches(2))
     assert_close(one, two)
@@ -220,7 +220,7 @@ def test_bfloat16_trains_like_float32(runs, name):
 
 @pytest.mark.slow
 def test_bfloat16_leaves_parameters_gradients_and_losses_float32(runs):
-    """Of every task and method, by its types alone."""
+    """This holds for every task and method, judged by types alone."""
     mesh = sharding.make_mesh()
     for name in check_devices.cases(runs):
         config = config_of(runs, name, compute_dtype="bfloat16")
@@ -237,7 +237,7 @@ def test_bfloat16_leaves_parameters_gradients_and_losses_float32(runs):
 
             return jax.value_and_grad(loss, has_aux=True)(params)
 
-        # Statistics must be arrays, not shapes, to be closed over.
+        # Statistics must be arrays, not shapes, since a closure holds them.
         variables["batch_stats"] = jax.tree.map(
             lambda x: np.zeros(x.shape, x.dtype), variables.get("batch_stats", {})
         )

@@ -78,7 +78,7 @@ def test_rate_is_constant_within_an_epoch_and_survives_a_restart():
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     moved = []
     for step in range(14):
-        if step == 6:  # Through the host, and a new optimizer: as from a checkpoint.
+        if step == 6:  # As from a checkpoint: through the host, with a new optimizer.
             state = jax.tree.map(np.asarray, state)
             update = jax.jit(build_optimizer(cfg, 3, 4).update)
         updates, state = update({"kernel": jnp.ones(2)}, state, params)

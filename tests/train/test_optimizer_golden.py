@@ -1,12 +1,12 @@
 """Whole training trajectories of the original code: transformations by Adam, ResNet-18 by SGD.
 
 The golden values are float32 results of one machine, and rounding grows from step to step: Adam
-divides by the size of a gradient, batch norms of 8 values and ReLUs that flip do worse. Two
-float32 trajectories therefore differ by what the processors make of them, and no tolerance for
-that can be derived. So our trajectories are computed in float64, where rounding stays below 1e-9
-on any machine, and are held to the golden ones within what the golden files say of their *own*
-rounding: they hold the difference of each array to the original's run in float64. Float32 itself
-is held to float64 for single steps.
+divides by the size of a gradient; batch norms over 8 values and ReLUs that flip amplify even more.
+The difference between two float32 trajectories therefore depends on the processors, and no
+tolerance for it can be derived. So our trajectories are computed in float64, where rounding stays
+below 1e-9 on any machine. Their tolerance is the golden arrays' *own* rounding, which the golden
+files state as the difference of each array from the original's run in float64. Float32 itself is
+compared with float64 for single steps.
 """
 
 import functools
@@ -26,7 +26,7 @@ from fct_jax.train.optimizer import build_optimizer, decayed
 
 
 def config(golden):
-    """Our configuration for the original's, at a constant rate."""
+    """Return our equivalent of the original's configuration, at a constant rate."""
     return ml_collections.ConfigDict(
         {
             "name": golden["algorithm"],
@@ -55,7 +55,7 @@ def fct_loss(embedding, log_variance, new, targets, classifier):
 
 
 def golden_rounding(golden_fct, name):
-    """How far the golden array is from the original's own run in float64, at most.
+    """Return the largest possible difference of the golden array from the original's float64 run.
 
     The file has three digits of the largest difference; the stored array is rounded once more.
     """
@@ -68,7 +68,7 @@ def within(ours, expected, limit, name):
 
 
 def transformation_step(model, objective, classifier, optimizer):
-    """One compiled training step, and the loss alone."""
+    """Return one compiled training step, and the function of the loss alone."""
 
     def loss(params, stats, batch, train):
         (embedding, log_variance), updated = model.apply(
@@ -91,7 +91,7 @@ def transformation_step(model, objective, classifier, optimizer):
 
 
 def transformation_run(golden_fct, run):
-    """Our step and loss in float64, the optimizer, the initial variables, the golden batches."""
+    """Return our float64 step and loss, the optimizer, initial variables and golden batches."""
     arrays, info = golden_fct.arrays("optim"), golden_fct.json("optim")["transformation"]
     dims = info["dims"]
     model = build(run, embedding_dim=dims["new"], inner_dim=dims["inner"])
@@ -141,7 +141,7 @@ LONGEST_SUM = 512 * 3 * 3  # terms of an inner product in the last stage of ResN
 
 
 def decayed_as_published(params):
-    """ "No decay on BN" of the original, which goes by name and misses the shortcuts'."""
+    """Return the original's "no decay on BN", which goes by name and misses the shortcuts'."""
 
     def keep(path, spared):
         return spared or any(getattr(key, "key", "") == "downsample_bn" for key in path)
@@ -150,7 +150,7 @@ def decayed_as_published(params):
 
 
 def rule_variables(names, num_classes, dim):
-    """The rule's weights, with the last block's and the classifier's sizes of this run."""
+    """Return the rule's weights, with this run's sizes of the last block and classifier."""
     old_dim = next(shape[1] for name, shape in names if name == "fc.weight")
     resized = []
     for name, shape in names:
@@ -164,8 +164,8 @@ def rule_variables(names, num_classes, dim):
 
 @functools.cache
 def resnet18_gradients(precision, **kwargs):
-    """One compiled function for all runs of a precision: they differ in their updates alone."""
-    del precision  # That in which the function is called first, for the cache.
+    """Return one compiled function for all runs of a precision, which differ only in updates."""
+    del precision  # Only a key of the cache: the precision in which the function is first called.
     model = build("resnet18", **kwargs)
 
     def loss(params, stats, images, targets, smoothing):
@@ -179,7 +179,7 @@ def resnet18_gradients(precision, **kwargs):
 
 
 def resnet18_run(golden_fct, run):
-    """The golden settings, ours of the same meaning as an optimizer, and the first weights."""
+    """Return the golden settings, our equivalent optimizer, and the initial weights."""
     info = golden_fct.json("optim")["resnet18"]
     kwargs, golden = info["kwargs"], info["sgd_runs"][run]
     names = golden_fct.json("resnet_ResNet18")["state_dict"]
@@ -202,7 +202,7 @@ def resnet18_run(golden_fct, run):
 def test_resnet18(golden_fct, run):
     arrays, info = golden_fct.arrays("optim"), golden_fct.json("optim")["resnet18"]
     expected = under(arrays, f"sgd/{run}/")
-    # Per step: the largest difference of the golden run to those in float64 and with noise.
+    # Per step: the largest difference of the golden run from those in float64 and with noise.
     sensitivity = under(info["observed_sensitivity_per_step"], f"sgd/{run}/")
 
     def limit(name, count):
@@ -243,13 +243,13 @@ def test_resnet18(golden_fct, run):
 def test_resnet18_step_in_float32(golden_fct):
     """Loss, gradients and running statistics of one batch: float32 against float64.
 
-    The limit is derived by backward analysis: the float32 result of an inner product of n terms
-    is the exact one of terms changed by √n roundings each (Higham and Mary, "A new approach to
-    probabilistic rounding error analysis", SIAM J. Sci. Comput. 2019; with certainty by n). So all
-    weights and pixels are changed by that much, at random, in float64, which says how much this
-    network makes of it, flips of ReLUs included. A layer rounds in its convolution, its
-    normalisation and the sum with the shortcut, forwards and backwards: 6 such changes; they are
-    taken to add up.
+    The limit is derived by backward analysis: the float32 result of an inner product of n terms is
+    the exact result for terms that are changed by √n roundings each (Higham and Mary, "A new
+    approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 2019; with certainty by
+    n). So all weights and pixels are changed at random by that much in float64, which shows how
+    much this network amplifies the changes, including flips of ReLUs. A layer rounds in its
+    convolution, its normalisation and the sum with the shortcut, forwards and backwards; these 6
+    changes are taken to add up.
     """
     arrays, info = golden_fct.arrays("optim"), golden_fct.json("optim")["resnet18"]
     _, _, start = resnet18_run(golden_fct, "wd_ref")
@@ -284,7 +284,7 @@ def test_resnet18_step_in_float32(golden_fct):
 
 
 def tracked_weights(params):
-    """The arrays that the golden file follows, under its names."""
+    """Return the arrays that the golden file tracks, under its names."""
     norm = params["layer4_1"]["bn2"]
     return {
         "fc_weight": np.asarray(params["classifier"]["kernel"]).T,
@@ -295,7 +295,7 @@ def tracked_weights(params):
 
 
 def check_accuracy(logits, targets, expected, count):
-    """Top-1 and top-5 in percent."""
+    """Check top-1 and top-5 accuracy in percent."""
     rank = np.sum(logits > logits[np.arange(len(targets)), targets][:, None], axis=1)
     for name, k in (("top1", 1), ("top5", 5)):
         assert 100 * np.mean(rank < k) == expected[name][count]

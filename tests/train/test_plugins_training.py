@@ -18,7 +18,7 @@ PAGE = (tiny_runs.REPOSITORY / "docs" / "plugins.md").read_text()
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """The page's Python as the module ``mypackage``, in the current folder."""
+    """Write the page's Python as the module ``mypackage`` to the current folder."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.split("## A data set")[1], re.DOTALL)
     (tmp_path / "mypackage.py").write_text("\n".join(blocks))
     monkeypatch.chdir(tmp_path)
@@ -46,7 +46,7 @@ def test_all_four_train_together_and_are_found_again(package, capsys):
         "num_classes": 4,
         "embedding_dim": 16,
     }
-    source = open_source(configs.compatible().data, "train")  # digits, for their size alone
+    source = open_source(configs.compatible().data, "train")  # only the size of the digits matters
     assert source.image_size == (8, 8)
     new = config(method="mypackage:FARTHEST", old="runs/old", model__name="mypackage:WIDE_NET")
     train(new, "runs/new")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("flat_model")
 
 
 def config(folder, **changes):
-    """Batches of 4 persons × 2 images of Market-1501, as its config has it but smaller."""
+    """Return Market-1501's config with batches of 4 persons × 2 images and smaller images."""
     made = tiny_runs.recipes.market1501_compatible()
     made.data.dir, made.data.workers, made.pretrained = str(folder), 0, ""
     made.model.name, made.model.embedding_dim, made.method = "flat", 8, "none"
@@ -33,7 +33,7 @@ def config(folder, **changes):
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory, flat_model):
-    """(folder, old run): four of the eight persons, then with all of them."""
+    """Return (folder, old run); the old run knows four of the eight persons."""
     root = tmp_path_factory.mktemp("market")
     write_market1501(root)
     train(config(root, data__subset="old classes 0.5", seed=5), root / "runs" / "old")
@@ -41,7 +41,7 @@ def market(tmp_path_factory, flat_model):
 
 
 def one_step(task, seed=0):
-    """(loss, metrics, gradients, labels) of the first batch."""
+    """Return (loss, metrics, gradients, labels) of the first batch."""
     variables = jax.jit(task.init)(jax.random.key(seed))
     _, call = next(iter(task.feed.calls(0)))
     element = jax.tree.map(lambda array: array[0], call)
@@ -58,7 +58,7 @@ def one_step(task, seed=0):
 
 @pytest.fixture(scope="module")
 def alone(market):
-    """Gradient of the new model's projection without a method."""
+    """Return the gradient of the new model's projection without a method."""
     task = Compatible(config(market[0], data__subset="new classes 0.5"), sharding.make_mesh())
     return one_step(task)[2]["model"]["projection"]["kernel"]
 
@@ -75,11 +75,11 @@ def test_every_method_beside_triplet_and_centre(method, market, alone):
     own = set(metrics) - known
     assert known <= set(metrics) and bool(own) == (method not in ("none", "mixbct"))
     parts = own | {"base", "batch_hard", "center"}
-    weights = {"adversarial": 2.0}  # in the first of one epochs
+    weights = {"adversarial": 2.0}  # in the only epoch
     expected = sum(weights.get(name, 1.0) * float(metrics[name]) for name in parts)
     assert loss == pytest.approx(expected, rel=1e-4)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
-    # The centres follow their own loss, whatever the weight; the model follows all of them.
+    # The centres follow their own loss, whatever its weight; the model follows all losses.
     assert np.abs(gradients["metric"]["centers"]).max() > 0
     gradient = gradients["model"]["projection"]["kernel"]
     assert np.allclose(gradient, alone, atol=1e-7) == (method == "none")
@@ -87,14 +87,14 @@ def test_every_method_beside_triplet_and_centre(method, market, alone):
 
 @pytest.mark.slow
 def test_neck(market):
-    """Triplet and centre loss see what goes into the embedding's BatchNorm."""
+    """Triplet and centre loss take the input of the embedding's BatchNorm."""
     found = {}
     for neck in (True, False):
         task = Compatible(config(market[0], reid__neck=neck), sharding.make_mesh())
         found[neck] = one_step(task)[1]
     assert found[True]["base"] == pytest.approx(float(found[False]["base"]), rel=1e-5)
     assert not np.allclose(found[True]["batch_hard"], found[False]["batch_hard"])
-    # By hand: projection of the pixels, before the BatchNorm.
+    # Compute it by hand: the projection of the pixels, before the BatchNorm.
     settings = config(market[0], reid__neck=True)
     task = Compatible(settings, sharding.make_mesh())
     params = jax.jit(task.init)(jax.random.key(0))["params"]
@@ -108,7 +108,7 @@ def test_neck(market):
 
 
 def test_augmented_images(market):
-    """Moved, erased, and otherwise the same; another key gives others; off means untouched."""
+    """Images are moved and erased, by key, and otherwise the same; switched off, they stay."""
     images = jnp.ones((8, 16, 8, 3))
     settings = config(market[0], reid__pad=3, reid__erase=0.5)
     task = Compatible(settings, sharding.make_mesh())
@@ -124,7 +124,7 @@ def test_augmented_images(market):
 
 
 def test_last_stride():
-    """The last stage keeps the size of the one before; the weights are the same."""
+    """The last stage keeps the size of the stage before it; the weights are the same."""
     x, sizes, shapes = jnp.zeros((1, 64, 32, 3)), {}, {}
     for stride in (1, 2):
         model = models.build("resnet18_projection", num_classes=3, width=4, last_stride=stride)
@@ -159,7 +159,7 @@ def test_mistakes(changes, message, market):
 @pytest.mark.parametrize("kind", losses.HEADS)
 @pytest.mark.parametrize("label", [-1, 4, 2**31 - 1])
 def test_unknown_labels_get_no_margin_in_any_head(kind, label):
-    """Logits of a label outside the classes are those of no class; its cross-entropy is NaN."""
+    """A label outside the classes gives logits without margin, and a NaN cross-entropy."""
     rng = np.random.default_rng(0)
     embedding, classifier = rng.normal(size=(3, 5)), rng.normal(size=(4, 5))
     scale, margin = 16.0, 0.25
@@ -171,7 +171,7 @@ def test_unknown_labels_get_no_margin_in_any_head(kind, label):
         "circle": scale * np.maximum(cosine + margin, 0) * (cosine - margin),
     }.get(kind, scale * cosine)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-5)
-    # The others are as if it were not there.
+    # The other rows are as if that one were not there.
     alone = losses.base_logits(kind, embedding[::2], classifier, labels[::2], scale, margin)
     np.testing.assert_allclose(found[::2], alone, rtol=1e-5, atol=1e-5)
     if kind != "softmax":

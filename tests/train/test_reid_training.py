@@ -42,11 +42,11 @@ def folders(tmp_path_factory):
 
 
 def market_config(folders, **changes):
-    """One epoch of batches of 4 persons × 2 images."""
+    """Return a config of one epoch of batches of 4 persons × 2 images."""
     config = tiny(recipes.market1501_compatible(), folders / "market1501")
     config.preprocessing.size, config.preprocessing.width = 32, 16
     config.sampler.images = 2
-    config.reid.pad, config.reid.erase = 1, 0.0  # little is left of a small image
+    config.reid.pad, config.reid.erase = 1, 0.0  # erasing would leave little of a small image
     return tiny_runs.changed(config, changes)
 
 
@@ -72,7 +72,7 @@ def trained(config, run):
 
 @pytest.fixture(scope="module")
 def market_runs(folders, flat_model):
-    """Old, new alone and two methods; the last one is a residual network."""
+    """Train an old model, a new one alone and two methods, the last with a residual network."""
     old = trained(
         market_config(folders, data__subset="old classes 0.5", seed=5), folders / "runs" / "old"
     )
@@ -108,7 +108,7 @@ def test_market1501_from_files_to_report(folders, market_runs):
     assert "| cmc@1 | cmc@5 | cmc@10 |" in report.markdown()
     described([report]).show()
 
-    # Another way to the same numbers: the embed command and the protocol on its own.
+    # The embed command and the protocol on its own give the same numbers.
     sets = {}
     for who, run in (("old", old), ("advbct", runs["advbct"])):
         for split in ("query", "gallery"):
@@ -126,7 +126,7 @@ def test_market1501_from_files_to_report(folders, market_runs):
         assert found["cross"] == pytest.approx(expected["map"], abs=1e-6)
         for k in (1, 5, 10):
             assert found[f"cross cmc@{k}"] == pytest.approx(expected["cmc"][k - 1])
-    assert tests["plain"][ALONE]["self"] > 0.5  # colours are learned in three epochs
+    assert tests["plain"][ALONE]["self"] > 0.5  # three epochs suffice to learn the colours
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_faces_from_files_to_report(folders, flat_model):
     assert "| top@1 |" in text and "tar@far=0.0001" in text
     assert found[ALONE]["self"] > 0.5
 
-    # By hand: each person has one probe and one gallery template.
+    # Compute it by hand: each person has one probe and one gallery template.
     media = read_media(media_file)
     pairs, gallery, probe = protocol_beside(media_file)
     sides = []
@@ -200,7 +200,7 @@ def test_batches_are_the_samplers(in_memory, folders, flat_model):
             assert (labels[:, 0] == labels[:, 1]).all() and len(set(labels[:, 0])) == 4
             seen.append(np.asarray(batch["index"]))
     assert len(seen) == 2 * steps and not np.array_equal(seen[:steps], seen[steps:])
-    # The middle of an epoch is found again.
+    # The feed resumes in the middle of an epoch.
     if in_memory == "yes":
         _, call = next(iter(task.feed.calls(steps + 1)))
         assert np.array_equal(call[0], seen[steps + 1])
@@ -246,7 +246,7 @@ def test_metric_losses():
             found["center"], 0.25 * jnp.square(embedding - centers[labels]).sum(1).mean(), rtol=1e-5
         )
 
-    # The weight is the embedding's alone.
+    # The weight applies only to the embedding.
     def center_loss(e, c):
         return module.apply({"params": {"centers": c}}, e, labels)["center"]
 
@@ -286,7 +286,7 @@ def test_schedule_with_floors():
 
 
 def test_rates_of_biases_and_centers():
-    """Against two optimizers on their own: one of the common rate, plain SGD for the centres."""
+    """Compare with two separate optimizers: one at the common rate, plain SGD for the centres."""
     config = ConfigDict(configs.compatible().optimizer)
     config.schedule.name, config.bias_lr_factor = "constant", 2.0
     params = {

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("flat_model")
 
 
 def slow_nt_xent(first, second, temperature):
-    """(loss, accuracy) by loops over vectors."""
+    """Return (loss, accuracy) by loops over vectors."""
     vectors = [v / max(np.linalg.norm(v), 1e-12) for v in [*first, *second]]
     n, total, hits = len(first), 0.0, 0
     for i, v in enumerate(vectors):
@@ -133,7 +133,7 @@ def tiny(**changes):
 
 @pytest.fixture(scope="module")
 def side(tmp_path_factory):
-    """A tiny run."""
+    """Train a tiny run."""
     run = tmp_path_factory.mktemp("runs") / "side"
     train(tiny(), run)
     return run
@@ -148,8 +148,8 @@ def test_it_learns(side):
     steps = [entry for entry in logged(side) if "train/loss" in entry]
     assert steps[-1]["train/loss"] < steps[0]["train/loss"]
     validation = next(entry for entry in logged(side) if "validation/loss" in entry)
-    others = 2 * tiny().batch_size - 1  # among which each view has to find its partner
-    assert validation["validation/loss"] < np.log(others)  # that of guessing
+    others = 2 * tiny().batch_size - 1  # the views among which each has to find its partner
+    assert validation["validation/loss"] < np.log(others)  # the loss of guessing
 
 
 @pytest.mark.slow
@@ -164,8 +164,8 @@ def test_the_backbone_alone_is_exported(side):
 
 @pytest.mark.slow
 def test_side_information_of_a_transformation(side, tmp_path):
-    """From a SimCLR run to a transformation that takes its embeddings, and to the report."""
-    config = tiny_runs.transformation(side, side, epochs=2)  # any run does as old and new
+    """A SimCLR run leads to a transformation that uses its embeddings, and to the report."""
+    config = tiny_runs.transformation(side, side, epochs=2)  # any run will do as old and new
     config.side = str(side)
     train(config, tmp_path / "fct")
     model = fct_jax.load_model(tmp_path / "fct")
@@ -175,7 +175,7 @@ def test_side_information_of_a_transformation(side, tmp_path):
         np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
     )
     one, other = (model.transform(old, given)[0] for given in (old, old[::-1]))
-    assert np.abs(one - other).max() > 1e-2 * np.abs(one).max()  # it is used
+    assert np.abs(one - other).max() > 1e-2 * np.abs(one).max()  # the side embedding is used
     report = tiny_runs.evaluation(side, side, f"FCT={tmp_path / 'fct'}", side=str(side))
     rows = evaluate(report, tmp_path / "report").rows
     assert 0.05 < rows["FCT new/old"]["map"] < rows["new/new"]["map"]
@@ -194,7 +194,7 @@ def test_side_information_of_a_transformation(side, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("crop", ["none", "random_resized"])
 def test_resumed_run_is_bit_identical(crop, flat_model, tmp_path):
-    """As if killed in the middle of an epoch; the device draws the views, or the host the crops."""
+    """It resumes within an epoch; the device draws the views, or the host the crops."""
     config = tiny(
         model__name="flat",
         preprocessing__train_crop=crop,
@@ -206,7 +206,7 @@ def test_resumed_run_is_bit_identical(crop, flat_model, tmp_path):
     train(config, run)
     whole = load_file(run / "model" / "weights.safetensors")
     kept = [step for step in (run / "checkpoints").iterdir() if step.name.isdigit()]
-    assert {"2", "4"} < {step.name for step in kept}  # three steps an epoch
+    assert {"2", "4"} < {step.name for step in kept}  # three steps per epoch
     for step in kept:
         if int(step.name) > 4:
             shutil.rmtree(step)
@@ -249,7 +249,7 @@ def test_the_host_makes_two_crops_of_large_images(tmp_path):
     assert batch["image"].shape == (4, 2, 8, 8, 3)
     np.testing.assert_array_equal(batch["image"], again["image"])
     assert (batch["image"][:, 0] != batch["image"][:, 1]).any((1, 2, 3)).all()
-    # The first is the crop that training with one crop would see.
+    # The first crop is the one that training with one crop would see.
     one = next(data.batches(source, preprocessing, **given))
     np.testing.assert_array_equal(batch["image"][:, 0], one["image"])
     whole = next(data.batches(source, preprocessing, **given, crops=2, crop_area=(1.0, 1.0)))

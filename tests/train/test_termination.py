@@ -1,4 +1,4 @@
-"""SIGTERM: at once where nothing can be saved, after the step where something can."""
+"""SIGTERM ends a process at once if nothing can be saved, otherwise after the step."""
 
 import signal
 

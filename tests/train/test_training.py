@@ -1,4 +1,4 @@
-"""The loop: it learns, goes on where it was, stops on NaN, and writes what it says."""
+"""The loop learns, resumes where it was, stops on NaN, and writes the files it promises."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from fct_jax.train.loop import train
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """An uninterrupted run."""
+    """Make an uninterrupted run."""
     run = tmp_path_factory.mktemp("runs") / "finished"
     train(tiny_runs.backbone(), run)
     return run
@@ -45,7 +45,7 @@ def test_loss_falls_and_metrics_are_written(finished):
     losses = [entry["train/loss"] for entry in entries if "train/loss" in entry]
     assert len(losses) == 2 and losses[1] < losses[0]
     (validation,) = [entry for entry in entries if "validation/top1" in entry]
-    # By hand, with the model that was exported; five of the ten classes are known to it.
+    # Compute it by hand with the exported model, which knows five of the ten classes.
     source = open_source(tiny_runs.backbone(data__classes="").data, "validation")
     model = load_model(finished)
     host = model.preprocessing.on_host
@@ -56,10 +56,10 @@ def test_loss_falls_and_metrics_are_written(finished):
         expected = ranks[:, :k].any(axis=1).mean()
         assert validation[f"validation/top{k}"] == pytest.approx(expected, abs=1.5 / len(source))
     assert list((finished / "tensorboard").iterdir())
-    # On small data the log of every so many steps may fall anywhere: each epoch is logged as well.
+    # On small data the periodic log may fall anywhere, so that each epoch is logged as well.
     epochs = [entry for entry in entries if "epoch/loss" in entry]
     assert [(entry["step"], entry["epoch/number"]) for entry in epochs] == [(5, 1), (10, 2)]
-    assert [entry["epoch/loss"] for entry in epochs] == pytest.approx(losses)  # 5 steps each, too
+    assert [entry["epoch/loss"] for entry in epochs] == pytest.approx(losses)  # also 5 steps each
 
 
 def test_what_is_trained_on_is_said_first(tmp_path, capsys, monkeypatch):
@@ -74,14 +74,14 @@ def test_what_is_trained_on_is_said_first(tmp_path, capsys, monkeypatch):
         "validation: 797 images",
         "batch 100 = 1 device × 100; lr 0.1",
     ]
-    # Nothing was trained, so that another config is no change.
+    # Nothing was trained yet, so that another config is no change.
     with pytest.raises(UserError, match="the first step"):
         train(tiny_runs.backbone(model__name="resnet18", optimizer__lr=0.2), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["optimizer"]["lr"] == 0.2
 
 
 def test_a_run_of_an_earlier_version_goes_on(finished, capsys):
-    """Keys that it did not know have their defaults."""
+    """Keys that the earlier version did not know have their defaults."""
     path = finished / "config.json"
     kept = path.read_text()
     config = json.loads(kept)
@@ -121,7 +121,7 @@ def test_finished_run_is_left_alone(finished, capsys):
     "in_memory, last_batch", [("yes", "drop"), ("no", "drop"), ("yes", "keep"), ("no", "keep")]
 )
 def test_resumed_run_is_bit_identical(tmp_path, in_memory, last_batch):
-    """Stopped after some epochs, in the middle of one, with both feeds."""
+    """The run is stopped in the middle of its second epoch, with either feed."""
     config = tiny_runs.backbone(
         data__in_memory=in_memory,
         checkpoint_every_steps=3,
@@ -131,7 +131,7 @@ def test_resumed_run_is_bit_identical(tmp_path, in_memory, last_batch):
     )
     train(config, tmp_path / "whole")
     run = tmp_path / "stopped"
-    # Only the checkpoints up to step 6 (of 10) are left: as if killed then.
+    # Only the checkpoints up to step 6 (of 10) are left, as if the run had been killed then.
     train(config, run)
     for step in (run / "checkpoints").iterdir():
         if step.name.isdigit() and int(step.name) > 6:

@@ -1,4 +1,4 @@
-"""Validation batches: every image once, in order, and nothing counts that is not there."""
+"""Validation batches hold every image once, in order; rows without an image do not count."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from fct_jax.train.validation import NOTHING, validation_batches
 
 
 def batches_of(folder, batch_size, on_error="raise"):
-    """All labels and images, batch after batch."""
+    """Return all labels and images, batch after batch."""
     config = tiny_runs.backbone(
         data__name="folder",
         data__dir=str(folder),
@@ -32,7 +32,7 @@ def batches_of(folder, batch_size, on_error="raise"):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twelve validation images of four classes."""
+    """Write twelve validation images of four classes."""
     return tiny_data.write_folder(tmp_path, size=(8, 8))
 
 
@@ -48,7 +48,7 @@ def test_every_image_once(folder, batch_size):
 
 @pytest.mark.parametrize("place", [0, 4, 11])
 def test_unreadable_images_do_not_count(folder, place):
-    """Also at the end, where the last image fills up the batch."""
+    """This also holds at the end, where the last image fills up the batch."""
     whole, _, _ = batches_of(folder, 5)
     file = sorted((folder / "validation").glob("*/*.png"))[place]
     file.write_bytes(b"no image")
