@@ -1,4 +1,4 @@
-"""What several tests of upgrades start from."""
+"""Fixtures that several tests of upgrades share."""
 
 from pathlib import Path
 
@@ -8,6 +8,6 @@ import pytest
 
 @pytest.fixture(scope="module")
 def text():
-    """The text sample: 500 items by two sentence encoders, and queries."""
+    """Return the text sample: 500 items by two sentence encoders, and queries."""
     with np.load(Path(__file__).parents[1] / "text_sample.npz") as file:
         return {name: file[name] for name in file.files}

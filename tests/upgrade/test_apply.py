@@ -1,4 +1,4 @@
-"""Applying an upgrade: killed and gone on with, rolled back, watched, and refused."""
+"""Applying an upgrade: killed and resumed, rolled back, watched, and refused."""
 
 import json
 import os
@@ -30,7 +30,7 @@ COUNT = 300
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Paths of a gallery in each form, of all new vectors, and the arrays."""
+    """Return paths of a gallery in each form and of all new vectors, and the arrays."""
     return tiny.made_galleries(tmp_path_factory.mktemp("galleries"), COUNT)
 
 
@@ -41,7 +41,7 @@ def test_translated_then_new_in_plan_order(made, tmp_path, form):
     Upgrade(tmp_path).plan(tiny.plain_map(), paths[form], budget_items=100, batch_size=16)
     gallery = upgraded(made, form, tmp_path, max_batches=2)
     assert gallery.form == form and gallery.meta["state"] == "migrating"
-    # The stand-in map is least sure of the largest first values.
+    # The stand-in map is least certain about the largest first values.
     order = np.argsort(-old[:, 0] * 2, kind="stable")
     expected = old @ tiny.weight()
     expected[order[:46]] = new[order[:46]]
@@ -61,7 +61,7 @@ def test_translated_then_new_in_plan_order(made, tmp_path, form):
         "fingerprint": "new-model",
     }
     assert contents(paths[form].parent if form == "faiss" else paths[form]) == before
-    # Once more changes nothing.
+    # Another run changes nothing.
     after = contents(tmp_path / "gallery")
     upgraded(made, form, tmp_path)
     assert contents(tmp_path / "gallery") == after
@@ -90,14 +90,14 @@ def test_killed_at_any_moment(made, tmp_path, form):
         assert contents(tmp_path / seed / "gallery") == plain
         done = Progress(Journal(tmp_path / seed / "journal.jsonl").records)
         assert done.items == done.reembedded == COUNT
-        # What had failed came in batches of its own.
+        # Items that had failed came in their own batches.
         assert len(done.stops) >= -(-COUNT // 23) + 2
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_killed_from_outside(tmp_path):
-    """A process with a real map, interrupted and killed at random times until nothing is left."""
+    """A process with a real map is interrupted and killed at random until nothing is left to do."""
     ids, old, new = tiny.vectors(1500)
     tiny.write_gallery("set", tmp_path / "old", ids, old)
     EmbeddingSet.of(new, ids, meta={"fingerprint": "new-model"}).write(tmp_path / "new")
@@ -115,7 +115,7 @@ def test_killed_from_outside(tmp_path):
         "'map', 'old', reembed=sys.argv[2], batch_size=16, batch_items=20)",
     ]
 
-    said = tmp_path / "said.txt"  # not a pipe: nobody reads it while the command runs
+    said = tmp_path / "said.txt"  # a file, since nobody would read a pipe while the command runs
 
     def start(workdir, source):
         with said.open("w") as file:
@@ -156,7 +156,7 @@ def test_rollback_returns_to_any_batch(made, tmp_path, form):
     paths = made[0]
     at = {}
     for batch in range(4):
-        # An own run for each batch, so that Parquet files are written for each.
+        # Each batch is a run of its own, so that Parquet files are written for each.
         if batch == 0:
             Upgrade(tmp_path).apply(tiny.plain_map(), paths[form], batch_size=16, unchecked=True)
         else:
@@ -272,7 +272,7 @@ def test_text_ids_and_half_precision(tmp_path, form):
         path = tmp_path / "old"
         path.mkdir()
         tiny.write_parquet(path, names, old, kind=pa.list_(pa.float16()))
-    # Another width of text, and another order.
+    # The ids have another text width and another order.
     others = np.append(names[::-1], "one that is in no gallery")
     where = as_set(tmp_path / "new", np.append(new[::-1], new[:1], axis=0), others)
     made = Upgrade(tmp_path / "work").apply(
@@ -284,7 +284,7 @@ def test_text_ids_and_half_precision(tmp_path, form):
 
 
 def test_settings_are_remembered(made, tmp_path):
-    """The first call names map, gallery and settings; a contradiction is refused with both."""
+    """The first call names map, gallery and settings; a contradiction is refused, naming both."""
     paths, where, *_ = made
     upgrade = Upgrade(tmp_path)
     with pytest.raises(UserError, match="knows no map yet; give map"):
@@ -300,7 +300,7 @@ def test_settings_are_remembered(made, tmp_path):
     assert (told["gallery"], told["probe"]) == (str(paths["set"]), str(tmp_path / "probe"))
     assert (told["batch_size"], told["map_fingerprint"]) == (16, tiny.plain_map().fingerprint)
     assert open_map(told["map"]).fingerprint == tiny.plain_map().fingerprint
-    upgrade.apply(reembed=where, max_batches=1)  # the same object knows the map that it was given
+    upgrade.apply(reembed=where, max_batches=1)  # the same object still has its map
     for given, message in (
         ({"gallery": paths["parquet"]}, f"gallery: {paths['set']} there, {paths['parquet']} now"),
         ({"batch_size": 32}, "batch_size: 16 there, 32 now"),
@@ -330,7 +330,7 @@ def test_paths_with_a_tilde(made, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", tiny.FORMS)
 def test_a_compatible_model_needs_no_map(tmp_path, form):
-    """The same commands with "identity": old vectors stay until their items are re-embedded."""
+    """With "identity", the same commands keep old vectors until their items are re-embedded."""
     ids, old, _ = tiny.vectors(COUNT)
     rng = np.random.default_rng(1)
     new = (old + 0.3 * rng.standard_normal(old.shape)).astype(np.float32)

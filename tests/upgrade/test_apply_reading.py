@@ -1,4 +1,4 @@
-"""What an upgrade reads of a gallery: each row twice, changes noticed, bad rows set aside."""
+"""An upgrade reads each row of a gallery twice, notices changes, and sets bad rows aside."""
 
 import json
 import os
@@ -23,7 +23,7 @@ COUNT = 300
 
 @pytest.fixture
 def rows_read(monkeypatch):
-    """Counts the rows that galleries read, and the bytes that checksums do."""
+    """Count the rows that galleries read, and the bytes that checksums read."""
     counted = {"rows": 0}
     read, of_part = SetGallery.read, checksums.of_part
 
@@ -41,12 +41,12 @@ def rows_read(monkeypatch):
 
 
 def test_a_gallery_is_read_twice_by_plan_and_apply(tmp_path, rows_read):
-    """Once to plan and once to translate; beyond that samples alone, 256 rows of each batch."""
+    """It is read once to plan and once to translate, besides samples of 256 rows per batch."""
     count, samples = 20_000, 600 + 256 * 5
     ids, old, new = tiny.vectors(count)
     path = as_set(tmp_path / "old", old, ids, fingerprint="old-model")
     where = as_set(tmp_path / "new", new, ids)
-    rows_read.pop(path / "vectors.npy", None)  # when it was written
+    rows_read.pop(path / "vectors.npy", None)  # reads from when it was written
 
     def reads(call) -> tuple[int, int]:
         before = rows_read["rows"]
@@ -62,7 +62,7 @@ def test_a_gallery_is_read_twice_by_plan_and_apply(tmp_path, rows_read):
     assert reads(lambda: planned.plan(tiny.plain_map(), path, budget_items=100)) == 1
     assert reads(lambda: planned.apply(reembed=where)) == 1
     assert reads(apply("at once", reembed=where, max_batches=1)) == 2
-    # What the translation has seen is all that a plan needs.
+    # A plan needs no more than the translation has seen.
     assert reads(apply("translated", unchecked=True)) == 1
     plan = None
 
@@ -78,7 +78,7 @@ def test_a_gallery_is_read_twice_by_plan_and_apply(tmp_path, rows_read):
         np.load(first / "uncertainty.npy"),
     )
     assert reads(apply("translated", reembed=where)) == 0
-    assert path / "vectors.npy" not in rows_read  # checksums were compared in the same passes
+    assert path / "vectors.npy" not in rows_read  # the same passes compared checksums
 
 
 def test_a_gallery_that_changes_after_it_was_planned(tmp_path):
@@ -97,7 +97,7 @@ def test_a_gallery_that_changes_after_it_was_planned(tmp_path):
     with pytest.raises(UserError, match="have changed since the plan was made"):
         upgrade.apply(reembed=where)
     assert not (tmp_path / "up" / "journal.jsonl").exists()
-    # Time and size as before, so that it shows only in the pass that translates.
+    # Time and size are as before, so that only the translating pass can notice the change.
     described = json.loads((tmp_path / "up" / "plan" / "plan.json").read_text())
     os.utime(path / "vectors.npy", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     described["checked"]["stamps"] = stamps_of(open_gallery(path))
@@ -105,14 +105,14 @@ def test_a_gallery_that_changes_after_it_was_planned(tmp_path):
     with pytest.raises(UserError, match="has changed since the plan was made: its vectors have"):
         upgrade.apply(reembed=where)
     assert not (tmp_path / "up" / "gallery").exists()
-    # As it was, the same command goes on.
+    # With the file as it was, the same command resumes.
     data[128 + 25] ^= 1
     (path / "vectors.npy").write_bytes(data)
     assert upgrade.apply(reembed=where).versions.all()
 
 
 def test_a_gallery_that_changes_while_it_is_translated(tmp_path):
-    """Rows that were translated of the old files are translated again."""
+    """Rows that were translated from the old files are translated again."""
     ids, old, new = tiny.vectors(300)
     path = as_set(tmp_path / "old", old, ids, fingerprint="old-model")
     where = as_set(tmp_path / "new", new, ids)
@@ -145,7 +145,7 @@ def test_a_gallery_that_changes_while_it_is_translated(tmp_path):
 
 @pytest.mark.parametrize("form", tiny.FORMS)
 def test_unusable_vectors_are_set_aside(tmp_path, form):
-    """One in a thousand at most; they are re-embedded first, and are nowhere until then."""
+    """At most one in a thousand may be; they are re-embedded first, and absent until then."""
     count = 2000
     ids, old, new = tiny.vectors(count)
     old = old.copy()
@@ -174,7 +174,7 @@ def test_unusable_vectors_are_set_aside(tmp_path, form):
     upgrade.rollback(0)
     again = open_gallery(tmp_path / "up" / "gallery")
     np.testing.assert_allclose(again.read(0, count), expected, atol=1e-6)
-    # A translation alone finds the same, and stops where there are too many.
+    # A translation without a plan finds the same rows, and stops if there are too many.
     old[:3] = np.inf
     path = tiny.write_gallery(form, tmp_path / f"{form}2", ids, old)
     with pytest.raises(UserError, match=r"rows are unusable, more than 0.1%: .*3 infinite \("):
@@ -183,7 +183,7 @@ def test_unusable_vectors_are_set_aside(tmp_path, form):
 
 
 def test_rows_that_the_reader_cannot_read_are_set_aside(tmp_path):
-    """Null vectors and repeated ids: each with its reason and its file in the quarantine."""
+    """Null vectors and repeated ids are in the quarantine, each with its reason and file."""
     count = 2000
     ids, old, new = tiny.vectors(count)
     ids = ids.copy()

@@ -28,7 +28,7 @@ def text():
 
 @pytest.fixture(scope="module")
 def text_map(text):
-    """Fitted on 160 of the entries, none of which a query asks for."""
+    """Fit a map on 160 of the entries, none of which a query seeks."""
     free = np.flatnonzero(~np.isin(text["ids"], text["query_relevant"]))[:160]
     return upgrade.fit(text["old"][free], text["new"][free], method="ridge")
 
@@ -41,7 +41,7 @@ def of_ids(text, name):
 
 
 def slow_metrics(rows, gains, depth):
-    """Of one query: rows ranked, gains {row: gain}; from the textbook."""
+    """Return one query's metrics by the textbook, for ranked rows and gains {row: gain}."""
     hits = [row in gains for row in rows]
     precision = [sum(hits[: i + 1]) / (i + 1) for i in range(depth) if hits[i]]
     dcg = sum(gains.get(row, 0) / np.log2(i + 2) for i, row in enumerate(rows[:10]))
@@ -104,7 +104,7 @@ def test_agreement_is_with_the_nearest_by_the_new_model():
     new = rng.normal(size=(30, 4)).astype(np.float32)
     judged = relevance.by_agreement(new[:7], new, Space.of(new, "l2"), np.arange(7))
     for i in range(7):
-        near = np.argsort(((new - new[i]) ** 2).sum(axis=1))[1:11]  # itself is the nearest
+        near = np.argsort(((new - new[i]) ** 2).sum(axis=1))[1:11]  # the item itself is the nearest
         assert judged.gains(np.tile(near, (7, 1)))[i].sum() == 10 == judged.total[i]
 
 
@@ -153,12 +153,12 @@ def test_text_is_advised_to_ask_both_models(text, text_map, tmp_path):
         out=tmp_path / "report",
     )
     assert (found.by, found.target) == ("judged pairs", "mrr")
-    # So few queries cannot tell the ways that ask both models apart, but all from translated.
+    # So few queries cannot tell apart the ways that use both models, but tell all from translated.
     assert found.advice == "upgrade" and found.way in ("blend", "dual", "fused", "cascade")
     assert found.text.startswith("Upgrade (") and found.verdict.text == found.text
-    assert found.items == 500 - 128  # without those that the map was fitted on
+    assert found.items == 500 - 128  # without the items that the map was fitted on
     keep, whole = found.point("keep"), found.point("re-embed all")
-    # Their own searches, by the plain definition.
+    # Each model's own search, by the plain definition.
     left = ~np.isin(row_hashes(text["old"]), text_map.fitted)
     for point, name in ((keep, "old"), (whole, "new")):
         near = text[f"query_{name}"].astype(np.float64) @ text[name][left].astype(np.float64).T
@@ -174,7 +174,7 @@ def test_text_is_advised_to_ask_both_models(text, text_map, tmp_path):
     assert whole.negative_flips == pytest.approx((hit[0] & ~hit[1]).mean())
     assert whole.gain[0] == pytest.approx(whole.values["mrr"] - keep.values["mrr"])
     assert whole.gain[1] < whole.gain[0] < whole.gain[2]
-    # Curves begin and end where they should.
+    # Curves have the right ends.
     for order in ("uncertainty", "random", "certainty"):
         for way, first, last in (
             ("translated", "translate", "re-embed all"),
@@ -189,7 +189,7 @@ def test_text_is_advised_to_ask_both_models(text, text_map, tmp_path):
             assert curve[0][1] == found.point(first).values["mrr"]
             if last:
                 assert curve[-1][1] == found.point(last).values["mrr"]
-    # Never below keep on the advised path.
+    # The advised path is never below keep.
     on = [p for p in found.points if (p.way, p.order or None) == (found.way, found.order)]
     on = [p for p in on if p.settings == found.verdict.settings]
     assert on and all(point.gain[2] >= 0 for point in on)
@@ -216,7 +216,7 @@ def test_text_is_advised_to_ask_both_models(text, text_map, tmp_path):
 
 
 def test_a_worse_model_is_advised_against(text, text_map):
-    """The old vectors as the new ones' gallery, and new ones that are noise: keep."""
+    """The new model's vectors are noisy, so that the advice is to keep the old model."""
     rng = np.random.default_rng(0)
 
     def worse(vectors):

@@ -1,4 +1,4 @@
-"""What assessments tell of cascades and of a service's cut-off."""
+"""Assessments of cascades, and of a service's cut-off."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def test_a_budget_of_new_vectors_lies_between_none_and_all(vectors):
     keep = every.point("keep").values
     for depth in (20, 200):
         label = f"cascade {depth} sum"
-        # Nothing embedded: today's ranking. All that is asked for: the warm cascade.
+        # With nothing embedded it is today's ranking; with all candidates, the warm cascade.
         assert none.point(label, "candidates").values["mrr"] == pytest.approx(keep["mrr"])
         told = [found.replays[label] for found in (none, few, every)]
         assert [t["mean"] for t in told] == sorted(t["mean"] for t in told)
@@ -105,7 +105,7 @@ def world_of(old, new, translated, query_old, query_new):
 
 def test_a_cut_off_finds_its_place_on_other_scores(vectors):
     old, query_old, _, _ = vectors
-    # The new model adds a constant direction: its cosines are (c + 1) / 2, and so 0.5 is 0.75.
+    # The new model adds a constant direction: cosines become (c + 1) / 2, and 0.5 becomes 0.75.
     more = np.ones((len(old), 1), np.float32)
     new = np.hstack([old, more]) / np.sqrt(2)
     query_new = np.hstack([query_old, more[: len(query_old)]]) / np.sqrt(2)

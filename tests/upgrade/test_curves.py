@@ -54,7 +54,7 @@ def made(metric="cosine", seed=0, leave_one_out=False, inside=False, weights=Non
 
 
 def orders_of(ways, known):
-    """The orders that each way names and these items allow."""
+    """Return the orders that each way names and these items allow."""
     return {
         way.name: [order for order in way.orders if not find_order(order).lacks(known)]
         for way in ways
@@ -62,7 +62,7 @@ def orders_of(ways, known):
 
 
 def searched(world, known, spot, depth, metric):
-    """One point by `search`, with a calibration of what both models know by then."""
+    """Return one point by `search`, calibrated on the items that both models know by then."""
     migrated = np.zeros(world.count, bool)
     if spot.order == "candidates":
         migrated[:] = True
@@ -114,7 +114,7 @@ def test_every_way_at_every_share_is_its_own_search(metric, options, monkeypatch
     world, known = made(metric, **options)
     ways = [way for way in WAYS.values() if metric == "cosine" or way.name != "common"]
     spots = spots_of(ways, orders_of(ways, known), SHARES)
-    # Of the many settings of a blend and a cascade a few.
+    # Try only a few of the many settings of blends and cascades.
     spots = [spot for i, spot in enumerate(spots) if spot.way.done or i % 5 == 0]
     monkeypatch.setattr(module, "_BLOCK", 13 * 210)  # several blocks of queries
     found = Curves(world, known, 60).run(spots)
@@ -133,7 +133,7 @@ def plain_ranking(scores, own):
 
 
 def test_ends_and_cascades_are_plain_loops():
-    """In float64 and plain Python: today's search, the new model's, and a cascade by new scores."""
+    """Today's search, the new model's and a cascade agree with float64 loops in plain Python."""
     world, known = made(leave_one_out=True)
     names = ("cascade", "translated_cascade", "union_cascade", "translated", "bridge")
     ways = [WAYS[name] for name in names]

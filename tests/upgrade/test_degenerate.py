@@ -66,7 +66,7 @@ def test_dead_vectors_are_found(text):
         assert kinds(vectors, reference=old) == [kind], what
     hubs = np.vstack([0.01 * RNG.normal(size=(5, 64)), 3 * RNG.normal(size=(995, 64))])
     assert kinds(hubs, metric="l2") == ["hubs"]
-    # A low rank is none where the other model has no more, or nothing is known of more.
+    # A rank is not low if the other model's is hardly higher, or is unknown.
     assert kinds(new[:, :4], reference=new[:, :6]) == kinds(new[:, :4]) == []
 
 
@@ -82,12 +82,12 @@ def test_fit_refuses_a_dead_model(text):
         with pytest.raises(UserError, match=message) as error:
             upgrade.fit(old, vectors, method="ridge")
         assert "\n" not in str(error.value)
-    # Constant old vectors gave NumPy's warnings, and then NaN in the gallery.
+    # Constant old vectors once gave NumPy warnings, and then NaN in the gallery.
     with pytest.raises(UserError, match="the old model is degenerate, .*not varied"):
         upgrade.fit(np.ones_like(old), new)
     with pytest.raises(UserError, match="the new model is degenerate"):
         upgrade.fit(old, np.ones_like(new), direction="backward")
-    # An old model of low rank is what an upgrade is for.
+    # An old model of low rank is a reason to upgrade.
     poor = old[:, :4].astype(np.float32) @ RNG.normal(size=(4, 256)).astype(np.float32)
     assert upgrade.fit(poor, new, method="ridge").method == "ridge"
 

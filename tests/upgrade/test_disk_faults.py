@@ -35,7 +35,7 @@ def words(made, form, workdir, *more):
 
 @contextlib.contextmanager
 def disk(folder, size):
-    """Context: a file system of its own in a folder; yields a function that changes it."""
+    """Context of a separate file system in a folder; yields a function that changes it."""
     folder.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, timeout=60)
@@ -58,7 +58,7 @@ def one_line(capsys, *expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", tiny.FORMS)
 def test_a_disk_that_is_full(made, tmp_path, form, capsys):
-    """At whatever moment: the same command goes on once there is room, to the same bytes."""
+    """Whenever the disk is full, the same command resumes once there is room, to the same bytes."""
     assert cli.main(words(made, form, tmp_path / "whole")) == 0
     whole = contents(tmp_path / "whole" / "gallery")
     capsys.readouterr()
@@ -97,7 +97,7 @@ def test_a_disk_that_may_only_be_read(made, tmp_path, capsys):
 
 @contextlib.contextmanager
 def nobody():
-    """Context: this process is a user who owns nothing, where it is root."""
+    """Context in which this process, if it is root's, runs as a user who owns nothing."""
     if os.geteuid():
         yield
         return
@@ -111,7 +111,7 @@ def nobody():
 
 
 def test_files_that_may_not_be_opened(made, capsys):
-    """A gallery, one of its files, and a folder for the upgrade that are somebody else's."""
+    """A gallery, one of its files, or the folder for the upgrade belongs to somebody else."""
     (paths, *_), mapping = made
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -119,7 +119,7 @@ def test_files_that_may_not_be_opened(made, capsys):
         shutil.copytree(mapping, folder / "map")
         np.save(folder / "x.npy", np.ones((30, 3), np.float32))
         (folder / "closed").mkdir()
-        # What is imported on the way is imported before: it may not be everybody's to read.
+        # Import everything first, as that user may not be allowed to read the packages.
         given = ["--map", folder / "map", "--gallery", folder / "g", "--unchecked"]
         words = {
             "file": ["doctor", folder / "g"],
@@ -149,7 +149,7 @@ def test_files_that_may_not_be_opened(made, capsys):
 
 @pytest.mark.parametrize("form", tiny.FORMS)
 def test_files_that_go_while_apply_runs(made, tmp_path, form, capsys):
-    """A file of the gallery is moved away in between and comes back: all rows are right then."""
+    """A file of the gallery is moved away and comes back; all rows are right in the end."""
     (paths, _, ids, _, new), _ = made
     source = tmp_path / "source"
     if paths[form].is_dir():
@@ -171,7 +171,7 @@ def test_files_that_go_while_apply_runs(made, tmp_path, form, capsys):
 
     run = Upgrade(tmp_path / "up")
     settings = {"batch_size": 64, "batch_items": 500, "reembed": reembed}
-    with contextlib.suppress(OSError, UserError):  # which the console says in one line
+    with contextlib.suppress(OSError, UserError):  # the console prints it as one line
         run.apply(tiny.plain_map(), gallery, **settings)
     assert len(calls) >= 4
     for file in files:

@@ -19,7 +19,7 @@ def unit(rows):
 
 
 def spoilt(kind):
-    """The new model's unit vectors, (500, 384), with a fault."""
+    """Return the new model's unit vectors, (500, 384), with a fault."""
     rows, rng = unit(NEW).copy(), np.random.default_rng(0)
     if kind == "NaN":
         rows[7, 3] = np.nan
@@ -78,7 +78,7 @@ def test_repeated_ids_are_told(tmp_path):
 
 
 def test_topics_of_one_model_are_no_second_model():
-    """Two groups of entries, as far apart as 2-means finds them."""
+    """Two groups of entries are as far apart as 2-means can find."""
     rows = unit(NEW)
     first = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)[2][0]
     assert mixed_spaces(rows[np.argsort(rows @ first)]) is None

@@ -20,7 +20,7 @@ COUNT = 160
 
 @functools.cache
 def the_map():
-    """A map that was fitted on other items."""
+    """Return a map that was fitted on other items."""
     _, old, new = tiny.vectors(200, seed=5, noise=0.5)
     return fit(unit_rows(old), unit_rows(new), method="ridge", metric="cosine")
 
@@ -59,12 +59,12 @@ def test_every_way_is_searched(made, name):
         translated=new, metric="cosine", query_bridged=old[:9], query_common=old[:9],
     )  # fmt: skip
     assert rows.shape == (9, 5) and (np.diff(scores, axis=1) <= 0).all() and (rows >= 0).all()
-    # Each query is an item, which every way finds.
+    # Each query is an item, and every way finds it.
     assert (rows == np.arange(9)[:, None]).any(axis=1).all()
 
 
 def write_probe(folder, made, both=True, count=80):
-    """All items, and queries near the first of them, with the item that each is after."""
+    """Write all items, and queries near the first ones with the item that each seeks."""
     ids, old, new = made
     rng = np.random.default_rng(4)
     near = [
@@ -93,7 +93,7 @@ def test_every_way_is_planned_applied_and_measured(made, tmp_path, name):
     plan = upgrade.plan(**wanted, serve=name)
     quality = plan.description["forecast"]["quality"]
     assert plan.description["serve"] == name and len(plan) == COUNT
-    assert all(0 < q < 1 for q in quality) and len(set(quality)) > 1  # new vectors matter
+    assert all(0 < q < 1 for q in quality) and len(set(quality)) > 1  # new vectors have an effect
     place = {item: row for row, item in enumerate(ids.tolist())}
     upgrade.apply(mapping, reembed=lambda some: new[[place[i] for i in np.asarray(some).tolist()]])
     status = upgrade.status(probe=tmp_path / "probe")
@@ -147,7 +147,7 @@ def test_a_depth_beyond_the_gallery_is_the_whole_gallery(made, name):
         for depth in (COUNT, 100 * COUNT)
     ]  # fmt: skip
     np.testing.assert_array_equal(found[0][1], found[1][1])
-    # All candidates have their new vector: it is the new model's own ranking.
+    # All candidates have their new vectors: the result is the new model's own ranking.
     assert (found[0][1] == np.argsort(-new[:9] @ new.T, axis=1, kind="stable")[:, :5]).all()
 
 

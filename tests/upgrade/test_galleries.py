@@ -1,4 +1,4 @@
-"""Galleries in every form: what was written is what is read, in any piece."""
+"""Galleries in every form: any piece is read as it was written."""
 
 import faiss
 import numpy as np
@@ -18,7 +18,7 @@ from fct_jax.upgrade.galleries.columns import numpy_dtype
 
 @pytest.fixture(scope="module")
 def galleries(tmp_path_factory):
-    """One gallery in each form, with its ids and vectors."""
+    """Return one gallery in each form, with its ids and vectors."""
     ids, old, _ = tiny.vectors(300)
     folder = tmp_path_factory.mktemp("galleries")
     opened = {
@@ -80,7 +80,7 @@ def test_other_columns(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     gallery = open_gallery(tmp_path, id_column="key", vector_column="embedding")
     np.testing.assert_array_equal(gallery.read(0, 2), [[1, 2], [3, 4]])
-    found = open_gallery(tmp_path)  # by their kinds
+    found = open_gallery(tmp_path)  # columns are found by their kinds
     assert (found.id_column, found.vector_column) == ("key", "embedding")
     with pytest.raises(UserError, match=r"unknown column of ids 'kye'; did you mean 'key'"):
         open_gallery(tmp_path, id_column="kye")
@@ -232,7 +232,7 @@ def test_target_is_filled_in_place(galleries, tmp_path, form, metric):
         read = EmbeddingSet.read(tmp_path / "gallery")
         np.testing.assert_array_equal(read.labels, np.arange(300) % 7)
     if form == "parquet":
-        # Other columns stay, and old ones and new ones are told apart by name.
+        # Other columns stay, and names tell old and new ones apart.
         table = pq.read_table(tmp_path / "gallery" / "part-2.parquet")
         assert table.column_names == ["title", "vector", "id", "fct_version"]
         assert table["title"].to_pylist() == [f"item {i}" for i in ids[70:200]]

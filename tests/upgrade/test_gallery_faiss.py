@@ -1,4 +1,4 @@
-"""Faiss files of every kind that gives vectors back, by the ids that they were added with."""
+"""Faiss files of every kind that can return vectors, by the ids they were added with."""
 
 import faiss
 import numpy as np
@@ -11,7 +11,7 @@ from fct_jax.upgrade.galleries.base import open_gallery
 
 @pytest.fixture
 def one_thread():
-    """Faiss trains small quantisers on one thread: several would wait for each other."""
+    """Train Faiss's small quantisers on one thread, as several would wait for each other."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     yield
@@ -37,7 +37,7 @@ def test_faiss_indexes_that_are_exact(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["PQ4x4", "OPQ4,IVF4,PQ4x4", "IVF4,SQ8", "SQ8", "own"])
 @pytest.mark.parametrize("mapped", [True, False])
 def test_faiss_indexes_of_approximations(tmp_path, kind, mapped, capsys, one_thread):
-    """Quantised vectors (P7) are read as they come back, by the ids that they were added with."""
+    """Quantised vectors (P7) are read as Faiss returns them, by the ids they were added with."""
     if kind == "own" and mapped:
         pytest.skip("its own ids are the ones")
     values, ids = random(300, 8), np.random.default_rng(0).permutation(300) * 5
@@ -59,7 +59,7 @@ def test_faiss_indexes_of_approximations(tmp_path, kind, mapped, capsys, one_thr
 
 
 def test_faiss_inner_products(tmp_path, capsys):
-    """The inner product of vectors of several lengths is no cosine (P15)."""
+    """The inner product of vectors with different lengths is no cosine (P15)."""
     values = random(100)
     unit = values / np.linalg.norm(values, axis=1, keepdims=True)
     for vectors, metric in ((unit, "cosine"), (values, "ip")):

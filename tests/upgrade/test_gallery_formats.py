@@ -1,4 +1,4 @@
-"""The files that people keep vectors in are galleries, with the rows and ids that they hold."""
+"""Files in which people keep vectors are galleries, with their rows and ids."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_npy(tmp_path, dtype, order):
 
 @pytest.mark.parametrize("form", ["npy", "npz"])
 def test_an_upgrade_of_a_plain_file(tmp_path, form, capsys):
-    """A .npy file simply works as a gallery; the new one is an EmbeddingSet."""
+    """A .npy file works as a gallery; the new gallery is an EmbeddingSet."""
     ids, old, new = tiny.vectors(200)
     tiny.as_set(tmp_path / "new", new, ids, fingerprint="new-model")
     np.save(tmp_path / "old.npy", old)
@@ -90,7 +90,7 @@ def test_npz(tmp_path):
 
 
 def test_numbered_shards(tmp_path):
-    """Shard 2 is before shard 10, and its ids are those of its own metadata (P6)."""
+    """Shard 2 comes before shard 10, and takes its ids from its own metadata (P6)."""
     values = laion(tmp_path / "g")
     ids = [f"{r:09d}" for r in range(36)]
     for where in (tmp_path / "g", tmp_path / "g" / "img_emb"):
@@ -106,7 +106,7 @@ def test_numbered_shards(tmp_path):
 
 def test_shards_that_do_not_fit(tmp_path):
     values = laion(tmp_path / "g", key=False)
-    check(open_gallery(tmp_path / "g"), values)  # row numbers
+    check(open_gallery(tmp_path / "g"), values)  # its ids are row numbers
     laion(tmp_path / "h")
     metadata = tmp_path / "h" / "metadata"
     (metadata / "metadata_7.parquet").rename(metadata / "metadata_70.parquet")
@@ -131,7 +131,7 @@ def test_files_of_benchmarks(tmp_path, ending):
 
 
 def test_headers_that_do_not_fit(tmp_path):
-    """Fvecs and fbin mixed up (P16), and files that are cut off."""
+    """Fvecs and fbin that are mixed up (P16), and truncated files, are refused."""
     write_vecs(tmp_path / "x.fbin", random(30, 5))
     (tmp_path / "x.fbin").rename(tmp_path / "x.fvecs")
     with pytest.raises(UserError, match=r"header \(30, 5\); it may be a .fbin file"):
@@ -156,7 +156,7 @@ def test_headers_that_do_not_fit(tmp_path):
 
 
 def test_hdf5(tmp_path):
-    """Ann-benchmarks' layout, and others."""
+    """Ann-benchmarks' layout and others are read."""
     h5py = pytest.importorskip("h5py", reason="the extra hdf5 is not installed")
     values = random()
     with h5py.File(tmp_path / "glove.hdf5", "w") as file:
@@ -180,7 +180,7 @@ def test_hdf5(tmp_path):
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.gz"])
 @pytest.mark.parametrize("brackets", ["[]", "{}"])
 def test_csv(tmp_path, name, brackets):
-    """What COPY and to_csv write (P1): a vector is the text of a cell."""
+    """The output of COPY and to_csv is read (P1): a vector is the text of a cell."""
     values = random(1000, 16)
     rows = [f'{7 * i},"a, ""b""",{quoted(v, brackets)}' for i, v in enumerate(values)]
     path = csv(tmp_path / name, "id,title,embedding", rows)
@@ -194,7 +194,7 @@ def test_csv_of_other_kinds(tmp_path):
     wide = [";".join([f"k{i}", *map(repr, v.tolist()), "1.5"]) for i, v in enumerate(values)]
     header = ";".join(["key", *(f"dim_{d}" for d in range(9)), "price"])
     check(open_gallery(csv(tmp_path / "w.csv", header, wide)), values, [f"k{i}" for i in range(30)])
-    # Leading zeros are no numbers, and NumPy's own text may go over lines.
+    # Ids with leading zeros are text, and NumPy's text of a vector may span lines.
     rows = [f'{i:03d}\t"{v}"' for i, v in enumerate(values.round(3))]
     gallery = open_gallery(csv(tmp_path / "t.tsv", "id\tvector", rows))
     assert gallery.ids[7] == "007"
@@ -239,7 +239,7 @@ def test_folders_of_text_files(tmp_path):
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float16(), 4)], ids=str)
 def test_hugging_face_folders(tmp_path, kind):
-    """What save_to_disk writes (P23): Arrow streams, in the order of state.json."""
+    """The output of save_to_disk is read (P23): Arrow streams in the order of state.json."""
     values = random(40).astype(numpy_dtype(kind.value_type))
     table = pa.table({"text": ["x"] * 40, "id": range(40), "emb": pa.array(values.tolist(), kind)})
     names = [f"data-0000{n}-of-00002.arrow" for n in range(2)]
@@ -271,6 +271,6 @@ def test_lance(tmp_path):
     gallery = check(open_gallery(tmp_path / "x.lance"), values)
     assert gallery.form == "lance" and len(gallery.parts) == 3
     lance.dataset(tmp_path / "x.lance").delete("id in (3, 45)")
-    check(gallery, values)  # the version that was opened
+    check(gallery, values)  # it still has the version that was opened
     kept = np.delete(np.arange(50), [3, 45])
     check(open_gallery(tmp_path / "x.lance"), values[kept], kept)

@@ -21,7 +21,7 @@ _PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 
 @pytest.fixture
 def lines(tmp_path, monkeypatch):
-    """The module of docs/formats.md in the current folder, and a gallery of its form."""
+    """Write the module of docs/formats.md to the current folder, and a gallery of its form."""
     module = re.search(r"```python\n(.*?)```", _PAGE.read_text(), re.DOTALL)[1]
     (tmp_path / "my_forms.py").write_text(module)
     (tmp_path / "x.lines").write_text("1 2\n3 4\n5 6\n")
@@ -71,7 +71,7 @@ def test_every_row_has_reader_and_writer():
 
 
 def test_no_form_is_compared_by_name_outside_its_file():
-    """Forms differ by their objects: names stand in the table, in journals and in messages."""
+    """Objects tell forms apart; names are only in the table, in journals and in messages."""
     found = subprocess.run(
         ["grep", "-rnE", r"\.form\s*(==|!=|in\b|not in\b)", "fct_jax/upgrade"],
         capture_output=True,

@@ -19,7 +19,7 @@ FLOATS = pa.list_(pa.float32())
 
 
 def write(path, ids, vectors, kind=FLOATS, **columns):
-    """A file with an id, a vector and other columns."""
+    """Write a file with an id, a vector and other columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = columns.pop("settings", {})
     table = pa.table({"id": ids, "vector": pa.array(list(vectors), kind), **columns})
@@ -28,7 +28,7 @@ def write(path, ids, vectors, kind=FLOATS, **columns):
 
 
 def published(gallery, workdir, values):
-    """The new-space copy of a gallery, filled with values; its folder."""
+    """Write the new-space copy of a gallery, filled with values; return its folder."""
     workdir.mkdir(exist_ok=True)
     target = gallery.writer(gallery, workdir)
     target.create(values.shape[1], "l2")
@@ -55,7 +55,7 @@ def test_columns_of_the_user_are_never_overwritten(tmp_path):
     assert table["fct_version"].to_pylist() == [3, 4]
     made = open_gallery(folder)
     assert made.versions.tolist() == [0, 0] and made.version_column == "fct_version_2"
-    # Upgraded once more, the column is the tool's own and is written anew.
+    # In a second upgrade, the column is the tool's own and is written anew.
     again = pq.read_table(published(made, tmp_path / "w2", random(2, 4)))
     assert again.column_names == ["id", "vector", "version", "fct_version", "fct_version_2"]
 
@@ -74,14 +74,14 @@ def test_folders_in_folders(tmp_path):
     for number, name in enumerate(where):
         rows = slice(2 * number, 2 * number + 2)
         write(tmp_path / "g" / name, np.arange(6)[rows], vectors[rows])
-    write(tmp_path / "g" / "_temporary" / "0.parquet", [0], vectors[:1])  # of a killed Spark job
+    write(tmp_path / "g" / "_temporary" / "0.parquet", [0], vectors[:1])  # from a killed Spark job
     write(tmp_path / "g" / ".hidden.parquet", [0], vectors[:1])
     (tmp_path / "g" / "again").symlink_to(tmp_path / "g")
     gallery = open_gallery(tmp_path / "g")
     assert sorted(gallery.ids.tolist()) == list(range(6))
     np.testing.assert_array_equal(gallery.read(0, 6), vectors[gallery.ids])
     folder = published(gallery, tmp_path / "w", vectors[gallery.ids])
-    found = pq.read_table(folder)  # as any reader does, in spite of the description beside
+    found = pq.read_table(folder)  # as any reader does, despite the description file beside it
     assert "date" in found.column_names
     assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.parquet")) == sorted(
         where
@@ -146,7 +146,7 @@ def test_files_without_rows(tmp_path):
 
 @pytest.mark.multiprocess
 def test_many_files_are_not_open_at_once(tmp_path):
-    """Far more files than may be open (P5); 10,000 of them under 1,024 behave alike."""
+    """There are far more files than may be open (P5), as with 10,000 under a limit of 1,024."""
     for number in range(150):
         write(
             tmp_path / "g" / f"date={number % 7}" / f"part-{number}.parquet",
@@ -170,7 +170,7 @@ def test_many_files_are_not_open_at_once(tmp_path):
 
 @pytest.mark.multiprocess
 def test_memory_of_a_large_row_group(tmp_path):
-    """One row group of 100,000 × 256 floats (P28), 100 MB, takes a few blocks of memory."""
+    """One row group of 100,000 × 256 floats (P28), 100 MB, needs the memory of a few blocks."""
     write(tmp_path / "a.parquet", range(100_000), random(100_000, 256))
     code = """
         import resource, sys
@@ -184,7 +184,7 @@ def test_memory_of_a_large_row_group(tmp_path):
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    # Two blocks of 16,384 rows, 17 MB each, as Arrow's and as read, and what the pages take.
+    # Two blocks of 16,384 rows, 17 MB each, in Arrow and as read, plus the pages.
     assert float(done.stdout) < 90, done.stderr
 
 
@@ -214,7 +214,7 @@ def test_ids_that_could_be_several(tmp_path):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, None])
 def test_bad_vectors_are_called_by_their_name(tmp_path, bad):
-    """Not "normalized False, but … True": whatever is read first, the reason is the vector."""
+    """Whatever is read first, the reason is the vector, not "normalized False, but … True"."""
     paths, new, ids, old, _ = made_galleries(tmp_path, 60)
     rows = list(old.astype(object))
     rows[0] = None if bad is None else [bad, *old[0][1:]]
@@ -351,7 +351,7 @@ def test_bytes_that_are_no_text_are_no_ids(tmp_path):
 
 
 def test_many_vectors_an_item_are_refused(tmp_path):
-    """ColBERT's (P24), packed bits (P10) and sparse vectors."""
+    """ColBERT's vectors (P24), packed bits (P10) and sparse vectors are refused."""
     kind = pa.list_(pa.list_(pa.float16(), 2))
     many = pa.array([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0]]], kind)
     pq.write_table(pa.table({"id": [1, 2], "colbert": many}), tmp_path / "a.parquet")
@@ -377,7 +377,7 @@ def test_columns_of_cohere(tmp_path):
 
 
 def test_an_object_store(tmp_path):
-    """A file system of pyarrow's by its URI; S3 and others are asked in the same way."""
+    """A file system of pyarrow is opened by URI; S3 and others work in the same way."""
     write(tmp_path / "a=1" / "x.parquet", [1, 2], random(2))
     gallery = open_gallery(f"file://{tmp_path}")
     assert gallery.name == f"file://{tmp_path}" and gallery.parts[0].name == "a=1/x.parquet"
@@ -389,7 +389,7 @@ def test_an_object_store(tmp_path):
 
 
 def test_object_stores_that_cannot_be_reached(tmp_path, monkeypatch):
-    """One line: a package that is missing, a server that is not there."""
+    """A missing package or an absent server is reported in one line."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="hf://datasets/a/b needs huggingface_hub: pip install"):
         open_gallery("hf://datasets/a/b")

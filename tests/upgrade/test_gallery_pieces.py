@@ -19,7 +19,7 @@ KINDS = ["npy", "shards", "vecs", "hdf5", "csv", "json", "arrow", "lance", "parq
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-    """{form: open gallery} of the same vectors, opened when first asked for."""
+    """Return {form: open gallery} of the same vectors, opened on first use."""
     values, made = random(200, 3), {}
 
     def gallery(form):
@@ -46,7 +46,7 @@ def test_any_piece_of_any_form(opened, form, data):
 
 
 def test_a_pass_reads_each_part_once(tmp_path, monkeypatch):
-    """Blocks of any size go on where the last one ended, also from one file to the next."""
+    """Blocks of any size continue where the last one ended, also from one file to the next."""
     values = random(300, 3)
     for number in range(3):
         written("parquet", tmp_path / str(number), values[number * 100 :][:100])
@@ -60,14 +60,14 @@ def test_a_pass_reads_each_part_once(tmp_path, monkeypatch):
     total = np.concatenate([vectors for _, vectors in gallery.blocks(17)])
     np.testing.assert_array_equal(total, values[:100])
     assert begun == ["0/x.parquet"]
-    begun.clear()  # the block that was read last is still held
+    begun.clear()  # the last block is still held in memory
     whole = np.concatenate([gallery.read_stored(a, min(a + 17, 300)) for a in range(0, 300, 17)])
     np.testing.assert_array_equal(whole, values)
     assert begun == ["1/x.parquet", "2/x.parquet"]
 
 
 def test_row_numbers_are_no_ids(tmp_path):
-    """What has no ids says so, so that two files are not paired by chance of their order."""
+    """A gallery without ids says so, so that two files are not paired by mere order."""
     values = random()
     np.save(tmp_path / "x.npy", values)
     assert open_gallery(tmp_path / "x.npy").numbered

@@ -30,7 +30,7 @@ class Held(Gallery):
 
 
 def spoiled(count=10_000, dim=4):
-    """Vectors with three zero and two NaN rows (P8), and the rows."""
+    """Return vectors with three zero and two NaN rows (P8), and these rows."""
     values = np.random.default_rng(0).standard_normal((count, dim)).astype(np.float32)
     rows = np.array([7, 8, count // 2, count - 2, count - 1])
     values[rows[:3]] = 0
@@ -39,7 +39,7 @@ def spoiled(count=10_000, dim=4):
 
 
 def screened(gallery, size=512):
-    """What a pass that does something else, too, does beside it."""
+    """Screen a gallery in a pass that could do something else as well."""
     start = 0
     for ids, vectors in gallery.blocks(size):
         good = gallery.screen(start, vectors)
@@ -73,7 +73,7 @@ def test_rows_are_numbered_without_bad_ones(data):
     values = np.arange(1, count + 1, dtype=np.float32)[:, None]
     gallery = Held(values)
     half = {row for row in gone if row % 2}
-    for rows in (half, gone):  # set aside in two goes
+    for rows in (half, gone):  # they are set aside in two steps
         for row in rows:
             gallery.bad.add(row, 0, "x", "y")
         gallery.set_aside()
@@ -139,7 +139,7 @@ def test_what_was_found_is_found_again_without_reading(tmp_path, name, text):
 @pytest.mark.parametrize("form", tiny.FORMS)
 @pytest.mark.parametrize("kept", ["first", "last"])
 def test_repeated_ids(tmp_path, form, kept):
-    """The same id twice (P9): in one file, and in two."""
+    """An id may be repeated (P9) in one file, or in two."""
     ids, old, _ = tiny.vectors(200)
     ids[[3, 150, 151]], ids[100] = ids[20], ids[101]
     if form == "set":
@@ -157,13 +157,13 @@ def test_repeated_ids(tmp_path, form, kept):
     rows = np.delete(np.arange(200), gone)
     np.testing.assert_array_equal(gallery.ids, ids[rows])
     np.testing.assert_array_equal(gallery.read(0, 196), old[rows])
-    gallery.bad.check(200, "g")  # the row that is kept stands for them
+    gallery.bad.check(200, "g")  # the kept row stands for them
     assert gallery.bad.counts == {"repeated id": 4}
     assert len(gallery.spread_rows(50)) > 20 and gallery.spread_rows(50).max() < 196
 
 
 def bad_table(path, count=3000):
-    """Parquet files with a null, a short and a NaN vector, a null id; what stays."""
+    """Write Parquet files with a null, a short and a NaN vector and a null id; return the rest."""
     values = np.random.default_rng(1).standard_normal((count, 3)).astype(np.float32)
     rows = list(values)
     rows[5], rows[1500] = None, values[1500][:2]
@@ -232,7 +232,7 @@ def test_labels_and_versions_follow(tmp_path):
 
 
 def test_an_upgrade_of_a_table_with_bad_rows(tmp_path):
-    """Null vectors and those of another dimension are no end of it: 2,998 rows are upgraded."""
+    """Null vectors and vectors of another dimension do not stop it: 2,998 rows are upgraded."""
     ids, old, new = tiny.vectors(3000)
     rows = list(old)
     rows[5], rows[1500] = None, old[1500][:2]

@@ -1,4 +1,4 @@
-"""What is no gallery is told by what it looks like."""
+"""Messages about files that are no gallery name what the files look like."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_what_it_looks_like_is_said(tmp_path, name, data, said):
 
 
 def test_files_that_may_not_be_read(tmp_path, monkeypatch):
-    """A path that a person may not open is one line, in whichever form it is."""
+    """A path that the user may not open gives one line, in any form."""
 
     def refused(path, *args, **kwargs):
         raise PermissionError(13, "Permission denied", str(path))

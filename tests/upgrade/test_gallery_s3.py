@@ -1,4 +1,4 @@
-"""Parquet in a bucket of a real S3 server: read where it is, and upgraded to a folder."""
+"""Parquet in a bucket of a real S3 server: read in place, and upgraded to a folder."""
 
 import io
 import urllib.request

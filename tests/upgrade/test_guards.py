@@ -1,4 +1,4 @@
-"""Everything that an upgrade refuses: each guard is provoked, and nothing may be written."""
+"""Everything that an upgrade refuses: each guard is triggered, and nothing is written."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ COUNT = 300
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Paths of a gallery in each form, of all new vectors, and the arrays."""
+    """Return paths of a gallery in each form and of all new vectors, and the arrays."""
     return tiny.made_galleries(tmp_path_factory.mktemp("galleries"), COUNT)
 
 
@@ -102,14 +102,14 @@ def test_known_answers(tmp_path):
     refused(tmp_path, good, "known-answer", reembed=str(as_set(tmp_path / "o", other, ids)))
     turned = tiny.plain_map(known=False, matrix=np.roll(tiny.weight(), 1, axis=1))
     refused(tmp_path, good, "known-answer", turned, reembed=str(as_set(tmp_path / "n", new, ids)))
-    # By a probe, where nothing is re-embedded.
+    # A probe shows it if nothing is re-embedded.
     write_probe(tmp_path / "probe", ids, shuffled)
     refused(tmp_path, good, "known-answer queries fail on .*probe/new", probe=tmp_path / "probe")
 
 
 @pytest.fixture(scope="module")
 def poor():
-    """(h(old), old, new) of text, h fitted on 100 pairs; the items that it maps worst first."""
+    """Return (h(old), old, new) of text, with h fitted on 100 pairs, worst-mapped items first."""
     with np.load(Path(__file__).parents[1] / "text_sample.npz") as file:
         old, new = file["old"].astype(np.float32), file["new"].astype(np.float32)
     left, right = old[:100] - old[:100].mean(0), new[:100] - new[:100].mean(0)
@@ -124,13 +124,13 @@ def poor():
 @pytest.mark.parametrize("count", [16, 100, 256])
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_known_answers_of_hard_items(poor, count, metric):
-    """The hardest quarter of a poor map passes; shuffled, of another model, or turned round not.
+    """A poor map's hardest quarter passes, but not if shuffled, reversed or of another model.
 
-    16 items are too few for it, and 100 where no pair is known that the map fits: they may leave
-    the answer open, but never pass.
+    16 items are too few for that, and so are 100 without known pairs that the map fits: they may
+    leave the answer open, but wrong ones never pass.
     """
     mapped, old, new = (part[:count] for part in poor)
-    tested = [part[::3] for part in poor]  # as a map keeps them, hard and easy
+    tested = [part[::3] for part in poor]  # hard and easy ones, as a map keeps them
     expected = Expected.of(tested[0], *tested[1:], metric, count, hard=True)
     rng = np.random.default_rng(count)
     turned = new @ np.linalg.qr(rng.standard_normal((384, 384)))[0]
@@ -147,7 +147,7 @@ def test_known_answers_of_hard_items(poor, count, metric):
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 1000), count=st.integers(16, 60), dim=st.integers(4, 30))
 def test_evidence_has_the_deviations_that_it_says(seed, count, dim):
-    """Against permutations and rotations that are drawn one by one."""
+    """The deviations agree with permutations and rotations that are drawn one by one."""
     rng = np.random.default_rng(seed)
     mapped = rng.standard_normal((count, dim)) * rng.random(dim)
     new = mapped + 0.5 * rng.standard_normal((count, dim))
@@ -175,7 +175,7 @@ def test_items_that_are_all_alike_are_no_answers(tmp_path):
 
 
 def test_disk_that_fills_up(made, tmp_path, monkeypatch):
-    """Once there is room the same call goes on, to the same bytes."""
+    """Once there is room, the same call resumes, to the same bytes."""
     upgraded(made, "set", tmp_path / "whole")
     left, pwrite = [5], os.pwrite
 
@@ -237,10 +237,10 @@ def test_wrong_direction_of_equal_sizes(tmp_path):
 def test_pairs_that_the_map_was_tested_on(tmp_path):
     known = tiny.plain_map().known
     good = as_set(tmp_path / "good", known.old, known.ids)
-    Upgrade(tmp_path / "work").apply(tiny.plain_map(), good)  # known answers enough
+    Upgrade(tmp_path / "work").apply(tiny.plain_map(), good)  # the known answers suffice
     shuffled = as_set(tmp_path / "shuffled", known.old[::-1].copy(), known.ids)
     refused(tmp_path, shuffled, "does not pair ids and vectors as the sample did")
-    # The same ids for other items: row numbers, say.
+    # The same ids name other items, as row numbers can.
     _, old, _ = tiny.vectors(100)
     refused(tmp_path, as_set(tmp_path / "other", old, known.ids), "nothing shows that")
 
@@ -251,7 +251,7 @@ def test_nothing_to_check_against(made, tmp_path):
     work = tmp_path / "work"
     gallery = Upgrade(work).apply(tiny.plain_map(), made[0]["set"], unchecked=True, batch_size=16)
     assert gallery.meta["state"] == "translated" and not gallery.versions.any()
-    # New vectors that come later are checked then, before one of them is written.
+    # New vectors that come later are checked later, before any of them is written.
     ids, new = made[2], made[4]
     shuffled = as_set(tmp_path / "shuffled", new[::-1].copy(), ids)
     with pytest.raises(UserError, match="known-answer queries fail"):
@@ -293,7 +293,7 @@ def test_wrong_settings(made, tmp_path, settings, message):
 
 
 def test_bad_batches_change_nothing(made, tmp_path):
-    """Each batch is checked; after a good answer the same command goes on."""
+    """Each batch is checked; once the answers are good, the same command resumes."""
     ids, new = made[2], made[4]
     row = {i: r for r, i in enumerate(ids)}
     answers = []
@@ -338,7 +338,7 @@ def test_another_upgrade_in_the_same_place(made, tmp_path):
     other = as_set(tmp_path / "other", old[::-1].copy(), ids, fingerprint="old-model")
     with pytest.raises(UserError, match="upgrade with other settings .gallery: "):
         Upgrade(tmp_path).apply(tiny.plain_map(), other, reembed=str(where), batch_size=16)
-    # The right place, with something else in it.
+    # The right path, with something else in it.
     told = json.loads((tmp_path / "upgrade.json").read_text())
     (tmp_path / "upgrade.json").write_text(json.dumps({**told, "gallery": str(other)}))
     with pytest.raises(

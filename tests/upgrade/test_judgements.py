@@ -17,7 +17,7 @@ from fct_jax.upgrade.ways.judgements import judged_of, rows_of_ids, unknown_ids
     [
         (np.array([5, 7]), np.array(["7", "07", "x", "5", "-7", "9" * 30]), [1, -1, -1, 0, -1, -1]),
         (np.array(["5", "é ü"]), np.array([5, 7]), [0, -1]),
-        (np.array(["ab", "é ü"]), np.array(["abc", "é ü", "a"]), [-1, 1, -1]),  # never cut off
+        (np.array(["ab", "é ü"]), np.array(["abc", "é ü", "a"]), [-1, 1, -1]),  # never truncated
         (np.array([5, 7]), np.array([7.0, 7.5, np.nan]), [1, -1, -1]),
         (np.array(["5"]), np.array([5.0]), [0]),
     ],
@@ -58,7 +58,7 @@ def test_what_judged_may_be(tmp_path):
 
 
 def pair(seed=0, items=120, queries=40):
-    """A gallery of text ids and queries near known items, by two models of one kind."""
+    """Return a gallery with text ids and queries near known items, by two similar models."""
     rng = np.random.default_rng(seed)
     truth = rng.standard_normal((items, 12))
     asked = rng.permutation(items)[:queries]

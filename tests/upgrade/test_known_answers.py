@@ -1,4 +1,4 @@
-"""The known-answer gate: what it refuses, what it lets pass, and when it cannot tell."""
+"""The known-answer gate: when it refuses, when it accepts, and when it cannot tell."""
 
 import collections
 
@@ -23,7 +23,7 @@ from fct_jax.upgrade.checks.known_answers import (
 from fct_jax.upgrade.maps.fitting import fit
 from tools import measure_gate
 
-SHARE = 0.02  # of false alarms, and of misses
+SHARE = 0.02  # largest share of false alarms, and of misses
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,13 @@ def sample():
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 1000), count=st.integers(8, 40))
 def test_agreement_has_the_deviation_that_it_says(seed, count):
-    """Against permutations that are drawn one by one, of clustered items too."""
+    """The deviation agrees with permutations drawn one by one, also for clustered items."""
     rng = np.random.default_rng(seed)
     old = rng.standard_normal((3, 5))[rng.integers(3, size=count)] + rng.standard_normal((count, 5))
     new = old @ rng.standard_normal((5, 7)) + rng.standard_normal((count, 7))
     drawn = [agreement(old, rng.permutation(new)) for _ in range(400)]
     values = np.array([found.deviations for found in drawn])
-    # The mean of 400 is off by 0.05, their deviation, with heavy tails, by 0.1.
+    # For 400 draws the mean errs by 0.05, and the deviation, with heavy tails, by 0.1.
     assert abs(values.mean()) < 0.25 and abs(values.std() - 1) < 0.4
     assert {round(found.deviation, 9) for found in drawn} == {
         round(agreement(old, new).deviation, 9)
@@ -52,8 +52,8 @@ def test_agreement_has_the_deviation_that_it_says(seed, count):
 def test_false_alarms_and_misses_are_rare(sample, with_known):
     """A small grid of tools.measure_gate, whose table is in docs/known-answers.md.
 
-    A random map is left out where no pair was tested: that it is refused there is right.
-    Some pairs shuffled are seen where pairs were tested, if the map is good (next test).
+    A random map without tested pairs is left out, as it is rightly refused. Partly shuffled pairs
+    are noticed if pairs were tested and the map is good (next test).
     """
     totals = collections.Counter()
     for data in (sample, measure_gate.digits()):
@@ -64,14 +64,14 @@ def test_false_alarms_and_misses_are_rare(sample, with_known):
         mine = {outcome: n for (t, outcome), n in totals.items() if t == truth}
         bad = mine.get(WRONG if truth == "right" else FITS, 0)
         assert bad <= SHARE * sum(mine.values()), (truth, mine)
-        # It would be no gate that never tells; 128 items mostly do, 16 seldom.
+        # A gate must decide at times; with 128 items it mostly does, with 16 seldom.
         told = mine.get(FITS if truth == "right" else WRONG, 0)
         assert told >= 0.4 * sum(mine.values()), (truth, mine)
 
 
 @pytest.mark.slow
 def test_some_pairs_shuffled(sample):
-    """Half of the pairs of a fair map are seen by how well items find themselves."""
+    """With a fair map, shuffling half of the pairs shows in how well items find themselves."""
     totals = collections.Counter()
     for fitted in (100, None):
         totals += measure_gate.measure_map(*sample, fitted, 128, 4)
@@ -90,7 +90,7 @@ def test_pairs_before_a_map_is_fitted(sample, noise):
 
 
 def test_a_weak_map_cannot_tell_and_says_how_many_items_would(sample, capsys):
-    """As the tutorial's: right pairs, a map of 8, few items. It goes on, with a warning."""
+    """As in the tutorial: right pairs, a map of 8 pairs, few items. It goes on with a warning."""
     old, new = sample
     weak = measure_gate.fitted_map(old, new, 8, None)
     tested, rest = slice(8, 264), slice(264, 280)
@@ -101,7 +101,7 @@ def test_a_weak_map_cannot_tell_and_says_how_many_items_would(sample, capsys):
     said = capsys.readouterr().err
     assert "warning: known answers cannot tell whether the batch is right, with 16 items" in said
     assert f"about {answer.would_do} items would be enough" in said
-    # With so many, it tells.
+    # With that many items, it can tell.
     enough = min(answer.would_do, 236)
     rest = slice(264, 264 + enough)
     expected = Expected.of(weak(old[tested]), old[tested], new[tested], "l2", enough)
@@ -121,7 +121,7 @@ def test_what_is_wrong_is_named(sample):
     expected = Expected.of(new, old, new, "l2", 100)
     model = ask(old[:100], new[:100], new[:100] @ turn, "l2", expected)
     assert model.outcome == WRONG and "another model's" in model.why
-    # The reverse: old vectors in the place of the new ones.
+    # In reverse: old vectors in place of the new ones.
     back = ask(
         new[:100] @ turn, new[:100] @ turn @ turn, new[:100], "l2", UNKNOWN, lambda x: x @ turn
     )
@@ -145,7 +145,7 @@ def test_fit_refuses_before_it_trains(sample, capsys):
     with pytest.raises(UserError, match="fail on the sample, with 500 items: .* is shuffled"):
         fit(old, np.random.default_rng(0).permutation(new), method="ridge")
     assert "fitting" not in capsys.readouterr().err
-    # 30 pairs are too few to tell; a map of them is made, with a warning.
+    # 30 pairs are too few to tell; a map is fitted on them, with a warning.
     few = np.random.default_rng(0).permutation(new[:30])
     fit(old[:30], few, method="ridge")
     assert "cannot tell whether the sample is right, with 30 items" in capsys.readouterr().err

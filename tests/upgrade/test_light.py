@@ -41,7 +41,7 @@ upgrade.Upgrade("upgrade").apply("map", "gallery", unchecked=True)
 
 
 def imported(tmp_path, program) -> set[str]:
-    """The modules of a process that has run the program."""
+    """Return the modules of a process that has run the program."""
     ended = subprocess.run(
         [sys.executable, "-c", f"{START}{program}\nprint(*sorted(sys.modules))"],
         cwd=tmp_path,
@@ -71,7 +71,7 @@ def test_closed_forms_need_no_jax(tmp_path, program, absent):
 
 
 def test_the_same_map_by_numpy_and_by_jax():
-    """Blocks on threads, float32: within 1e-6 of float64, and of what JAX computes."""
+    """float32 blocks on threads are within 1e-6 of float64 and of JAX's results."""
     import jax
     import jax.numpy as jnp
 

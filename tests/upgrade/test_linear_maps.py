@@ -45,7 +45,7 @@ def test_procrustes_finds_a_rotation_again():
 
 
 def slow_ridge(x, y, penalty):
-    """Least squares on rows that are appended for the penalty, as textbooks have it."""
+    """Solve least squares with rows appended for the penalty, as in textbooks."""
     mean_x, mean_y = x.mean(0), y.mean(0)
     a, b = (x - mean_x).astype(np.float64), (y - mean_y).astype(np.float64)
     unit = (a * a).sum() / a.shape[1]
@@ -79,7 +79,7 @@ def test_ridge_and_its_cross_validation_are_the_slow_ones(do, dn, n, seed):
 
 def test_a_large_common_part_costs_no_digits():
     x, y = pairs(n=20_000, noise=0.0)
-    far = (x.astype(np.float64) + 3e4).astype(np.float32)  # as float32 still tells it apart
+    far = (x.astype(np.float64) + 3e4).astype(np.float32)  # float32 can still resolve it
     exact = far.astype(np.float64) - 3e4
     y = (exact @ np.linalg.lstsq(x, y - 3, rcond=None)[0]).astype(np.float64)
     found, _ = closed_form.ridge(*sums_of(far, y)[:2])
@@ -96,7 +96,7 @@ def test_sums_do_not_depend_on_the_blocks(monkeypatch):
 
 
 def test_uncertainty_tells_bad_vectors_from_good_ones():
-    """Vectors of one half are mapped at random, of the other exactly."""
+    """One half of the vectors is mapped at random, the other exactly."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2000, 8)).astype(np.float32)
     y = x @ rng.normal(size=(8, 6)).astype(np.float32)
@@ -106,12 +106,12 @@ def test_uncertainty_tells_bad_vectors_from_good_ones():
     mapped, log_variance = made.transform(x[1500:])
     true = log_squared_error(mapped, y[1500:])
     assert np.corrcoef(log_variance, true)[0, 1] > 0.7
-    assert abs(log_variance.mean() - true.mean()) < 0.3  # errors of pairs that were left out
+    assert abs(log_variance.mean() - true.mean()) < 0.3  # errors are those of left-out pairs
     assert made.has_uncertainty and log_variance.dtype == np.float32
 
 
 def test_a_closed_form_is_one_function(text):
-    """The path of CONTRIBUTING: least squares without any shrinking, as a method of one's own."""
+    """As in CONTRIBUTING.md, least squares without shrinkage becomes a user's own method."""
 
     def plain(sums, centre):
         return closed_form.ridge(sums, centre, penalties=np.array([0.0]))

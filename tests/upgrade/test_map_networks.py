@@ -31,7 +31,7 @@ def test_trained_maps_are_saved_and_exported(method, tmp_path):
 
 @pytest.mark.slow
 def test_fastfill_with_labels_fits_a_classifier_where_none_is_given():
-    labels = np.arange(160) % 3 + 7  # neither from 0 on nor consecutive with anything
+    labels = np.arange(160) % 3 + 7  # labels do not begin at 0
     old, new = sets(labels=labels)
     made = fit_learned("fastfill", pairs_of(old, new, labels))
     given = fit_learned("fastfill", pairs_of(old, new, labels - 7, np.eye(3, 4)))
@@ -78,7 +78,7 @@ def test_a_run_of_the_train_command_is_a_map(tmp_path):
 
 
 def bent(count=1500, do=8, dn=6, seed=0):
-    """Pairs whose map differs between two halves of the space: no linear map fits both."""
+    """Return pairs whose map differs between two halves of the space: no linear map fits both."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(count, do)).astype(np.float32)
     side = np.sign(x[:, :1])
@@ -99,7 +99,7 @@ def test_local_maps_follow_a_bend(tmp_path):
     moved, log_variance = again.transform(x)
     np.testing.assert_array_equal(moved, found.transform(x)[0])
     assert log_variance.shape == (1500,)
-    # As the module's own map in float64 has it.
+    # It agrees with the module's own map in float64.
     from fct_jax.upgrade.maps.local import fit_local
 
     inside = np.isin(row_hashes(x), found.fitted)
@@ -141,10 +141,10 @@ def test_common_maps_lead_back_from_their_space(kind, labelled, dim_new):
     found = fit_common_space(pairs_of(old, new, labels, epochs=3), kind)
     settings = Settings(kind=kind, epochs=3, seed=0)
     space, _ = train_common_space(old.vectors, new.vectors, labels, settings)
-    # What B makes of the map's results is F(old).
+    # B maps the results to F(old).
     moved = space.moved(found(np.float64(old.vectors)))
     np.testing.assert_allclose(moved, space.translated(old.vectors), atol=1e-9)
-    if kind == "strict":  # no score among new vectors and results changes
+    if kind == "strict":  # no score between new vectors and results changes
         ours = new.vectors @ found(np.float64(old.vectors)).T
         theirs = space.moved(new.vectors) @ space.translated(old.vectors).T
         np.testing.assert_allclose(ours, theirs, atol=1e-4)

@@ -26,7 +26,7 @@ def test_auto_takes_the_best_of_held_out_pairs(text, tmp_path):
     assert found.method == max(scores, key=lambda name: scores[name][by])
     assert "need" in found.description["left_out"]["identity"]
     assert found.description["pairs_held_out"] == 100
-    # No pair of the fitting is among the known answers.
+    # No pair used for fitting is among the known answers.
     assert not np.isin(row_hashes(found.known.old), found.fitted).any()
     assert np.isin(row_hashes(text["old"]), found.fitted).sum() == 400
     again = load_map(tmp_path / "map")
@@ -109,7 +109,7 @@ def test_rows_without_ids_are_paired_only_where_there_are_as_many(tmp_path):
             with pytest.raises(UserError, match=message) as error:
                 used(*arguments)
             assert "\n" not in str(error.value)
-    # Ids on one side are ids, though they look like row numbers.
+    # Ids given on one side are ids, even if they look like row numbers.
     left, right = paired(EmbeddingSet.of(old), EmbeddingSet.of(new, ids=np.arange(100, 300)))
     np.testing.assert_array_equal(left.vectors, old[100:])
     assert len(right) == 200
@@ -123,10 +123,10 @@ def test_the_fingerprint_is_of_what_a_map_does(text, tmp_path, monkeypatch):
     assert seconds[0] != seconds[1] and maps[0].fingerprint == maps[1].fingerprint
     for name, value in maps[0].weights.items():
         np.testing.assert_array_equal(value, maps[1].weights[name])
-    # Another seed splits the pairs in another way, so that the map is another.
+    # Another seed splits the pairs in another way and so gives another map.
     other = upgrade.fit(text["old"], text["new"], method="procrustes", seed=1)
     assert other.fingerprint != maps[0].fingerprint
-    # Each part of the function counts, and so do the spaces that it connects.
+    # The fingerprint depends on each part of the function, and on the spaces it connects.
     first = maps[0]
     changed = Linear(**{**first.function.arrays(), "bias": first.function.bias + 1e-6})
     for made in (
@@ -141,7 +141,7 @@ def test_the_fingerprint_is_of_what_a_map_does(text, tmp_path, monkeypatch):
 
 
 def test_maps_of_format_version_1_are_read(text, tmp_path):
-    """Such a map has no kind of function, and a fingerprint that upgrades under way name."""
+    """Such a map names no kind of function, and unfinished upgrades name its fingerprint."""
     found = upgrade.fit(text["old"], text["new"], method="ridge", out=tmp_path / "map")
     path = tmp_path / "map" / "map.json"
     described = json.loads(path.read_text())
@@ -199,7 +199,7 @@ def test_auto_leaves_out_what_is_not_installed(text, monkeypatch, capsys):
     said = found.description["left_out"]["fct"]
     assert found.method == "ridge" and said.endswith("pip install 'fct_jax[train]'")
     assert "fct is left out: this needs orbax" in " ".join(capsys.readouterr().err.split())
-    with pytest.raises(ModuleNotFoundError):  # of which the command makes a line
+    with pytest.raises(ModuleNotFoundError):  # the command prints it as one line
         upgrade.fit(text["old"], text["new"], method="fct")
 
 
@@ -213,7 +213,7 @@ def test_the_simplest_of_equally_good_maps_is_chosen():
     better = {"agreement@10": base + noise + 0.05, "own": base}
     assert choose({"simple": simple, "alike": alike}) == ("simple", "simplicity")
     assert choose({"simple": simple, "better": better}) == ("better", "agreement@10")
-    # Labels decide first; where they tell nothing apart, the neighbours do.
+    # Labels decide first; if they cannot tell maps apart, the neighbours do.
     ap = {"map": base, **better}
     worse = {"map": base - 0.2, **simple}
     assert choose({"a": worse, "b": ap}) == ("b", "map")

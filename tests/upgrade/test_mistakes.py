@@ -1,4 +1,4 @@
-"""Usual mistakes with real vectors: found before anything is written, and called by their name."""
+"""Common mistakes with real vectors are found before anything is written, and named."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from fct_jax.upgrade.migration.upgrade import Upgrade
 from tools import measure_mistakes
 from tools.measure_mistakes import MISTAKES, STEPS, found_by, measure, unit
 
-FEW = [  # each once; what the page says of all of them is measured by the tool
+FEW = [  # each once; the tool measures all of them for the page
     ("gallery", "the second half by another model"),
     ("reembed", "all by another model"),
     ("gallery", "a third not normalised"),
@@ -37,7 +37,7 @@ def test_every_kind_is_found_and_named(pair, place, what):
 
 
 def test_a_prefix_of_one_side_alone(pair, tmp_path):
-    """The sample's texts had a prefix, the gallery's and the service's have none (P14)."""
+    """The sample's texts had a prefix, while those of gallery and service have none (P14)."""
     old, new = pair
     rng = np.random.default_rng(0)
     files = measure_mistakes.files_of(old, new, 400, rng)
@@ -73,7 +73,7 @@ def test_what_is_the_same_and_what_is_alike():
 
 
 def test_ids_that_are_row_numbers_prove_nothing(pair, tmp_path):
-    """Other items under the numbers of the sample's rows: no error, as ids are no names there."""
+    """Other items have the sample's row numbers: this is no error, as such ids name nothing."""
     old, new = pair
     h = fit(old[:200], new[:200], method="ridge")
     gallery = EmbeddingSet.of(old[200:]).write(tmp_path / "old")

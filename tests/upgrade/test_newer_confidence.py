@@ -40,13 +40,13 @@ def test_confidence_is_the_loop(seed, spread, count):
 def test_order_and_sample_of_pairs():
     rng = np.random.default_rng(0)
     vectors, training = rng.normal(size=(40, 4)), rng.normal(size=(300, 4))
-    first = translation_confidence(vectors, training)  # 44,850 pairs: 5,000 of them
+    first = translation_confidence(vectors, training)  # samples 5,000 of 44,850 pairs
     assert np.array_equal(first, translation_confidence(vectors, training))
     exact = np.mean(
         [np.linalg.norm(training[i] - training[j]) for i in range(300) for j in range(i)]
     )
     delta = nearest_distances(vectors, training, 1)[:, 0]
-    # Standard deviation of a distance is below 1, so that of 5,000 is below 0.015.
+    # A distance's standard deviation is below 1, that of the mean of 5,000 below 0.015.
     np.testing.assert_allclose(-delta / np.log(first), exact, atol=6 * 0.015)
     assert np.array_equal(np.argsort(first), np.argsort(-delta))
 
@@ -109,9 +109,9 @@ def test_cells_stand_for_classes():
     wanted = class_mean_distance(x, labels)
     np.testing.assert_allclose(cell_mean_distance(x, 3), wanted, atol=1e-9)
     np.testing.assert_allclose(cell_mean_distance(x, 1), class_mean_distance(x, np.zeros(60)))
-    # More cells than different vectors: each is its own mean.
+    # With more cells than different vectors, each vector is its own mean.
     np.testing.assert_allclose(cell_mean_distance(x[:5], 50), 0, atol=1e-9)
-    # Cells from a sample are those of the clear clusters too.
+    # Cells from a sample also find the clear clusters.
     np.testing.assert_allclose(cell_mean_distance(x, 3, sample=30), wanted, atol=1e-9)
 
 

@@ -19,7 +19,7 @@ def turn(rng, dim):
 
 
 def curved(seed=0, count=300):
-    """Old vectors, and new ones that no linear map reaches."""
+    """Return old vectors, and new ones that no linear map can reach."""
     rng = np.random.default_rng(seed)
     old = rng.normal(size=(count, 4)).astype(np.float32)
     hidden = np.tanh(2 * old @ rng.normal(size=(4, 16)))
@@ -133,7 +133,7 @@ def test_partners_are_the_loop(seed, matched):
         order = sorted(range(8), key=lambda j: -cosine(profile, profiles[1][j]))
         wanted.append(b[order[:matched]].mean(axis=0))
     got = unpaired.relative_partners(a, b, *anchors, matched)
-    # Float32 similarities could exchange two that differ by less than 1e-6; none does here.
+    # Float32 could swap similarities that differ by less than 1e-6; none is swapped here.
     np.testing.assert_allclose(got, wanted, atol=1e-9)
 
 
@@ -150,7 +150,7 @@ SMALL = unpaired.Settings(
 
 
 def content(rng, count, dim, middles):
-    """Points of uneven clusters that have no symmetry."""
+    """Return points of uneven clusters without symmetry."""
     share = np.arange(1, len(middles) + 1) / np.arange(1, len(middles) + 1).sum()
     which = rng.choice(len(middles), count, p=share)
     return middles[which] + 0.2 * rng.normal(size=(count, dim))
@@ -190,7 +190,7 @@ def test_a_user_is_told_whether_the_seeds_agree():
 @pytest.mark.slow
 def test_spaces_that_have_nothing_in_common_are_told_by_the_seeds():
     rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(2, 800, 12))  # round: every rotation fits as well
+    x, y = rng.normal(size=(2, 800, 12))  # isotropic: every rotation fits equally well
     found = unpaired.fit_unpaired(x, y, seeds=3, settings=SMALL)
     assert found.lowest_agreement < unpaired.AGREED
     assert "do not use this map" in found.text

@@ -32,7 +32,7 @@ def test_kmeans_ends_where_nothing_moves(seed, count, rows, dtype):
         np.testing.assert_allclose(centre, members.mean(axis=0), atol=1e-5)
     far = np.linalg.norm(x[:, None].astype(np.float64) - found.centres, axis=2)
     own = far[np.arange(rows), found.assigned]
-    # float32 distances are wrong by a few units of 1e-7 of squared lengths of about 10.
+    # float32 distances err by a few times 1e-7, relative to squared lengths of about 10.
     assert np.all(own**2 <= far.min(axis=1) ** 2 + 1e-4)
     assert np.array_equal(kmeans(x, count, seed=seed).assigned, found.assigned)
 
@@ -52,7 +52,7 @@ def test_kmeans_of_few_different_vectors_and_of_a_start():
     assert len(kmeans(same, 3).centres) == 1
     two = np.array([[0.0, 0], [0, 0], [1, 1]])
     assert sorted(kmeans(two, 3).centres[:, 0].tolist()) == [0, 1]
-    # The third centre starts where it gets nothing, and takes the furthest vector.
+    # The third centre starts without any vectors, and takes the furthest one.
     x = np.array([[0.0], [1.0], [10.0], [14.0]])
     found = kmeans(x, 3, start=np.array([[0.0], [10.0], [500.0]]))
     assert found.sizes.min() == 1
@@ -121,7 +121,7 @@ def test_unequal_sizes_are_compared_on_what_both_have(do, dn):
     a, b = common_space.comparable(moved, old)
     assert a.shape == b.shape == (50, 4)
     np.testing.assert_allclose(np.linalg.norm(a, axis=1), 1)
-    # New vectors keep their distances among each other.
+    # New vectors keep their mutual distances.
     np.testing.assert_allclose(moved @ moved.T, new @ new.T, atol=1e-10)
 
 
@@ -147,7 +147,7 @@ def test_forward_maps_of_fewer_pairs_than_dimensions():
 
 
 def worlds(seed=0, count=240, do=5, dn=5):
-    """Old and new vectors of clusters that a rotation and a little noise relate."""
+    """Return clustered old and new vectors, related by a rotation and a little noise."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 6
     new = rng.normal(size=(6, dn))[labels] + 0.3 * rng.normal(size=(count, dn))
@@ -229,7 +229,7 @@ def test_mistakes_in_training_a_common_space():
 
 
 def slow_procrustes(x, y, scale):
-    """The best of many: the closed form of the definition, without the code's short cuts."""
+    """Return the best map by the closed form of the definition, without the code's short cuts."""
     mx, my = x.mean(axis=0), y.mean(axis=0)
     u, s, vt = np.linalg.svd((x - mx).T @ (y - my))
     size = min(x.shape[1], y.shape[1])
@@ -261,7 +261,7 @@ def test_procrustes_of_one_pair_and_of_equal_vectors():
 
 
 def slow_local(found, x):
-    """Every row by itself, from the formula of the gating."""
+    """Map every row on its own, by the formula of the gating."""
     mapped = []
     for row in x:
         far = ((row - found.centres) ** 2).sum(axis=1)
@@ -290,7 +290,7 @@ def test_a_local_map_is_the_loop_over_rows(seed, gating, cells, enough):
 
 
 def bent(rng, count):
-    """Old vectors in two clouds; new ones are each cloud turned by another rotation."""
+    """Return old vectors in two clouds, and new ones, each cloud with its own rotation."""
     side = rng.integers(0, 2, count)
     old = rng.normal(size=(count, 4)) + 20 * side[:, None]
     turns = np.array([turn(rng, 4), turn(rng, 4)])
@@ -315,8 +315,8 @@ def test_the_number_of_cells_follows_the_pairs_and_small_cells_follow_the_whole(
     tiny = local.fit_local(old[:40], new[:40], cells=20)
     for cell, size in zip(tiny.cells, tiny.sizes, strict=True):
         assert (cell is tiny.whole) == (size < local.FEWEST)
-    # In noise, a cell that is drawn to the whole translates unseen items better than one that
-    # is not: its own few pairs say nothing about most of its rotation.
+    # With noise, a cell that is shrunk towards the whole translates unseen items better than one
+    # that is not: its own few pairs do not determine most of its rotation.
     dim = 12
     wide = rng.normal(size=(2060, dim))
     target = wide @ turn(rng, dim) + 0.5 * rng.normal(size=(2060, dim))

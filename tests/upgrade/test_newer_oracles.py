@@ -17,7 +17,7 @@ CHECKS = {}
 
 
 def check(name):
-    """Enter a function into the table of checks."""
+    """Return a decorator that adds a function to the table of checks."""
 
     def enter(function):
         CHECKS[name] = function
@@ -96,7 +96,7 @@ def _(e):
     close(made.full, e["new"])
     close(made.compatible, e["bct"])
     close(np.square(made.full).sum(axis=1), e["norm2"])
-    # z is the result with the old basis taken off again.
+    # z is the result with the old basis undone.
     close(made.compatible @ e["O_o"], e["z"][:, :2])
     close(made.full[:, 2:], e["z"][:, 2:])
 

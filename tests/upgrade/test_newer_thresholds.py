@@ -19,7 +19,7 @@ few = settings(max_examples=40, deadline=None)
 
 
 def slow_isotonic(scores_from, scores_to):
-    """Pool adjacent violators: blocks of (sum, weight) are merged while any two are in disorder."""
+    """Pool adjacent violators: merge blocks of (sum, weight) while any two are out of order."""
     blocks = []
     for score in sorted(set(scores_from)):
         values = [t for s, t in zip(scores_from, scores_to, strict=True) if s == score]
@@ -81,7 +81,7 @@ def test_a_monotone_change_of_scores_is_undone_at_any_threshold():
 
 
 def test_figures_after_are_of_pairs_that_were_held_out():
-    # Noise alone: what a threshold of all pairs would show on its own pairs is worth nothing.
+    # With mere noise, a threshold's success on the pairs it was fitted on means nothing.
     rng = np.random.default_rng(1)
     old, new = rng.random((2, 400))
     found = recalibrated_threshold(old, new, 0.5)
@@ -90,14 +90,14 @@ def test_figures_after_are_of_pairs_that_were_held_out():
 
 
 def test_a_group_is_held_out_as_a_whole():
-    # Each of five groups has one old score, and a new scale of its own that jumps about: the fit
-    # knows a group's own level only if some of its pairs take part.
+    # Each of five groups has one old score and its own level of new scores: the fit knows a group's
+    # level only if some of its pairs take part.
     old = np.repeat([0.1, 0.3, 0.5, 0.7, 0.9], 40)
     new = np.repeat([1.0, 2.0, 3.0, 40.0, 50.0], 40) + np.tile(np.linspace(-0.4, 0.4, 40), 5)
     alone = recalibrated_threshold(old, new, 0.7)
     whole = recalibrated_threshold(old, new, 0.7, groups=old)
-    # With its own pairs the threshold is the middle of the fourth group, so half of it is lost;
-    # without them it lies halfway from 3 to 50, below all of it.
+    # With its own pairs, the threshold is in the middle of the fourth group, so that half of the
+    # group is lost; without them it is halfway from 3 to 50, below the whole group.
     assert abs(alone.lost - 0.1) < 0.02
     assert whole.lost == 0
     assert whole.threshold == alone.threshold

@@ -56,7 +56,7 @@ def test_a_shorter_old_space_is_the_padded_one_cut_off(seed, weight, do, more):
 def test_slerp_of_almost_equal_directions(angle):
     u, v = np.array([[1.0, 0.0]]), np.array([[math.cos(angle), math.sin(angle)]])
     got = interpolation.slerp(u, v, 0.3)
-    # The cosine holds angles below 1e-8 to no digit, and they are as small as the bound.
+    # Cosines cannot resolve angles below 1e-8; such angles are within the bound.
     np.testing.assert_allclose(got, [[math.cos(0.3 * angle), math.sin(0.3 * angle)]], atol=1e-10)
 
 
@@ -67,9 +67,9 @@ def test_slerp_of_opposite_and_of_zero_rows():
         assert np.isfinite(interpolation.slerp(0 * u, u, weight)).all()
         assert np.isfinite(interpolation.slerp(u, 0 * u, weight)).all()
         assert np.isfinite(interpolation.nlerp(u, -u, weight)).all()
-    # Without a bridged query the old one's ranking stays.
+    # Without a bridged query, the old query's ranking stays.
     np.testing.assert_allclose(unit(interpolation.slerp(u, 0 * u, 0.5)[0]), u[0])
-    # A length beyond 1 does not count.
+    # Lengths above 1 have no effect.
     v = np.array([[1.0, 0.0]])
     np.testing.assert_allclose(
         interpolation.slerp(5 * u, 7 * v, 0.4), interpolation.slerp(u, v, 0.4)
@@ -85,7 +85,7 @@ def test_mixing_queries_ranks_like_mixing_scores(seed):
     gallery, weight = unit_rows(rng.normal(size=(30, 4))), rng.random(6)
     mixed = interpolation.nlerp(old, bridged, weight) @ gallery.T
     summed = interpolation.summed_scores(old @ gallery.T, bridged @ gallery.T, weight)
-    # The same up to one positive factor a query.
+    # They are equal up to one positive factor per query.
     np.testing.assert_allclose(unit_rows(mixed), unit_rows(summed), atol=1e-9)
     for one in (0.25, 0.0):
         np.testing.assert_allclose(
@@ -135,7 +135,7 @@ def world(seed, queries=6, count=40, do=3, dn=5):
     rng = np.random.default_rng(seed)
     sizes = {"old": (count, do), "new": (count, dn)}
     sizes |= {"query_old": (queries, do), "query_new": (queries, dn)}
-    # Few different values make ties.
+    # Few different values give ties.
     return {
         name: rng.integers(-2, 3, size).astype(np.float32) + np.float32(0.5)
         for name, size in sizes.items()
@@ -150,7 +150,7 @@ def raw(query, item, metric):
 
 
 def slow_cascade(w, depth, k, score, metric, own):
-    """Scores and rows by sorting the whole gallery, query by query."""
+    """Return scores and rows by sorting the whole gallery, query by query."""
     results = []
     for q in range(len(w["query_old"])):
         gallery = [i for i in range(len(w["old"])) if own is None or i != own[q]]
@@ -188,14 +188,14 @@ def test_a_cascade_is_the_loop_over_items(seed, depth, k, score, metric, leave_o
         assert own is None or own[q] not in got
         # Float32 results: a few units in the seventh digit of cosines, or of L2 scores up to 50.
         tol = 4e-6 if metric == "cosine" else 1e-4
-        # What is recalled is as near as the loop's; equally near items may take each other's place.
+        # Recalled items are as near as the loop's; equally near items may be swapped.
         worst = min(old[i] for i in first)
         assert all(old[i] >= worst - tol for i in got)
         if all(abs(old[i] - worst) > tol for i in old if i not in first):
             wanted = sorted(final.values(), reverse=True)[:k]
             if metric == "cosine":
                 np.testing.assert_allclose(scores[q, : len(got)], wanted, atol=tol)
-            # The L2 score leaves the query's own length out: the same number for all its items.
+            # The L2 score leaves out the query's own length, which is the same for all items.
             spread = np.diff(scores[q, : len(got)].astype(float))
             np.testing.assert_allclose(spread, np.diff(wanted), atol=tol)
             np.testing.assert_allclose([final[i] for i in got], wanted, atol=tol)
@@ -254,7 +254,7 @@ def test_a_calibrated_cascade_has_the_calibrations_scores(metric, score):
 
 
 class OnlySome:
-    """A gallery of which all rows but a few are missing."""
+    """A gallery with only a few of its rows."""
 
     def __init__(self, array, allowed):
         self.array, self.allowed = array, allowed
@@ -403,7 +403,7 @@ def test_the_stability_of_a_ranking_is_the_loop(seed):
 
 
 def slow_replay(stream, rows, old, new, size, budget, k, background, failing):
-    """The same story with sets and lists."""
+    """Replay on demand with plain sets and lists."""
     has, lost, ever, queue, log = set(), set(), set(), [], []
 
     def embed(i):
@@ -482,7 +482,7 @@ def test_a_replay_ends_where_a_full_cascade_is():
     assert got.embeddings["p99"] == 1
     assert list(got.shares) == [100, 240]
     assert got.share_after(240) == len(np.unique(rows)) / 50
-    # Items that are there already cost nothing.
+    # Items that have their new vectors already cost nothing.
     there = on_demand.replay(
         stream, rows, kept, scores, size=50, budget=1, k=5, present=np.ones(50, bool)
     )

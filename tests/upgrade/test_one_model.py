@@ -1,4 +1,4 @@
-"""Queries by one model alone: what can be assessed without the old model, and what cannot."""
+"""Queries by only one model: assessments that need no old model, and those that do."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_without_the_old_model_the_other_ways_are_compared(vectors, tmp_path):
     assert made.way in set(WAYS) - both
     start = made.point("translate")
     assert start.gain == (0, 0, 0)
-    # The same figures as with both, for the ways that are left.
+    # The remaining ways have the same figures as with both models.
     whole = assessed(vectors, query_old=vectors[1])
     for name in ("translated", "bridge", "re-embed all", "translated_cascade"):
         for point in (p for p in made.points if p.way == name):
@@ -61,7 +61,7 @@ def test_agreement_is_said_to_be_that_of_the_translated_gallery(vectors):
 
 
 def test_the_old_model_is_gone_and_items_ask(vectors):
-    """No queries at all: fit and assess work, and say what is impossible without the model."""
+    """Without any queries, fit and assess work, and say what needs the old model."""
     old, _, new, _ = vectors
     labels = np.arange(N) % 20
     mapping = fit(old[:200], new[:200], method="ridge")

@@ -1,4 +1,4 @@
-"""Maps that are not fitted here: identity, a run of LCE, functions of the user."""
+"""Maps that fct_jax does not fit: identity, an LCE run, a user's functions."""
 
 import numpy as np
 import pytest
@@ -24,9 +24,9 @@ def test_a_compatible_model_is_mapped_by_identity(tmp_path):
     np.testing.assert_array_equal(moved, x)
     assert log_variance.shape == (200,) and found.known is not None
     check_snippet(tmp_path / "map", x, x)
-    # Its spread is that of the noise; no linear map is surely better.
+    # Its spread equals the noise; no linear map is significantly better.
     assert upgrade.fit(x, y, candidates=("procrustes", "identity")).method == "identity"
-    # The same commands as for any map take it by its name.
+    # All commands accept it by its name.
     made = upgrade.assess("identity", x, y, labels=np.arange(200) // 4)
     assert made.method == "identity" and made.points
     EmbeddingSet.of(x).write(tmp_path / "old")
@@ -45,7 +45,7 @@ def test_a_compatible_model_is_mapped_by_identity(tmp_path):
 
 
 def lce_run(folder, dim=6, blocks=2, seed=0):
-    """The gallery's run of an LCE training, with random weights and running statistics."""
+    """Write the gallery's run of an LCE training, with random weights and running statistics."""
     import jax
 
     from fct_jax import models
@@ -99,7 +99,7 @@ def test_a_lce_gallery_is_migrated(tmp_path):
         tmp_path / "run", tmp_path / "old", unchecked=True
     )
     np.testing.assert_allclose(made.read(0, 150), moved, atol=1e-6)
-    # Other vectors of the same size are refused as for any map.
+    # Other vectors of the same size are refused, as for any map.
     with pytest.raises(UserError, match="comes from model|fingerprint"):
         EmbeddingSet.of(x, meta={"fingerprint": "c"}).write(tmp_path / "other")
         upgrade.Upgrade(tmp_path / "up2").apply(
@@ -145,7 +145,7 @@ NUMBER = 7
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A module of the user's, in the current directory."""
+    """Write a user's module to the current directory."""
     name = f"own_maps_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
@@ -187,7 +187,7 @@ def test_a_method_of_the_user_is_fitted(own, tmp_path):
     assert load_map(tmp_path / "map").method == f"{own}:SHIFT"
     chosen = upgrade.fit(old, new, candidates=("ridge", f"{own}:SHIFT"))
     assert set(chosen.description["held_out"]) == {"ridge", f"{own}:SHIFT"}
-    # A kind of function that the package does not know.
+    # This kind of function is unknown to the package.
     squares = np.sign(old.vectors) * old.vectors**2
     found = upgrade.fit(old, squares, method=f"{own}:SQUARED", out=tmp_path / "squared")
     assert found.description["function"] == f"{own}:Squared"

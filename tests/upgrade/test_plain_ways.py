@@ -64,7 +64,7 @@ def test_numpy_alone_is_search(made, tmp_path, name, metric, k):
         np.testing.assert_array_equal(rows >= 0, known)
         scale = np.abs(expected[known]).max()
         np.testing.assert_allclose(scores[known] / scale, expected[known] / scale, atol=1e-5)
-        # Rows may change places where scores are equal to rounding.
+        # Rows whose scores are equal up to rounding may change places.
         assert (rows == expected_rows).mean() > 0.99
 
 

@@ -1,4 +1,4 @@
-"""Plans: which items first, how many for a budget, and what is forecast."""
+"""Plans: the order of items, their number for a budget, and the forecast."""
 
 import json
 
@@ -21,7 +21,7 @@ COUNT = 200
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Paths of galleries in each form, and the arrays."""
+    """Return paths of galleries in each form, and the arrays."""
     folder = tmp_path_factory.mktemp("plan")
     ids, old, new = tiny.vectors(COUNT, noise=0.5)
     paths = {form: tiny.write_gallery(form, folder / form, ids, old) for form in tiny.FORMS}
@@ -29,7 +29,7 @@ def made(tmp_path_factory):
 
 
 def write_probe(folder, made, kind, count=60):
-    """Queries near every second item of the gallery."""
+    """Write queries near every second item of the gallery."""
     _, ids, _, new = made
     rng = np.random.default_rng(3)
     items = np.arange(0, COUNT, 2)
@@ -67,7 +67,7 @@ def test_ranked_by_definition():
         range(5), key=lambda i: (-np.exp(uncertainty[i]) * weights[i], -uncertainty[i], i)
     )
     assert ranked("uncertainty", uncertainty, weights, 0).tolist() == slow == [4, 0, 2, 3, 1]
-    # The other way round.
+    # In reverse order.
     assert ranked("certainty", uncertainty, None, 0).tolist() == [4, 0, 1, 2, 3]
     assert ranked("certainty", uncertainty, weights, 0).tolist() == [4, 0, 2, 1, 3]
     shuffled = ranked("random", uncertainty, None, 7)
@@ -87,7 +87,7 @@ def test_traffic(made, tmp_path, capsys):
     assert found.rows.tolist() == [3, 8, *rest]
     assert "traffic: 1 id (123456789) not in the gallery" in capsys.readouterr().err
     left = found.description["forecast"]["error_left"]
-    assert left[0] == 1 and left[1] < 1e-6  # all that is asked for is done
+    assert left[0] == 1 and left[1] < 1e-6  # all items with traffic are done
 
     def refused(array, message):
         np.save(tmp_path / "bad.npy", array)
@@ -155,7 +155,7 @@ def test_forecast_by_definition(made, tmp_path, kind):
 
 
 def write_old_queries(folder, made, seed=4):
-    """The queries by the old model: near the items' old vectors, as those by the new one are."""
+    """Write queries by the old model near old vectors, as the new model's are near new ones."""
     rng = np.random.default_rng(3)
     items = np.arange(0, COUNT, 2)
     wanted = rng.integers(0, len(items), 60)
@@ -169,7 +169,7 @@ def write_old_queries(folder, made, seed=4):
 @pytest.mark.parametrize("kind", ["mrr", "map", "agreement@10"])
 @pytest.mark.parametrize("way", ["dual", "fused"])
 def test_forecast_is_of_the_way_of_serving(made, tmp_path, kind, way):
-    """At its ends by plain searches: of the old model, the new model, and in between it moves."""
+    """Plain searches of the old and new model give its ends; in between it changes."""
     paths, _, old, new = made
     queries, items, wanted = write_probe(tmp_path / "probe", made, kind)
     asked = write_old_queries(tmp_path / "probe", made)
@@ -232,7 +232,7 @@ def test_target_quality(made, tmp_path):
     found = asked(target, "middle")
     assert 0 < len(found) < COUNT
     np.testing.assert_allclose(whole.at(len(found)), target, atol=0.02)
-    # Among the steps there is none earlier that reaches the target.
+    # No earlier step reaches the target.
     earlier = [
         q for i, q in zip(whole.items, whole.quality, strict=True) if i < len(found) and q > target
     ]

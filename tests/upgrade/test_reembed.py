@@ -1,4 +1,4 @@
-"""Where new vectors come from: what cannot be embedded, what fails, what it costs."""
+"""Sources of new vectors: items that cannot be embedded, failures, and costs."""
 
 import http.server
 import json
@@ -22,7 +22,7 @@ SIZES = {"batch_size": 16, "batch_items": 40}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Paths of a gallery in each form, of all new vectors, and the arrays."""
+    """Return paths of a gallery in each form and of all new vectors, and the arrays."""
     return tiny.made_galleries(tmp_path_factory.mktemp("galleries"), COUNT)
 
 
@@ -40,7 +40,7 @@ class Source:
 
 @pytest.mark.parametrize("form", tiny.FORMS)
 def test_items_that_cannot_be_embedded_are_tried_again(made, tmp_path, form):
-    """They stay translated, are listed, never end the plan, and roll back with their batch."""
+    """They stay translated, are listed, never stop the plan, and roll back with their batch."""
     paths, _, ids, old, new = made
     mapped = old @ tiny.weight()
     missing = ids[[3, 50, 51, 299]]
@@ -65,13 +65,13 @@ def test_items_that_cannot_be_embedded_are_tried_again(made, tmp_path, form):
 
     again = Source(made, missing[:1])
     upgrade.apply(reembed=again)
-    assert again.asked[-1] == 4  # after the sample of known answers
+    assert again.asked[-1] == 4  # the sample of known answers comes first
     is_as(missing[:1])
     assert upgrade.status().unembedded == 1
     upgrade.apply(reembed=Source(made))
     is_as([])
     assert not (tmp_path / "unembedded.jsonl").exists() and upgrade.status().unembedded == 0
-    # The two later runs were batches of their own.
+    # The two later runs were separate batches.
     assert upgrade.status().batches == 8 + 2
     assert upgrade.rollback(9) == COUNT - 1
     is_as(missing[:1])
@@ -83,7 +83,7 @@ def test_items_that_cannot_be_embedded_are_tried_again(made, tmp_path, form):
 
 
 def test_a_source_that_has_nothing(made, tmp_path):
-    """A whole batch without a vector is a fault of the source, not of its items."""
+    """If a whole batch has no vector, the source is at fault, not its items."""
     paths, _, ids, *_ = made
     upgrade = Upgrade(tmp_path)
     upgrade.apply(tiny.plain_map(), paths["set"], reembed=Source(made), max_batches=1, **SIZES)
@@ -96,7 +96,7 @@ def test_a_source_that_has_nothing(made, tmp_path):
 
 
 def test_a_few_failures_of_the_model_are_no_fault(tmp_path):
-    """NaN for one of two thousand: the item stays translated; for more the batch is refused."""
+    """An item stays translated if NaN is one of two thousand; for more the batch is refused."""
     count = 2000
     ids, old, new = tiny.vectors(count)
     path = as_set(tmp_path / "old", old, ids, fingerprint="old-model")
@@ -128,7 +128,7 @@ def test_a_cap_on_items_keeps_what_was_paid_for(made, tmp_path, parallel):
     assert 80 <= status.reembedded <= 400 - 256 and status.state == "migrating"
     with pytest.raises(UserError, match=r"max_money=0.5 would be exceeded"):
         upgrade.apply(reembed=Source(made), max_money=0.5, cost_per_1000=1.25, **kept)
-    assert upgrade.status().reembedded == status.reembedded  # spent already: 0.5 for 400 items
+    assert upgrade.status().reembedded == status.reembedded  # 0.5 for 400 items is spent already
     upgrade.apply(reembed=Source(made), max_money=10, cost_per_1000=1.25, **kept)
     assert upgrade.status().state == "finished"
 
@@ -137,8 +137,8 @@ class Server:
     """An embeddings server on loopback that misbehaves as it is told.
 
     Attributes:
-      script: what to do with the next requests, in order: a status, or a name of a misbehaviour.
-      requests: what it was asked, (texts, headers, time) each.
+      script: the answers to the next requests, in order: a status, or the name of a misbehaviour.
+      requests: the requests that came, as (texts, headers, time).
       refused: texts that it answers with status 400.
     """
 
@@ -228,7 +228,7 @@ def opened(server, **asking):
 
 
 def answered(made, source, count=30):
-    """Whether a source gives the new vectors of the first ids in their order."""
+    """Return whether a source gives the new vectors of the first ids in order."""
     answer = source(made[2][:count])
     if answer.error is not None:
         raise answer.error
@@ -270,7 +270,7 @@ def test_vectors_of_different_dimensions(made, server):
 
 
 def test_retry_after(made, server):
-    """Seconds, or a date; it is waited for, and by nobody longer than is sensible."""
+    """Retry-After in seconds or as a date is waited for, but only within reason."""
     server.script, server.headers = [429], {"Retry-After": "0.4"}
     assert answered(made, opened(server), 10)
     (_, _, first), (_, _, second) = server.requests
@@ -322,7 +322,7 @@ def test_texts_and_the_key(made, server, tmp_path, monkeypatch, capfd):
 
 @pytest.mark.slow
 def test_an_upgrade_by_a_server_that_fails_in_between(made, server, tmp_path):
-    """What was paid for before is kept; the same call goes on, to the same bytes."""
+    """Vectors that were paid for are kept; the same call resumes, to the same bytes."""
     paths = made[0]
     where = as_set(tmp_path / "new", made[4], made[2])
     asked = {"per_request": 8, "parallel": 2, "attempts": 2, "batch_items": 40}

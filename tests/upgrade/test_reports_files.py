@@ -1,4 +1,4 @@
-"""Public reports of people whose files could not be read, or were read wrongly, tried here.
+"""Tries public reports of files that could not be read, or were read wrongly.
 
 P1 pgvector#610, pg2parquet#28            P2 phoenix#22, slack-knowledgebase#1002
 P3 arrow#36168, #39790, polars#25572      P4 pg_parquet#133, ClickHouse#99521, duckdb#3197
@@ -41,7 +41,7 @@ def parquet(path, ids, vectors, kind=FLOATS, **columns):
 
 
 def copied(rows) -> bytes:
-    """A binary COPY of rows of fields in bytes, None where null."""
+    """Return a binary COPY of rows of fields in bytes, with None for null."""
     data = [b"PGCOPY\n\xff\r\n\0" + bytes(8)]
     for fields in rows:
         data.append(struct.pack(">h", len(fields)))
@@ -51,12 +51,12 @@ def copied(rows) -> bytes:
 
 
 def as_vector(row, floats=">f4"):
-    """A cell of pgvector's vector, or of its halfvec with ``>f2``."""
+    """Return a cell of pgvector's vector, or of its halfvec with ``>f2``."""
     return struct.pack(">HH", len(row), 0) + row.astype(floats).tobytes()
 
 
 def as_array(row, number, floats):
-    """A cell of real[] or double precision[], by the number of the elements' type."""
+    """Return a cell of real[] or double precision[], by the number of the element type."""
     size = struct.pack(">i", np.dtype(floats).itemsize)
     cells = [size + np.array(value, floats).tobytes() for value in row]
     return struct.pack(">iiiii", 1, 0, number, len(row), 1) + b"".join(cells)
@@ -134,7 +134,7 @@ def test_p1_binary_copy_of_no_use(tmp_path):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_p1_a_real_table(tmp_path):
-    """What PostgreSQL itself writes, of pgvector's types and of arrays."""
+    """PostgreSQL's own output is read, for pgvector's types and for arrays."""
     servers = pytest.importorskip("servers")
     pytest.importorskip("psycopg", reason="psycopg is not installed (extra pgvector)")
     import psycopg
@@ -198,7 +198,7 @@ def test_p3_float16_by_polars(tmp_path, fixed):
 
 
 def test_p4_uuids_of_any_kind_are_the_same_ids(tmp_path):
-    """pa.uuid(), 16 bytes, text, and 16 bytes in .npy; text in upper case is told of."""
+    """pa.uuid(), 16 bytes, text, and 16 bytes in .npy are equal; upper-case text is reported."""
     uuids = [uuid.uuid5(uuid.NAMESPACE_DNS, str(i)) for i in range(30)]
     values = random(30)
     kinds = {
@@ -261,9 +261,9 @@ def test_p6_shards_in_the_order_of_their_numbers(tmp_path):
 
 @pytest.mark.parametrize("kind", ["Flat", "IDMap,Flat", "IVF4,Flat", "IDMap2,OPQ4,IVF4,PQ4x4"])
 def test_p7_faiss(tmp_path, kind):
-    """A bare index, ids without reconstruction, inverted lists with own ids, product codes."""
+    """Bare indexes, ids without reconstruction, inverted lists and product codes are read."""
     threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # several would wait for each other over so little
+    faiss.omp_set_num_threads(1)  # several threads would wait for each other
     values, ids = random(300, 16), np.arange(300) * 11 + 3
     index = faiss.index_factory(16, kind, faiss.METRIC_INNER_PRODUCT)
     index.train(values)
@@ -293,7 +293,7 @@ def test_p7_and_p10_bits(tmp_path):
 
 
 def test_p10_integers(tmp_path):
-    """int8 of 1,024 dimensions in folders of languages, by columns of any name."""
+    """int8 vectors of 1,024 dimensions in folders by language are read from any columns."""
     values = (random(40, 1024) * 40).clip(-128, 127).astype(np.int8)
     for lang, rows in (("de", slice(0, 25)), ("en", slice(25, 40))):
         (tmp_path / "g" / lang).mkdir(parents=True)
@@ -312,7 +312,7 @@ def test_p10_integers(tmp_path):
 
 
 def test_p15_inner_products_of_other_lengths(tmp_path, capsys):
-    """The inner product of vectors of lengths 0.5 to 3 is no cosine, and it is said."""
+    """The inner product of vectors of lengths 0.5 to 3 is no cosine, and the message says so."""
     values = random(60, 16)
     values *= (np.linspace(0.5, 3, 60) / np.linalg.norm(values, axis=1))[:, None]
     index = faiss.IndexIDMap2(faiss.IndexFlatIP(16))
@@ -356,7 +356,7 @@ def test_p18_two_dimensions_in_a_folder(tmp_path):
 
 
 def test_p21_two_columns_of_vectors(tmp_path):
-    """``embedding_0`` is upgraded, ``embedding_1`` is another column that is kept as it is."""
+    """``embedding_0`` is upgraded; ``embedding_1`` is another column, kept unchanged."""
     ids, old, new = tiny.vectors(300)
     other = pa.array(list(random(300, 9)), FLOATS)
     table = pa.table({"id": ids, "embedding_0": pa.array(list(old), FLOATS), "embedding_1": other})
@@ -426,7 +426,7 @@ def test_p28_one_row_group_of_a_million(tmp_path):
     out = tmp_path / "sums.npy"
     command = [sys.executable, "-c", textwrap.dedent(code), str(path), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
-    # Ids take 8 MB, twice while they are put together; a block as Arrow's and as read 8 MB each;
-    # a hundred more are what Arrow's allocator keeps. The group alone would take 512.
+    # Ids take 8 MB, twice while they are joined; a block takes 8 MB in Arrow and 8 MB as read;
+    # Arrow's allocator keeps a hundred more. The whole group would take 512 MB.
     assert float(done.stdout) < 180, done.stderr
     np.testing.assert_allclose(np.load(out), sums, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Public reports of upgrades that failed or went wrong unnoticed, tried here.
+"""Tries public reports of upgrades that failed or went wrong unnoticed.
 
 P8  sqlite-vec#8, llama_index#23050, chroma#151      P9  milvus#44320, qdrant#9585
 P11 graphiti#1722, semantic-router#2145              P17 immich#30211, #9398, #15590
@@ -28,7 +28,7 @@ from fct_jax.upgrade.migration.upgrade import Upgrade
 ROOT = Path(__file__).parents[2]
 SIZES = {"batch_size": 256, "batch_items": 1000}
 
-# Reports that other tests try, each with the input that it describes.
+# Reports that other tests try, each with the input described there.
 ELSEWHERE = {
     "P12": "tests/upgrade/test_mistakes.py::test_every_kind_is_found_and_named",
     "P13": "tests/upgrade/test_assess.py::test_mistakes_are_one_line",
@@ -41,7 +41,7 @@ ELSEWHERE = {
 
 
 def test_every_report_is_tried():
-    """P1 to P29 of the list: here, among the files, or by the test that is named above."""
+    """P1 to P29 are tried here, among the files, or by a test named above."""
     there = (
         Path(__file__).with_name("test_reports_files.py").read_text() + Path(__file__).read_text()
     )
@@ -54,7 +54,7 @@ def test_every_report_is_tried():
 
 
 def test_p26_is_in_the_page():
-    """Faiss and PyTorch in one process on macOS, each with an OpenMP of its own: a word of it."""
+    """The page mentions that on macOS Faiss and PyTorch each bring their own OpenMP."""
     assert "OpenMP" in (ROOT / "docs" / "formats.md").read_text()
 
 
@@ -65,13 +65,13 @@ def table(path, ids, vectors, **columns):
 
 
 def asked(ids, new, missing=()):
-    """A function of ids that cannot embed those of ``missing``."""
+    """Return a function of ids that cannot embed those in ``missing``."""
     row, missing = {i: r for r, i in enumerate(ids.tolist())}, set(missing)
     return lambda wanted: [None if i in missing else new[row[i]] for i in wanted.tolist()]
 
 
 def test_p8_some_zero_and_nan_vectors(tmp_path):
-    """Of 10,000 rows 3 are zero and 2 NaN: 9,995 are upgraded, and the others listed."""
+    """Of 10,000 rows, 3 are zero and 2 NaN: 9,995 are upgraded and the others listed."""
     ids, old, new = tiny.vectors(10_000)
     spoiled = old.copy()
     zero, nan = [10, 4000, 9999], [17, 5000]
@@ -111,7 +111,7 @@ def test_p9_one_id_in_two_files(tmp_path, kept):
 
 
 def test_p11_a_matryoshka_cut_that_is_not_normalised_again(tmp_path):
-    """3,072 normalised dimensions cut to 1,024, which are said to be normalised."""
+    """Of 3,072 normalised dimensions, 1,024 are kept and wrongly declared normalised."""
     ids, old, _ = tiny.vectors(300)
     rows = np.random.default_rng(0).standard_normal((300, 3072)).astype(np.float32)
     rows *= np.linspace(2, 0.5, 3072, dtype=np.float32)
@@ -139,7 +139,7 @@ def test_p17_items_that_the_new_model_never_embeds(tmp_path):
     np.testing.assert_allclose(made.rows(missing), old[missing] @ tiny.weight(), atol=1e-5)
     lines = (tmp_path / "up" / "unembedded.jsonl").read_text().splitlines()
     assert {json.loads(line)["id"] for line in lines} == set(ids[missing].tolist())
-    # The same with a set that lacks them.
+    # The same holds for a set that lacks them.
     there = np.setdiff1d(np.arange(34_475), missing)
     some = as_set(tmp_path / "some", new[there], ids[there])
     made = Upgrade(tmp_path / "up2").apply(tiny.plain_map(), gallery, reembed=str(some))
@@ -147,13 +147,13 @@ def test_p17_items_that_the_new_model_never_embeds(tmp_path):
 
 
 class RateLimited(Exception):
-    """As clients of paid services raise it."""
+    """An error as clients of paid services raise it."""
 
     status_code = 429
 
 
 def test_p19_a_function_that_is_sent_away_at_times(tmp_path, monkeypatch):
-    """Status 429 at each fifth call is waited for; another fault ends the run, which goes on."""
+    """Status 429 at each fifth call is waited out; after another fault the run can resume."""
     monkeypatch.setattr(retrying, "FIRST_WAIT", 0.01)
     ids, old, new = tiny.vectors(2000)
     gallery = as_set(tmp_path / "old", old, ids, fingerprint="old-model")
@@ -190,7 +190,7 @@ def test_p19_a_function_that_is_sent_away_at_times(tmp_path, monkeypatch):
 
 
 def test_p19_silent_gaps(tmp_path):
-    """39 of 1,241 without a vector are counted and listed, not passed over."""
+    """39 of 1,241 items without a vector are counted and listed, not passed over."""
     ids, old, new = tiny.vectors(1241)
     gallery = as_set(tmp_path / "old", old, ids, fingerprint="old-model")
     run = Upgrade(tmp_path / "up")
@@ -199,7 +199,7 @@ def test_p19_silent_gaps(tmp_path):
 
 
 def test_p22_rows_that_come_and_go_after_the_plan(tmp_path, capsys):
-    """Files with other rows are refused, with the way on; new files are upgraded by themselves."""
+    """Files with other rows are refused, with advice; new files are upgraded on their own."""
     ids, old, new = tiny.vectors(2500)
     table(tmp_path / "g" / "a.parquet", ids[:2000], old[:2000])
     where = as_set(tmp_path / "new", new, ids)
@@ -212,7 +212,7 @@ def test_p22_rows_that_come_and_go_after_the_plan(tmp_path, capsys):
         run.apply(reembed=where)
     assert "give the unchanged gallery" in str(caught.value) and "\n" not in str(caught.value)
     assert open_gallery(tmp_path / "up" / "gallery", unfinished=True).versions.sum() == 1000
-    # The rows that came are a gallery of their own, upgraded by the same map.
+    # The new rows are a separate gallery, upgraded by the same map.
     delta = Upgrade(tmp_path / "delta").apply(
         tiny.plain_map(), tmp_path / "g" / "b.parquet", reembed=where
     )
@@ -220,7 +220,7 @@ def test_p22_rows_that_come_and_go_after_the_plan(tmp_path, capsys):
 
 
 def test_p29_no_texts_to_embed_again(tmp_path):
-    """Translation alone works to its end, from two samples to a gallery that is searched."""
+    """Translation alone works from two samples to a gallery that can be searched."""
     ids, old, new = tiny.vectors(2000)
     sample = {name: as_set(tmp_path / name, part[:500], ids[:500]) for name, part in
               (("sample_old", old), ("sample_new", new))}  # fmt: skip

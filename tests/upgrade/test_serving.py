@@ -27,7 +27,7 @@ def text():
 
 
 def world(n=60, queries=9, do=4, dn=6, seed=0):
-    """Gallery and queries by both models, and a sample for the calibration."""
+    """Return gallery and queries by both models, and a sample for the calibration."""
     rng = np.random.default_rng(seed)
     sizes = {"old": (n, do), "new": (n, dn), "query_old": (queries, do), "query_new": (queries, dn)}
     made = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
@@ -43,7 +43,7 @@ def raw_score(query, item, metric):
 
 
 def slow_search(way, w, sample, metric, migrated, k, weights, typical):
-    """Every item of every query by the definition, in float64."""
+    """Score every item for every query by the definition, in float64."""
 
     def tail(scores, which):
         largest = np.sort(scores)[-10:]
@@ -97,7 +97,7 @@ def test_search_is_the_definition(way, metric, share, seed):
     expected = slow_search(way, w, sample, metric, migrated, 12, weights, made.spread)
     for i, (order, wanted) in enumerate(expected):
         np.testing.assert_allclose(scores[i], wanted, atol=2e-4)
-        # Ranks may differ where scores are all but equal.
+        # Ranks may differ if scores are nearly equal.
         assert np.mean(rows[i] == order) > 0.9
 
 
@@ -124,7 +124,7 @@ def test_translated_search_is_the_definition(metric):
 
 
 def test_a_query_that_is_in_the_reference_is_not_its_own_neighbour(text):
-    """Items that query each other: the calibration is that of the other items."""
+    """If items serve as queries, each is calibrated on the other items."""
     old, new = (text[name][:200].astype(np.float32) for name in ("old", "new"))
     for metric in ("l2", "cosine"):
         with_it = calibrate(old, new, metric=metric)
@@ -176,7 +176,7 @@ def test_ends_are_the_two_models_alone(text):
         migrated = np.full(500, state)
         _, rows = search(way, *queries, text["old"], text["new"], migrated, 5, made)
         near = query.astype(np.float32) @ gallery.astype(np.float32).T
-        assert np.mean(rows == np.argsort(-near, axis=1)[:, :5]) > 0.99  # but for equal scores
+        assert np.mean(rows == np.argsort(-near, axis=1)[:, :5]) > 0.99  # except for equal scores
 
 
 def test_blocks_own_rows_and_small_galleries(monkeypatch):
@@ -206,7 +206,7 @@ def test_equal_scores_go_by_row():
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_damping_takes_off_an_items_mean_score_with_its_five_nearest(metric):
-    """By the definition, item by item; an item of the crowd is not its own neighbour."""
+    """It agrees with the definition, item by item; an item is not its own neighbour."""
     w, (sample, _), _ = world()
     gallery = np.concatenate([w["old"][:20], sample[:10]])
     plain = spaces.Space.of(sample, metric)
@@ -222,14 +222,14 @@ def test_damping_takes_off_an_items_mean_score_with_its_five_nearest(metric):
     expected = np.array([[nearness(q, g) for g in gallery] for q in w["query_old"]])
     expected = expected - 0.5 * np.array(crowded)
     scores = damped.queries(w["query_old"]) @ damped.items(gallery).T
-    # But for what is the same of all items of a query.
+    # Offsets that are the same for all items of a query do not count.
     expected, scores = (s - s.mean(axis=1, keepdims=True) for s in (expected, scores))
     np.testing.assert_allclose(scores, expected, atol=1e-4)
     assert plain.damped(0.0, sample).crowd is None
 
 
 def test_scales_of_the_spaces_do_not_matter(text):
-    """The new space stretched by a hundred and shifted: cosine aside, the same results."""
+    """Scaling the new space by a hundred and shifting it changes no results, except for cosine."""
     rows = []
     for factor, shift in ((1.0, 0.0), (100.0, 5.0)):
         new, asked = (
@@ -243,7 +243,7 @@ def test_scales_of_the_spaces_do_not_matter(text):
 
 
 def test_an_ordinary_index_gives_the_same():
-    """Two inner-product indexes, whose vectors do not depend on the query, and a shift each."""
+    """Two inner-product indexes, independent of the query, and a shift for each suffice."""
     w, sample, rng = world()
     made = calibrate(*sample)
     migrated = rng.random(60) < 0.5
@@ -304,7 +304,7 @@ def test_calibrated_beats_uncalibrated_on_text(text):
 
 
 def test_judged_queries_help_where_the_models_are_unequal(text):
-    """The old model hardly knows anything: it should get less weight than the new one."""
+    """The old model knows hardly anything, and should get less weight than the new one."""
     rng = np.random.default_rng(0)
     poor = dict(text)
     noise = rng.normal(size=(256, 24)) / 16
@@ -387,7 +387,7 @@ def test_mistakes_are_one_line(text):
 
 
 def test_a_way_of_ones_own(text, tmp_path, monkeypatch):
-    """The newcomer's path of CONTRIBUTING.md: one file, named as module:name."""
+    """A way takes the newcomer's path of CONTRIBUTING.md: one file, named as module:name."""
     (tmp_path / "my_ways.py").write_text(
         "from fct_jax.upgrade.ways import Mix, Way\n\n"
         'STAY = Way("stay", "keep the old index", ("old",), ("old",),'
@@ -407,7 +407,7 @@ def test_a_way_of_ones_own(text, tmp_path, monkeypatch):
 
 
 def test_the_recipe_for_an_index_of_ones_own_is_search(text):
-    """docs/upgrade.md to the letter, on a calibration that chose its metric by itself."""
+    """The code follows docs/upgrade.md to the letter, on a calibration that chose its metric."""
     page = (Path(__file__).parents[2] / "docs" / "upgrade.md").read_text()
     recipe = next(
         block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "both_index" in block
@@ -426,7 +426,7 @@ def test_the_recipe_for_an_index_of_ones_own_is_search(text):
     }
     exec(recipe, found)
     _, rows = search("fused", *queries, floats["old"], floats["new"], migrated, 10, made)
-    # Rows may change places where scores are equal but for rounding.
+    # Rows whose scores are equal up to rounding may change places.
     assert np.mean(found["own_rows"] == rows) > 0.995
 
 

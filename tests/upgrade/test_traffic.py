@@ -1,4 +1,4 @@
-"""Traffic: logs and weights, of queries that a cascade replays and of items for the orders."""
+"""Traffic: logs and weights of queries, which cascades replay, and of items, for the orders."""
 
 import numpy as np
 import pytest
@@ -96,13 +96,13 @@ def test_the_stream_is_the_log_and_weights_are_its_chances():
     weighed = traffic_of((np.arange(3), np.array([1.0, 0.0, 3.0])), np.arange(3), "query")
     stream, notes = among(weighed, np.arange(3), 3, 40_000, 0)
     share = np.bincount(stream, minlength=3) / 40_000
-    # Five standard deviations of a binomial share.
+    # The bound is five standard deviations of a binomial share.
     assert share[1] == 0 and abs(share[2] - 0.75) < 5 * np.sqrt(0.75 * 0.25 / 40_000) and not notes
     assert among(log, np.array([3]), 5, 9, 0)[0] is None
 
 
 def test_a_cascade_replays_the_log(vectors, tmp_path):
-    """The same two queries again and again: their candidates alone are embedded."""
+    """With the same two queries again and again, only their candidates are embedded."""
     log = tmp_path / "log.txt"
     log.write_text("3\n5\n3\n" * 50 + "unknown\n")
     made = assessed(vectors, traffic=log)
@@ -112,7 +112,7 @@ def test_a_cascade_replays_the_log(vectors, tmp_path):
     assert any("1 of 151 entries of the traffic name no query" in note for note in made.notes)
     once = assessed(vectors).replays["cascade 20 new"]
     assert once["share_after"][QUERIES] > told["share_after"][150]
-    # Agreement with the plain replay of two lists of candidates.
+    # It agrees with the plain replay of two lists of candidates.
     rows = np.array([np.arange(20), np.arange(10, 30)])
     plain = replay(np.array([0, 1, 0] * 50), rows, rows, rows, size=99, budget=None, k=0)
     assert plain.embedded.tolist()[:3] == [20, 10, 0] and plain.present[-1] == 30

@@ -20,7 +20,7 @@ from fct_jax.train.loop import train
 REPOSITORY = Path(__file__).parents[2]
 TUTORIAL = (REPOSITORY / "docs" / "upgrade.md").read_text()
 
-# What makes a training small enough for a test.
+# Settings that make a training small enough for a test.
 SMALLER = {
     "train": {
         "preprocessing.size": 8,
@@ -36,7 +36,7 @@ SMALLER = {
 
 
 def run_experiment(name: str, words: list[str]) -> None:
-    """Run ``fct-jax train`` or ``embed`` in this process, where absl's flags exist but once."""
+    """Run ``fct-jax train`` or ``embed`` in this process, which defines absl's flags only once."""
     given = dict(word[2:].split("=", 1) for word in translated(words) if "=" in word)
     workdir = words[words.index("--workdir") + 1]
     config = read_config(find_config(given.pop("config"))) if "config" in given else None
@@ -64,12 +64,12 @@ def run_command(line: str) -> None:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The directory in which everything of the tutorial has run."""
+    """Run the whole tutorial; return its directory."""
     folder = tmp_path_factory.mktemp("tutorial")
     (folder / "tests").symlink_to(REPOSITORY / "tests")
     before = Path.cwd()
     os.chdir(folder)
-    names = {}  # one session: later blocks use the names of earlier ones
+    names = {}  # one session, since later blocks use names of earlier ones
     try:
         for kind, block in re.findall(r"```(sh|python)\n(.*?)```", TUTORIAL, re.S):
             if kind == "python":
@@ -102,7 +102,7 @@ def test_text(ran):
 
 
 def test_every_block_of_code_runs():
-    """A block that is not shown as output is run, and each command of an upgrade is among them."""
+    """Every block that is not output is run; all commands of an upgrade are among them."""
     blocks = re.findall(r"```(\w*)\n(.*?)```", TUTORIAL, re.S)
     assert {kind for kind, _ in blocks} == {"sh", "python", "text"}
     shell = "".join(block for kind, block in blocks if kind == "sh")

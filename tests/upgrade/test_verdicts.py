@@ -1,4 +1,4 @@
-"""Verdicts: by figures that are made up, and on pairs of models whose truth is known."""
+"""Verdicts on made-up figures, and on pairs of models whose truth is known."""
 
 import known_truth as truth
 import numpy as np
@@ -19,7 +19,7 @@ SHARES = (0.0, 0.5, 1.0)
 
 
 def made_up(levels, whole, queries=400, seed=0):
-    """Options around given means, with noise that they share and a little of their own."""
+    """Return options around given means, with shared noise and a little of their own."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=queries) * 0.1
 
@@ -37,17 +37,17 @@ def made_up(levels, whole, queries=400, seed=0):
 @pytest.mark.parametrize(
     ("levels", "whole", "advice", "way", "share"),
     [
-        # Translated dips below keep: out, though it ends highest; dual is safe.
+        # Translated dips below keep and is excluded, though it ends highest; dual is safe.
         ({"translated": (0.1, 0.2, 0.6), "dual": (0.5, 0.52, 0.55)}, 0.5, "upgrade", "dual", 1.0),
-        # Both are safe and alike: the simpler one. Nearly all of the gain is there half-way.
+        # Both are safe and alike: the simpler one wins. Half-way brings nearly all of the gain.
         ({"fused": (0.5, 0.6, 0.6), "dual": (0.5, 0.6, 0.6)}, 0.6, "upgrade", "dual", 0.5),
         ({"translated": (0.6, 0.6, 0.6)}, 0.6, "upgrade", "translated", 0.0),
-        # Of equal ways the one with the fewest items to re-embed.
+        # Among equal ways, the one with the fewest items to re-embed wins.
         ({"dual": (0.5, 0.5, 0.6), "fused": (0.5, 0.6, 0.6)}, 0.6, "upgrade", "fused", 0.5),
-        # Nothing can be gained, as the intervals show: don't.
+        # Nothing can be gained, as the intervals show: keep.
         ({"fused": (0.5, 0.5, 0.5)}, 0.5, "keep", None, None),
         ({"dual": (0.5, 0.49, 0.45)}, 0.45, "keep", None, None),
-        # The new model is better, but every way there leads through a valley.
+        # The new model is better, but every way to it goes through a valley.
         ({"dual": (0.5, 0.4, 0.6)}, 0.6, "upgrade", "re-embed all", 1.0),
     ],
 )
@@ -67,7 +67,7 @@ def test_a_promise_that_is_not_sure_is_no_advice():
     assert found.advice == "cannot tell" and found.way is None
     assert found.needed[0.01] == pytest.approx((1.96 * change.std() / 0.01) ** 2, abs=1)
     assert f"±1 points with {found.needed[0.01]:,}" in found.text
-    # The same differences of sixteen times as many queries are sure.
+    # With sixteen times as many queries, the same differences are significant.
     again = [np.tile(v, 16) for v in (keep, keep + change)]
     option = Option(WAYS["dual"], "random", SHARES, np.stack([again[0], again[1], again[1]]))
     found = recommend([option], again[0], again[1], Bootstrap(960, 500, 0))
@@ -81,7 +81,7 @@ def test_a_test_that_is_too_easy_tells_nothing():
     option = Option(WAYS["dual"], "random", SHARES, np.stack([keep, keep, keep]))
     found = recommend([option], keep, keep, Bootstrap(200, 100, 0))
     assert found.advice == "cannot tell" and "this test is too easy" in found.text
-    # A new model that is worse shows itself all the same.
+    # A worse new model is still recognised.
     worse = keep - (rng.random(200) < 0.3) * 0.5
     option = Option(WAYS["dual"], "random", SHARES, np.stack([keep, worse, worse]))
     assert recommend([option], keep, worse, Bootstrap(200, 100, 0)).advice == "keep"
@@ -97,7 +97,7 @@ def test_bounds_hold_for_all_options_at_once():
         wrong += (low > 0).any()
         alone += low[0] > 0
         assert (low <= values.mean(axis=1)).all() and (high >= values.mean(axis=1)).all()
-    # One in a hundred each: of the binomial with mean 1, more than 6 has a chance of 1e-5.
+    # Each errs in one of a hundred: a binomial with mean 1 exceeds 6 with a chance of 1e-5.
     assert wrong <= 6 and alone <= 6
     same = np.zeros((3, 50))
     np.testing.assert_array_equal(Bootstrap(50, 100, 0).bounds(same), np.zeros((2, 3)))
@@ -117,7 +117,7 @@ def test_without_evidence_it_cannot_tell_and_says_what_would():
     assert found.advice == "cannot tell"
     for word in ("labels", "groups", "near-duplicates", "clicks", "50 to 200"):
         assert word in found.text
-    # By simulation: one relevant item, drawn from what both find; the difference of recall@10.
+    # Simulate one relevant item, drawn from the results of both, and the recall@10 difference.
     differences = []
     for common in (10 * overlap).round().astype(int):
         for _ in range(400):
@@ -130,7 +130,7 @@ def test_without_evidence_it_cannot_tell_and_says_what_would():
 
 
 def assessed(found: truth.Pair, yardstick: str, **keywords):
-    """The advice on a pair by a yardstick, or "refused" with the reason."""
+    """Return the advice on a pair by a yardstick, or "refused" with the reason."""
     given = {
         "labels": {"labels": found.labels},
         "groups": {"groups": found.labels},
@@ -175,7 +175,7 @@ def check_truth(name: str, known: str, yardstick: str, seed: int) -> str:
     if yardstick in ("queries alone", "nothing") and advice != "refused":
         assert advice == "cannot tell" and made.faithful
     if advice == "upgrade":
-        # What is advised is nowhere below keep, beyond its interval.
+        # The advised path is nowhere below keep by more than its interval.
         path = [p for p in made.points if (p.way, p.order or None) == (made.way, made.order)]
         path = [p for p in path if p.settings == made.verdict.settings]
         assert all(point.gain[2] >= 0 for point in path)
@@ -196,10 +196,10 @@ def skip_without_vectors(name: str) -> None:
 @pytest.mark.parametrize("known", truth.TRUTHS)
 @pytest.mark.parametrize("name", NAMES)
 def test_advice_is_right_or_cannot_tell(name, known, seed):
-    """Sixty pairs by each kind of evidence."""
+    """Sixty pairs are judged by each kind of evidence."""
     skip_without_vectors(name)
     said = [check_truth(name, known, yardstick, seed) for yardstick in EVIDENCE]
-    # Labels of 600 digits are enough evidence: it does not hide behind "cannot tell".
+    # Labels of 600 digits are enough evidence: "cannot tell" is no excuse.
     if name == "digits":
         assert said[0] in RIGHT[known]
 
@@ -217,7 +217,7 @@ def test_without_evidence_no_pair_gets_advice(name, known):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_advised_is_not_below_keep_for_other_queries(name, seed):
-    """Twenty pairs and seeds: half of the queries advise, the other half judge the advice."""
+    """For twenty pairs and seeds, half of the queries advise and the other half judge this."""
     skip_without_vectors(name)
     rng = np.random.default_rng(seed)
     found = truth.pair(name, ("better", "equal", "worse")[seed % 3], seed)

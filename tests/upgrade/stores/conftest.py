@@ -22,7 +22,7 @@ KINDS = [
 
 
 class Places:
-    """Where each kind of store is; its server is started when first asked for."""
+    """The place of each kind of store; its server is started on first use."""
 
     def __init__(self, folder, stack):
         self._folder, self._stack, self._found = folder, stack, {}
@@ -53,14 +53,14 @@ class Places:
 
 @pytest.fixture(scope="session")
 def places(tmp_path_factory):
-    """Kind of store -> the URI of its place."""
+    """Return a mapping from kinds of store to the URIs of their places."""
     with contextlib.ExitStack() as stack:
         yield Places(tmp_path_factory.mktemp("stores"), stack)
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
 def app(request, places):
-    """An application with a filled store, of each kind of store and id."""
+    """Return an application with a filled store, for each kind of store and id."""
     store, kind = request.param
     found = APPS[store](places(store), kind).filled()
     yield found
@@ -69,7 +69,7 @@ def app(request, places):
 
 @pytest.fixture
 def make_app(places):
-    """A function that makes an application: store, kind of ids, metric."""
+    """Return a function that makes an application from store, kind of ids and metric."""
     made = []
 
     def make(store: str, kind: str = "int", metric: str = "cosine"):
@@ -83,7 +83,7 @@ def make_app(places):
 
 @pytest.fixture
 def open_store():
-    """`stores.open_store`, whose stores are closed at the end of the test."""
+    """Return `stores.open_store`, and close its stores at the end of the test."""
     with contextlib.ExitStack() as stack:
 
         def opened(uri):

@@ -15,7 +15,7 @@ META = {"fingerprint": "away"}
 
 
 def interrupted(at: int, action):
-    """The map of the tests, which does something else at its n-th batch."""
+    """Return the map of the tests, which also does something else at its n-th batch."""
     left = [at]
 
     def mapped(rows):
@@ -28,7 +28,7 @@ def interrupted(at: int, action):
 
 
 def patiently(open_store, uri: str):
-    """The store once its client's channel has noticed that the server is back."""
+    """Return the store once its client's channel has noticed that the server is back."""
     for _ in range(20):
         try:
             return open_store(uri)

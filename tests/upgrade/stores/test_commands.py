@@ -19,7 +19,7 @@ STORES = ["postgres", "qdrant", "lance", "milvus"]
 
 
 def new_model(rows):
-    """The new model's vectors of items by their old ones: (n, OLD) to (n, NEW) float32."""
+    """Return the new model's vectors for old ones: (n, OLD) to (n, NEW) float32."""
     weights = np.random.default_rng(9).normal(size=(OLD, NEW)).astype(np.float32)
     rows = np.asarray(rows, np.float32)
     made = rows @ weights + 0.2 * np.tanh(3 * rows @ weights)
@@ -28,7 +28,7 @@ def new_model(rows):
 
 @pytest.fixture(scope="session")
 def map_folder(tmp_path_factory):
-    """A map of the tests' old model to the new one, fitted on items of the application's."""
+    """Fit a map from the tests' old model to the new one on items of the application."""
     folder = tmp_path_factory.mktemp("map") / "map"
     old = vectors(COUNT, 1)[:600]
     some = [EmbeddingSet.of(rows, ids("int", 0, 600)) for rows in (old, new_model(old))]
@@ -37,12 +37,12 @@ def map_folder(tmp_path_factory):
 
 
 def run(*words) -> int:
-    """The exit code of a command."""
+    """Run a command; return its exit code."""
     return cli.main([str(word) for word in words])
 
 
 def told(capsys, *words):
-    """What a command tells as JSON."""
+    """Run a command with JSON output; return what it printed."""
     capsys.readouterr()
     assert run(*words, "--json") == 0
     return json.loads(capsys.readouterr().out)
@@ -81,7 +81,7 @@ def test_the_way_there_and_back(store, make_app, open_store, map_folder, tmp_pat
 
 @pytest.mark.parametrize("store", STORES)
 def test_a_sample_is_enough_to_judge_by(store, make_app, open_store, tmp_path, capsys):
-    """doctor, fit and assess read some of the rows; the new vectors say which."""
+    """doctor, fit and assess read some of the rows; the ids of the new vectors select them."""
     app = make_app(store).filled()
     found = told(capsys, "doctor", app.uri, "--sample", 200)
     assert (found["rows"], found["looked_at"], found["dim"]) == (COUNT, 200, OLD)
@@ -132,7 +132,7 @@ def test_the_application_writes_meanwhile(
     left = len(writer.steps)
     assert left < 10
     assert run("switch", upgrade) == 0
-    while writer.steps:  # and after the switch: the same command brings it over
+    while writer.steps:  # also after the switch: the same command carries the rest over
         writer.step()
     assert run("apply", upgrade) == 0
     h = load_map(map_folder)
@@ -147,7 +147,7 @@ def test_the_application_writes_meanwhile(
 def test_items_that_change_or_cannot_be_embedded(
     store, make_app, open_store, map_folder, tmp_path, monkeypatch, capsys
 ):
-    """They stay translated, are listed and asked for again."""
+    """Such items stay translated, are listed and requested again."""
     app, upgrade = make_app(store).filled(), tmp_path / "upgrade"
     keys, changed = np.array(sorted(app.rows())), ids("int", 3, 6)
     refused, seeds = set(ids("int", 10, 15)), itertools.count(77)
@@ -155,7 +155,7 @@ def test_items_that_change_or_cannot_be_embedded(
     def embed(wanted):
         have = app.rows()
         if refused:
-            app.put(changed, vectors(3, next(seeds)))  # also after they were translated
+            app.put(changed, vectors(3, next(seeds)))  # this also comes after they were translated
         return [None if i in refused else new_model(have[i][None])[0] for i in wanted.tolist()]
 
     work = Upgrade(upgrade)
@@ -174,7 +174,7 @@ def test_items_that_change_or_cannot_be_embedded(
     work.apply(reembed=embed, unchecked=True).close()
     assert work.status(recall_queries=0).unembedded == 0
     assert_agree(app, target, new_model, 1e-5)
-    # What changes later is translated at once, and gets its new vector with the next --reembed.
+    # A later change is translated at once, and gets its new vector with the next --reembed.
     app.put(changed, vectors(3, 99))
     work.apply().close()
     assert {target.states(np.array(changed))[one][0] for one in changed} == {TRANSLATED}
@@ -204,7 +204,7 @@ def test_a_probe_forecasts_and_measures(serve, make_app, open_store, map_folder,
     assert made["forecast"]["way"] == serve
     assert run("apply", upgrade, "--reembed", tmp_path / "new") == 0
     found = told(capsys, "status", upgrade, "--recall-queries", 0)
-    # The forecast is of a sample, the measure of the items themselves.
+    # The forecast is made on a sample, the measurement on the items themselves.
     assert found["measured"] == pytest.approx(found["forecast"], abs=0.1)
     assert found["measured"] > 0.5 and found["measure"] == "agreement@10"
 
@@ -230,10 +230,10 @@ def test_ids_of_other_kinds(store, kind, make_app, open_store, map_folder, tmp_p
 
 
 class TestBadRows:
-    """Zero, NaN and vectors of another dimension are set aside, listed and mended."""
+    """Vectors that are zero, NaN or of another dimension are set aside, listed and repaired."""
 
     def bad(self, app, store):
-        """Spoil two rows of a store in each way that it permits; returns {id: reason}."""
+        """Spoil two rows in the ways that the store permits; return {id: reason}."""
         (one, other), zero = ids("int", 20, 22), np.zeros(OLD, np.float32)
         app.put([one], zero[None])
         if store == "lance":
@@ -254,7 +254,7 @@ class TestBadRows:
         self, store, make_app, open_store, map_folder, tmp_path, capsys
     ):
         app, upgrade = make_app(store).filled(), tmp_path / "upgrade"
-        more = ids("int", COUNT, COUNT + 1000)  # one in a thousand is allowed
+        more = ids("int", COUNT, COUNT + 1000)  # one bad row in a thousand is allowed
         app.put(more, vectors(1000, 8))
         bad = self.bad(app, store)
         words = ("--map", map_folder, "--gallery", app.uri)
@@ -268,7 +268,7 @@ class TestBadRows:
         target = open_store(found["target"])
         assert target.count() == COUNT + 998
         assert not target.has(np.array(list(bad))).any()
-        # They come first in the plan: the new model's vector is all that they can get.
+        # They come first in the plan, as only the new model can give them a vector.
         assert set(IdFile(upgrade / "plan" / "ids", "int")[:2].tolist()) == set(bad)
         app.put([next(iter(bad))], vectors(1, 5))
         assert run("apply", upgrade) == 0
@@ -284,7 +284,7 @@ class TestBadRows:
 
 
 class TestMistakes:
-    """Each is told in one line, before anything is written."""
+    """Each mistake is reported in one line, before anything is written."""
 
     def test_an_empty_store(self, make_app, map_folder, tmp_path, capsys):
         app = make_app("postgres")

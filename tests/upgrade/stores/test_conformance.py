@@ -18,7 +18,7 @@ META = {"fingerprint": "abc123"}
 
 
 def all_rows(store, limit=400, **where):
-    """Every row of a store, by its own way of reading."""
+    """Return every row of a store, as the store itself reads them."""
     ids, rows, tokens, after = [], [], [], None
     while len(batch := store.read(after, limit, **where)):
         assert len(batch) <= limit
@@ -42,7 +42,7 @@ class TestReading:
         ids, rows, tokens = all_rows(open_store(app.uri))
         wanted = app.rows()
         assert len(set(ids)) == len(ids) == COUNT and set(ids) == set(wanted)
-        if app.kind != "text":  # the order of texts is the database's
+        if app.kind != "text":  # the database decides the order of texts
             assert ids == sorted(ids)
         np.testing.assert_array_equal(rows, [wanted[one] for one in ids])
         assert 0 not in tokens
@@ -114,11 +114,11 @@ class TestWriting:
         store = open_store(app.uri)
         target, batch = store.sibling(NEW, META), store.read(None, 60)
         own, mine = batch.ids[::20].tolist(), vectors(3, 5, NEW)
-        app.put_new(target, own[:2], mine[:2])  # before ours is there
+        app.put_new(target, own[:2], mine[:2])  # before our rows are there
         args = (batch.ids, plain_map(batch.vectors), TRANSLATED, batch.tokens, batch.extra)
         done = target.write(*args)
         assert batch.ids[~done].tolist() == own[:2]
-        app.put_new(target, own[2:], mine[2:])  # and after it was
+        app.put_new(target, own[2:], mine[2:])  # and after they are
         assert batch.ids[~target.write(*args)].tolist() == own
         have = app.rows(target)
         np.testing.assert_allclose([have[one] for one in own], mine, rtol=1e-6, atol=1e-6)
@@ -137,7 +137,7 @@ class TestWriting:
         assert not done.any()
         have = app.rows(target)
         np.testing.assert_allclose([have[i] for i in batch.ids.tolist()], new, rtol=1e-6, atol=1e-6)
-        # But where its item has changed since, it is.
+        # But a row whose item has changed since is written.
         done = target.write(batch.ids, mapped, TRANSLATED, batch.tokens + 1, batch.extra)
         assert done.all()
 
@@ -176,7 +176,7 @@ class TestSearching:
         }[metric]
         order = np.argsort(-want, axis=1)[:, :10]
         np.testing.assert_allclose(scores, np.take_along_axis(want, order, 1), rtol=1e-4, atol=1e-5)
-        assert (ids == keys[order]).mean() > 0.99  # equal scores may change places
+        assert (ids == keys[order]).mean() > 0.99  # rows with equal scores may change places
         assert opened.metric == metric
 
     def test_of_one_version_only(self, app, open_store):
@@ -248,7 +248,7 @@ class TestMigration:
         assert now["store"] == str(target.uri) and now["generation"] == 1
         assert len(app.rows()) == COUNT + 500 - 100
         assert_agree(app, target)
-        # Nothing is left to do, and the same command says so.
+        # Nothing is left to do, and the same call reports that.
         assert catch_up(store, target, plain_map).written == 0
         assert migrate(store, target, plain_map, tmp_path / "journal.jsonl") == now
 

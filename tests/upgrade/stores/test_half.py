@@ -20,7 +20,7 @@ COUNT, QUERIES, K = 600, 12, 10
 
 
 def spaces(count, seed):
-    """Vectors of the same items by two models, of lengths other than 1."""
+    """Return vectors of the same items by two models, with lengths other than 1."""
     old = vectors(count, seed)
     turn = np.random.default_rng(11).normal(size=(OLD, NEW)) / np.sqrt(OLD)
     new = old @ turn + 0.15 * np.random.default_rng(seed + 1).normal(size=(count, NEW))
@@ -29,7 +29,7 @@ def spaces(count, seed):
 
 @pytest.fixture(scope="module", params=["cosine", "l2"])
 def calibration(request, tmp_path_factory):
-    """A calibration whose two weights differ, and its folder."""
+    """Return a calibration whose two weights differ, and its folder."""
     weights = Weights(dual_new=1.3, dual_shift=0.2, fused_old=0.7, fused_new=1.1, fused_shift=-0.1)
     made = calibrate(*spaces(1200, 21), metric=request.param, weights=weights)
     return made, made.save(tmp_path_factory.mktemp("calibration") / request.param)
@@ -83,7 +83,7 @@ class TestAffine:
 
 @pytest.fixture(params=["postgres", "qdrant", "lance", "milvus"])
 def half(request, calibration, make_app, open_store):
-    """A store, its sibling, what is in them, and which rows are re-embedded."""
+    """Return a store, its sibling, their contents, and the mask of re-embedded rows."""
     app = make_app(request.param, "int", calibration[0].new.metric)
     app.create()
     old, new = spaces(COUNT, 5)
@@ -92,7 +92,7 @@ def half(request, calibration, make_app, open_store):
     store = open_store(app.uri)
     target, batch = store.sibling(NEW, META), store.read(None, COUNT)
     migrated = np.random.default_rng(2).random(COUNT) < 0.5
-    mapped = -new  # would come last: translated rows must not take part
+    mapped = -new  # they would come last: translated rows must not take part
     for version, rows, some in ((TRANSLATED, mapped, ~migrated), (REEMBEDDED, new, migrated)):
         part = batch.take(some)
         assert target.write(part.ids, rows[some], version, part.tokens, part.extra).all()
@@ -105,13 +105,13 @@ def test_finds_what_exact_search_finds(half, calibration, way, monkeypatch):
     store, target, keys, rows, migrated = half
     made, folder = calibration
     asked = spaces(QUERIES, 77)
-    # Deep enough that every item is a candidate, so that there is one right answer.
+    # The search is so deep that every item is a candidate, and only one answer is right.
     monkeypatch.setattr("fct_jax.upgrade.stores.half.FUSED_DEPTH", COUNT // K)
     want, found = search(way, *asked, *rows, migrated, K, made)
     affine = StoreCalibration(folder).affine(*asked)
     scores, have = store.search_half(target, *asked, K, affine, way=way)
     np.testing.assert_allclose(scores, want, rtol=1e-3, atol=1e-3)
-    # Items whose scores differ by less than rounding may change places.
+    # Items whose scores are equal up to rounding may change places.
     assert (have == keys[found]).mean() > 0.95
     assert 0.1 < migrated[found].mean() < 0.9  # both kinds are found
 

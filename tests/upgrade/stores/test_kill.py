@@ -16,11 +16,11 @@ from fct_jax.upgrade import fit
 from fct_jax.upgrade.stores import NEW as REEMBEDDED
 
 HELPERS = Path(__file__).parents[2] / "helpers"
-MOMENTS = (3, 8, 13, 6, 3, 2)  # steps of each run until it dies; the last ones in catching up
+MOMENTS = (3, 8, 13, 6, 3, 2)  # steps until each run dies; the last runs die while they catch up
 
 
 def run(script: str, *words, **environment) -> subprocess.CompletedProcess:
-    """Run one of the scripts that kill themselves."""
+    """Run a script that kills itself."""
     root = Path(__file__).parents[3]
     path = os.pathsep.join([str(root), str(HELPERS)])
     command = [sys.executable, str(HELPERS / script), *map(str, words)]
@@ -39,7 +39,7 @@ def test_killed_clients_go_on(kind, make_app, open_store, tmp_path):
         app = make_app(kind).filled()
 
     def closed():
-        """A local database is open in one process at a time."""
+        """Close the application's database meanwhile: only one process can open a local one."""
         if kind == "qdrant":
             app.close()
 
@@ -68,7 +68,7 @@ SECRET = "hunter2-Zq9"
 
 
 def new_model(rows):
-    """The new model's vectors of items by their old ones."""
+    """Return the new model's vectors for old ones."""
     turn = np.random.default_rng(9).normal(size=(OLD, NEW)).astype(np.float32)
     made = np.asarray(rows, np.float32) @ turn
     return made / np.linalg.norm(made, axis=1, keepdims=True)
@@ -78,7 +78,7 @@ def new_model(rows):
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["postgres", "lance"])
 def test_killed_commands_go_on(kind, make_app, open_store, tmp_path):
-    """Signal 9 at random moments of plan, apply and switch, while the application writes."""
+    """Signal 9 kills plan, apply and switch at random moments, while the application writes."""
     app = make_app(kind).filled()
     have, upgrade = app.rows(), tmp_path / "upgrade"
     keys = np.array(sorted(have))

@@ -27,7 +27,7 @@ ALL = {
 
 
 class Counted(Store):
-    """N rows that nobody keeps: row n has the id 3n and a vector that depends on n."""
+    """N rows that are not stored: row n has the id 3n and a vector that depends on n."""
 
     metric, id_kind, meta, dim = "cosine", "int", {}, 4
 
@@ -58,7 +58,7 @@ Counted.__abstractmethods__ = frozenset()
 
 
 def planned(folder, store, **wanted):
-    """The ids of a plan by the identity map, first item first."""
+    """Make a plan with the identity map; return its ids, first item first."""
     mapping = load_map("identity").for_dim(4)
     drawn = Drawn(store, 100)
     made = make_store_plan(
@@ -113,7 +113,7 @@ def test_a_random_order_is_fair_and_the_same_again(tmp_path):
     first, again = (planned(tmp_path / n, store, order="random", seed=4)[:] for n in ("a", "b"))
     np.testing.assert_array_equal(first, again)
     assert np.array_equal(np.sort(first), np.arange(10_000) * 3)
-    # The mean of a tenth's numbers lies within five standard errors of that of all.
+    # The mean of a tenth of the numbers is within five standard errors of the mean of all.
     tenth = first[:1000] / 3
     assert abs(tenth.mean() - 5000) < 5 * 10_000 / np.sqrt(12 * 1000)
 

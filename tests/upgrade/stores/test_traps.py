@@ -1,4 +1,4 @@
-"""What is known to go wrong in one kind of store, each tried on the real engine."""
+"""Known traps of single kinds of store, each tried on the real engine."""
 
 import threading
 from pathlib import Path
@@ -15,7 +15,7 @@ META = {"fingerprint": "abc123"}
 
 
 def at_once(action, count: int) -> list:
-    """What an action gives for each number, all begun at the same moment."""
+    """Return the result of an action for each number, all started at the same moment."""
     start, found = threading.Barrier(count), [None] * count
 
     def run(n):
@@ -73,7 +73,7 @@ class TestPostgres:
         target = store.sibling(NEW, META)
         migrate(store, target, plain_map, tmp_path / "journal.jsonl")
         assert store.count() == target.count() == COUNT - 1 and not target.has([5])[0]
-        # One that loses its vector later is an orphan.
+        # A row that loses its vector later is an orphan.
         app.db.execute("update items set embedding = null where key = 8")
         assert catch_up(store, target, plain_map).deleted == 1
 
@@ -126,7 +126,7 @@ class TestPostgres:
     def test_of_four_that_switch_at_once_one_does(self, make_app, open_store):
         app = make_app("postgres").filled()
         pointers = [open_store(app.uri).pointer() for _ in range(4)]
-        for expect in range(5):  # the first time, the table is made too
+        for expect in range(5):  # the first swap also makes the table
             values = [{"store": f"qdrant://h/{n}", "generation": expect + 1} for n in range(4)]
             done = at_once(lambda n: pointers[n].swap(values[n], expect), 4)  # noqa: B023
             assert sorted(done) == [False, False, False, True]
@@ -189,7 +189,7 @@ class TestQdrant:
             open_store(app.uri)
 
     def test_the_real_engine_keeps_bits_and_order(self, tmp_path):
-        """What the adapter relies on, of the engine in Rust: `qdrant-client` re-implements it."""
+        """The adapter relies on this in the Rust engine, which `qdrant-client` re-implements."""
         edge = pytest.importorskip("qdrant_edge", reason="pip install qdrant-edge-py")
         rows = vectors(200, 6)
         keys = np.random.default_rng(1).permutation(200).tolist()
@@ -216,7 +216,7 @@ class TestLance:
             open_store(app.uri).read()
 
     def test_a_switch_that_is_just_being_made(self, make_app, open_store):
-        """The folder of a new pointer is there before its table is: the last one still holds."""
+        """A new pointer's folder exists before its table; until then the last pointer holds."""
         app = make_app("lance").filled()
         store = open_store(app.uri)
         store.pointer().switch({"store": app.uri}, 0)
@@ -255,7 +255,7 @@ class TestLance:
     def test_of_four_that_switch_at_once_one_does(self, make_app, open_store):
         app = make_app("lance").filled()
         pointers = [open_store(app.uri).pointer() for _ in range(4)]
-        for expect in range(8):  # not every time do they meet
+        for expect in range(8):  # they do not collide every time
             values = [{"store": f"lancedb:///{n}#a", "generation": expect + 1} for n in range(4)]
             done = at_once(lambda n: pointers[n].swap(values[n], expect), 4)  # noqa: B023
             assert sorted(done) == [False, False, False, True]

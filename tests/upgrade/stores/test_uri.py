@@ -1,4 +1,4 @@
-"""Names of stores: what they may say, and that no secret is ever shown."""
+"""URIs of stores: their parts, and that no secret is ever shown."""
 
 import logging
 
