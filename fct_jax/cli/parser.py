@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         defaults = self._signature_defaults()
         for action in self._actions:
             default = defaults.get(action.dest)
-            if default not in (None, "", False, 0, 0.0) and "(default" not in (action.help or ""):
+            if default not in (None, "", False, 0, 0.0, ()) and "(default" not in (action.help or ""):
                 if isinstance(default, tuple | list):
                     default = ",".join(map(str, default))
                 action.help = f"{action.help} (default: {default})".replace("%", "%%")

@@ -122,3 +122,29 @@ def test_tensorflow_is_never_imported():
         "assert not any(name.split('.')[0] == 'tensorflow' for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny_runs.REPOSITORY, timeout=LONG)
+
+
+@pytest.mark.parametrize(
+    ("module", "work", "said"),
+    [
+        ("train", "loop", "the same command resumes from the last checkpoint"),
+        (
+            "evaluate",
+            "command",
+            "finished embeddings are kept, and the same command starts the evaluation again",
+        ),
+    ],
+)
+def test_ctrl_c_promises_what_the_command_keeps(tmp_path, module, work, said):
+    program = (
+        "import os, runpy, signal, sys\n"
+        f"import fct_jax.{module}.{work} as work\n"
+        f"work.{module} = lambda *given: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"sys.argv = ['x', '--config=digits_evaluate', {f'--workdir={tmp_path}'!r}]\n"
+        f"runpy.run_module('fct_jax.{module}', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=tiny_runs.REPOSITORY, capture_output=True, text=True, timeout=LONG
+    )
+    assert (done.returncode, done.stderr) == (130, f"stopped; {said}\n")
