@@ -1,4 +1,4 @@
-"""One, two and eight devices train alike; more in tools/check_devices.py."""
+"""One and eight devices train alike; other numbers and all tasks in tools/check_devices.py."""
 
 import pytest
 
@@ -16,12 +16,12 @@ STEPS = 14  # four per epoch; FastFill freezes its BatchNorm after twelve
 def differences(tmp_path_factory):
     names = [*TASKS, check_devices.EMBEDDING]
     folder = tmp_path_factory.mktemp("devices")
-    return check_devices.compare(["1", "2", "8m2"], names, STEPS, folder)
+    return check_devices.compare(["1", "8m2"], names, STEPS, folder)
 
 
 @pytest.mark.slow(minutes=0.25)
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("devices", ["2", "8m2"])
+@pytest.mark.parametrize("devices", ["8m2"])
 @pytest.mark.parametrize("task", [*TASKS, check_devices.EMBEDDING])
 def test_agrees_with_one_device(differences, task, devices):
     """Each step agrees, from the same seed and with the same global batch."""

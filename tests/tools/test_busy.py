@@ -25,10 +25,12 @@ def test_the_ratio(alone, beside, expected):
     assert busy.ratio(alone, beside) == pytest.approx(expected)
 
 
-@pytest.mark.slow(minutes=1.5)
+@pytest.mark.slow(minutes=0.3)
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("task", busy.TASKS)
-def test_nothing_takes_more_than_three_times_its_share(task):
-    """Spinning threads would take more: an SVD of 384 × 384 took 40 s instead of 0.6 s."""
-    alone, beside = busy.measure(task, 0), busy.measure(task, 4)
+def test_a_fit_takes_no_more_than_three_times_its_share():
+    """Threads that wait by spinning would: an SVD of 384 × 384 took 40 s instead of 0.6 s.
+
+    The command measures the other tasks, too.
+    """
+    alone, beside = busy.measure("fit", 0), busy.measure("fit", 4)
     assert busy.ratio(alone, beside) < 3, (alone, beside)
