@@ -8,6 +8,9 @@ import inspect
 from fct_jax.errors import UserError
 
 
+_NOTHING = (None, "", False, 0, 0.0, ())  # defaults that a help page need not show
+
+
 class Parser(argparse.ArgumentParser):
     """The parser of one subcommand.
 
@@ -48,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         defaults = self._signature_defaults()
         for action in self._actions:
             default = defaults.get(action.dest)
-            if default not in (None, "", False, 0, 0.0, ()) and "(default" not in (action.help or ""):
+            if default not in _NOTHING and "(default" not in (action.help or ""):
                 if isinstance(default, tuple | list):
                     default = ",".join(map(str, default))
                 action.help = f"{action.help} (default: {default})".replace("%", "%%")
