@@ -7,7 +7,6 @@ import inspect
 
 from fct_jax.errors import UserError
 
-
 _NOTHING = (None, "", False, 0, 0.0, ())  # defaults that a help page need not show
 
 
