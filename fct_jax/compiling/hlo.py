@@ -13,6 +13,8 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
+# The first half of an asynchronous pair returns its operands, then its results.
+_WITH_OPERANDS = ("all-gather", "collective-permute", "copy")
 _BITS = re.compile(r"\d+")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z][\w-]*)\(", re.MULTILINE)
@@ -40,9 +42,11 @@ def instructions(text: str) -> list[Instruction]:
         match = _INSTRUCTION.match(line)
         if match is None or match[2].endswith("-done"):
             continue
-        kind, size = match[2], _bytes(match[1])
-        if kind.endswith("-start"):  # its result contains the operand, too
-            kind, size = kind.removesuffix("-start"), size // 2
+        kind, shapes = match[2].removesuffix("-start"), _SHAPE.findall(match[1])
+        if kind != match[2] and kind in _WITH_OPERANDS:
+            shapes = [shape for shape in shapes if shape[1]]  # without the scalars of the pair
+            shapes = shapes[len(shapes) // 2 :]
+        size = sum(map(_bytes, shapes))
         source = _OP_NAME.search(line)
         found.append(Instruction(kind, size, source[1] if source else ""))
     return found
@@ -68,12 +72,10 @@ def by_kind(found: list[Instruction]) -> dict[str, tuple[int, int]]:
     return {kind: (count[kind], size[kind]) for kind in count}
 
 
-def _bytes(shapes: str) -> int:
-    """Return the total bytes of a shape, or of all shapes of a tuple, in the program's notation."""
-    return sum(
-        math.prod(int(side) for side in sides.split(",") if side) * _width(kind)
-        for kind, sides in _SHAPE.findall(shapes)
-    )
+def _bytes(shape: tuple[str, str]) -> int:
+    """Return the bytes of an array from its type and its sides, such as ("f32", "8,128")."""
+    kind, sides = shape
+    return math.prod(int(side) for side in sides.split(",") if side) * _width(kind)
 
 
 def _width(kind: str) -> int:
