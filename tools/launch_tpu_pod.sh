@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same fct_jax command on every host of a Cloud TPU pod slice. See --help and docs/pods.md.
+# Runs the same fct_jax command on every host of a Cloud TPU pod slice. See --help and docs/pods.md.
 set -euo pipefail
 
 usage() {
@@ -75,7 +75,7 @@ gcloud_tpu() {
   fi
 }
 
-on_hosts() { # which hosts, command
+on_hosts() { # arguments: hosts, command
   gcloud_tpu ssh "$name" "--worker=$1" "--command=$2"
 }
 
@@ -101,7 +101,7 @@ case "$action" in
   setup)
     no_more "$@"
     repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-    # What git holds: not the virtual environment, nor runs.
+    # Copy only the files that git holds, without the virtual environment and runs.
     archive="$(mktemp -d)/fct_jax.tar.gz"
     git -C "$repository" archive --format=tar.gz --output="$archive" HEAD
     gcloud_tpu scp "$archive" "$name:fct_jax.tar.gz" --worker=all

@@ -26,10 +26,10 @@ def check_space(workdir: Path, state, config) -> None:
     Args:
       workdir: directory of the run; its existing checkpoints are counted.
       state: arrays or shapes.
-      config: with ``keep_checkpoints`` and ``keep_best``.
+      config: has ``keep_checkpoints`` and ``keep_best``.
 
     Raises:
-      UserError: less space is free than the run may need.
+      UserError: if less space is free than the run may need.
     """
     sizes = [math.prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(state)]
     # One more of each is written before the oldest is removed; the model is a part of the state.

@@ -25,15 +25,15 @@ def image_feed(
     "index" (B,) is the position of each image in the source.
 
     Args:
-      source: of ``data.open_source``.
+      source: as ``data.open_source`` returns it.
       preprocessing: how its images become the model's input.
-      config: with ``batch_size``, ``seed``, ``data`` and, for tasks that offer it, ``sampler``.
+      config: has ``batch_size``, ``seed``, ``data`` and, for tasks that offer it, ``sampler``.
       mesh: the devices.
       crops: ``crops`` and ``crop_area`` of ``data.batches``, for images that the host crops.
     """
     if _in_memory(source, preprocessing, config.data.in_memory):
         arrays = data.load_all(source, preprocessing)
-        count = len(arrays["label"])  # without images that could not be read
+        count = len(arrays["label"])  # images that could not be read are left out
 
         def pick(arrays, indices, key):
             flip = jax.random.bernoulli(key, 0.5, indices.shape) & preprocessing.flip
@@ -72,9 +72,9 @@ def sampler_of(config: ConfigDict, labels, count: int, mesh) -> Sampler:
     """Return the order of the training samples that ``config.sampler`` asks for.
 
     Args:
-      config: with ``batch_size``, ``seed`` and perhaps ``sampler``, ``last_batch`` and
+      config: has ``batch_size``, ``seed`` and perhaps ``sampler``, ``last_batch`` and
         ``accumulate_steps``.
-      labels: (N,) of the training images; None where the config has no ``sampler``.
+      labels: labels (N,) of the training images; None if the config has no ``sampler``.
       count: N.
       mesh: the devices, which must divide a last batch that is kept.
 

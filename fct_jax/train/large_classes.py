@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from fct_jax.runtime import processes, sharding
 
 LARGE = 1024  # smallest number of classes with which a classifier is padded
-MULTIPLE = 384  # divided by 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, … devices; 3 x 128 lanes of a TPU
+MULTIPLE = 384  # divisible by 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, … devices; 3 x 128 lanes of a TPU
 
 
 def with_padded_classes(task, mesh):
     """Return the task with padded parameters, or itself without a large classifier.
 
     Args:
-      task: see ``loop.py``; as ``init`` gives it, a class axis is that of ``sharding.class_axis``.
-      mesh: of ``sharding.make_mesh``.
+      task: see ``loop.py``; ``sharding.class_axis`` finds the class axes of what ``init`` returns.
+      mesh: as ``sharding.make_mesh`` returns it.
     """
     shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
     for path, array in jax.tree_util.tree_leaves_with_path(shapes):

@@ -230,7 +230,7 @@ def _epochs(config, task, run, state: State, records: _Records, termination) -> 
                 bar.advance(steps, running.note)
                 terminated = termination.asked()
                 due = step // config.log_every_steps > before // config.log_every_steps
-                # Before the save: what is logged after the last checkpoint is logged again.
+                # Log before saving: entries after the last checkpoint are logged again later.
                 if due or step == end:
                     log.write(step, running.means("train/"))
                 if step % per_epoch == 0:
