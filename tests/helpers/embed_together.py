@@ -1,6 +1,6 @@
 """Embeds, transforms and fills the cache; test_embed_shards.py runs it as several processes.
 
-python tests/embed_together.py FOLDER PORT PROCESS COUNT
+python tests/helpers/embed_together.py FOLDER PORT PROCESS COUNT
 """
 
 import sys

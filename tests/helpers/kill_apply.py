@@ -1,6 +1,6 @@
 """Runs an upgrade in child processes that kill themselves (signal 9) at a given moment.
 
-    python tests/kill_apply.py GALLERY NEW WORKDIR SEED...
+    python tests/helpers/kill_apply.py GALLERY NEW WORKDIR SEED...
 
 A moment is the n-th time that something is written, synced or renamed; a write is cut in the
 middle. After every death the next child goes on and dies later, until one reaches the end; on the

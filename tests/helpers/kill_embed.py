@@ -1,6 +1,6 @@
 """Embeds in child processes that kill themselves (signal 9) at a given moment.
 
-    python tests/kill_embed.py KIND FOLDER SEED...
+    python tests/helpers/kill_embed.py KIND FOLDER SEED...
 
 KIND is "images" or "vectors". A moment is the n-th time that something is written, synced or
 renamed; a write is cut in the middle. After every death the next child goes on and dies later,

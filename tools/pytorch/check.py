@@ -21,8 +21,8 @@ def compare(descriptions: dict[str, dict], parts: dict[str, Part], archive=None)
 
     Args:
       descriptions: the contents of ``model.json`` by role; fingerprints may be missing.
-      parts: as ``torch_parts.read_parts`` returns them, with the same roles.
-      archive: the PyTorch program to compare with; None: a module of ``torch_models``.
+      parts: as ``parts.read_parts`` returns them, with the same roles.
+      archive: the PyTorch program to compare with; None: a module of ``models``.
 
     Raises:
       UserError: if the difference is above the tolerance, or the program fails.
@@ -68,7 +68,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def load_strictly(module, state) -> None:
-    """Load weights into a module of ``torch_models``; every name must match.
+    """Load weights into a module of ``models``; every name must match.
 
     Batch counters may be missing (embeddings do not depend on them), and the weights of a 1×1
     convolution may be a matrix.
