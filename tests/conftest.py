@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell lets its background jobs, and what they start, ignore Ctrl-C, which tests send.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(scheduling)
     if path := config.getoption("--costs"):
         config.pluginmanager.register(costs.Costs(path.absolute()), "costs")

@@ -45,4 +45,4 @@ def test_one_for_each_batch_norm_and_direction(tmp_path):
 
 
 def test_one_more_is_found(tmp_path):
-    assert len(unneeded(collectives(tmp_path, "extra"))) == 1
+    assert "gather of jit(run)/jvp()/add" in unneeded(collectives(tmp_path, "extra"))

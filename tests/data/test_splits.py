@@ -14,7 +14,7 @@ from patience import LONG
 from fct_jax.data.lists import parse_list
 from fct_jax.data.splits import old_classes, split_by_class, split_by_data, split_list
 from fct_jax.errors import UserError
-from tools import split_dataset
+from tools import script, split_dataset
 
 TOOL = Path(__file__).parents[2] / "tools" / "split_dataset.py"
 
@@ -155,7 +155,7 @@ def command(capsys, monkeypatch):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
         try:
-            status = split_dataset.main()
+            status = script.status(split_dataset.run)
         except SystemExit as ended:
             status = ended.code
         return (status, *capsys.readouterr())

@@ -196,7 +196,7 @@ def test_pairs_that_do_not_fit_are_refused_before_training(runs, tmp_path):
     broken[17, 2] = np.nan
     EmbeddingSet.of(broken).write(tmp_path / "broken")
     for other, message in (
-        ("short", "200 vectors and .*short 150"),
+        ("short", "200 vectors and .*short has 150"),
         ("shuffled", "row 0 is id 0 in .*old and id 199"),
         ("broken", "the vector of id 17 is not finite"),
         ("nowhere", "does not exist"),

@@ -141,7 +141,7 @@ def test_command_killed_and_given_again(tmp_path, monkeypatch):
         while not finished.exists():
             assert child.poll() is None and time.monotonic() < end, child.communicate(timeout=5)
             time.sleep(0.02)
-        with pytest.raises(UserError, match="another run is making .*set just now"):
+        with pytest.raises(UserError, match="another run is making .*set; wait"):
             embed(config, out)
     finally:
         child.send_signal(signal.SIGKILL)
@@ -242,7 +242,7 @@ def test_a_run_that_failed_goes_on(tmp_path, capsys):
     with pytest.raises(UserError, match="image 600 is broken"):
         pixels(source, tmp_path / "set")
     assert hidden(tmp_path) == [".set.partial"]
-    assert "3 of 5 shards are finished; the same command goes on" in capsys.readouterr().out
+    assert "3 of 5 shards are finished; the same command resumes" in capsys.readouterr().out
     source.bad, source.reads[:] = {0}, []
     made = pixels(source, tmp_path / "set", workers=0)
     assert min(source.reads) == 480

@@ -241,7 +241,7 @@ def test_bad_options(name, kwargs, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "bt2"])  # wraps another
 def test_every_name_builds_a_model_of_the_dimensions_asked_for(name):
     rows = jax.ShapeDtypeStruct((2, 8), jnp.float32)
     if "resnet" in name:

@@ -120,7 +120,7 @@ def test_embedding_and_evaluation_give_the_same_numbers(runs):
 def test_one_process_writes_and_prints(runs):
     _, two, said = runs
     assert said[0].count("epoch 1/2: loss") == 1
-    for text in ("epoch", "parameters", "CMC@1", "going on"):
+    for text in ("epoch", "parameters", "CMC@1", "resuming"):
         assert text in said[0] and text not in said[1]
     for name in ("streamed", "resident", "continued"):
         steps = [(line["step"], *sorted(line)) for line in entries(two / name)]

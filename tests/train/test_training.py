@@ -243,9 +243,7 @@ def test_bfloat16_trains_close_to_float32(finished, tmp_path):
 
 
 def test_two_runs_do_not_share_a_directory(tmp_path):
-    lock = Lock(tmp_path / "run")
-    lock.take()
-    with pytest.raises(UserError, match="another run is making .*run just now"):
+    refused = pytest.raises(UserError, match="another run is making .*run; wait")
+    with Lock(tmp_path / "run"), refused:
         train(tiny_runs.backbone(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    lock.remove()
