@@ -124,6 +124,7 @@ def test_tensorflow_is_never_imported():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny_runs.REPOSITORY, timeout=LONG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "work", "said"),
     [

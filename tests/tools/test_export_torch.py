@@ -141,6 +141,7 @@ def test_refusals(imported, tmp_path, capsys):
     assert "cannot write" in refused(run, "--out", tmp_path / "there.pth" / "w.safetensors")
 
 
+@pytest.mark.slow
 def test_other_embeddings_are_not_written(imported, tmp_path, capsys, monkeypatch):
     """A difference between the two implementations is noticed."""
     run = imported("backbone", capsys)

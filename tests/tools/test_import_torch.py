@@ -248,6 +248,7 @@ def yacs(monkeypatch):
     monkeypatch.setitem(sys.modules, "yacs.config", module)
 
 
+@pytest.mark.slow
 def test_checkpoint_of_advbct(tmp_path, convert, yacs):
     """It has all that its trainer stores with the weights, and parts that only training needs."""
     module = compatible()

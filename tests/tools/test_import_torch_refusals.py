@@ -158,6 +158,7 @@ class Double(torch.nn.Module):
         return 2 * x
 
 
+@pytest.mark.slow
 def test_archive_that_does_something_else(tmp_path, refused):
     save_script(torch.nn.ReLU(), tmp_path / "m.pt")
     assert "holds no weights" in refused(tmp_path / "m.pt")

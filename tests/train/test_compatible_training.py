@@ -99,6 +99,7 @@ def test_every_method_trains(method, old, teacher, tmp_path):
         assert told["old_first"] == (served > 8)
 
 
+@pytest.mark.slow
 def test_bt2_is_exported_as_one_vector_that_begins_with_the_old_space(old, teacher, tmp_path):
     refused(new_config(old, "bt2"), "needs config.teacher: the run of the new model", tmp_path)
     given = {"teacher": teacher, "model__embedding_dim": 20}
@@ -148,6 +149,7 @@ def test_bt2_is_exported_as_one_vector_that_begins_with_the_old_space(old, teach
     assert (own > np.where(np.arange(10) == labels[:, None], -1, likeness).max(1)).mean() > 0.6
 
 
+@pytest.mark.slow
 def test_a_bt2_step_is_the_sum_of_its_published_parts(old, teacher):
     task = task_of(new_config(old, "bt2", teacher=teacher, model__embedding_dim=20))
     variables, batch = jax.jit(task.init)(jax.random.key(0)), first_batch(task)
@@ -218,6 +220,7 @@ def test_mixbct_lets_old_embeddings_stand_for_new_ones(old):
     assert float(base(-1.0)["base"]) != pytest.approx(float(base(1.0)["base"]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_method_changes_the_model(old, tmp_path):
     weights = {}
     for name, method, scale in (("a", "bct", 1.0), ("b", "bct", 0.0), ("c", "none", 1.0)):
@@ -228,6 +231,7 @@ def test_method_changes_the_model(old, tmp_path):
     assert np.abs(weights["a"][kernel] - weights["c"][kernel]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights(old, tmp_path):
     for name in ("a", "b"):
         train(new_config(old), tmp_path / name)

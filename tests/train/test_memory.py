@@ -128,6 +128,7 @@ def test_accumulated_is_the_mean_of_micro_batches(group, room):
     assert_close(sums, {"loss": sum(losses) / 3, "twice": 2 * sum(losses) / 3})
 
 
+@pytest.mark.slow
 def test_micro_batches_draw_different_noise():
     """Noise differs both with one program per micro-batch and in a loop."""
     one = after(2, 1, freeze=True, task=Task(1.0), micro_batches=MicroBatches(2))

@@ -46,6 +46,7 @@ def assessed(vectors, **keywords):
     )
 
 
+@pytest.mark.slow
 def test_a_budget_of_new_vectors_lies_between_none_and_all(vectors):
     none, few, every = (assessed(vectors, embeddings_a_query=b) for b in (0, 3, None))
     keep = every.point("keep").values
