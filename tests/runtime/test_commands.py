@@ -31,8 +31,9 @@ def test_help_shows_an_example_and_the_flags(module):
 
 @pytest.mark.slow
 def test_a_packaged_config_by_its_name(tmp_path):
-    done = run("train", "--config", "digits_fct", "--workdir", tmp_path / "run")
-    assert done.returncode == 1 and "config.old=runs/digits/old does not exist" in done.stderr, (
+    old = f"--config.old={tmp_path}/old"  # the config's own is there after the quickstart
+    done = run("train", "--config", "digits_fct", old, "--workdir", tmp_path / "run")
+    assert done.returncode == 1 and f"config.old={tmp_path}/old does not exist" in done.stderr, (
         done.stderr
     )
     done = run("train", "--config=digits_ftc", "--workdir", tmp_path / "run")
