@@ -81,14 +81,9 @@ class Reading:
         if self._shards is not None:
             self._shards.take(vectors.astype(gallery.dtype, copy=False))
         self._content = zlib.crc32(np.ascontiguousarray(vectors), self._content)
-        good = gallery.screen(self._row, vectors)
-        for row in self._row + np.flatnonzero(~good):
-            self.bad.append([int(row), gallery.bad.entries[gallery.stored(row)][1]])
-        if gallery.meta.get("normalized") and good.any():
-            lengths = np.linalg.norm(vectors[good], axis=1)
-            guards.check_lengths(gallery.name, gallery.meta, lengths)
+        vectors, bad = screened(gallery, self._row, vectors)
+        self.bad += bad
         self._row += len(vectors)
-        vectors = guards.without(vectors, good)
         if self._lookup is not None:
             self._lookup.take(vectors)
         return vectors
@@ -105,6 +100,21 @@ class Reading:
         if self._stamps != stamps_of(self._gallery):
             raise UserError(f"{self._gallery.name} was changed while it was read; start again")
         return Certificate(checksums.text(self._content), self._stamps, len(self.bad))
+
+
+def screened(gallery: Gallery, start: int, vectors: np.ndarray) -> tuple[np.ndarray, list]:
+    """Return the rows from ``start`` on with zeros for unusable ones, and [row, reason] of these.
+
+    Raises UserError for lengths that contradict ``meta.json``, and for unusable vectors if the
+    gallery was opened with "raise".
+    """
+    good = gallery.screen(start, vectors)
+    rows = start + np.flatnonzero(~good)
+    bad = [[int(row), gallery.bad.entries[gallery.stored(row)][1]] for row in rows]
+    if gallery.meta.get("normalized") and good.any():
+        lengths = np.linalg.norm(vectors[good], axis=1)
+        guards.check_lengths(gallery.name, gallery.meta, lengths)
+    return guards.without(vectors, good), bad
 
 
 def read_through(gallery: Gallery, mapping, batch_size: int, lookup=None):

@@ -25,11 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime.progress import Bar
 from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.files import Lock
-from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import NEW, TRANSLATED, Gallery
 from fct_jax.upgrade.galleries.rows import empty_npy, npy_rows
 from fct_jax.upgrade.migration.batches import Batches, write_array
@@ -42,6 +40,7 @@ from fct_jax.upgrade.migration.reading import (
     stamps_of,
     write_quarantine,
 )
+from fct_jax.upgrade.migration.translating import Translator
 
 
 class Migration(Batches):
@@ -51,6 +50,8 @@ class Migration(Batches):
         super().__init__(workdir, mapping)
         self.source, self.batch_size, self.chunk = source, batch_size, BLOCKS * batch_size
         self.target = source.writer(source, self.workdir)
+        unit = self.target.unit(mapping.metric)
+        self.translator = Translator(source, mapping, batch_size, unit)
         self.meta, self._begun = {}, 0.0
         begin = self.progress.begin
         if begin is not None:
@@ -60,7 +61,7 @@ class Migration(Batches):
     def begin(self, new_meta: dict) -> None:
         """Record the source and the map; ``new_meta`` describes the re-embedded vectors."""
         described = {**self.map.description.get("new_meta", {}), **new_meta}
-        unit = self.map.unit_output or self._scales()
+        unit = self.map.unit_output or self.translator.unit
         known = {k: described[k] for k in ("model", "prefix") if k in described}
         meta = {
             "fingerprint": self.map.new_fingerprint or new_meta.get("fingerprint"),
@@ -106,7 +107,7 @@ class Migration(Batches):
                 vectors = reading.take(self.source.read(start, min(start + self.chunk, count)))
                 reading.check_bad()
                 bad = reading.bad[known:]
-                made = self._mapped(start, vectors, bad)
+                made = self.translator.mapped(start, vectors, bad)
                 if writing is not None:
                     bar.advance(writing.result())
                 writing = disk.submit(self._write_chunk, start, *made, reading.state, bad)
@@ -173,39 +174,8 @@ class Migration(Batches):
         fill_bad(found, self.progress.bad)
         return found
 
-    def translated(self, start: int, stop: int) -> np.ndarray:
-        """Return h(old) of a range of rows; equal rows in equal blocks give equal bytes."""
-        vectors = self.source.read(start, stop)
-        good = guards.sound(vectors)
-        wrong = [[start + int(row), ""] for row in np.flatnonzero(~good)]
-        return self._mapped(start, guards.without(vectors, good), wrong)[0]
-
-    def _mapped(self, start: int, vectors: np.ndarray, bad: list):
-        """Return stored h(old) (n, D) and log-variances (n,) or None of some rows.
-
-        Rows in ``bad`` get zero vectors until they are re-embedded.
-        """
-        parts = list(self.map.blocks(vectors, self.batch_size))
-        made = np.concatenate([embedded for embedded, _ in parts])
-        if not np.isfinite(made).all():
-            row = start + int(np.argmin(np.isfinite(made).all(axis=1)))
-            raise UserError(f"the map gives NaN or infinity for id {self.source.ids[row]}")
-        made = self.scaled(made)
-        if bad:
-            made = np.array(made)
-            made[[row - start for row, _ in bad]] = 0
-        if not self.map.has_uncertainty:
-            return made, None
-        uncertainty = np.concatenate([part for _, part in parts])
-        guards.check_uncertainty(self.source, uncertainty, start)
-        return made, uncertainty
-
     def scaled(self, vectors: np.ndarray) -> np.ndarray:
-        """Return vectors in their stored form: with length 1 if the target's form needs it."""
-        return unit_rows(vectors) if self._scales() else vectors
-
-    def _scales(self) -> bool:
-        return self.target.unit(self.map.metric)
+        return self.translator.scaled(vectors)
 
     def reopen(self) -> None:
         self.target.open(self.map.dim_out)
@@ -238,7 +208,7 @@ class Migration(Batches):
                 start = int(number) * self.chunk
                 stop = min(start + self.chunk, len(self.source))
                 here = rows[chunks == number]
-                self.target.put(here, self.translated(start, stop)[here - start], TRANSLATED)
+                self.target.put(here, self.translator.rows(start, stop)[here - start], TRANSLATED)
                 bar.advance(len(here))
         if len(places):
             self.publish(plan, places)
