@@ -96,10 +96,14 @@ def measure(form: str, count: int) -> list[dict]:
 
 
 class AnonymousMemory:
-    """Context that measures the peak memory, beyond mapped files, that the process adds (Linux)."""
+    """Context that measures the peak memory, beyond mapped files, that the process adds (Linux).
+
+    Attributes:
+      most: the most memory so far, in megabytes, with what there was before.
+    """
 
     def __enter__(self) -> "AnonymousMemory":
-        self._first = self._most = _anonymous_mb()
+        self._first = self.most = _anonymous_mb()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -112,11 +116,11 @@ class AnonymousMemory:
     @property
     def peak_mb(self) -> float:
         """Return the peak so far, in megabytes."""
-        return self._most - self._first
+        return self.most - self._first
 
     def _watch(self) -> None:
         while not self._ended.wait(0.02):
-            self._most = max(self._most, _anonymous_mb())
+            self.most = max(self.most, _anonymous_mb())
 
 
 def _anonymous_mb() -> float:
