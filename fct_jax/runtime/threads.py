@@ -105,3 +105,20 @@ def in_order(function: Callable, items: Iterable) -> Iterator:
             finally:
                 for future in waiting:
                     future.cancel()
+
+
+def ahead(items: Iterable, depth: int = 2) -> Iterator:
+    """Yield the items of an iterable, which a thread of its own takes, at most ``depth`` ahead.
+
+    An error of the iterable is raised after the items before it.
+    """
+    items, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="fct_jax") as pool:
+        waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+        try:
+            while (found := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, items, end))
+                yield found
+        finally:
+            for future in waiting:
+                future.cancel()

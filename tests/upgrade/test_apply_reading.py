@@ -120,14 +120,15 @@ def test_a_gallery_that_changes_while_it_is_translated(tmp_path):
     changed[1] *= 2  # in a row that the identity's sample leaves out
 
     class Interrupted(Map):
-        calls = 0
+        interrupted = False
 
-        def blocks(self, vectors, batch_size=4096):
-            type(self).calls += 1
-            if type(self).calls == 3:
-                np.save(path / "vectors.npy", changed)
-                raise KeyboardInterrupt
-            return super().blocks(vectors, batch_size)
+        def stream(self, blocks, *settings, **more):
+            for number, made in enumerate(super().stream(blocks, *settings, **more)):
+                if number == 40 and not type(self).interrupted:
+                    type(self).interrupted = True
+                    np.save(path / "vectors.npy", changed)
+                    raise KeyboardInterrupt
+                yield made
 
     mapping = tiny.plain_map()
     mapping.__class__ = Interrupted

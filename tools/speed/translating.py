@@ -39,7 +39,12 @@ DIM = 384
 OUT = (384, 768)
 BLOCK = 1 << 16  # rows read, computed and flushed together by the plain loop
 FILE = 1 << 18  # rows of a Parquet file
-FORMS = {"set": ("<f4", "<f2"), "parquet": ("<f4", "<f2"), "lance": ("<f4", "<f2"), "faiss": ("<f4",)}
+FORMS = {
+    "set": ("<f4", "<f2"),
+    "parquet": ("<f4", "<f2"),
+    "lance": ("<f4", "<f2"),
+    "faiss": ("<f4",),
+}
 
 
 def main(words) -> None:
@@ -175,7 +180,7 @@ def network():
     variables = jax.jit(module.init)(jax.random.key(0), block)
     description = {
         "name": "fct", "kwargs": {"embedding_dim": DIM}, "dim": DIM,
-        "old_dim": DIM, "side_dim": DIM, "needs_side": False, "fingerprint": "0" * 16,
+        "old_dim": DIM, "side_dim": DIM, "needs_side": False, "fingerprint": "0" * 16, "format_version": 1,
         **dict.fromkeys(("old_fingerprint", "new_fingerprint", "side_fingerprint")),
     }  # fmt: skip
     function = Network(Transformer(description, variables))

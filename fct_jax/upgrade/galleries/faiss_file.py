@@ -26,6 +26,7 @@ class FaissTarget(Target):
     """
 
     meta_name, version_name = "index.meta.json", "index.version.npy"
+    dtype = np.dtype(np.float32)
 
     def lay_out(self, dim: int, metric: str) -> None:
         write_empty(self.store / "index.faiss", self.source.ids, dim, metric)

@@ -15,11 +15,11 @@ class Rows:
         self._file = os.open(path, os.O_RDWR)
         self._width = dim * self.dtype.itemsize
 
-    def write(self, start: int, vectors: np.ndarray) -> int:
-        """Write consecutive rows; return the checksum of their bytes."""
+    def write(self, start: int, vectors: np.ndarray, checksum: int = 0) -> int:
+        """Write consecutive rows; return the ``checksum`` continued over their bytes."""
         data = memoryview(np.ascontiguousarray(vectors, self.dtype)).cast("B")
         at = self.offset + start * self._width
-        checksum = zlib.crc32(data)
+        checksum = zlib.crc32(data, checksum)
         while data:
             written = os.pwrite(self._file, data, at)
             data, at = data[written:], at + written

@@ -22,6 +22,7 @@ class Target(abc.ABC):
 
     Attributes:
       source: the gallery that is translated.
+      dtype: float type of the stored vectors.
       folder: directory of the gallery; its name ends in ``.partial`` until it is translated.
       vectors: Rows of D floats, while open.
       versions: Rows of one uint8, indices in `VERSIONS`, while open.
@@ -34,6 +35,10 @@ class Target(abc.ABC):
         self.source, self.workdir = source, Path(workdir)
         self.final, self.partial = self.workdir / "gallery", self.workdir / "gallery.partial"
         self.vectors = self.versions = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.source.dtype
 
     @abc.abstractmethod
     def lay_out(self, dim: int, metric: str) -> None:
@@ -66,7 +71,7 @@ class Target(abc.ABC):
     def create(self, dim: int, metric: str) -> None:
         """Lay out all files anew, also after a killed run. Raises UserError if the disk is full."""
         self.discard()
-        needed = self.copies * len(self.source) * dim * self.source.dtype.itemsize
+        needed = self.copies * len(self.source) * dim * self.dtype.itemsize
         free = shutil.disk_usage(self.workdir).free
         if free < needed:
             raise UserError(

@@ -135,7 +135,11 @@ class Linear(Function):
         return {"penalty": self.penalty, "cross_validated_error": self.error}
 
     def __call__(self, old):
-        return self.scale * (old @ self.weight) + self.bias
+        made = old @ self.weight
+        if self.scale != 1:
+            made *= self.scale
+        made += self.bias
+        return made
 
     def single(self) -> "Linear":
         """Return the same in float32."""

@@ -14,6 +14,8 @@ A map is a directory:
 import dataclasses
 import hashlib
 import json
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,9 @@ import safetensors
 import safetensors.numpy
 
 from fct_jax.errors import UserError
-from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime import threads
 from fct_jax.storage.files import new_directory
+from fct_jax.upgrade.maps import lengths
 from fct_jax.upgrade.maps.export import write_numpy
 from fct_jax.upgrade.maps.functions import Called, Function, kind_of, parts_of
 from fct_jax.upgrade.maps.uncertainty import predicted
@@ -135,11 +137,32 @@ class Map:
         """
         vectors = self._checked(vectors)
         batch_size = max(1, min(batch_size, len(vectors)))
-        stream = self.function.stream(self._rows(vectors, batch_size), batch_size)
-        if len(vectors) <= _FEW_ROWS:
-            yield from map(self._finished, stream)
-        else:
-            yield from threads.in_order(self._finished, stream)
+        blocks = ((None, block) for block in self._rows(vectors, batch_size))
+        yield from self.stream(blocks, batch_size, _result, few=len(vectors) <= _FEW_ROWS)
+
+    def stream(self, blocks, batch_size: int, finish: Callable, few: bool = False):
+        """Yield ``finish(tag, embeddings, log-variances)`` of each (tag, block), in order.
+
+        Several blocks are computed and finished at a time; few are held.
+
+        Args:
+          blocks: pairs of any object and finite float32 vectors (n, do), n at most ``batch_size``.
+          batch_size: number of rows that a network computes together; smaller blocks are padded.
+          finish: a function that several threads may call.
+          few: whether to do without threads.
+        """
+        tags: deque = deque()
+
+        def given():
+            for tag, block in blocks:
+                tags.append(tag)
+                yield block
+
+        def finished(streamed):
+            return finish(streamed[0], *self._finished(*streamed[1:]))
+
+        tagged = ((tags.popleft(), *each) for each in self.function.stream(given(), batch_size))
+        yield from map(finished, tagged) if few else threads.in_order(finished, tagged)
 
     def for_dim(self, dim: int) -> "Map":
         """Return the map for vectors of dimension ``dim``: itself, unless it takes all sizes."""
@@ -210,15 +233,19 @@ class Map:
                 raise UserError(f"the old vector in row {row} holds NaN or infinity")
             yield old
 
-    def _finished(self, streamed) -> tuple[np.ndarray, np.ndarray | None]:
+    def _finished(self, old: np.ndarray, result: Callable) -> tuple[np.ndarray, np.ndarray | None]:
         """Return embeddings and log-variances of one block of `Function.stream`."""
-        old, result = streamed
         mapped, log_variance = parts_of(result())
         mapped = np.asarray(mapped, np.float32)
         if self.uncertainty:
-            log_variance = predicted(self.uncertainty, old, np.linalg.norm(mapped, axis=1)[:, None])
+            length = np.sqrt(lengths.squares(mapped))[:, None]
+            log_variance = predicted(self.uncertainty, old, length)
         if self.unit_output:
-            mapped = unit_rows(mapped).astype(np.float32)
+            mapped = lengths.unit(mapped)
         if not self.has_uncertainty:
             return mapped, None
         return mapped, np.asarray(log_variance, np.float32)
+
+
+def _result(tag, embeddings: np.ndarray, log_variance: np.ndarray | None) -> tuple:
+    return embeddings, log_variance

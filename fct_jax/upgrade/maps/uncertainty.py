@@ -63,7 +63,16 @@ def regressor_features(weights, old: np.ndarray, norm: np.ndarray) -> np.ndarray
 
 
 def predicted(weights, old: np.ndarray, norm: np.ndarray) -> np.ndarray:
-    """Return the regressor's log-variances (n,) for old vectors (n, do)."""
-    features = regressor_features(weights, old, norm)
-    guess = features @ weights["uncertainty_weight"] + weights["uncertainty_bias"]
+    """Return the regressor's log-variances (n,) for old vectors (n, do).
+
+    They are the product of `regressor_features` and the weights, without the features side by side.
+    """
+    standard = old - weights["uncertainty_mean"]
+    standard *= weights["uncertainty_scale"]
+    hidden = standard @ weights["uncertainty_hidden"]
+    hidden += weights["uncertainty_hidden_bias"]
+    np.maximum(hidden, 0, out=hidden)
+    weight, dim = weights["uncertainty_weight"], old.shape[1]
+    guess = standard @ weight[:dim] + hidden @ weight[dim:-1]
+    guess += np.log(np.maximum(norm[:, 0], _NORM_FLOOR)) * weight[-1] + weights["uncertainty_bias"]
     return np.clip(guess, *weights["uncertainty_range"])

@@ -6,17 +6,21 @@ The first command makes the pass: `plan` computes uncertainties in it and certif
 
 import dataclasses
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.runtime import threads
 from fct_jax.runtime.progress import Bar
 from fct_jax.storage import checksums
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import Gallery
+from fct_jax.upgrade.maps import lengths
 
-BLOCKS = 16  # blocks of the map that are read and recorded together
+BLOCKS = 16  # blocks of the map that are flushed to disk and recorded together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,21 @@ class Certificate:
     def holds(self, gallery: Gallery) -> bool:
         """Return whether the gallery's files are those that were read."""
         return bool(self.stamps) and self.stamps == stamps_of(gallery)
+
+
+class Taken(NamedTuple):
+    """Rows that were read and checked together.
+
+    Attributes:
+      start, stop: the rows.
+      bad: [row, reason] of the unusable ones.
+      state: `Reading.state` after them; None if nobody resumes here.
+    """
+
+    start: int
+    stop: int
+    bad: list
+    state: list[int] | None = None
 
 
 class Reading:
@@ -70,6 +89,19 @@ class Reading:
     def state(self) -> list[int]:
         """Return the state from which a later pass can resume."""
         return [self._content, 0 if self._shards is None else self._shards.state]
+
+    def blocks(self, size: int) -> Iterator[tuple[Taken, np.ndarray]]:
+        """Yield (Taken, sound vectors (n, D)) of ``size`` rows at a time, from the next one on.
+
+        Raises UserError as `take` and `check_bad` do.
+        """
+        count = len(self._gallery)
+        for start in range(self._row, count, size):
+            known, stop = len(self.bad), min(start + size, count)
+            vectors = self.take(self._gallery.read(start, stop))
+            if len(self.bad) > known:
+                self.check_bad()
+            yield Taken(start, stop, self.bad[known:], self.state), vectors
 
     def take(self, vectors: np.ndarray) -> np.ndarray:
         """Take the next rows (n, D) float32; return them with zeros in place of unusable ones.
@@ -112,8 +144,8 @@ def screened(gallery: Gallery, start: int, vectors: np.ndarray) -> tuple[np.ndar
     rows = start + np.flatnonzero(~good)
     bad = [[int(row), gallery.bad.entries[gallery.stored(row)][1]] for row in rows]
     if gallery.meta.get("normalized") and good.any():
-        lengths = np.linalg.norm(vectors[good], axis=1)
-        guards.check_lengths(gallery.name, gallery.meta, lengths)
+        found = np.sqrt(lengths.squares(vectors)[good])
+        guards.check_lengths(gallery.name, gallery.meta, found)
     return guards.without(vectors, good), bad
 
 
@@ -128,15 +160,16 @@ def read_through(gallery: Gallery, mapping, batch_size: int, lookup=None):
       UserError: too many vectors are unusable, or files are damaged.
     """
     reading = Reading(gallery, lookup)
-    uncertainty, row = np.zeros(len(gallery), np.float32), 0
+    uncertainty, size = np.zeros(len(gallery), np.float32), min(batch_size, len(gallery))
+    blocks = threads.ahead(reading.blocks(batch_size))
+    if mapping.has_uncertainty:
+        done = mapping.stream(blocks, size, lambda taken, _, found: (taken, found))
+    else:
+        done = ((taken, 0) for taken, _ in blocks)
     with Bar("checking vectors", len(gallery), "vectors") as bar:
-        for ids, vectors in gallery.blocks(BLOCKS * batch_size):
-            sound = reading.take(vectors)
-            if mapping.has_uncertainty:
-                parts = [part for _, part in mapping.blocks(sound, batch_size)]
-                uncertainty[row : row + len(ids)] = np.concatenate(parts)
-            row += len(ids)
-            bar.advance(len(ids))
+        for taken, found in done:
+            uncertainty[taken.start : taken.stop] = found
+            bar.advance(taken.stop - taken.start)
     certificate = reading.finish()
     fill_bad(uncertainty, reading.bad)
     guards.check_uncertainty(gallery, uncertainty)

@@ -17,19 +17,20 @@ gallery, because they may have been paid for; translated ones are computed again
 
 import contextlib
 import dataclasses
-import time
 import zlib
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.runtime import threads
 from fct_jax.runtime.progress import Bar
 from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.files import Lock
 from fct_jax.upgrade.galleries.base import NEW, TRANSLATED, Gallery
-from fct_jax.upgrade.galleries.rows import empty_npy, npy_rows
+from fct_jax.upgrade.galleries.rows import empty_npy
 from fct_jax.upgrade.migration.batches import Batches, write_array
 from fct_jax.upgrade.migration.planning import Plan
 from fct_jax.upgrade.migration.reading import (
@@ -41,6 +42,9 @@ from fct_jax.upgrade.migration.reading import (
     write_quarantine,
 )
 from fct_jax.upgrade.migration.translating import Translator
+from fct_jax.upgrade.migration.writing import ChunkWriter
+
+_WAITING = 1 << 27  # bytes of translated vectors that may wait for the disk
 
 
 class Migration(Batches):
@@ -51,8 +55,8 @@ class Migration(Batches):
         self.source, self.batch_size, self.chunk = source, batch_size, BLOCKS * batch_size
         self.target = source.writer(source, self.workdir)
         unit = self.target.unit(mapping.metric)
-        self.translator = Translator(source, mapping, batch_size, unit)
-        self.meta, self._begun = {}, 0.0
+        self.translator = Translator(source, mapping, batch_size, unit, self.target.dtype)
+        self.meta = {}
         begin = self.progress.begin
         if begin is not None:
             self._check_same(begin)
@@ -96,23 +100,8 @@ class Migration(Batches):
             self.describe("translating")
             self.record("layout", stamps=stamps)
         self.target.open(self.map.dim_out)
-        count = len(self.source)
         reading = Reading(self.source, None, done.rows, done.reading, done.bad)
-        self._begun = time.monotonic()
-        # A chunk is written to disk while the next one is computed, one at a time, in order.
-        with Bar("translating", count, "vectors", done.rows) as bar, ThreadPoolExecutor(1) as disk:
-            writing = None
-            for start in range(done.rows, count, self.chunk):
-                known = len(reading.bad)
-                vectors = reading.take(self.source.read(start, min(start + self.chunk, count)))
-                reading.check_bad()
-                bad = reading.bad[known:]
-                made = self.translator.mapped(start, vectors, bad)
-                if writing is not None:
-                    bar.advance(writing.result())
-                writing = disk.submit(self._write_chunk, start, *made, reading.state, bad)
-            if writing is not None:
-                bar.advance(writing.result())
+        self._write_all(reading)
         found = reading.finish()
         if certificate is not None and found.content != certificate.content:
             raise UserError(
@@ -128,28 +117,20 @@ class Migration(Batches):
         self.record("translated", checked=dataclasses.asdict(found))
         self.target.close()
 
-    def _write_chunk(self, start: int, vectors, uncertainty, reading: list, bad: list) -> int:
-        stop = start + len(vectors)
-        checksum = self.target.vectors.write(start, vectors)
-        self.target.vectors.sync()
-        if uncertainty is not None:
-            # Written, not mapped: where the disk is full, a mapped page ends the process.
-            with contextlib.closing(npy_rows(self.workdir / "uncertainty.npy")) as rows:
-                rows.write(start, uncertainty[:, None])
-                rows.sync()
-        now = time.monotonic()
-        seconds, self._begun = round(now - self._begun, 3), now
-        some = {"bad": bad} if bad else {}
-        self.record(
-            "chunk",
-            start=start,
-            stop=stop,
-            checksum=checksum,
-            reading=reading,
-            seconds=seconds,
-            **some,
-        )
-        return len(vectors)
+    def _write_all(self, reading: Reading) -> None:
+        """Translate and write the rows that are left; reading, computing and writing overlap."""
+        first, count = self.progress.rows, len(self.source)
+        blocks = threads.ahead(reading.blocks(self.batch_size))
+        writer = ChunkWriter(self, first)
+        with Bar("translating", count, "vectors", first) as bar, ThreadPoolExecutor(1) as disk:
+            writing = deque()
+            for made in self.translator.stream(blocks):
+                # Memory is bounded by the blocks that wait for the disk.
+                while writing and len(writing) * made.vectors.nbytes > _WAITING:
+                    bar.advance(writing.popleft().result())
+                writing.append(disk.submit(writer.write, made))
+            for written in writing:
+                bar.advance(written.result())
 
     def _make_uncertainty(self) -> None:
         """Make the file of log-variances for the order of a later plan."""

@@ -1,11 +1,30 @@
 """Rows of a gallery through the map, as they are stored; equal for every division of the work."""
 
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
 import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import Gallery
+from fct_jax.upgrade.maps import lengths
+from fct_jax.upgrade.migration.reading import Taken
+
+
+class Made(NamedTuple):
+    """One translated block.
+
+    Attributes:
+      taken: the rows.
+      vectors: (n, D) h(old) as they are stored, zeros in place of unusable ones.
+      uncertainty: (n,) float32 log-variances, or None.
+    """
+
+    taken: Taken
+    vectors: np.ndarray
+    uncertainty: np.ndarray | None
 
 
 class Translator:
@@ -15,10 +34,12 @@ class Translator:
       source, map: the gallery that is read, and the map.
       batch_size: number of rows in a block; ranges begin at a multiple of it.
       unit: whether the vectors are stored with length 1.
+      dtype: float type in which the vectors are stored.
     """
 
-    def __init__(self, source: Gallery, mapping, batch_size: int, unit: bool):
-        self.source, self.map, self.batch_size, self.unit = source, mapping, batch_size, unit
+    def __init__(self, source: Gallery, mapping, batch_size: int, unit: bool, dtype=np.float32):
+        self.source, self.map, self.unit = source, mapping, unit
+        self.batch_size, self.dtype = batch_size, np.dtype(dtype)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return stored h(old) of a range of rows, zero for unusable ones."""
@@ -40,20 +61,56 @@ class Translator:
         Raises:
           UserError: the map gives NaN or infinity.
         """
-        parts = list(self.map.blocks(vectors, self.batch_size))
-        made = np.concatenate([embedded for embedded, _ in parts])
-        if not np.isfinite(made).all():
-            row = start + int(np.argmin(np.isfinite(made).all(axis=1)))
-            raise UserError(f"the map gives NaN or infinity for id {self.source.ids[row]}")
-        made = self.scaled(made)
-        if bad:
-            made = np.array(made)
-            made[[row - start for row, _ in bad]] = 0
+        made = list(self.stream(self._cut(start, vectors, bad)))
+        found = np.concatenate([block.vectors for block in made])
         if not self.map.has_uncertainty:
-            return made, None
-        uncertainty = np.concatenate([part for _, part in parts])
-        guards.check_uncertainty(self.source, uncertainty, start)
-        return made, uncertainty
+            return found, None
+        return found, np.concatenate([block.uncertainty for block in made])
+
+    def _cut(self, start: int, vectors: np.ndarray, bad: list):
+        for first in range(start, start + len(vectors), self.batch_size):
+            part = vectors[first - start : first - start + self.batch_size]
+            last = first + len(part)
+            yield Taken(first, last, [b for b in bad if first <= b[0] < last]), part
+
+    def stream(self, blocks: Iterable[tuple[Taken, np.ndarray]]) -> Iterator[Made]:
+        """Yield the translation of each block of old vectors, in order; some are held at a time.
+
+        Args:
+          blocks: as from `Reading.blocks`; each begins at a multiple of the batch size.
+
+        Raises:
+          UserError: the map gives NaN or infinity, or values too large for the stored type.
+        """
+        # A network pads a block to one size, which must not depend on the division of the work.
+        size = min(self.batch_size, len(self.source))
+        return self.map.stream(blocks, size, self._made)
+
+    def _made(self, taken: Taken, vectors: np.ndarray, uncertainty: np.ndarray | None) -> Made:
+        # One number shows in a fast pass whether any value is not finite.
+        if not np.isfinite(np.vdot(vectors, vectors)) and not np.isfinite(vectors).all():
+            raise self._unusable("NaN or infinity", taken, np.isfinite(vectors))
+        made = lengths.unit(vectors) if self.unit else vectors
+        if taken.bad:
+            made = np.array(made)
+            made[[row - taken.start for row, _ in taken.bad]] = 0
+        if made.dtype != self.dtype:
+            made = self._cast(taken, made)
+        if uncertainty is not None:
+            guards.check_uncertainty(self.source, uncertainty, taken.start)
+        return Made(taken, made, uncertainty)
+
+    def _cast(self, taken: Taken, made: np.ndarray) -> np.ndarray:
+        try:
+            with np.errstate(over="raise", under="ignore"):
+                return made.astype(self.dtype)
+        except FloatingPointError:
+            fits = np.abs(made) <= np.finfo(self.dtype).max
+            raise self._unusable(f"values too large for {self.dtype}", taken, fits) from None
+
+    def _unusable(self, what: str, taken: Taken, good: np.ndarray) -> UserError:
+        row = taken.start + int(np.argmin(good.all(axis=1)))
+        return UserError(f"the map gives {what} for id {self.source.ids[row]}")
 
     def scaled(self, vectors: np.ndarray) -> np.ndarray:
         """Return vectors in their stored form: with length 1 if the target's form needs it."""
