@@ -15,7 +15,6 @@ is byte-identical. New vectors are written to ``pending.npy`` before they go to 
 gallery, because they may have been paid for; translated ones are computed again from the source.
 """
 
-import contextlib
 import dataclasses
 import zlib
 from collections import deque
