@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 
 from fct_jax.runtime.progress import track
 from tools.script import Parser, status
-from tools.speed import backbone, compatible, evaluation, galleries, transformation, upgrade
+from tools.speed import backbone, compatible, curve, evaluation, galleries, transformation, upgrade
 
 PARTS = {
     "evaluation": evaluation,
+    "curve": curve,
     "transformation": transformation,
     "backbone": backbone,
     "compatible": compatible,

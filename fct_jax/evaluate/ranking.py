@@ -3,10 +3,12 @@
 A gallery item has an *old* key and, if the gallery is being backfilled, a *new* one that
 counts from its *stage* on (stage s: from point s + 1). Nothing is sorted per point. For one
 query with p positives, the keys of these positives are the only thresholds that average
-precision asks about; so all items are put into the buckets between the sorted thresholds once, and
-from one point to the next the items of a stage move from their old bucket to their new one, which
-gives every rank at every point: O(n + P·p) a query for n items and P points, besides the sort of
-2p numbers.
+precision asks about. They are sorted once, through equal bins; the bins then lead every item to its
+bucket between two thresholds. From one point to the next the items of a stage move from
+their old bucket to their new one, and one running sum over the buckets gives every rank.
+
+For n items and P points that is O(n + p·log p) a query, as long as keys spread over the bins, and
+P·p additions and divisions without a branch, each about as long as reading a key.
 """
 
 import functools
@@ -23,78 +25,109 @@ from fct_jax.evaluate.distances import Keys
 # Bytes of keys that all threads hold together, and queries in one block.
 BLOCK_BYTES = 2**28
 BLOCK_ROWS = 256
-# NumPy sorts so many positives of a query faster than Numba.
-MANY_POSITIVES = 256
+# Values that share a bin are sorted by insertion up to this many.
+FEW_IN_A_BIN = 16
+# Infinities behind the thresholds: so many of them are compared without asking where a bin ends.
+PADDING = 3
+# A bucket counts its items in the low half of a number, and its positives in the high half.
+POSITIVE = 1 << 32
+LOW = POSITIVE - 1
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _bin_scale(thresholds, bins):
-    """Return the bins per unit of the range of the thresholds."""
-    scale = bins / (thresholds[-1] - thresholds[0])
-    # There is one threshold, or they are too close for bins.
+def _bin_scale(lowest, highest, bins):
+    """Return the bins per unit of a range of values."""
+    scale = bins / (highest - lowest)
+    # There is one value, or they are too close for bins.
     return scale if np.isfinite(scale) else 1.0
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def _fill_table(thresholds, table):
-    """Set table[b] to the number of thresholds in front of bin b of equal bins over their range."""
-    lowest = thresholds[0]
-    scale = _bin_scale(thresholds, len(table) - 2)
+def _sort_into_bins(values, table, ordered):
+    """Sort values into ``ordered``, and set table[b] to how many of them lie in front of bin b.
+
+    The bins are equal parts of the range of the values; two more stay empty at the end.
+    """
+    lowest, highest = values.min(), values.max()
+    scale = _bin_scale(lowest, highest, len(table) - 3)
     table[:] = 0
-    for value in thresholds:
-        table[np.uint32((value - lowest) * scale) + 1] += 1
-    for b in range(1, len(table)):
-        table[b] += table[b - 1]
+    for value in values:
+        table[np.uint32((value - lowest) * scale)] += 1
+    total = np.int32(0)
+    crowded = False
+    for b in range(len(table)):
+        crowded |= table[b] > FEW_IN_A_BIN
+        total += table[b]
+        table[b] = total
+    for value in values:  # from the end of its bin down: the table then holds the bin's start
+        b = np.uint32((value - lowest) * scale)
+        table[b] -= 1
+        ordered[table[b]] = value
+    if crowded:
+        for b in range(len(table) - 1):
+            if table[b + 1] - table[b] > FEW_IN_A_BIN:
+                ordered[table[b] : table[b + 1]].sort()
+    for i in range(1, len(ordered)):  # nothing moves further than within its bin
+        value = ordered[i]
+        j = i
+        while j > 0 and ordered[j - 1] > value:
+            ordered[j] = ordered[j - 1]
+            j -= 1
+        ordered[j] = value
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def _find_buckets(thresholds, keys, table, buckets):
-    """Set buckets[j] to the number of thresholds below keys[j], by the ``table`` of `_fill_table`.
+    """Set buckets[j] to the number of thresholds below keys[j].
 
-    A search is left only within a bin. Most keys are settled by one look-up.
+    thresholds: ascending, then PADDING infinities; table: as `_sort_into_bins` leaves it. Most keys
+    are settled without a branch, by comparison with the first thresholds of their bin; a search
+    is left only where all of these are smaller.
     """
-    width = len(thresholds)
-    lowest = thresholds[0]
-    highest = thresholds[-1]
-    scale = _bin_scale(thresholds, len(table) - 2)
+    lowest, highest = thresholds[0], thresholds[len(thresholds) - PADDING - 1]
+    bins = len(table) - 3
+    scale = _bin_scale(lowest, highest, bins)
+    beyond = np.float64(bins + 1)
     for j in range(len(keys)):
         key = keys[j]
-        if key > highest:
-            buckets[j] = width
-            continue
-        if key <= lowest:
-            buckets[j] = 0
-            continue
-        b = np.uint32((key - lowest) * scale)
-        low, high = table[b], table[b + 1]
-        while low < high:
-            middle = np.uint32(low + high) // np.uint32(2)
-            if thresholds[middle] < key:
-                low = middle + 1
-            else:
-                high = middle
-        buckets[j] = low
+        b = np.uint32(min(max((key - lowest) * scale, 0.0), beyond))
+        low = table[b]
+        bucket = low + (thresholds[low] < key) + (thresholds[low + 1] < key)
+        if thresholds[low + 2] < key:
+            bucket = low + 3
+            high = table[b + 1]
+            while bucket < high:
+                middle = (bucket + high) >> 1
+                if thresholds[middle] < key:
+                    bucket = middle + 1
+                else:
+                    high = middle
+        buckets[j] = bucket
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"reassoc"}, cache=True)
-def _average_precision(count, relevant, seen, found):
-    """Return Σ over thresholds of recall gained · precision, by items and positives per bucket."""
-    items = 0
-    positives = 0
+def _average_precision(count, up_to):
+    """Return Σ over thresholds of recall gained · precision; ``count`` holds items per bucket.
+
+    A bucket has its items in the low half of a number, its positives in the high half: one
+    running sum serves both.
+    """
+    running = np.int64(0)
     for b in range(len(count)):
-        items += count[b]
-        positives += relevant[b]
-        seen[b] = items
-        found[b] = positives
+        running += count[b]
+        up_to[b] = running
     total = 0.0
     for b in range(len(count)):  # a loop of its own, so that the divisions are vectorised
-        total += np.float64(relevant[b]) * np.float64(found[b]) / np.float64(max(seen[b], 1))
-    return total / positives
+        gained = np.float64(np.int32(count[b] >> 32))
+        found = np.float64(np.int32(up_to[b] >> 32))
+        seen = np.float64(max(np.int32(up_to[b] & LOW), np.int32(1)))
+        total += gained * found / seen
+    return total / (running >> 32)
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def _rank_block(
-    keys, own, query_class, gallery_class, class_start, class_items, sorted_values, sorted_start,
+    keys, own, query_class, gallery_class, class_start, class_items,
     stage, by_stage, stage_start, position, ap, first,
 ):  # fmt: skip
     """Fill ap and first (rows, orders, points) for a block of queries; see `rank_positives`."""
@@ -124,24 +157,16 @@ def _rank_block(
             first[q] = n
             continue
 
-        if sorted_start[q] < sorted_start[q + 1]:
-            values = sorted_values[sorted_start[q] : sorted_start[q + 1]]
-        else:
-            values = np.empty(2 * p if backfilled else p, old.dtype)
-            for m in range(p):
-                values[m] = old[members[m]]
-                if backfilled:
-                    values[p + m] = new[members[m]]
-            values.sort()
-        width = 1
-        for v in range(1, len(values)):
-            if values[v] != values[width - 1]:
-                values[width] = values[v]
-                width += 1
-        thresholds = values[:width]
+        width = 2 * p if backfilled else p
+        values = np.empty(width, old.dtype)
+        for m in range(p):
+            values[m] = old[members[m]]
+            if backfilled:
+                values[p + m] = new[members[m]]
+        thresholds = np.full(width + PADDING, np.inf, old.dtype)
         # Fine bins save time in the search, coarse ones in building the table.
-        table = np.empty(max(4 * width, min(32 * width, n)) + 2, np.int32)
-        _fill_table(thresholds, table)
+        table = np.empty(max(4 * width, min(32 * width, n)) + 3, np.int32)
+        _sort_into_bins(values, table, thresholds[:width])
         _find_buckets(thresholds, old, table, bucket_old)
         if backfilled:
             _find_buckets(thresholds, new, table, bucket_new)
@@ -149,16 +174,13 @@ def _rank_block(
             bucket_new[:] = bucket_old
 
         # Count items and positives per bucket at point 0; the last one is beyond all thresholds.
-        all_old = np.zeros(width + 1, np.int32)
-        relevant_old = np.zeros(width + 1, np.int32)
+        start = np.zeros(width + 1, np.int64)
         for j in range(n):
-            all_old[bucket_old[j]] += 1
+            start[bucket_old[j]] += 1
         for item in members:
-            relevant_old[bucket_old[item]] += 1
-        count = np.empty(width + 1, np.int32)
-        relevant = np.empty(width + 1, np.int32)
-        seen = np.empty(width, np.int32)
-        found = np.empty(width, np.int32)
+            start[bucket_old[item]] += POSITIVE
+        count = np.empty(width + 1, np.int64)
+        up_to = np.empty(width, np.int64)
         for o in range(orders):
             # A place sorts as (key, position) does: bucket · (n + 1), plus 1 + position where
             # the key equals the bucket's threshold (a key inside the bucket is nearer).
@@ -197,38 +219,16 @@ def _rank_block(
                         ahead[i] += (place_old if i <= s else place_new) < best[i]
             first[q, o] = ahead
 
-            count[:] = all_old
-            relevant[:] = relevant_old
+            count[:] = start
             for i in range(points):
                 if i > 0:
                     for k in range(stage_start[o, i - 1], stage_start[o, i]):
                         item = by_stage[o, k]
-                        count[bucket_old[item]] -= 1
-                        count[bucket_new[item]] += 1
-                        if gallery_class[item] == group and item != own[q]:
-                            relevant[bucket_old[item]] -= 1
-                            relevant[bucket_new[item]] += 1
-                ap[q, o, i] = _average_precision(count[:width], relevant[:width], seen, found)
-
-
-def _sorted_positives(keys, n: int, own, query_class, class_start, class_items):
-    """Return ascending keys of the positives of queries with many, and where each query starts.
-
-    Returns (values (V,), start (rows + 1,)); a query with few positives has none of the values.
-    """
-    parts, start = [], np.zeros(len(keys) + 1, np.int64)
-    for q, group in enumerate(query_class):
-        begin, end = class_start[group], class_start[group + 1]
-        size = 0
-        if end - begin >= MANY_POSITIVES:
-            members = class_items[begin:end]
-            members = members[members != own[q]]
-            values = keys[q].reshape(-1, n)[:, members].ravel()
-            values.sort()
-            parts.append(values)
-            size = len(values)
-        start[q + 1] = start[q] + size
-    return np.concatenate(parts) if parts else np.empty(0, keys.dtype), start
+                        positive = gallery_class[item] == group and item != own[q]
+                        moved = 1 + (POSITIVE if positive else 0)
+                        count[bucket_old[item]] -= moved
+                        count[bucket_new[item]] += moved
+                ap[q, o, i] = _average_precision(count[:width], up_to)
 
 
 @functools.cache
@@ -293,15 +293,13 @@ def rank_positives(
         buffer = buffers.pop()
         part = slice(start, stop)
         block = keys.fill(start, stop, buffer)
-        classes = class_start, class_items
-        positives = _sorted_positives(block, n, own[part], query_class[part], *classes)
         _rank_block(
             block,
             own[part],
             query_class[part],
             gallery_class,
-            *classes,
-            *positives,
+            class_start,
+            class_items,
             stage,
             by_stage,
             stage_start,

@@ -48,7 +48,7 @@ def run(quick: bool) -> list[dict]:
     return results
 
 
-def _clusters(n: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def clusters(n: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return vectors of a new model, noisier ones of a transformation, and labels."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, n)
@@ -60,12 +60,12 @@ def _clusters(n: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _our_curve(n: int, classes: int):
     """Return data, an order, and the time and memory of our whole curve."""
-    data = _clusters(n, classes)
+    data = clusters(n, classes)
     order = backfill_order("random", n=n)
     before = peak_mb()
     # Both variants are compiled first, on few items: float64 for small sets, float32 for large.
     for small in (50, 8_500):
-        few = _clusters(small, small // 10)
+        few = clusters(small, small // 10)
         backfill_curve(*few, backfill_order("random", n=small), steps=POINTS - 2)
     ours = time_of(backfill_curve, *data, order, steps=POINTS - 2)
     return data, order, ours, peak_mb() - before
