@@ -17,6 +17,8 @@ def add_arguments(parser) -> None:
     """Add the arguments of the subcommand."""
     parser.add_argument("upgrade", metavar="UPGRADE", help="directory of the upgrade")
     parser.add_argument("--back", action="store_true", help="send readers back to where they were")
+    parser.add_argument("--leave", action="store_true", help="go back even if the old store lacks "
+                        "rows that the application wrote to the new one")  # fmt: skip
     parser.add_argument("--calibration", help="folder of a calibration, which readers find in the "
                         "pointer, for searches of a half-migrated store")  # fmt: skip
 

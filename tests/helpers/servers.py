@@ -17,6 +17,11 @@ from pathlib import Path
 import pytest
 from patience import LONG
 
+# On import pymilvus closes the streams of all of logging's handlers. If that happened within a test
+# whose output is captured, nothing could be captured afterwards.
+with contextlib.suppress(ImportError):
+    import pymilvus  # noqa: F401
+
 START = LONG  # seconds that a server may take to answer
 
 

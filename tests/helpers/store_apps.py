@@ -33,6 +33,14 @@ def plain_map(rows: np.ndarray) -> np.ndarray:
     return np.stack([(row[:, None] * weights).sum(axis=0) for row in np.asarray(rows)])
 
 
+def new_model(rows):
+    """Return the new model's vectors for old ones: (n, OLD) to (n, NEW) float32."""
+    weights = np.random.default_rng(9).normal(size=(OLD, NEW)).astype(np.float32)
+    rows = np.asarray(rows, np.float32)
+    made = rows @ weights + 0.2 * np.tanh(3 * rows @ weights)
+    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+
+
 class App:
     """The owner of ``items``. Subclasses define how rows are put, changed, deleted and listed.
 

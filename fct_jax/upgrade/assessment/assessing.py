@@ -55,7 +55,7 @@ from fct_jax.upgrade.inputs import FEWEST, load_array, paired, take
 from fct_jax.upgrade.maps.fitting import check_alive
 from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.maps.map import Map
-from fct_jax.upgrade.stores.samples import SAMPLE, open_pair
+from fct_jax.upgrade.stores.samples import SAMPLE, open_asked, open_pair
 from fct_jax.upgrade.ways import WAYS, Way, find_way
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.judged_weights import fit_weights
@@ -109,7 +109,8 @@ def assess(
       old, new: a test gallery embedded by both models, as for ``fit``, from a store ``sample``
         items. Items that the map was fitted on are recognised by their old vectors. They serve for
         the calibration, but are left out, because their translation is better than that of others.
-      query_old, query_new: queries embedded by both models; with None each item queries the others.
+      query_old, query_new: queries embedded by both models, or stores of them; with None each item
+        queries the others.
       labels, query_labels: (N,), (Q,) integers or ``.npy`` files; None: those of the sets.
       judged: judged pairs, as in ``relevance.by_table``, a TREC qrels file or a BEIR folder; they
         take precedence over labels. Clicks are judged pairs with their counts as gains. Without
@@ -160,6 +161,7 @@ def assess(
     check_settings(locals())
     *_, given = opened = open_pair(old, new, sample, seed)
     whole_old, whole_new = paired(*opened)
+    query_old, query_new = open_asked(query_old, query_new, sample, seed)
     labels = load_array(labels, "labels")
     if labels is not None:
         if labels.shape != (len(given),) or len(given) != len(whole_new):

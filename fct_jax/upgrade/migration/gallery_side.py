@@ -28,7 +28,7 @@ class GallerySide(Side):
     def status(workdir, settings, probe, queries):
         return status_of(workdir, settings, probe)
 
-    def switch(self, back, calibration):
+    def switch(self, back, calibration, leave):
         raise UserError(
             f"{self.workdir} upgrades files, which have no pointer to switch; "
             f"readers open {self.workdir}/gallery instead"

@@ -95,7 +95,7 @@ class Side(abc.ABC):
         """Go back to the end of a batch; return the number of items that stay re-embedded."""
 
     @abc.abstractmethod
-    def switch(self, back: bool, calibration: str | None) -> dict:
+    def switch(self, back: bool, calibration: str | None, leave: bool) -> dict:
         """Point readers to the result, or back; return the pointer."""
 
 

@@ -32,7 +32,7 @@ class Status:
       rate: recent items per second; rows per second while translating.
       seconds_left: remaining time at this rate.
       unembedded: items that could not be embedded so far; see ``unembedded.jsonl``.
-      quarantined: unusable source vectors; see ``quarantine.jsonl``.
+      quarantined: unusable source vectors, if they are checked; see ``quarantine.jsonl``.
       way: way of serving in which quality is measured.
       measure, measured, forecast: measure of the probe set, its value and its forecast, if any.
       store, target, readers: for a store: its URI, its sibling's, and the pointer's.
@@ -51,7 +51,7 @@ class Status:
     rate: float | None
     seconds_left: float | None
     unembedded: int
-    quarantined: int
+    quarantined: int | None
     way: str
     measure: str | None = None
     measured: float | None = None

@@ -238,16 +238,21 @@ class Upgrade:
         with self._closing(side, gallery):
             return side.rollback(to)
 
-    def switch(self, *, back: bool = False, calibration=None, map=None, gallery=None) -> dict:
+    def switch(
+        self, *, back: bool = False, calibration=None, leave: bool = False, map=None, gallery=None
+    ) -> dict:
         """Point the readers of a store to the upgraded one, or back to the old one.
 
         Rows that the application has written meanwhile are transferred until a pass finds none;
         the new store is checked by a sample; the pointer is switched, unless somebody else has
-        switched it since; and one more pass transfers the rows written in between.
+        switched it since; and one more pass transfers the rows written in between. After a switch
+        the same call can add or replace the calibration.
 
         Args:
-          back: return readers to the previous store; rows stay where they are.
+          back: return readers to the previous store; rows stay where they are. Those that the
+            application wrote to the new store are listed in ``written_by_app.jsonl``.
           calibration: folder of a `Calibration`, which readers find in the pointer.
+          leave: go back even if the old store lacks rows that the application wrote to the new one.
           map, gallery: as in `plan`; remembered settings can be omitted.
 
         Returns:
@@ -255,12 +260,12 @@ class Upgrade:
 
         Raises:
           UserError: the upgrade is not of a store, the store is not translated yet, rows differ,
-            or somebody else switches at the same time.
+            somebody else switches at the same time, or the old store lacks rows on the way back.
         """
         self._check_begun("switch")
         side = self._side(map, gallery)
         with self._closing(side, gallery):
-            return side.switch(back, named(calibration))
+            return side.switch(back, named(calibration), leave)
 
     def _check_begun(self, what: str) -> None:
         """Raise UserError if nothing is translated."""

@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 
-from fct_jax.errors import UserError
+from fct_jax.errors import UserError, unknown
 from fct_jax.upgrade.stores.uri import Uri, parse
 
 Position = int | str | None  # the last id done, as a JSON value for the journal
@@ -167,6 +167,10 @@ class Store(abc.ABC):
         """Return n rows (or all) drawn in the store; equal seeds and rows give equal samples."""
 
     @abc.abstractmethod
+    def of_app(self) -> np.ndarray:
+        """Return the ids (n,), in any order, of rows that the application wrote to this sibling."""
+
+    @abc.abstractmethod
     def pointer(self):
         """Return the `Pointer` that readers of this store follow."""
 
@@ -286,6 +290,30 @@ def client(module: str, extra: str):
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
         raise UserError(f"this store needs {module}: pip install 'fct_jax[{extra}]'") from None
+
+
+def one_metric(uri: Uri, indexed: list[str], default: str) -> str:
+    """Return the metric of a store whose indexes, and not itself, have one.
+
+    Args:
+      uri: its ``metric=`` decides between several, and stands if there is no index.
+      indexed: metrics of the indexes on the vectors.
+      default: metric if there is neither.
+
+    Raises UserError if the URI's metric is unknown or is that of no index, or if several indexes
+    differ and the URI does not decide.
+    """
+    asked = uri.params.get("metric")
+    if asked is not None and asked not in METRICS:
+        raise unknown("metric", asked, METRICS)
+    if indexed and asked is not None and asked not in indexed:
+        raise UserError(
+            f"{uri}: metric={asked} contradicts the vectors' index, which is for "
+            f"{' and '.join(indexed)}"
+        )
+    if len(indexed) > 1 and asked is None:
+        raise UserError(f"{uri} has indexes for {' and '.join(indexed)}; say which by metric=…")
+    return asked or (indexed[0] if indexed else default)
 
 
 def content_tokens(vectors: np.ndarray, rows=None) -> np.ndarray:

@@ -20,6 +20,7 @@ from fct_jax.upgrade.stores.base import (
     Store,
     client,
     content_tokens,
+    one_metric,
     plain,
     ranked,
 )
@@ -85,11 +86,9 @@ class LanceStore(Store):
         self.is_sibling = SEEN in schema.names
         self.meta = json.loads((schema.metadata or {}).get(b"fct_jax", b"{}"))
         indices = [index for index in self.table.list_indices() if self._vector in index.columns]
-        found = [self.table.index_stats(index.name).distance_type for index in indices]
-        default = self.meta.get("metric", "cosine")
-        self.metric = self.uri.params.get("metric", _OURS.get(found[0]) if found else default)
-        if self.metric not in _LANCE:
-            raise UserError(f"{self.uri}: unknown metric {self.metric!r}; {', '.join(_LANCE)}")
+        kinds = [self.table.index_stats(index.name).distance_type for index in indices]
+        indexed = [ours for theirs, ours in _OURS.items() if theirs in kinds]
+        self.metric = one_metric(self.uri, indexed, self.meta.get("metric", "cosine"))
 
     def latest(self):
         """Return the table's newest version, as a snapshot that other calls do not change."""
@@ -290,13 +289,34 @@ class LanceStore(Store):
         return self.same_dim(LanceStore(uri, self.db), dim)
 
     def sample(self, n, seed=0):
-        table = self.latest()
+        table, rng = self.latest(), np.random.default_rng(seed)
         total = table.count_rows()
-        rows = np.sort(np.random.default_rng(seed).choice(total, min(n, total), replace=False))
-        found = table.take_offsets(rows.tolist()).select([self.id_column, self._vector]).to_arrow()
-        found = found.filter(found[self._vector].is_valid()).sort_by(self.id_column)
+        rows = np.sort(rng.choice(total, min(n, total), replace=False))
+        found = self._with_vectors(table.take_offsets(rows.tolist()))
+        if len(found) < n < total:  # rows without a vector were drawn
+            found = self._with_vectors(table.take_row_ids(self._drawn(table, n, rng)))
+        found = found.sort_by(self.id_column)
         ids = self.id_array(found[self.id_column].to_pylist())
         return Batch(ids, self._values(found), np.zeros(len(ids), np.int64), None)
+
+    def _with_vectors(self, taken):
+        found = taken.select([self.id_column, self._vector]).to_arrow()
+        return found.filter(found[self._vector].is_valid())
+
+    def _drawn(self, table, n: int, rng) -> list[int]:
+        """Draw n of the rows that have a vector, in one pass with n in memory."""
+        query = table.search().where(f"{self._vector} is not null").select([self.id_column])
+        rows, keys = np.zeros(0, np.uint64), np.zeros(0)
+        for batch in query.with_row_id(True).to_batches():
+            rows = np.concatenate([rows, batch["_rowid"].to_numpy()])
+            keys = np.concatenate([keys, rng.random(len(batch))])
+            least = np.argsort(keys)[:n]
+            rows, keys = rows[least], keys[least]
+        return rows.tolist()
+
+    def of_app(self):
+        query = self.latest().search().where(f"{SEEN} is null").select([self.id_column])
+        return self.id_array(query.to_arrow()[self.id_column].to_pylist())
 
     def pointer(self):
         return LancePointer(self)

@@ -186,9 +186,10 @@ def _last(journal: Journal, kind: str) -> dict | None:
 
 
 def switch_to(pointer, target: Store, calibration) -> None:
-    """Switch to the target, unless a killed run has already switched."""
+    """Switch to the target, or add a calibration, unless a killed run has already done so."""
     now = pointer.current()
-    if now["store"] != str(target.uri):
+    there = now["store"] == str(target.uri)
+    if not there or calibration not in (None, now["calibration"]):
         to = {"store": str(target.uri), "fingerprint": target.meta.get("fingerprint")}
         pointer.switch({**to, "calibration": calibration}, now["generation"])
 

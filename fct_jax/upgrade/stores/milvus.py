@@ -6,6 +6,7 @@ sibling has a FLAT index until `MilvusStore.build_index` runs.
 """
 
 import json
+import logging.config
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade.stores.base import (
+    BATCH_ROWS,
     SEEN,
     VERSION,
     Batch,
@@ -38,7 +40,7 @@ class MilvusStore(Store):
 
     def __init__(self, uri: Uri, connection=None):
         uri.only("vector", "db", "https")
-        self._milvus = client("pymilvus", "milvus")
+        self._milvus = _pymilvus()
         self.errors = (self._milvus.MilvusException,)
         self.uri, self.name = uri, uri.name or uri.path.strip("/")
         try:
@@ -118,12 +120,15 @@ class MilvusStore(Store):
         return self._query("", ["count(*)"])[0]["count(*)"]
 
     def page(self, after, limit, vectors=True):
-        least = -(1 << 63) if self.id_kind == "int" else ""
-        sign = ">=" if after is None else ">"
-        condition = f"{self._key} {sign} {self._literal(least if after is None else after)}"
         own = [SEEN] if SEEN in self._fields else []
-        rows = self._rows(condition, ["*"] if vectors else [self._key, *own], limit)
+        rows = self._rows(self._behind(after), ["*"] if vectors else [self._key, *own], limit)
         return self._batch(rows, after, vectors)
+
+    def _behind(self, after) -> str:
+        """Return the condition for ids above a position, which holds for every id if it is None."""
+        if after is None:
+            return f"{self._key} >= {self._literal(-(1 << 63) if self.id_kind == 'int' else '')}"
+        return f"{self._key} > {self._literal(after)}"
 
     def rows_of(self, ids):
         return self._batch([dict(row) for row in self._of(ids, ["*"])], None)
@@ -230,8 +235,27 @@ class MilvusStore(Store):
     def sample(self, n, seed=0):
         return sample(self, n, seed)
 
+    def of_app(self):
+        found, after = [], None
+        while rows := self._rows(
+            f"{self._behind(after)} and {SEEN} is null", [self._key], BATCH_ROWS
+        ):
+            after = rows[-1][self._key]
+            found += [row[self._key] for row in rows]
+        return self.id_array(found)
+
     def pointer(self):
         return MilvusPointer(self)
 
     def close(self):
         self.db.close()
+
+
+def _pymilvus():
+    """Import pymilvus, but let it not configure logging, which closes every handler there is."""
+    configure = logging.config.dictConfig
+    logging.config.dictConfig = lambda config: None
+    try:
+        return client("pymilvus", "milvus")
+    finally:
+        logging.config.dictConfig = configure

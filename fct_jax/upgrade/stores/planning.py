@@ -118,7 +118,8 @@ def make_store_plan(
             "cut": reason,
             "cost_per_1000": wanted.cost_per_1000,
             "items_per_second": wanted.items_per_second,
-            "checked": {"bad": len(screen.bad)},
+            # An order that needs no vectors reads none; `apply` then checks them.
+            "checked": {"bad": len(screen.bad) if _reads_vectors(asked) else None},
             "forecast": dataclasses.asdict(whole),
             "forecast_by": f"a sample of {len(drawn):,}",
         }
@@ -152,7 +153,7 @@ def read_store_plan(folder: Path, store: Store, mapping) -> StorePlan:
 def _order_all(folder: Path, store, mapping, order: Order, traffic, seed: int, screen) -> int:
     """Write every id to ``all``, and its sort key with its number to ``keys.bin``."""
     ids, count, after = IdFile(folder / "all", store.id_kind), 0, None
-    sees = bool({"uncertainty", "old"} & set(order.needs))
+    sees = _reads_vectors(order)
     with Bar("planning", store.count(), "vectors") as bar, (folder / "keys.bin").open("wb") as file:
         while len(batch := store.page(after, store.batch_rows, vectors=sees)):
             if count + len(batch) > _MOST:
@@ -168,6 +169,10 @@ def _order_all(folder: Path, store, mapping, order: Order, traffic, seed: int, s
             count, after = count + len(batch), batch.last
             bar.advance(len(batch))
     return count
+
+
+def _reads_vectors(order: Order) -> bool:
+    return bool({"uncertainty", "old"} & set(order.needs))
 
 
 def _scores(order: Order, batch, mapping, weights, seed: int) -> np.ndarray:

@@ -42,6 +42,9 @@ class Pointer(abc.ABC):
     def switch(self, to: dict, expect_generation: int) -> dict:
         """Point readers to another store if nobody switched since ``expect_generation``.
 
+        The previous value is what `undo` returns to; it stays if only the model or the calibration
+        of the same store changes.
+
         Args:
           to: {store, fingerprint, calibration}; the last two may be missing.
 
@@ -55,7 +58,8 @@ class Pointer(abc.ABC):
         before = self.current()
         value = {name: to.get(name) for name in names}
         value["generation"] = expect_generation + 1
-        value["previous"] = {name: before[name] for name in names}
+        same = before["store"] == to["store"] and before["previous"] is not None
+        value["previous"] = before["previous"] if same else {name: before[name] for name in names}
         if before["generation"] != expect_generation or not self.swap(value, expect_generation):
             raise UserError(
                 f"the pointer of {self.first.uri} is at generation "

@@ -13,7 +13,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.storage.ids import listed
-from fct_jax.upgrade.stores.base import SEEN, VERSION, Batch, Store, client, plain
+from fct_jax.upgrade.stores.base import SEEN, VERSION, Batch, Store, client, one_metric, plain
 from fct_jax.upgrade.stores.pgcopy import pack, unpack
 from fct_jax.upgrade.stores.pointer import Pointer
 from fct_jax.upgrade.stores.postgres_search import METRICS, Searching
@@ -106,16 +106,23 @@ class PostgresStore(Searching, Store):
         if self.dim < 1:  # declared without a dimension
             row = self.ask("select vector_dims({v}) from {t} where {v} is not null limit 1")
             self.dim = (row.fetchone() or [0])[0]
-        defined = self.ask(
-            "select indexdef from pg_indexes where tablename = %s and strpos(indexdef, %s) > 0",
-            self.name.split(".")[-1],
-            vector_column,
-        ).fetchall()
-        of_index = [m for m, row in METRICS.items() if any(row[1] in text for (text,) in defined)]
-        self.metric = self.uri.params.get("metric", of_index[0] if of_index else "cosine")
-        if self.metric not in METRICS:
-            raise UserError(f"{self.uri}: unknown metric {self.metric!r}; {', '.join(METRICS)}")
+        self.metric = one_metric(self.uri, self._indexed_metrics(vector_column), "cosine")
         self.meta = self.state(f"meta:{self.name}") or {}
+
+    def _indexed_metrics(self, column: str) -> list[str]:
+        """Return the metrics of the indexes on a column of this very table."""
+        # An index depends on the columns that its expressions use; their numbers in its key are 0.
+        rows = self.ask(
+            "select opcname from pg_attribute a join pg_depend d on d.refobjid = attrelid and "
+            "refobjsubid = attnum join pg_index i on indexrelid = d.objid and (attnum = any(indkey)"
+            " or 0 = any(indkey)) join pg_opclass o on o.oid = any(indclass) where "
+            "attrelid = to_regclass(%s) and attname = %s and refclassid = 'pg_class'::regclass "
+            "and d.classid = 'pg_class'::regclass",
+            self.names["t"].as_string(self.db),
+            column,
+        ).fetchall()
+        found = {name.partition("_")[2] for (name,) in rows}  # vector_l2_ops, halfvec_l2_ops
+        return [metric for metric, row in METRICS.items() if row[1] in found]
 
     def state(self, key: str):
         """Return the value of a key in our own table, or None."""
@@ -274,15 +281,25 @@ class PostgresStore(Searching, Store):
         guess = self.ask("select reltuples from pg_class where oid = to_regclass(%s)", table)
         rows = guess.fetchone()[0]
         # Some of the table's blocks are read, with about four times as many rows as requested; all
-        # blocks of a table that is small or was never analysed are read.
+        # blocks of a table that is small or was never analysed are read. If too many rows lack a
+        # vector, more blocks are.
         share = 100.0 if rows < 20 * n else 400.0 * n / rows
-        drawn = self.ask(
-            f"select {{id}} from {{t}} tablesample system ({share:f}) repeatable ({int(seed)}) "
-            f"where {{v}} is not null order by md5({{id}}::text || '{int(seed)}') limit {int(n)}"
-        )
+        while True:
+            drawn = self.ask(
+                f"select {{id}} from {{t}} tablesample system ({share:f}) repeatable ({int(seed)}) "
+                f"where {{v}} is not null order by md5({{id}}::text || '{int(seed)}') "
+                f"limit {int(n)}"
+            ).fetchall()
+            if len(drawn) == n or share >= 100:
+                break
+            share = min(100.0, 8 * share)
         ids = self.id_array(sorted(self.key(one) for (one,) in drawn))
         there, vectors = self.get(ids)
         return Batch(ids[there], vectors, np.zeros(there.sum(), np.int64), None)
+
+    def of_app(self):
+        rows = self.ask("select {id} from {t} where {v} is not null and {seen} is null").fetchall()
+        return self.id_array([self.key(one) for (one,) in rows])
 
     def pointer(self):
         return _Pointer(self)

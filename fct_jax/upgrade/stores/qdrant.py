@@ -14,6 +14,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade.stores.base import (
+    BATCH_ROWS,
     SEEN,
     VERSION,
     Batch,
@@ -209,6 +210,17 @@ class QdrantStore(Store):
 
     def sample(self, n, seed=0):
         return sample(self, n, seed)
+
+    def of_app(self):
+        m, found, after = self.models, [], None
+        app = m.Filter(must=[m.IsEmptyCondition(is_empty=m.PayloadField(key=SEEN))])
+        while True:
+            points, after = self.db.scroll(
+                self.name, app, limit=BATCH_ROWS, offset=after, with_payload=False
+            )
+            found += [point.id for point in points]
+            if after is None:
+                return self.id_array(found)
 
     def pointer(self):
         return QdrantPointer(self)

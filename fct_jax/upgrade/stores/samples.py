@@ -11,6 +11,7 @@ from fct_jax.storage.named import vectors_of
 from fct_jax.upgrade.checks.guards import sound
 from fct_jax.upgrade.galleries.base import Gallery, Options
 from fct_jax.upgrade.galleries.embedding_set import SetTarget
+from fct_jax.upgrade.inputs import paired
 from fct_jax.upgrade.stores import Store, is_store, open_store
 from fct_jax.upgrade.stores.migrate import one_line
 
@@ -112,6 +113,21 @@ def _sample_of(store: Store, n: int, seed: int, ids) -> EmbeddingSet:
     )
     meta, vectors = space_of(store), np.asarray(vectors, np.float32)[good]
     return EmbeddingSet(vectors, ids[good], meta=meta, name=str(store.uri))
+
+
+def open_asked(old, new, n: int = SAMPLE, seed: int = 0):
+    """Return the same queries by two models, of which either may be a store, or be missing.
+
+    Everything but a store is returned as it is given; with a store, queries are paired by their
+    ids, in its order.
+    """
+    stores = [is_store(w) or isinstance(w, Store) for w in (old, new)]
+    if not any(stores):
+        return old, new
+    given = [not (w is None or (isinstance(w, str) and not w)) for w in (old, new)]
+    if all(given):
+        return paired(*open_pair(old, new, n, seed))
+    return (sample_of(old, n, seed), None) if given[0] else (None, sample_of(new, n, seed))
 
 
 def open_pair(old, new, n: int = SAMPLE, seed: int = 0) -> tuple[EmbeddingSet, EmbeddingSet]:

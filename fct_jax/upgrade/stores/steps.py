@@ -11,6 +11,7 @@
 After a kill between a step and its record the step is repeated; every step can be repeated.
 """
 
+import json
 import shutil
 import time
 
@@ -19,7 +20,7 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime.progress import Bar, console
-from fct_jax.storage.files import new_directory
+from fct_jax.storage.files import new_directory, write_synced
 from fct_jax.storage.ids import first_ten
 from fct_jax.upgrade.migration.batches import Batches
 from fct_jax.upgrade.migration.journal import Progress
@@ -189,6 +190,34 @@ class StoreMigration(Batches):
                     f"{self.target.uri} holds other vectors than the map gives for "
                     f"{first_ten(wrong)}"
                 )
+
+    def check_back(self, leave: bool) -> None:
+        """List the rows that the application wrote to the sibling, in ``written_by_app.jsonl``.
+
+        The old model's vectors of these rows are not known here, so they are not written to the
+        source. Raises UserError if the source lacks some of them, unless ``leave``.
+        """
+        path, ids = self.workdir / "written_by_app.jsonl", np.sort(self.target.of_app())
+        if not len(ids):
+            path.unlink(missing_ok=True)
+            return
+        there = np.zeros(len(ids), bool)
+        for start in range(0, len(ids), self.source.batch_rows):
+            block = slice(start, start + self.source.batch_rows)
+            there[block] = self.source.has(ids[block])
+        rows = zip(ids.tolist(), there.tolist(), strict=True)
+        lines = [json.dumps({"id": one, "in_old_store": old}) + "\n" for one, old in rows]
+        write_synced(path, "".join(lines).encode())
+        told = (
+            f"{len(ids):,} rows of {self.target.uri} were written there by the application, of "
+            f"which {self.source.uri} has {there.sum():,}, perhaps in an older form"
+        )
+        if not there.all() and not leave:
+            raise UserError(
+                f"{told}, and lacks {first_ten(ids[~there])} (all in {path}); write these to the "
+                "old store, or go back without them: switch --back --leave"
+            )
+        console.print(f"{told}; see {path}", markup=False, soft_wrap=True)
 
     def _mapped(self, vectors: np.ndarray) -> np.ndarray:
         made, _ = self.map.transform(vectors, self.batch_size)

@@ -82,19 +82,19 @@ class StoreSide(Side):
 
     def rollback(self, to):
         if to is None:
-            self.switch(True, None)
+            self.switch(True, None, False)
             return self._work().progress.reembedded
         with lock_of(self.workdir), one_line(self.opened.source):
             return self._translated().return_to(to)
 
-    def switch(self, back, calibration):
+    def switch(self, back, calibration, leave):
         source = self.opened.source
         if calibration is not None:
             StoreCalibration(calibration)  # check that readers can open it
         with lock_of(self.workdir), one_line(source):
             work, pointer = self._translated(), source.pointer()
             if back:
-                return self._back(work, pointer)
+                return self._back(work, pointer, leave)
             work.index()
             work.check()
             switch_to(pointer, work.target, calibration)
@@ -104,12 +104,13 @@ class StoreSide(Side):
         _say(now)
         return now
 
-    def _back(self, work: StoreMigration, pointer) -> dict:
+    def _back(self, work: StoreMigration, pointer, leave: bool) -> dict:
         now = pointer.current()
         if now["store"] != str(work.target.uri):
             raise UserError(
                 f"nothing to undo: readers follow {now['store']}, not {work.target.uri}"
             )
+        work.check_back(leave)
         now = pointer.switch(now["previous"], now["generation"])
         work.record("undone", generation=now["generation"])
         _say(now)

@@ -53,7 +53,7 @@ def status_of_store(workdir: Path, settings: Settings, probe: str | None, querie
         rate=rate,
         seconds_left=None,
         unembedded=len(done.failed),
-        quarantined=len(done.bad) if done.begin else plan.get("checked", {}).get("bad", 0),
+        quarantined=len(done.bad) if done.begin else plan.get("checked", {}).get("bad"),
         way=plan.get("serve", "translated"),
         store=settings.gallery,
     )

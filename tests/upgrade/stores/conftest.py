@@ -4,9 +4,10 @@ import contextlib
 
 import pytest
 import servers
-from store_apps import APPS
+from store_apps import APPS, COUNT, ids, new_model, vectors
 
-from fct_jax.upgrade import stores
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade import fit, stores
 
 KINDS = [
     ("postgres", "int"),
@@ -49,6 +50,16 @@ class Places:
     def _milvus(self):
         where, _ = self._stack.enter_context(servers.milvus_lite(self._folder))
         return f"milvus://{where}"
+
+
+@pytest.fixture(scope="session")
+def map_folder(tmp_path_factory):
+    """Fit a map from the tests' old model to the new one on items of the application."""
+    folder = tmp_path_factory.mktemp("map") / "map"
+    old = vectors(COUNT, 1)[:600]
+    some = [EmbeddingSet.of(rows, ids("int", 0, 600)) for rows in (old, new_model(old))]
+    fit(*some, method="ridge", metric="cosine", out=folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -5,35 +5,17 @@ import json
 
 import numpy as np
 import pytest
-from store_apps import COUNT, NEW, OLD, Writer, assert_agree, ids, vectors
+from store_apps import COUNT, NEW, OLD, Writer, assert_agree, ids, new_model, vectors
 
 from fct_jax import cli, load_map
 from fct_jax.storage.embedding_set import EmbeddingSet
-from fct_jax.upgrade import Upgrade, calibrate, fit
+from fct_jax.upgrade import Upgrade, calibrate
 from fct_jax.upgrade.migration.journal import Journal
 from fct_jax.upgrade.stores import NEW as REEMBEDDED
 from fct_jax.upgrade.stores import TRANSLATED
 from fct_jax.upgrade.stores.id_file import IdFile
 
 STORES = ["postgres", "qdrant", "lance", "milvus"]
-
-
-def new_model(rows):
-    """Return the new model's vectors for old ones: (n, OLD) to (n, NEW) float32."""
-    weights = np.random.default_rng(9).normal(size=(OLD, NEW)).astype(np.float32)
-    rows = np.asarray(rows, np.float32)
-    made = rows @ weights + 0.2 * np.tanh(3 * rows @ weights)
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
-
-
-@pytest.fixture(scope="session")
-def map_folder(tmp_path_factory):
-    """Fit a map from the tests' old model to the new one on items of the application."""
-    folder = tmp_path_factory.mktemp("map") / "map"
-    old = vectors(COUNT, 1)[:600]
-    some = [EmbeddingSet.of(rows, ids("int", 0, 600)) for rows in (old, new_model(old))]
-    fit(*some, method="ridge", metric="cosine", out=folder)
-    return folder
 
 
 def run(*words) -> int:
@@ -58,6 +40,7 @@ def test_the_way_there_and_back(store, make_app, open_store, map_folder, tmp_pat
     made = told(capsys, "plan", upgrade, "--map", map_folder, "--gallery", app.uri,
                 "--budget-items", 300)  # fmt: skip
     assert (made["items"], made["count"], made["gallery"]) == (300, COUNT, app.uri)
+    assert made["checked"] == {"bad": 0}
     assert run("apply", upgrade) == 0
     assert told(capsys, "status", upgrade)["state"] == "translated"
     assert run("apply", upgrade, "--reembed", new, "--batch-items", 128) == 0
@@ -94,8 +77,10 @@ def test_a_sample_is_enough_to_judge_by(store, make_app, open_store, tmp_path, c
     made = told(capsys, "fit", *words, "--out", tmp_path / "map")
     assert made["pairs"] + made["pairs_held_out"] == 400
     if store == "postgres":
-        assert run("assess", *words[:2], "--resamples", 50, "--sample", 500) in (cli.DONE, cli.LOOK)
-        assert "500 of 750 rows are taken" in capsys.readouterr().err
+        asked = ("--query-old", app.uri, "--query-new", tmp_path / "new")
+        words = (*words[:2], *asked, "--resamples", 50, "--sample", 500)
+        assert run("assess", *words) in (cli.DONE, cli.LOOK)
+        assert capsys.readouterr().err.count("500 of 750 rows are taken") == 2
 
 
 def test_two_stores_are_paired_by_the_ids_of_one(make_app, open_store, tmp_path, capsys):
@@ -219,7 +204,9 @@ def test_ids_of_other_kinds(store, kind, make_app, open_store, map_folder, tmp_p
     keys = np.array(sorted(have))
     new = EmbeddingSet.of(new_model(np.stack([have[one] for one in keys.tolist()])), keys)
     words = ("--map", map_folder, "--gallery", app.uri)
-    assert run("plan", upgrade, *words, "--budget-items", 200, "--order", "random") == 0
+    made = told(capsys, "plan", upgrade, *words, "--budget-items", 200, "--order", "random")
+    assert made["checked"] == {"bad": None}  # this order reads no vector
+    assert told(capsys, "status", upgrade)["quarantined"] is None
     assert run("apply", upgrade, "--reembed", new.write(tmp_path / "new")) == 0
     app.put(ids(kind, 0, 3), vectors(3, 4))
     app.delete(ids(kind, 9, 12))

@@ -1,10 +1,13 @@
 """Known traps of single kinds of store, each tried on the real engine."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import LONG
 from store_apps import COUNT, NEW, ids, plain_map, vectors
 
 from fct_jax.errors import UserError
@@ -81,6 +84,48 @@ class TestPostgres:
         app = make_app("postgres").filled()
         app.db.execute("create index on items using hnsw (embedding vector_l2_ops)")
         assert open_store(app.uri.replace("&metric=cosine", "")).metric == "l2"
+
+    def test_indexes_of_others_do_not_count(self, make_app, open_store):
+        """Nor do those of a table of the same name elsewhere, or of a column named similarly."""
+        app = make_app("postgres").filled()
+        uri = app.uri.replace("&metric=cosine", "")
+        app.db.execute(
+            "create schema if not exists other; drop table if exists other.items; "
+            "create table other.items (key bigint primary key, embedding vector(16)); "
+            "create index on other.items using hnsw (embedding vector_l2_ops); "
+            "alter table items add column embedding_2 vector(16); "
+            "create index on items using hnsw (embedding_2 vector_l2_ops)"
+        )
+        assert open_store(uri).metric == "cosine"
+        assert open_store(uri.replace("table=items", "table=other.items")).metric == "l2"
+        app.db.execute("create index on items using hnsw ((embedding::halfvec(16)) halfvec_ip_ops)")
+        assert open_store(uri).metric == "ip"
+        with pytest.raises(UserError, match="metric=cosine contradicts .*, which is for ip") as one:
+            open_store(app.uri)
+        assert "\n" not in str(one.value)
+        app.db.execute("create index on items using hnsw (embedding vector_cosine_ops)")
+        with pytest.raises(UserError, match="indexes for cosine and ip; say which by metric="):
+            open_store(uri)
+        assert open_store(app.uri).metric == "cosine"
+
+    @pytest.mark.parametrize("store", ["postgres", "lance"])
+    def test_a_sample_is_full_although_most_rows_have_no_vector(self, make_app, open_store, store):
+        app = make_app(store)
+        app.create()
+        keys, rows = ids("int", 0, 6000), vectors(6000, 1)
+        app.put(keys, rows)
+        if store == "postgres":
+            app.db.execute("update items set embedding = null where key % 50 <> 0; analyze items")
+        else:
+            app.db.open_table("items").update("key % 50 <> 0", {"embedding": None})
+        opened = open_store(app.uri)
+        have = [one for one in keys if one % 50 == 0]
+        assert opened.count() == len(have) > 100
+        for seed in range(3):
+            drawn = opened.sample(100, seed)
+            assert len(set(drawn.ids.tolist())) == 100 and set(drawn.ids.tolist()) <= set(have)
+            np.testing.assert_array_equal(drawn.vectors, rows[np.searchsorted(keys, drawn.ids)])
+        assert opened.sample(200, 1).ids.tolist() == have
 
     def test_rows_that_filters_drop_do_not_shorten_the_list(self, make_app, open_store, tmp_path):
         app = make_app("postgres").filled()
@@ -263,6 +308,21 @@ class TestLance:
 
 
 class TestMilvus:
+    def test_the_service_keeps_its_log(self, tmp_path):
+        """The client configures logging when it is imported, and so closes others' files."""
+        pytest.importorskip("pymilvus", reason="needs the extra milvus")
+        code = (
+            "import logging, sys\n"
+            "handler = logging.FileHandler(sys.argv[1], 'w')\n"
+            "from fct_jax.errors import UserError\n"
+            "from fct_jax.upgrade.stores import open_store\n"
+            "try:\n    open_store('milvus:///nowhere/at/all.db#items')\n"
+            "except UserError: print('pymilvus' in sys.modules, handler.stream.closed)"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / "log")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
+        assert done.stdout.split() == ["True", "False"], done.stderr
+
     def test_of_two_that_switch_at_once_at_most_one_does(self, make_app, open_store):
         app = make_app("milvus").filled()
         pointers = [open_store(app.uri).pointer() for _ in range(3)]
