@@ -1,37 +1,38 @@
 """Several processes that work as one: they start, agree, wait for one another and end together.
 
 Every process runs the same program; process 0, the *writer*, writes the files and prints. They
-talk through JAX's coordination service, so nothing here touches a device. With one process
-everything is a no-op, and JAX is not even imported.
+agree through JAX's coordination service, and notice each other's end through ``links.py``, so
+nothing here touches a device. With one process everything is a no-op, and JAX is not even imported.
 """
 
+import atexit
 import contextlib
 import json
 import multiprocessing
 import os
 import re
-import socket
 import sys
-import threading
-import time
 from collections.abc import Callable
 
 from fct_jax.errors import UserError
+from fct_jax.runtime import sigterm
+from fct_jax.runtime.links import Links, Place
 
 START_SECONDS = 300  # until every process must have come
+TERMINATED = 143  # exit status of a program that SIGTERM has ended
 _FOREVER = 7 * 24 * 3600 * 1000  # ms; a process that died ends the others long before
-_POLL_SECONDS = 1.0
+_HEARTBEAT_SECONDS = 24 * 3600  # JAX's own watch, which ends a process with a stack trace
 NOTICE_SECONDS = 2.5  # until every process knows that one has failed
-_FAILED = "fct_jax/failed"
 
 _counts: dict[str, int] = {}
-_ending = threading.Event()
+_links: Links | None = None
+_clean_up: list[Callable[[], None]] = []
 
 
 class _Alone:
     """The state of a process that has not joined any others."""
 
-    process_id, num_processes, client, coordinator_address = 0, 1, None, None
+    process_id, num_processes, client = 0, 1, None
 
 
 def _state():
@@ -58,7 +59,56 @@ def start(
         or Open MPI provide them.
       timeout: seconds to wait for all processes.
 
-    If a process does not join in time, the program ends with a one-line message.
+    From here on, SIGTERM to one process, or its loss, ends all of them with one line each.
+
+    Raises:
+      UserError: arguments that do not fit together, no cluster found, or a process that does not
+        join in time.
+    """
+    global _links
+    place, local_devices = discover(coordinator, process_id, num_processes, timeout)
+    _links = Links(place, _leave_with)
+    sigterm.Watch(_terminated).__enter__()  # until the process ends
+    try:
+        _links.meet(timeout)
+    except UserError as error:
+        end_all(str(error), said=False)
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    jax.config.update("jax_check_proxy_envs", False)  # no proxy is asked
+    try:
+        jax.distributed.initialize(
+            _links.address,
+            place.num_processes,
+            place.process_id,
+            local_device_ids=local_devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            coordinator_bind_address=_links.address,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        end_all(f"the processes cannot start at {place.coordinator}: {reason}", said=False)
+    atexit.register(_part)
+
+
+def discover(
+    coordinator: str | None = None,
+    process_id: int | None = None,
+    num_processes: int | None = None,
+    timeout: float = START_SECONDS,
+) -> tuple[Place, list[int] | None]:
+    """Return this process's place among the others, and the numbers of its devices.
+
+    Args:
+      coordinator, process_id, num_processes: as for `start`; what Cloud TPU, SLURM, GKE or Open MPI
+        say fills in what is not given.
+      timeout: seconds until the name of the coordinator's host must be known.
+
+    Returns:
+      The place; and the local devices that the environment gives this process, None for all.
 
     Raises:
       UserError: arguments that do not fit together, or no cluster found.
@@ -72,28 +122,27 @@ def start(
         )
     if not missing:
         _check(coordinator, process_id, num_processes)
-    late = threading.Timer(timeout, _too_late, (coordinator, num_processes, timeout))
-    late.daemon = True
-    late.start()
-    import jax
+    from jax._src import clusters  # JAX has no public name for what it finds
 
+    own = os.environ.get("JAX_LOCAL_DEVICE_IDS")
     try:
-        # JAX ends the program with a stack trace when its own time is over.
-        jax.distributed.initialize(
-            coordinator, num_processes, process_id, initialization_timeout=timeout + 60
+        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
+            num_processes,
+            process_id,
+            [int(device) for device in own.split(",")] if own else None,
+            None,
+            int(timeout),
         )
-    except ValueError as error:
+    except RuntimeError as error:  # of a host whose name is unknown
+        raise UserError(f"--distributed: {error}") from error
+    coordinator, num_processes, process_id, local_devices = found
+    if None in (coordinator, num_processes, process_id):
         raise UserError(
             "--distributed found no cluster (Cloud TPU, SLURM, GKE, Open MPI); give each process "
             "--coordinator=HOST:PORT --process_id=I --num_processes=N"
-        ) from error
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        where = f" at {coordinator}" if coordinator else ""
-        raise UserError(f"the processes cannot start{where}: {reason}") from error
-    finally:
-        late.cancel()
-    threading.Thread(target=_watch, name="watch other processes", daemon=True).start()
+        )
+    return Place(coordinator, process_id, num_processes), local_devices
 
 
 def _check(coordinator: str, process_id: int, num_processes: int) -> None:
@@ -106,23 +155,6 @@ def _check(coordinator: str, process_id: int, num_processes: int) -> None:
             f"--process_id={process_id} must be in 0..{num_processes - 1}: "
             f"there are --num_processes={num_processes}"
         )
-
-
-def _too_late(coordinator: str | None, num_processes: int | None, timeout: int) -> None:
-    """End this process with one line that names what it waited for."""
-    where = _state().coordinator_address or coordinator
-    reason = f"not all of {num_processes or 'the'} processes came to {where}"
-    host, _, port = (where or "").rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port or 0)), timeout=2).close()
-    except OSError:
-        reason = f"nobody listens at {where}, where process 0 should be"
-    print(
-        f"error: {reason} within {timeout} s; check that every process was started, with the "
-        "same address and a --process_id of its own, and that the port is open",
-        file=sys.stderr,
-    )
-    _leave(1)
 
 
 def index() -> int:
@@ -197,39 +229,85 @@ def gather(value, name: str) -> list:
     ]
 
 
-def end_all(reason: str, status: int = 1) -> None:
+def end_all(reason: str, status: int = 1, said: bool = True) -> None:
     """End this process, after an error, and all others with it; return only if it is alone.
 
     Without it the others would wait for this one in their next common step.
+
+    Args:
+      reason: what the others say.
+      status: exit status of this process; that of the others is 1.
+      said: whether this process has told its user; otherwise it does so here.
     """
-    if count() == 1 or _state().client is None:
+    if _links is None:
         return
-    _ending.set()
-    with contextlib.suppress(RuntimeError):  # another process was first, or the coordinator is gone
-        _state().client.key_value_set(_FAILED, json.dumps([index(), reason]))
-    if is_writer():
-        time.sleep(NOTICE_SECONDS)  # the others ask this process, so it leaves last
+    if not said:
+        print(f"error: {reason}", file=sys.stderr)
+    _links.end(f"error: process {_links.process_id} ended: {reason}", 1)
     _leave(status)
 
 
-def _watch() -> None:
-    """End this process when another one has failed."""
-    while not _ending.wait(_POLL_SECONDS):
-        if _state().client is None:
-            return
-        try:
-            process, reason = json.loads(_state().client.key_value_try_get(_FAILED))
-        except RuntimeError:  # nobody has
-            continue
-        if not _ending.is_set():
-            print(f"error: process {process} ended: {reason}", file=sys.stderr)
-            _leave(1)
+def terminate(here: str, there: str, status: int) -> None:
+    """End this process and all others, because one was asked to stop.
+
+    Args:
+      here: the line that this process prints, if any.
+      there: what the others say of it, after "process I was terminated".
+      status: exit status of all.
+    """
+    if _links is not None:
+        _links.end(f"process {_links.process_id} was terminated{there}", status)
+    if here:
+        print(here, flush=True)
+    _leave(status)
+
+
+@contextlib.contextmanager
+def finally_calling(function: Callable[[], None]):
+    """Context that calls ``function`` at its end, also if the whole program must end at once."""
+    _clean_up.append(function)
+    try:
+        yield
+    finally:
+        _clean_up.remove(function)
+        function()
+
+
+def _terminated() -> None:
+    terminate(
+        "terminated; repeat the command on all hosts",
+        "; repeat the command on all hosts",
+        TERMINATED,
+    )
+
+
+def _part() -> None:
+    """Part from the others at the end of the program."""
+    import jax
+
+    _links.say_goodbye()
+    try:
+        jax.distributed.shutdown()  # waits for the others
+    except Exception as error:  # of XLA, which has many kinds
+        print(f"error: the processes did not end together: {error}", file=sys.stderr)
+        _leave(1)
+    _links.linger()
+    _links.close()
+
+
+def _leave_with(line: str, status: int) -> None:
+    print(line, file=sys.stderr if status else sys.stdout)
+    _leave(status)
 
 
 def _leave(status: int) -> None:
     """Exit without JAX's shutdown, which waits for processes that will not come."""
     for child in multiprocessing.active_children():
         child.terminate()  # data workers; nothing else would end them
+    for function in _clean_up:
+        function()
+    if _links is not None:
+        _links.remove()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -22,6 +22,7 @@ operations of this module, which are the writer's.
 """
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +80,11 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
     configs.check(config)
     if config.task not in TASKS:
         raise unknown("task to train", config.task, TASKS)
+    with Termination() as termination, contextlib.ExitStack() as at_end:
+        _run(config, workdir, allow_config_change, termination, at_end)
+
+
+def _run(config, workdir: Path, allow_config_change: bool, termination, at_end) -> None:
     mesh = sharding.make_mesh(**config.mesh)
     config = batch.resolved(config, mesh)
 
@@ -101,29 +107,28 @@ def train(config, workdir, allow_config_change: bool = False) -> None:
         lock.take()
         claim()
 
-    with Termination(mesh) as termination, contextlib.ExitStack() as at_end:
-        at_end.callback(lock.remove)
-        task = with_padded_classes(TASKS[config.task](config, mesh), mesh)
-        check_rule(config.keep_best, config.export, task.metrics)
-        optimizer = build_optimizer(config.optimizer, config.epochs, task.feed.steps_per_epoch)
-        if not (workdir / "checkpoints").is_dir():
-            check_readable(config.get("pretrained", ""))
-        processes.from_writer(begin, "claim the work directory")
-        wait_for(workdir / "config.json")
-        for line in (*task.summary(), batch.summary(config, mesh)):
-            processes.say(line)
-        state = _trained(config, task, optimizer, workdir, mesh, termination)
-        count = sum(array.size for array in jax.tree.leaves(state.params))
-        variables = _on_host(state.variables)
+    at_end.enter_context(processes.finally_calling(lock.remove))
+    task = with_padded_classes(TASKS[config.task](config, mesh), mesh)
+    check_rule(config.keep_best, config.export, task.metrics)
+    optimizer = build_optimizer(config.optimizer, config.epochs, task.feed.steps_per_epoch)
+    if not (workdir / "checkpoints").is_dir():
+        check_readable(config.get("pretrained", ""))
+    processes.from_writer(begin, "claim the work directory")
+    wait_for(workdir / "config.json")
+    for line in (*task.summary(), batch.summary(config, mesh)):
+        processes.say(line)
+    state = _trained(config, task, optimizer, workdir, mesh, termination)
+    count = sum(array.size for array in jax.tree.leaves(state.params))
+    variables = _on_host(state.variables)
 
-        def export() -> str:
-            def finish(fingerprint: str) -> None:
-                task.finish(workdir, fingerprint, variables)
+    def export() -> str:
+        def finish(fingerprint: str) -> None:
+            task.finish(workdir, fingerprint, variables)
 
-            model = task.export(variables)
-            return write_model(workdir / "model", task.describe(), model, finish)
+        model = task.export(variables)
+        return write_model(workdir / "model", task.describe(), model, finish)
 
-        fingerprint = processes.from_writer(export, "export")
+    fingerprint = processes.from_writer(export, "export")
     processes.say(f"{workdir}: {count:,} parameters, model {fingerprint}")
 
 
@@ -158,7 +163,8 @@ def _trained(config, task, optimizer, workdir: Path, mesh, termination: Terminat
 
     try:
         records = _Records(checkpoints, best, running, log)
-        state = _epochs(config, task, run, state, records, termination)
+        asked = functools.partial(termination.asked, mesh)
+        state = _epochs(config, task, run, state, records, asked)
         if config.export == "best":
             state = best.restore(state)
             processes.say(f"exporting step {best.step}: {best.metric} {best.value:.4f}")
@@ -195,7 +201,7 @@ def _start(task, optimizer, seed: int, checkpoints, running, mesh) -> State:
     return state
 
 
-def _epochs(config, task, run, state: State, records: _Records, termination) -> State:
+def _epochs(config, task, run, state: State, records: _Records, asked_to_stop) -> State:
     """Run the loop itself: calls, metrics, checkpoints, evaluation."""
     checkpoints, best, running, log = records
     per_epoch = task.feed.steps_per_epoch
@@ -216,7 +222,6 @@ def _epochs(config, task, run, state: State, records: _Records, termination) -> 
             said.append(f"training loss {trained['loss']:.4f}")
         processes.say(f"epoch {epoch}/{config.epochs}" + (f": {', '.join(said)}" if said else ""))
 
-    termination.begin()
     # If a run was killed between the save and the evaluation of an epoch, evaluate now.
     if step and step % per_epoch == 0 and not log.validated:
         evaluate_if_due()
@@ -228,7 +233,7 @@ def _epochs(config, task, run, state: State, records: _Records, termination) -> 
                 before, step = step, step + steps
                 running.add(sums, steps, step)
                 bar.advance(steps, running.note)
-                terminated = termination.asked()
+                terminated = asked_to_stop()
                 due = step // config.log_every_steps > before // config.log_every_steps
                 # Log before saving: entries after the last checkpoint are logged again later.
                 if due or step == end:
