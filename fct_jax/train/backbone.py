@@ -15,7 +15,7 @@ from fct_jax.errors import UserError
 from fct_jax.runtime import plugins
 from fct_jax.train.image_batches import image_feed, preprocessing_of
 from fct_jax.train.pretrained import with_pretrained
-from fct_jax.train.validation import validation_batches
+from fct_jax.train.validation import ranks, validation_batches
 
 
 class Backbone:
@@ -32,7 +32,7 @@ class Backbone:
             _check_own(config.model.name, self._module, self._preprocessing.shape)
         self.feed = self._make_feed()
         self.frozen = ()
-        self._correct = jax.jit(self._count_correct)
+        self._correct = jax.jit(self._count_correct, static_argnames="cut")
 
     def _model_options(self) -> dict:
         """Return the model's options that follow from data and task."""
@@ -89,7 +89,7 @@ class Backbone:
         """Return the names of ``evaluate``'s metrics."""
         return ("loss", "top1", "top5") if self._validation is not None else ()
 
-    def evaluate(self, variables) -> dict[str, float]:
+    def evaluate(self, variables, cut=lambda variables: variables) -> dict[str, float]:
         """Return loss and top-1 and top-5 accuracy over validation images of known classes."""
         if self._validation is None:
             return {}
@@ -97,19 +97,21 @@ class Backbone:
         for images, labels in validation_batches(
             self._validation, self._preprocessing, self._config, self._mesh
         ):
-            sums += self._correct(variables, images, labels)
+            sums += self._correct(variables, images, labels, cut=cut)
         loss, top1, top5, count = (float(value) for value in sums)
         return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count} if count else {}
 
-    def _count_correct(self, variables, images, labels):
+    def _count_correct(self, variables, images, labels, cut):
         """Return sums over a batch: loss, hits of the best and of the five best classes, images."""
+        variables = self.export(cut(variables))
         logits = self._class_scores(variables, self._preprocessing.on_device(images, None))
         # An old model is validated on all classes, and knows only its own.
         known = (labels >= 0) & (labels < logits.shape[-1])
         loss = losses.label_smoothed_cross_entropy(logits, labels, self._config.label_smoothing)
         loss = jnp.where(known, loss, 0.0)
-        best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == labels[:, None]
-        return jnp.stack([loss.sum(), best[:, 0].sum(), best.sum(), known.sum()])
+        before = ranks(logits, labels)
+        hits = [jnp.sum(known & (before < most)) for most in (1, 5)]
+        return jnp.stack([loss.sum(), *hits, known.sum()])
 
     def _class_scores(self, variables, images):
         """Return logits (N, C) of preprocessed images, in inference mode."""

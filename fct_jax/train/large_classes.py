@@ -31,7 +31,7 @@ def with_padded_classes(task, mesh):
                 f"classes: every device keeps all of {jax.tree_util.keystr(path, simple=True)}"
             )
     padding = jax.tree_util.tree_map_with_path(_padding, shapes)
-    return _PaddedTask(task, padding, mesh) if any(jax.tree.leaves(padding)) else task
+    return _PaddedTask(task, padding) if any(jax.tree.leaves(padding)) else task
 
 
 def _padding(path, array) -> int:
@@ -45,9 +45,8 @@ def _padding(path, array) -> int:
 class _PaddedTask:
     """A task whose parameters have padded classes outside, and those that it knows inside."""
 
-    def __init__(self, task, padding, mesh):
+    def __init__(self, task, padding):
         self._task, self._padding = task, padding
-        self._cut_whole = jax.jit(_cut, static_argnums=1, out_shardings=sharding.replicated(mesh))
 
     def __getattr__(self, name):
         return getattr(self._task, name)
@@ -60,9 +59,8 @@ class _PaddedTask:
         return self._task.loss(self._cut(variables), *rest)
 
     def evaluate(self, variables):
-        # Outside of compiled code an array cannot be split unevenly: each device gets all of it.
-        params = self._each(self._cut_whole, variables["params"])
-        return self._task.evaluate({**variables, "params": params})
+        # Outside of compiled code an array cannot be split unevenly: the task cuts inside.
+        return self._task.evaluate(variables, cut=self._cut)
 
     def export(self, variables):
         return self._task.export(self._cut(variables))

@@ -10,7 +10,8 @@ A task (``backbone.py``, ``transformation.py``, …) is a class with
         -> (loss, (new batch_stats, metrics))       one traced step; ``step`` counts from 0
     freeze_batch_norm(epoch)        whether BatchNorm runs in inference mode
     metrics                         names of evaluate's metrics; () without a validation split
-    evaluate(variables) -> metrics  on the validation split
+    evaluate(variables) -> metrics  on the validation split; with a large classifier also
+                                    ``cut``, to be called on the variables in compiled code
     summary() -> [str]              lines about models and images, printed before training starts
     describe() -> dict              the entries of ``model.json``
     export(variables) -> variables  of the model alone, without those that only training needs

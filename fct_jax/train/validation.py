@@ -1,8 +1,9 @@
-"""Batches of the validation split; all devices share them, and each process reads its own rows."""
+"""The validation split: batches that all devices share, and the ranks of the right classes."""
 
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -52,3 +53,19 @@ def validation_batches(
             images[readable], labels[readable] = found["image"], found["label"]
         labels[place >= count] = NOTHING
         yield tuple(sharding.put_rows(array, rows, size, mesh) for array in (images, labels))
+
+
+def ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return (N,) how many classes come before a sample's own; equal ones come in their order.
+
+    The label is among the k best of ``jax.lax.top_k`` if its rank is below k. Counting needs no
+    sample's logits on one device: only counts travel where they are split by class.
+
+    Args:
+      logits: (N, C); NaN comes before all others, but has the rank C itself.
+      labels: (N,) in [0, C); the rank of any other label means nothing.
+    """
+    classes = jnp.arange(logits.shape[-1])
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1, mode="clip")
+    behind = (own > logits) | ((own == logits) & (classes >= labels[:, None]))
+    return logits.shape[-1] - behind.sum(-1)

@@ -233,10 +233,6 @@ class Compatible(Backbone):
         classifier = variables["params"]["classifier"]["kernel"].T
         return self._base_logits(embedding, classifier, jnp.full(len(images), -1))
 
-    def evaluate(self, variables) -> dict[str, float]:
-        """Evaluate the model as a backbone."""
-        return super().evaluate(self.export(variables))
-
 
 def _model_of(variables) -> dict:
     """Return the trained model's own variables."""
