@@ -12,6 +12,12 @@ batch. After a kill or an interrupt the same command resumes; the old gallery is
   fct-jax apply upgrade --reembed 'http://host:8000/v1/embeddings?model=NAME' --texts texts.jsonl
   fct-jax apply upgrade --map map --gallery gallery    # translate only, without a plan
 
+A large gallery is translated by several processes, on one host or many; each takes its part of the
+pieces, and what is published counts. `fct-jax status` shows all of them.
+
+  for n in 1 2 3 4; do fct-jax apply upgrade --map map --gallery gallery --part $n/4 & done; wait
+  srun fct-jax apply upgrade --part auto               # in a SLURM array or a Kubernetes Job
+
 Of a store (--gallery postgresql://…, qdrant://…, lancedb://…, milvus://…) the new vectors go into a
 table or collection beside it, whose index is built once; what the application writes meanwhile is
 brought over. Readers are sent there by `fct-jax switch`.
@@ -42,6 +48,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--batch-items", type=int, help="number of items re-embedded together")
     parser.add_argument("--max-batches", type=int, help="stop after this number of batches; the "
                         "same command resumes later")  # fmt: skip
+    parser.add_argument("--part", metavar="N/COUNT", help="translate one of COUNT parts, which "
+                        "count from 1; auto: the number is that of a SLURM array or a Kubernetes "
+                        "Indexed Job (auto/COUNT where it gives no count)")  # fmt: skip
     parser.add_argument("--unchecked", action="store_true", help="continue even if there are no "
                         "known answers to check")  # fmt: skip
 
@@ -50,10 +59,14 @@ def run(arguments):
     """Apply the plan; return (result, exit code)."""
     from fct_jax.upgrade import Upgrade
     from fct_jax.upgrade.migration.sides import place_of
+    from fct_jax.upgrade.migration.status import Status
 
     given = vars(arguments)
     workdir = given.pop("upgrade")
     made = Upgrade(workdir).apply(**given)
+    if isinstance(made, Status):
+        print(made)  # other parts are not done
+        return made.to_json(), DONE
     name, count = place_of(made), len(made)
     if hasattr(made, "close"):
         made.close()  # a store

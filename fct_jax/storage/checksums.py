@@ -27,6 +27,34 @@ def update(checksum: int, array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), checksum)
 
 
+def combined(first: int, second: int, size: int) -> int:
+    """Return the CRC-32 of two byte strings in a row, from those of each.
+
+    Appending ``size`` bytes multiplies the polynomial of the first by x^(8·size) modulo that of
+    CRC-32, as zlib's ``crc32_combine`` does (https://github.com/madler/zlib, crc32.c).
+
+    Args:
+      first, second: checksums of the strings.
+      size: number of bytes of the second.
+    """
+    power, base = 1 << 31, 1 << 23  # x^0 and x^8, bits in reflected order
+    while size:
+        if size & 1:
+            power = _times(power, base)
+        base, size = _times(base, base), size >> 1
+    return _times(power, first) ^ second
+
+
+def _times(a: int, b: int) -> int:
+    """Return the product of two polynomials modulo that of CRC-32."""
+    product = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            product ^= b
+        b = b >> 1 ^ (0xEDB88320 if b & 1 else 0)
+    return product
+
+
 def text(checksum: int) -> str:
     """Return the checksum in the form in which files hold it."""
     return f"{checksum:08x}"
@@ -165,12 +193,18 @@ class RunningShards:
 def check_content(folder: Path, meta: dict) -> None:
     """Raise UserError, naming the file and the shard's rows, if a checksum differs."""
     check_files(folder, meta)
+    check_rows(folder, meta)
+
+
+def check_rows(folder: Path, meta: dict, start: int = 0, stop: int | None = None) -> None:
+    """Check the shards that begin in a range of rows (None: to the end), as `check_content`."""
     shards, path = meta.get("shards"), folder / "vectors.npy"
     if not shards:
         return
     _, offset, width = _layout(path)
-    sums = of_rows(path, offset, width, [(s["start"], s["count"]) for s in shards])
-    for shard, found in zip(shards, sums, strict=True):
+    here = [s for s in shards if start <= s["start"] and (stop is None or s["start"] < stop)]
+    sums = of_rows(path, offset, width, [(s["start"], s["count"]) for s in here])
+    for shard, found in zip(here, sums, strict=True):
         if found != shard.get("checksum"):
             raise _damaged(path, shards, shard)
 

@@ -6,6 +6,7 @@ place is not refused, and a power cut may undo a rename.
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -60,9 +61,13 @@ def sync_files(folder: Path) -> None:
     sync_directory(folder)
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Replace a small file, completely or not at all; it is on disk when this returns."""
-    partial = path.with_name(f".{path.name}.partial")
+def write_synced(path: Path, data: bytes, shared: bool = False) -> None:
+    """Replace a small file, completely or not at all; it is on disk when this returns.
+
+    shared: whether other processes may write it at the same time; one of them wins.
+    """
+    unique = f"{secrets.token_hex(8)}." if shared else ""
+    partial = path.with_name(f".{path.name}.{unique}partial")
     with partial.open("wb") as file:
         file.write(data)
         file.flush()

@@ -1,7 +1,9 @@
 """Parquet files as a gallery, on disk or in an object store, and their new-space copies."""
 
+import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +15,12 @@ import pyarrow.parquet as pq
 
 from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import check_state
-from fct_jax.storage.files import sync_directory
+from fct_jax.storage.files import sync_directory, sync_files
 from fct_jax.upgrade.galleries.base import VERSIONS, Options
 from fct_jax.upgrade.galleries.columns import is_list, plain, plain_array
 from fct_jax.upgrade.galleries.names import natural
 from fct_jax.upgrade.galleries.rows import Rows, empty_npy, npy_rows
-from fct_jax.upgrade.galleries.tables import Part, TableGallery
+from fct_jax.upgrade.galleries.tables import ROWS, Part, TableGallery
 from fct_jax.upgrade.galleries.target import Target
 
 VERSION_COLUMN = "fct_version"
@@ -42,7 +44,47 @@ class ParquetTarget(Target):
         return self.workdir / "store"
 
     def lay_out(self, dim: int, metric: str) -> None:
-        empty_npy(self.store / "vectors.npy", (len(self.source), dim), self.source.dtype)
+        empty_npy(self.store / "vectors.npy", (len(self.source), dim), self.dtype)
+
+    def open(self, dim: int) -> None:
+        if not self.store.is_dir() and self.folder.is_dir():
+            self._take_back(dim)
+        super().open(dim)
+
+    def file_starts(self) -> np.ndarray:
+        return self.source.served(self.source.starts)
+
+    def file_name(self, number: int) -> str:
+        """Return the name of a file, with its folder below the gallery's."""
+        return self.source.parts[number].name
+
+    def write_file(self, number: int, path: Path, vectors, versions) -> None:
+        """Write a file of the source with new vectors and versions, and without bad rows.
+
+        vectors, versions: have ``read(start, stop)`` of rows, which is called in order.
+        """
+        _write(self.source, number, path, vectors, versions)
+
+    def adopt(self, folder: Path) -> None:
+        """Make a folder of finished files the unfinished gallery."""
+        folder.rename(self.partial)
+        sync_directory(self.workdir)
+
+    def _take_back(self, dim: int) -> None:
+        """Fill the store with the vectors of files that were adopted."""
+        columns = Options(vector_column=self.source.vector_column, unfinished=True)
+        made = ParquetGallery(self.folder, columns)
+        partial = self.store.with_name(f"{self.store.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        empty_npy(partial / "vectors.npy", (len(self.source), dim), self.dtype)
+        with contextlib.closing(npy_rows(partial / "vectors.npy")) as rows:
+            for start in range(0, len(made), ROWS):
+                rows.write(start, made.read(start, min(start + ROWS, len(made))))
+        np.save(partial / self.version_name, made.versions)
+        sync_files(partial)
+        partial.rename(self.store)
+        sync_directory(self.workdir)
 
     def open_vectors(self, dim: int) -> Rows:
         return npy_rows(self.store / "vectors.npy")
@@ -59,7 +101,7 @@ class ParquetTarget(Target):
             path = self.folder / source.parts[number].name
             partial = path.with_name(f".{path.name}.partial")
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(source, int(number), partial, self.vectors, self.versions)
+            self.write_file(int(number), partial, self.vectors, self.versions)
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             partial.rename(path)

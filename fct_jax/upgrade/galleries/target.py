@@ -60,6 +60,19 @@ class Target(abc.ABC):
         return 0
 
     @property
+    def dtype(self) -> np.dtype:
+        """Return the type in which vectors are stored."""
+        return self.source.dtype
+
+    def file_starts(self) -> np.ndarray | None:
+        """Return the first row of each file that can be made by itself, and the number of rows.
+
+        None if the vectors are rows of one file. A form with such files also has `file_name`,
+        `write_file` and `adopt`.
+        """
+        return None
+
+    @property
     def folder(self) -> Path:
         return self.final if self.final.is_dir() else self.partial
 

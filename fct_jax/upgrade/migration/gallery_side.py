@@ -13,6 +13,7 @@ from fct_jax.upgrade.migration.reembedding import Reembedding
 from fct_jax.upgrade.migration.sides import Run, Side
 from fct_jax.upgrade.migration.status import status_of
 from fct_jax.upgrade.migration.steps import Migration, lock_of
+from fct_jax.upgrade.parts.running import Running, begun
 
 
 class GallerySide(Side):
@@ -49,6 +50,10 @@ class GallerySide(Side):
                 f"{self.workdir} is inside the gallery, which is never changed; give another "
                 "directory"
             )
+        if run.part is not None or begun(self.workdir):
+            in_parts = Running(self.workdir, opened)
+            if not (in_parts.ready or self._translated(in_parts, run)):
+                return status_of(self.workdir, settings, None)
         new = None if run.reembed is None else open_reembed(run.reembed, run.asking)
         with lock_of(self.workdir):
             work = Migration(self.workdir, source, mapping, settings.batch_size)
@@ -86,6 +91,21 @@ class GallerySide(Side):
             vector_column=settings.vector_column,
             unfinished=True,
         )
+
+    def _translated(self, in_parts: Running, run: Run) -> bool:
+        """Translate in pieces; return whether the gallery is translated."""
+        opened = self.opened
+        source, mapping = opened.source, opened.mapping
+
+        def check(plan: Plan | None) -> Certificate | None:
+            lookup = check_before(source, mapping, None, opened.probe, unchecked=run.unchecked)
+            return self._certified(plan, lookup)
+
+        plan = None
+        if (self.workdir / "plan").is_dir():
+            plan = read_plan(self.workdir / "plan", source, mapping)
+        in_parts.begin(plan, check)
+        return in_parts.finish() if run.part is None else in_parts.run(run.part)
 
     def rollback(self, to):
         if to is None:

@@ -127,7 +127,7 @@ def merged(workdir: Path, given: dict) -> Settings:
 
 def _binding(workdir: Path) -> tuple[str, ...]:
     """Return the settings that a plan or a begun migration depends on."""
-    if (workdir / "journal.jsonl").is_file():
+    if any((workdir / name).is_file() for name in ("journal.jsonl", "parts/layout.json")):
         return _PLANNED + _TRANSLATED
     return _PLANNED if (workdir / "plan").is_dir() else ()
 
@@ -136,4 +136,5 @@ def remember(workdir: Path, settings: Settings) -> None:
     """Write the settings if they are new."""
     if settings != remembered(workdir):
         content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(settings)}
-        write_synced(workdir / "upgrade.json", (json.dumps(content, indent=2) + "\n").encode())
+        data = (json.dumps(content, indent=2) + "\n").encode()
+        write_synced(workdir / "upgrade.json", data, shared=True)

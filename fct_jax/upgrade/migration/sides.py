@@ -12,6 +12,7 @@ from fct_jax.upgrade.migration.planning import Wanted
 from fct_jax.upgrade.migration.probe import Probe
 from fct_jax.upgrade.migration.reembed import Asking
 from fct_jax.upgrade.migration.settings import Settings, named, remember
+from fct_jax.upgrade.parts.numbers import Part
 from fct_jax.upgrade.stores import is_store
 
 # whether it is the URI of a store -> the side
@@ -54,6 +55,7 @@ class Run:
     batch_items: int = 4096
     max_batches: int | None = None
     unchecked: bool = False
+    part: Part | None = None
 
     def check(self) -> None:
         """Raise UserError for a value that cannot be."""
@@ -61,6 +63,11 @@ class Run:
             raise UserError(f"batch_items must be 1 or more, not {self.batch_items}")
         if self.max_batches is not None and self.max_batches < 0:
             raise UserError(f"max_batches must be 0 or more, not {self.max_batches}")
+        if self.part is not None and self.reembed is not None:
+            raise UserError(
+                "a part only translates; once all parts are done, one process re-embeds: give "
+                "reembed without part"
+            )
 
 
 class Side(abc.ABC):

@@ -11,6 +11,8 @@ from fct_jax.upgrade.migration.budget import Forecast
 from fct_jax.upgrade.migration.journal import Journal, Progress
 from fct_jax.upgrade.migration.probe import Probe
 from fct_jax.upgrade.migration.settings import Settings
+from fct_jax.upgrade.parts.places import Folder
+from fct_jax.upgrade.parts.progress import FOLDER, Pieces, progress_of
 from fct_jax.upgrade.ways import find_way
 
 RECALL_QUERIES = 8  # queries with which a store's indexes are judged
@@ -33,6 +35,7 @@ class Status:
       seconds_left: remaining time at this rate.
       unembedded: items that could not be embedded so far; see ``unembedded.jsonl``.
       quarantined: unusable source vectors, if they are checked; see ``quarantine.jsonl``.
+      pieces: progress of a translation by several processes, or None.
       way: way of serving in which quality is measured.
       measure, measured, forecast: measure of the probe set, its value and its forecast, if any.
       store, target, readers: for a store: its URI, its sibling's, and the pointer's.
@@ -61,6 +64,7 @@ class Status:
     readers: str | None = None
     recall: float | None = None
     recall_half: float | None = None
+    pieces: Pieces | None = None
 
     def to_json(self) -> dict:
         """Return the values by name, as JSON values."""
@@ -70,6 +74,8 @@ class Status:
         if self.count is None:
             return f"{self.workdir}: {self.state}"
         lines = [f"{self.workdir}: {self.state}, {self.translated:,} of {self.count:,} translated"]
+        if self.pieces is not None:
+            lines.append(f"  {self.pieces}")
         if self.planned is not None:
             lines.append(
                 f"  re-embedded {self.reembedded:,} of {self.planned:,} planned items in "
@@ -121,12 +127,17 @@ def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
     planned = done.plan["items"] if done.plan else plan.get("items")
     kind, total, at = ("batch", planned, done.items) if done.ready else ("chunk", count, done.rows)
     rate = rate_of([r for r in records if r["kind"] == kind])
-    way = plan.get("serve", "translated")
+    way, pieces, at_state = plan.get("serve", "translated"), None, state_of(done, planned)
+    if not done.ready:
+        pieces = progress_of(Folder(workdir / FOLDER))
+    if pieces is not None:
+        at_state, total, count = "translating", pieces.rows, pieces.rows
+        at, rate = max(pieces.translated, at), pieces.rate
     found = Status(
         workdir=str(workdir),
-        state=state_of(done, planned),
+        state=at_state,
         count=count,
-        translated=count if done.ready else done.rows,
+        translated=count if done.ready else at,
         planned=planned,
         reembedded=done.reembedded,
         share=done.reembedded / count if count else None,
@@ -136,6 +147,7 @@ def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
         unembedded=len(done.failed),
         quarantined=len(done.bad) if done.ready else plan.get("checked", {}).get("bad", 0),
         way=way,
+        pieces=pieces,
     )
     if plan and plan["forecast"]["quality"] is not None:
         forecast = Forecast(**plan["forecast"])

@@ -76,7 +76,7 @@ class Migration(Batches):
             "count": len(self.source),
             "dimension": self.map.dim_out,
         }
-        self.record("begin", **self._identity(), meta=meta)
+        self.record("begin", **self.identity(), meta=meta)
         self.meta = meta
 
     def translate(self, certificate: Certificate | None = None) -> None:
@@ -93,11 +93,7 @@ class Migration(Batches):
             return
         stamps = stamps_of(self.source)
         if done.layout is None or done.layout["stamps"] != stamps:
-            # Translations of files that have changed since are discarded.
-            self.target.create(self.map.dim_out, self.map.metric)
-            self._make_uncertainty()
-            self.describe("translating")
-            self.record("layout", stamps=stamps)
+            self.lay_out(stamps)
         self.target.open(self.map.dim_out)
         reading = Reading(self.source, None, done.rows, done.reading, done.bad)
         self._write_all(reading)
@@ -109,8 +105,24 @@ class Migration(Batches):
                 f"{found.content}, not {certificate.content}; move {self.workdir}/plan away, "
                 "and plan again"
             )
-        write_quarantine(self.workdir, self.source)
         self.target.publish()
+        self.conclude(found)
+
+    def lay_out(self, stamps: dict, files: bool = True) -> None:
+        """Make the files of the translation at their full size; earlier ones are discarded.
+
+        files: whether the gallery's own are among them; otherwise they are adopted later.
+        """
+        if files:
+            self.target.create(self.map.dim_out, self.map.metric)
+            self.describe("translating")
+        if self.map.has_uncertainty:  # for the order of a later plan
+            empty_npy(self.workdir / "uncertainty.npy", (len(self.source),), np.float32)
+        self.record("layout", stamps=stamps)
+
+    def conclude(self, found: Certificate) -> None:
+        """Give the translated gallery its final name, and record that it is complete."""
+        write_quarantine(self.workdir, self.source)
         self.describe("translated")
         self.target.complete()
         self.record("translated", checked=dataclasses.asdict(found))
@@ -130,11 +142,6 @@ class Migration(Batches):
                 writing.append(disk.submit(writer.write, made))
             for written in writing:
                 bar.advance(written.result())
-
-    def _make_uncertainty(self) -> None:
-        """Make the file of log-variances for the order of a later plan."""
-        if self.map.has_uncertainty:
-            empty_npy(self.workdir / "uncertainty.npy", (len(self.source),), np.float32)
 
     @property
     def certificate(self) -> Certificate | None:
@@ -205,7 +212,7 @@ class Migration(Batches):
         counts = {} if reembedded is None else {"reembedded": reembedded, "planned": planned}
         self.target.describe({**self.meta, "state": state, **counts})
 
-    def _identity(self) -> dict:
+    def identity(self) -> dict:
         """Return the facts that must not change when work resumes."""
         values = np.ascontiguousarray(self.source.rows(self.source.spread_rows(64)))
         return {
@@ -217,7 +224,7 @@ class Migration(Batches):
         }
 
     def _check_same(self, begin: dict) -> None:
-        ours = self._identity()
+        ours = self.identity()
         differ = [f"{k}: {begin[k]!r} there, {v!r} now" for k, v in ours.items() if begin[k] != v]
         if differ:
             raise UserError(

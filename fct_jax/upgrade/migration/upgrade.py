@@ -11,6 +11,7 @@ from fct_jax.upgrade.migration.reembed import Asking
 from fct_jax.upgrade.migration.settings import expanded, merged, named
 from fct_jax.upgrade.migration.sides import Opened, Run, Side, place_of, side_of
 from fct_jax.upgrade.migration.status import RECALL_QUERIES, Status
+from fct_jax.upgrade.parts.numbers import Part
 
 
 class Upgrade:
@@ -124,6 +125,7 @@ class Upgrade:
         batch_items: int = 4096,
         max_batches: int | None = None,
         unchecked: bool = False,
+        part: str | None = None,
         texts=Asking.texts,
         model: str | None = Asking.model,
         parallel: int | None = Asking.parallel,
@@ -155,6 +157,9 @@ class Upgrade:
           batch_items: number of items that are re-embedded, checked and recorded together.
           max_batches: stop after this number of batches; None: go to the plan's end.
           unchecked: continue even if there are no known answers to check the map and new vectors.
+          part: ``3/16``, to translate every 16th piece of the gallery from the third on; other
+            processes translate the other parts, and the last of all finishes. ``auto`` takes the
+            number from a SLURM array or a Kubernetes Indexed Job. See `fct_jax.upgrade.parts`.
           texts, model: for an endpoint: the text that it embeds for each id, and its model; see
             `Asking`.
           parallel, per_request, attempts, timeout: settings for functions and endpoints; see
@@ -164,7 +169,8 @@ class Upgrade:
 
         Returns:
           The new-space gallery, ``WORKDIR/gallery``; for a store its sibling, which has no readers
-          before `switch`; close it when you are done.
+          before `switch`; close it when you are done. With ``part``: the `Status` while pieces of
+          other parts are missing.
 
         Raises:
           UserError: something does not match, before anything is written; a batch is faulty, before
@@ -184,7 +190,14 @@ class Upgrade:
             cost_per_1000,
             cost_per_million_tokens,
         )
-        run = Run(reembed, asking, batch_items, max_batches, unchecked)
+        run = Run(
+            reembed,
+            asking,
+            batch_items,
+            max_batches,
+            unchecked,
+            None if part is None else Part.of(part),
+        )
         run.check()
         side = self._side(
             map,

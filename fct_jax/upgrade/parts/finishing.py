@@ -1,0 +1,103 @@
+"""Making the published pieces the gallery, with the journal of one process."""
+
+import contextlib
+import io
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.progress import Bar
+from fct_jax.storage import checksums
+from fct_jax.upgrade.galleries.rows import npy_rows
+from fct_jax.upgrade.migration.reading import Certificate, stamps_of
+from fct_jax.upgrade.migration.steps import Migration
+from fct_jax.upgrade.parts.pieces import Piece
+from fct_jax.upgrade.parts.publishing import Publishing
+
+
+class Finishing:
+    """The last step of a translation in pieces, which one process at a time does.
+
+    Every piece is checked once. Where the vectors are rows of one file they are copied into it;
+    files that readers open are moved. A killed run is resumed after its last piece.
+    """
+
+    def __init__(self, work: Migration, publishing: Publishing):
+        self._work, self._publishing = work, publishing
+
+    def finish(self, content: str | None) -> list[Piece]:
+        """Make the gallery; return the pieces that are missing or damaged, [] if it is made.
+
+        content: checksum of the source that the pieces must have, if it is known.
+
+        Raises UserError if the gallery is another one than was planned for, or too many vectors
+        are unusable.
+        """
+        work, publishing = self._work, self._publishing
+        done, source, target = work.progress, work.source, work.target
+        adopts = target.file_starts() is not None
+        if done.begin is None:
+            work.begin({})
+        stamps = stamps_of(source)
+        if done.layout is None or done.layout["stamps"] != stamps:
+            work.lay_out(stamps, files=not adopts)
+        if not adopts:
+            target.open(work.map.dim_out)
+        total = (done.reading or [0])[0]
+        with Bar("checking pieces", len(source), "vectors", done.rows) as bar:
+            for piece in publishing.pieces:
+                if piece.stop <= done.rows:
+                    continue
+                record = publishing.record(piece)
+                if record is None:
+                    return self._missing(piece)
+                size = (piece.stop - piece.start) * source.dim * 4
+                total = checksums.combined(total, record["content"], size)
+                self._keep(piece, record, total, adopts)
+                bar.advance(piece.stop - piece.start)
+        for row, reason in done.bad:
+            stored = source.stored(row)
+            source.bad.add(stored, source.ids[row], reason, source.place(stored))
+        source.bad.check(len(source), source.name)
+        found = Certificate(checksums.text(total), stamps, len(done.bad))
+        if content not in (None, found.content):
+            raise UserError(
+                f"{source.name} has changed since the plan was made: its vectors have checksum "
+                f"{found.content}, not {content}; move {work.workdir}/plan and "
+                f"{publishing.place.name} away, and begin again"
+            )
+        if adopts:
+            publishing.place.hand_over(target)
+        work.conclude(found)
+        publishing.place.remove()
+        return []
+
+    def _keep(self, piece: Piece, record: dict, total: int, adopts: bool) -> None:
+        """Copy a piece's vectors, unless they are files of their own, and record the piece."""
+        work, place = self._work, self._publishing.place
+        if not adopts:
+            path = place.path / f"{place.records}{piece.name}.npy"
+            with contextlib.closing(npy_rows(path)) as made:
+                for start in range(0, piece.stop - piece.start, work.chunk):
+                    stop = min(start + work.chunk, piece.stop - piece.start)
+                    work.target.vectors.write(piece.start + start, made.read(start, stop))
+            work.target.vectors.sync()
+        if work.map.has_uncertainty and piece.stop > piece.start:
+            data = place.read(f"{place.records}{piece.name}.variance.npy")
+            with contextlib.closing(npy_rows(work.workdir / "uncertainty.npy")) as rows:
+                rows.write(piece.start, np.load(io.BytesIO(data), allow_pickle=False)[:, None])
+                rows.sync()
+        some = {"bad": record["bad"]} if record["bad"] else {}
+        work.record(
+            "chunk",
+            start=piece.start,
+            stop=piece.stop,
+            checksum=record["content"],
+            reading=[total, 0],
+            seconds=record["seconds"],
+            **some,
+        )
+
+    def _missing(self, first: Piece) -> list[Piece]:
+        there = self._publishing.record
+        return [p for p in self._publishing.pieces[first.number :] if there(p) is None]

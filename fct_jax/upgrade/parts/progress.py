@@ -1,0 +1,65 @@
+"""Progress of a translation in pieces, from what is published: for ``fct-jax status``."""
+
+import dataclasses
+import itertools
+import json
+
+from fct_jax.upgrade.parts.places import Place
+
+FOLDER, LAYOUT = "parts", "layout.json"  # in the upgrade's directory, and in it
+_RECENT = 20  # latest pieces, from which the rate is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """The pieces of all parts.
+
+    Attributes:
+      count: number of pieces; done: of those that are published; writing: of those that some
+        process writes, where it is known.
+      rows, translated: rows of the gallery, and of the pieces that are done.
+      rate: recent rows per second of all parts together; None before two pieces are done.
+    """
+
+    count: int
+    done: int
+    writing: int
+    rows: int
+    translated: int
+    rate: float | None
+
+    def __str__(self) -> str:
+        left = self.count - self.done - self.writing
+        return (
+            f"{self.done:,} of {self.count:,} pieces published, {self.writing:,} being written, "
+            f"{left:,} missing"
+        )
+
+
+def progress_of(place: Place) -> Pieces | None:
+    """Return the progress at a place, or None if nothing has begun there."""
+    layout = place.read(f"{place.records}{LAYOUT}")
+    if layout is None:
+        return None
+    found = json.loads(layout)
+    borders = [*found["borders"], found["count"]]
+    sizes = [last - first for first, last in itertools.pairwise(borders)]
+    ends = {}
+    for name, (_, time) in place.names().items():
+        stem, _, kind = name.removeprefix(place.records).partition(".")
+        if kind == "json" and stem.startswith("piece-"):
+            ends[int(stem.removeprefix("piece-"))] = time
+    writing = {int(n.removeprefix("piece-")) for n in place.writing() if n.startswith("piece-")}
+    latest = sorted(ends, key=ends.get)[-_RECENT:]
+    rate = None
+    if len(latest) > 1:
+        seconds = ends[latest[-1]] - ends[latest[0]]
+        rate = sum(sizes[number] for number in latest[1:]) / max(seconds, 1e-3)
+    return Pieces(
+        len(sizes),
+        len(ends),
+        len(writing - set(ends)),
+        found["count"],
+        sum(sizes[number] for number in ends),
+        rate,
+    )

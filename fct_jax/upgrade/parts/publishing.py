@@ -1,0 +1,188 @@
+"""Computing the pieces of one gallery, and publishing each with a record of what it consists of.
+
+    layout.json        identity of gallery and map, borders of the pieces
+    piece-00003.json   record of a piece that is done: rows, unusable ones, checksums of its files
+    piece-00003.npy    its vectors, for a form whose vectors are rows of one file
+    piece-00003.variance.npy   their log-variances, if the map gives them
+    gallery/…          its files, for a form of many files; in a bucket they have their final place
+
+A piece is done if its record is there and the files agree with it. Whoever makes a piece twice
+makes equal files, so it does not matter which of them stay.
+"""
+
+import contextlib
+import json
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.progress import console
+from fct_jax.storage.files import disk_errors
+from fct_jax.upgrade.galleries.target import Target
+from fct_jax.upgrade.migration.reading import BLOCKS, stamps_of
+from fct_jax.upgrade.migration.translating import Translator
+from fct_jax.upgrade.parts.pieces import (
+    Piece,
+    PieceRows,
+    Versions,
+    check_source,
+    pieces_of,
+    write_rows,
+)
+from fct_jax.upgrade.parts.places import Place
+from fct_jax.upgrade.parts.progress import LAYOUT
+
+
+class Publishing:
+    """The pieces of a gallery at a place, and the work on them.
+
+    Attributes:
+      place: where they are published.
+      pieces: all of them.
+      translator: computes their vectors.
+    """
+
+    def __init__(self, place: Place, target: Target, translator: Translator):
+        self.place, self.target, self.translator = place, target, translator
+        self.pieces = pieces_of(target, translator.batch_size)
+        self._stamps = stamps_of(translator.source)
+
+    def begin(self, identity: dict, content: str | None) -> str | None:
+        """Publish the layout, or check that the published one is the same.
+
+        Args:
+          identity: facts of gallery and map that must not change.
+          content: checksum that the gallery must have, if it is known.
+
+        Returns:
+          The checksum that the layout asks for, or None.
+
+        Raises:
+          UserError: the pieces there are of another gallery or map, or files have changed since.
+        """
+        place = self.place
+        ours = {
+            **identity,
+            "count": len(self.translator.source),
+            "borders": [piece.start for piece in self.pieces],
+            "stamps": self._stamps,
+        }
+        place.make()
+        name = f"{place.records}{LAYOUT}"
+        data = json.dumps({**ours, "content": content}, indent=2).encode()
+        if place.read(name) is None:
+            place.publish_bytes(name, data)
+        try:
+            theirs = json.loads(place.read(name))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{place.name}/{name} cannot be read: {error}; remove it") from None
+        changed = _changed(theirs.get("stamps", {}), self._stamps)
+        if changed:
+            raise UserError(
+                f"{changed} of {self.translator.source.name} has changed since the first part "
+                f"began; restore it, or remove {place.name} to begin again"
+            )
+        differ = [key for key in ours if theirs.get(key) != ours[key]]
+        if differ:
+            named = [key for key in differ if key != "borders"]  # which follow from the others
+            shown = "; ".join(f"{k}: {theirs.get(k)!r} there, {ours[k]!r} now" for k in named)
+            raise UserError(
+                f"{place.name} holds parts of another gallery, map or batch size ({shown}); give "
+                "the same ones, or choose another directory"
+            )
+        return theirs["content"]
+
+    def record(self, piece: Piece) -> dict | None:
+        """Return a piece's record if it is done: its files are there and agree with it."""
+        try:
+            found = json.loads(self.place.read(self._record_name(piece)) or b"null")
+            rows = found and (found["start"], found["stop"])
+            if rows != (piece.start, piece.stop):
+                return None
+            agree = all(self.place.seal(name) == seal for name, seal in found["files"].items())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return found if agree else None
+
+    def published(self) -> set[int]:
+        """Return the numbers of the pieces that have a record; their files are not read."""
+        names = self.place.names()
+        return {piece.number for piece in self.pieces if self._record_name(piece) in names}
+
+    def make(self, piece: Piece) -> dict:
+        """Translate and publish a piece; return its record.
+
+        Raises UserError if the gallery has changed, a vector is unusable, or the disk is full.
+        """
+        place, begun = self.place, time.monotonic()
+        rows = PieceRows(self.translator, piece, self.target.dtype)
+        with contextlib.ExitStack() as stack:
+            stack.callback(rows.close)
+            made = self._written(piece, rows, stack)
+            check_source(self.translator.source, piece, piece is self.pieces[-1])
+            if stamps_of(self.translator.source) != self._stamps:
+                name = self.translator.source.name
+                raise UserError(f"{name} was changed while it was read; repeat the command")
+            files = {name: self._publish(piece, name, path) for name, path in made.items()}
+            found = {
+                "start": piece.start,
+                "stop": piece.stop,
+                "content": rows.content,
+                "bad": rows.bad,
+                "files": files,
+                "seconds": round(time.monotonic() - begun, 3),
+                "host": socket.gethostname(),
+            }
+        data = json.dumps(found).encode()
+        if not place.publish_bytes(self._record_name(piece), data):
+            kept = self.record(piece)
+            if kept is not None:
+                return kept  # another process was first
+            # The record that is there is of other files, which were damaged or have gone.
+            place.publish_bytes(self._record_name(piece), data, again=True)
+        return found
+
+    def _written(self, piece: Piece, rows: PieceRows, stack) -> dict[str, Path]:
+        """Write a piece's files to local ones; return {published name: path}."""
+        place, target, made = self.place, self.target, {}
+
+        def partial(name: str) -> Path:
+            made[name] = place.partial(piece.name)
+            stack.callback(made[name].unlink, missing_ok=True)
+            return made[name]
+
+        with disk_errors(place.scratch):
+            for number in piece.files:
+                path = partial(f"{place.files}{target.file_name(number)}")
+                target.write_file(number, path, rows, Versions())
+            if not piece.files:
+                chunk = self.translator.batch_size * BLOCKS
+                write_rows(partial(f"{place.records}{piece.name}.npy"), rows, piece, chunk)
+            if rows.uncertainty:
+                path = partial(f"{place.records}{piece.name}.variance.npy")
+                with path.open("wb") as file:
+                    np.save(file, np.concatenate(rows.uncertainty))
+        return made
+
+    def _publish(self, piece: Piece, name: str, path: Path) -> dict:
+        """Publish one file, unless its like is there; return its seal."""
+        place = self.place
+        if place.seal(name) is not None and not place.same(name, path):
+            # Left by a killed process of another version, or damaged.
+            console.print(f"{place.name}/{name} does not belong to {piece.name}; it is replaced")
+            place.publish(name, path, again=True)
+        else:
+            place.publish(name, path)
+        return place.seal(name)
+
+    def _record_name(self, piece: Piece) -> str:
+        return f"{self.place.records}{piece.name}.json"
+
+
+def _changed(theirs: dict, ours: dict) -> str | None:
+    """Return the name of the first file whose size or time differs, or None."""
+    names = sorted({*theirs, *ours})
+    return next((name for name in names if theirs.get(name) != ours.get(name)), None)

@@ -1,0 +1,275 @@
+"""Parts of a translation: the same bytes as one process, killed, started twice, watched, refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tiny_galleries as tiny
+from gallery_files import written
+from kill_parts import translate
+from patience import LONG
+
+from fct_jax import cli
+from fct_jax.errors import UserError
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade.galleries.base import open_gallery
+from fct_jax.upgrade.maps.functions import Linear
+from fct_jax.upgrade.maps.map import Map
+from fct_jax.upgrade.migration.upgrade import Upgrade
+from fct_jax.upgrade.parts.numbers import Part
+
+REPOSITORY = Path(__file__).parents[3]
+HELPERS = REPOSITORY / "tests" / "helpers"
+COUNT = 2000
+
+
+def tree(folder) -> dict[str, bytes]:
+    """Return the content of every file of a directory and its subfolders."""
+    files = (p for p in sorted(Path(folder).rglob("*")) if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def results(workdir) -> dict[str, bytes]:
+    """Return what an upgrade has made: the gallery, log-variances, unusable rows."""
+    found = {f"gallery/{name}": data for name, data in tree(workdir / "gallery").items()}
+    for name in ("uncertainty.npy", "quarantine.jsonl"):
+        found[name] = (workdir / name).read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def galleries(tmp_path_factory):
+    """Return paths of a gallery with two unusable rows in each form, and of all new vectors."""
+    folder = tmp_path_factory.mktemp("galleries")
+    ids, old, new = tiny.vectors(COUNT)
+    old[5], old[1111] = np.nan, 0
+    paths = {}
+    for form in ("set", "faiss"):
+        paths[form] = tiny.write_gallery(form, folder / form, ids, old)
+    paths["parquet"] = folder / "parquet"
+    paths["parquet"].mkdir()
+    sizes = (70, 0, 130, 1, 333, 64, 64, 500)
+    tiny.write_parquet(paths["parquet"], ids, old, sizes=sizes, kind=pa.list_(pa.float16()))
+    (paths["parquet"] / "_meta.json").write_text('{"fingerprint": "old-model"}')
+    (paths["parquet"] / "later").mkdir()
+    (paths["parquet"] / "part-3.parquet").rename(paths["parquet"] / "later" / "part-3.parquet")
+    return paths, tiny.as_set(folder / "new", new, ids, fingerprint="new-model")
+
+
+@pytest.fixture(scope="module")
+def whole(galleries, tmp_path_factory):
+    """Return {form: directory of an upgrade by one process}."""
+    folder = tmp_path_factory.mktemp("whole")
+    for form, path in galleries[0].items():
+        translate(path, folder / form)
+    return {form: folder / form for form in galleries[0]}
+
+
+@pytest.mark.parametrize("form", tiny.FORMS)
+def test_sixteen_parts_are_one_process(galleries, whole, tmp_path, form):
+    """Also afterwards: with new vectors, and rolled back."""
+    paths, new = galleries
+    for number in np.random.default_rng(1).permutation(16):
+        found = translate(paths[form], tmp_path / "up", f"{number + 1}/16")
+        if found.__class__.__name__ == "Status":
+            assert found.state == "translating" and found.pieces.done < found.pieces.count
+    assert found.form == form and len(found) == COUNT
+    assert results(tmp_path / "up") == results(whole[form])
+    assert not (tmp_path / "up" / "parts").exists()
+    status = Upgrade(tmp_path / "up").status()
+    assert (status.state, status.translated, status.quarantined) == ("translated", COUNT, 2)
+    # A part that is started again finds nothing to do.
+    translate(paths[form], tmp_path / "up", "3/16")
+    by_one = tmp_path / "one"
+    translate(paths[form], by_one)
+    for workdir in (tmp_path / "up", by_one):
+        upgrade = Upgrade(workdir)
+        upgrade.apply(tiny.plain_map(), reembed=str(new), batch_items=300, max_batches=3)
+        upgrade.rollback(2, map=tiny.plain_map())
+    assert results(tmp_path / "up") == results(by_one)
+    assert open_gallery(by_one / "gallery", unfinished=True).versions.sum() == 600
+
+
+def test_shards_are_assembled(tmp_path):
+    """Numbered .npy files become an EmbeddingSet."""
+    path = written("shards", tmp_path / "shards", tiny.vectors(600)[1])
+    translate(path, tmp_path / "one")
+    for number in (2, 3, 1):
+        translate(path, tmp_path / "up", f"{number}/3")
+    assert tree(tmp_path / "up" / "gallery") == tree(tmp_path / "one" / "gallery")
+
+
+@pytest.mark.parametrize("count", [999, 1024 + 16 + 3])
+def test_borders_inside_blocks(tmp_path, count):
+    """Files end anywhere, but the blocks that are computed are those of one process.
+
+    The products of larger matrices differ in their last bits if blocks are cut elsewhere.
+    """
+    rng = np.random.default_rng(0)
+    old = rng.standard_normal((count, 96)).astype(np.float32)
+    matrix = rng.standard_normal((96, 80)).astype(np.float32)
+    described = {"method": "ridge", "dim_in": 96, "dim_out": 80, "unit_output": True}
+    mapping = Map(described, Linear(matrix, np.float32(1), np.zeros(80, np.float32)))
+    folder = tmp_path / "old"
+    folder.mkdir()
+    tiny.write_parquet(folder, np.arange(count), old, sizes=(41, 111, 7, 300, 90))
+
+    def apply(workdir, part=None):
+        given = {"batch_size": 32, "unchecked": True, "part": part}
+        return Upgrade(workdir).apply(mapping, folder, **given)
+
+    apply(tmp_path / "one")
+    for number in (1, 2, 3):
+        apply(tmp_path / "up", f"{number}/3")
+    assert tree(tmp_path / "up" / "gallery") == tree(tmp_path / "one" / "gallery")
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("form", tiny.FORMS)
+def test_killed_and_started_twice(galleries, whole, tmp_path, form):
+    environment = {**os.environ, "PYTHONPATH": f"{HELPERS}{os.pathsep}{REPOSITORY}"}
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", HELPERS / "kill_parts.py", galleries[0][form], tmp_path]
+        + ["1", "2"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+    )
+    assert ran.returncode == 0, ran.stderr
+    for seed, killed in zip("12", ran.stdout.split(), strict=True):
+        assert int(killed) > 3, ran.stderr
+        assert results(tmp_path / seed) == results(whole[form])
+
+
+@pytest.fixture
+def words(galleries, tmp_path):
+    """Return a function that gives the words of ``fct-jax apply`` in tmp_path/up."""
+    tiny.plain_map().save(tmp_path / "map")
+    given = ["--map", tmp_path / "map", "--gallery", galleries[0]["parquet"], "--unchecked"]
+
+    def made(*more):
+        return [str(w) for w in ("apply", tmp_path / "up", *given, "--batch-size", 16, *more)]
+
+    return made
+
+
+def said(capsys) -> str:
+    """Return the single line of an error."""
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error:")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_the_console(words, whole, tmp_path, capsys):
+    assert cli.main(words("--part", "2/3")) == 0
+    assert cli.main(["status", str(tmp_path / "up"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))
+    assert shown["state"] == "translating" and 0 < shown["translated"] < COUNT
+    pieces = shown["pieces"]
+    assert 0 < pieces["done"] < pieces["count"] and pieces["rows"] == COUNT
+    # Without --part the command makes what is missing.
+    assert cli.main(["apply", str(tmp_path / "up"), "--unchecked"]) == 0
+    assert results(tmp_path / "up") == results(whole["parquet"])
+
+
+def test_mistakes(words, galleries, tmp_path, capsys):
+    for part, expected in (
+        ("17/16", "--part 17/16: parts count from 1 to 16"),
+        ("0/16", "--part 0/16: parts count from 1 to 16"),
+        ("3", "--part 3: give NUMBER/COUNT, such as 3/16"),
+        ("auto", "neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set"),
+    ):
+        assert cli.main(words("--part", part)) == 1
+        assert expected in said(capsys)
+    assert not (tmp_path / "up").exists()
+    assert cli.main(words("--part", "1/2", "--reembed", str(galleries[1]))) == 1
+    assert "a part only translates" in said(capsys)
+
+    assert cli.main(words("--part", "1/3")) == 0
+    capsys.readouterr()
+    tiny.plain_map(matrix=-tiny.weight()).save(tmp_path / "other")
+    other = [str(tmp_path / "other") if w == str(tmp_path / "map") else w for w in words()]
+    assert cli.main([*other, "--part", "2/3"]) == 1
+    assert "map_fingerprint" in said(capsys)
+    (tmp_path / "up" / "upgrade.json").unlink()  # as on a host with a directory of its own
+    assert cli.main([*other, "--part", "2/3"]) == 1
+    assert "holds parts of another gallery, map or batch size (map:" in said(capsys)
+
+
+def test_a_gallery_that_changes_between_parts(tmp_path):
+    ids, old, _ = tiny.vectors(300)
+    path = tiny.write_gallery("parquet", tmp_path / "old", ids, old)
+    translate(path, tmp_path / "up", "1/3")
+    tiny.write_parquet(path, ids, old + 1)
+    with pytest.raises(UserError, match=r"part-0.parquet of .* has changed since the first part"):
+        translate(path, tmp_path / "up", "2/3")
+
+
+def test_a_damaged_piece_is_made_again(galleries, whole, tmp_path):
+    """Its checksum is compared by the part that made it, and by the process that finishes."""
+    path = galleries[0]["parquet"]
+    for number in (1, 2):
+        translate(path, tmp_path, f"{number}/3")
+    piece = next((tmp_path / "parts" / "gallery").glob("*.parquet"))
+    piece.write_bytes(piece.read_bytes()[:-1] + b"x")
+    next((tmp_path / "parts").glob("piece-*.json")).write_text("{")
+    translate(path, tmp_path, "3/3")
+    assert results(tmp_path) == results(whole["parquet"])
+
+
+def test_begun_by_one_process(tmp_path, galleries):
+    path = galleries[0]["set"]
+    translate(path, tmp_path)
+    records = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "journal.jsonl").write_bytes(b"".join(records[:3]))
+    with pytest.raises(UserError, match="is being translated by one process"):
+        translate(path, tmp_path, "1/2")
+
+
+def test_damaged_shards_of_the_source(tmp_path):
+    """The checksums that the source itself has are compared, each by one piece."""
+    ids, old, _ = tiny.vectors(600)
+    path = EmbeddingSet.of(old, ids, meta={"fingerprint": "old-model"}).write(tmp_path / "old")
+    data = bytearray((path / "vectors.npy").read_bytes())
+    data[-1] ^= 1
+    (path / "vectors.npy").write_bytes(data)
+    with pytest.raises(UserError, match="vectors.npy is damaged in shard 0"):
+        for number in (1, 2):
+            translate(path, tmp_path / "up", f"{number}/2")
+
+
+@pytest.mark.parametrize(
+    ("environment", "text", "expected"),
+    [
+        ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "16"}, "auto", "part 6/16"),
+        (
+            {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "2"},
+            "auto/8",
+            "part 3/8",
+        ),
+        ({"JOB_COMPLETION_INDEX": "0", "JOB_COMPLETIONS": "4"}, "auto", "part 1/4"),
+        ({"JOB_COMPLETION_INDEX": "3"}, "auto/4", "part 4/4"),
+    ],
+)
+def test_numbers_of_schedulers(environment, text, expected):
+    assert str(Part.of(text, environment)) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"JOB_COMPLETION_INDEX": "3"}, "JOB_COMPLETIONS is not set; give the number"),
+        ({"SLURM_ARRAY_TASK_ID": "x", "SLURM_ARRAY_TASK_COUNT": "2"}, "invalid literal"),
+        ({"JOB_COMPLETION_INDEX": "4", "JOB_COMPLETIONS": "4"}, r"number 5 of 4\): parts count"),
+    ],
+)
+def test_schedulers_that_give_no_part(environment, expected):
+    with pytest.raises(UserError, match=expected):
+        Part.of("auto", environment)
