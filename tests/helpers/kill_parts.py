@@ -22,11 +22,10 @@ from fct_jax.upgrade.migration.upgrade import Upgrade
 PARTS = ("1/2", "2/2", "1/2")
 
 
-def translate(gallery, workdir, part=None):
+def translate(gallery, workdir, part=None, mapping=None):
     """Translate one part of a gallery; None: all of it, in one process."""
-    return Upgrade(workdir).apply(
-        tiny.plain_map(), gallery, batch_size=16, unchecked=True, part=part
-    )
+    mapping = mapping or tiny.plain_map()
+    return Upgrade(workdir).apply(mapping, gallery, batch_size=16, unchecked=True, part=part)
 
 
 def dies(moment: int, gallery, workdir, part) -> None:
@@ -38,7 +37,7 @@ def dies(moment: int, gallery, workdir, part) -> None:
 
     os.pwrite = fuse.on(pwrite, half)
     fuse.on_methods(os, "fsync", "rename", "replace")
-    translate(gallery, workdir, part)
+    translate(gallery, workdir, part, workdir.parent / "map")
 
 
 def started(moment: int, gallery, workdir, part) -> int:
@@ -63,7 +62,7 @@ def kill_until_done(gallery: Path, workdir: Path, seed: int) -> int:
     """Return how many processes were killed before the gallery was finished."""
     rng, count = np.random.default_rng(seed), 0
     while not finished(workdir):
-        moments = rng.integers(1, 60, len(PARTS)).tolist()
+        moments = rng.integers(1, 40, len(PARTS)).tolist()
         children = [
             started(moment, gallery, workdir, part)
             for moment, part in zip(moments, PARTS, strict=True)
@@ -79,6 +78,7 @@ def kill_until_done(gallery: Path, workdir: Path, seed: int) -> int:
 def main() -> None:
     """Run the command."""
     gallery, workdir = map(Path, sys.argv[1:3])
+    tiny.plain_map().save(workdir / "map")
     for seed in sys.argv[3:]:
         print(kill_until_done(gallery, workdir / seed, int(seed)), flush=True)
 

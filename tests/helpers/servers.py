@@ -176,7 +176,7 @@ def _seaweedfs(folder: Path, bucket: str):
     ]
     ports = free_ports(len(names))
     command += [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
-    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # fixed ports, which runs side by side share
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # their ports are fixed
     s3 = ports[0]
     url = f"http://127.0.0.1:{s3}"
 

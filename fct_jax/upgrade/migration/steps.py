@@ -116,6 +116,8 @@ class Migration(Batches):
         if files:
             self.target.create(self.map.dim_out, self.map.metric)
             self.describe("translating")
+        else:
+            self.target.discard()
         if self.map.has_uncertainty:  # for the order of a later plan
             empty_npy(self.workdir / "uncertainty.npy", (len(self.source),), np.float32)
         self.record("layout", stamps=stamps)

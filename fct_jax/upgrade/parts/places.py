@@ -142,7 +142,10 @@ class Folder(Place):
 
     def hand_over(self, target):
         files = self.path / self.files
-        if files.is_dir():  # otherwise a killed run has moved them
+        if target.folder.is_dir():
+            # A killed run has moved them; parts that did not know of it made some again.
+            shutil.rmtree(files, ignore_errors=True)
+        else:
             target.adopt(files)
 
     def same(self, name, partial):

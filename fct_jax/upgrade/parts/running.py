@@ -66,6 +66,8 @@ class Running:
         Returns whether the gallery is translated.
         """
         publishing = self.publishing
+        if self._work.progress.rows == publishing.pieces[-1].stop:
+            return self.finish()  # all are checked already, and may have been moved
         mine = [publishing.pieces[n] for n in part.pieces(len(publishing.pieces))]
         total = sum(piece.stop - piece.start for piece in mine)
         with Bar(f"translating {part}", total, "vectors") as bar:
