@@ -59,11 +59,6 @@ class Target(abc.ABC):
         """
         return 0
 
-    @property
-    def dtype(self) -> np.dtype:
-        """Return the type in which vectors are stored."""
-        return self.source.dtype
-
     def file_starts(self) -> np.ndarray | None:
         """Return the first row of each file that can be made by itself, and the number of rows.
 

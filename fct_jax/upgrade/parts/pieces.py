@@ -4,17 +4,17 @@ import contextlib
 import dataclasses
 import itertools
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from fct_jax.runtime import threads
 from fct_jax.storage import checksums
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import TRANSLATED
 from fct_jax.upgrade.galleries.rows import empty_npy, npy_rows
 from fct_jax.upgrade.galleries.target import Target
-from fct_jax.upgrade.migration.reading import BLOCKS, screened
+from fct_jax.upgrade.migration.reading import BLOCKS, Taken, screened
 from fct_jax.upgrade.migration.translating import Translator
 
 _MOST = 16  # chunks of the translation in a piece: a lost piece costs about a minute
@@ -70,26 +70,23 @@ def pieces_of(target: Target, batch_size: int) -> list[Piece]:
 class PieceRows:
     """Stored h(old) of a piece's rows, computed when they are read, which is done in order.
 
-    Blocks are those of one process: a piece that begins or ends inside a block computes the whole
-    block, and the last block of the gallery is computed together with the one before it if one
-    process does so.
+    Blocks are those of one process: of a block in which a piece begins or ends, all rows are
+    computed, and those of the neighbours are left out.
 
     Attributes:
       dim, dtype: size and stored type of the vectors.
       content: CRC-32 of the source's rows so far, as float32.
       bad: [row, reason] of the unusable ones so far.
-      uncertainty: log-variances so far, one array for each chunk; [] if the map gives none.
+      uncertainty: log-variances so far, one array for each block; [] if the map gives none.
     """
 
-    def __init__(self, translator: Translator, piece: Piece, dtype):
+    def __init__(self, translator: Translator, piece: Piece):
         self._translator, self._piece = translator, piece
-        self.dim, self.dtype = translator.map.dim_out, np.dtype(dtype)
+        self.dim, self.dtype = translator.map.dim_out, translator.dtype
         self.content, self.bad, self.uncertainty = 0, [], []
         self._first = self._last = piece.start  # rows that are held
         self._held = np.empty((0, self.dim), self.dtype)
-        # The next rows are read while these are computed.
-        self._reader = ThreadPoolExecutor(1)
-        self._coming = self._ahead(piece.start) if piece.stop > piece.start else None
+        self._blocks = translator.stream(threads.ahead(self._sources()))
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows that begin where the last ones ended, in the stored type."""
@@ -103,38 +100,32 @@ class PieceRows:
             self._last += len(self._held)
         return found[0] if len(found) == 1 else np.concatenate(found)
 
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._reader.shutdown(cancel_futures=True)
-
-    def _ahead(self, row: int):
-        """Begin to read the whole blocks from ``row`` on; return (first, last, their future)."""
-        source, size = self._translator.source, self._translator.batch_size
-        chunk, count = size * BLOCKS, len(source)
-        first = row // size * size
-        last = min(first + chunk, -(-self._piece.stop // size) * size, count)
-        if last == count and last - first < size and first % chunk:
-            first -= size  # a short block of its own could be computed otherwise
-        return first, last, self._reader.submit(source.read, first, last)
-
     def _next(self) -> np.ndarray:
-        source, piece = self._translator.source, self._piece
-        first, last, reading = self._coming
-        vectors, start, stop = reading.result(), self._last, min(last, piece.stop)
-        before, own, after = np.split(vectors, [start - first, stop - first])
-        self.content = zlib.crc32(np.ascontiguousarray(own), self.content)
-        own, bad = screened(source, start, own)
-        source.bad.check(len(source), source.name)
-        self.bad += bad
-        if stop < piece.stop:
-            self._coming = self._ahead(stop)
-        if len(before) or len(after):
-            # What is unusable among its neighbours is reported by their own piece.
-            own = np.concatenate([_zeroed(before), own, _zeroed(after)])
-        made, uncertainty = self._translator.mapped(first, own, bad)
-        if uncertainty is not None:
-            self.uncertainty.append(uncertainty[start - first : stop - first])
-        return made[start - first : stop - first].astype(self.dtype, copy=False)
+        made, piece = next(self._blocks), self._piece
+        first = made.taken.start
+        own = slice(max(piece.start - first, 0), piece.stop - first)
+        if made.uncertainty is not None:
+            self.uncertainty.append(made.uncertainty[own])
+        return made.vectors[own]
+
+    def _sources(self):
+        """Yield (Taken, vectors) of every block that the piece has rows of."""
+        source, size, piece = self._translator.source, self._translator.batch_size, self._piece
+        if piece.start == piece.stop:
+            return
+        for first in range(piece.start // size * size, piece.stop, size):
+            last = min(first + size, len(source))
+            start, stop = max(first, piece.start), min(last, piece.stop)
+            before, own, after = np.split(source.read(first, last), [start - first, stop - first])
+            self.content = zlib.crc32(np.ascontiguousarray(own), self.content)
+            own, bad = screened(source, start, own)
+            if bad:
+                source.bad.check(len(source), source.name)
+            self.bad += bad
+            if len(before) or len(after):
+                # What is unusable among its neighbours is reported by their own piece.
+                own = np.concatenate([_zeroed(before), own, _zeroed(after)])
+            yield Taken(first, last, bad), own
 
 
 def _zeroed(vectors: np.ndarray) -> np.ndarray:

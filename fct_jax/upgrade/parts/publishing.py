@@ -118,9 +118,8 @@ class Publishing:
         Raises UserError if the gallery has changed, a vector is unusable, or the disk is full.
         """
         place, begun = self.place, time.monotonic()
-        rows = PieceRows(self.translator, piece, self.target.dtype)
+        rows = PieceRows(self.translator, piece)
         with contextlib.ExitStack() as stack:
-            stack.callback(rows.close)
             made = self._written(piece, rows, stack)
             check_source(self.translator.source, piece, piece is self.pieces[-1])
             if stamps_of(self.translator.source) != self._stamps:
