@@ -8,9 +8,9 @@ import pytest
 from fct_jax.errors import UserError
 from fct_jax.upgrade import assess
 from fct_jax.upgrade.assessment.cascades import gaps, stream_of
-from fct_jax.upgrade.assessment.curves import WHOLE, World, spots_of
 from fct_jax.upgrade.assessment.cutoffs import cutoffs
 from fct_jax.upgrade.assessment.verdict import Bootstrap
+from fct_jax.upgrade.assessment.world import WHOLE, World, spots_of
 from fct_jax.upgrade.ways import WAYS
 from fct_jax.upgrade.ways import relevance as judge
 from fct_jax.upgrade.ways.calibration import calibrate

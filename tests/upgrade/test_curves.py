@@ -7,8 +7,11 @@ import pytest
 
 from fct_jax.evaluate.orders import Items, find_order
 from fct_jax.upgrade.assessment import curves as module
-from fct_jax.upgrade.assessment.curves import KEEP, WHOLE, Curves, World, spots_of, typical_queries
-from fct_jax.upgrade.assessment.tops import Scores
+from fct_jax.upgrade.assessment import streamed
+from fct_jax.upgrade.assessment.curves import Curves, typical_queries
+from fct_jax.upgrade.assessment.streamed import Streamed
+from fct_jax.upgrade.assessment.tops import Best, Scores
+from fct_jax.upgrade.assessment.world import KEEP, WHOLE, World, spots_of
 from fct_jax.upgrade.ways import WAYS, Mix
 from fct_jax.upgrade.ways import relevance as judge
 from fct_jax.upgrade.ways.calibration import Calibration, Weights, calibrate, with_spread
@@ -119,6 +122,12 @@ def test_every_way_at_every_share_is_its_own_search(metric, options, monkeypatch
     monkeypatch.setattr(module, "_BLOCK", 13 * 210)  # several blocks of queries
     found = Curves(world, known, 60).run(spots)
     assert len(found) == len(spots) + 2
+    for name, size in {"ROWS": 64, "PREPARED": 25, "QUERIES": 13, "GATHERED": 900}.items():
+        monkeypatch.setattr(streamed, name, size)
+    in_blocks = Streamed(world, known, 60)
+    for name, values in in_blocks.run(spots).items():
+        for metric_name, value in values.items():
+            np.testing.assert_allclose(value, found[name][metric_name], atol=1e-6, err_msg=name)
     for spot in spots:
         expected = searched(world, known, spot, 60, metric)
         for name, values in expected.items():
@@ -180,6 +189,34 @@ def test_ends_and_cascades_are_plain_loops():
                 assert found[name][metric][q] == pytest.approx(value[0], abs=1e-6), (name, metric)
 
 
+class Counted:
+    """Vectors that count how often each row is read."""
+
+    def __init__(self, vectors):
+        self.vectors, self.read = vectors, np.zeros(len(vectors), int)
+
+    def __len__(self):
+        return len(self.vectors)
+
+    def __getitem__(self, rows):
+        self.read[rows] += 1
+        return self.vectors[rows].astype(np.float16)
+
+
+@pytest.mark.parametrize(("lists", "readings"), [(1 << 30, 1), (1, 4)])
+def test_a_gallery_is_read_once_however_many_points(lists, readings, monkeypatch):
+    """It is read again only for queries whose lists of the best would not fit."""
+    world, known = made()
+    items = {kind: Counted(vectors) for kind, vectors in world.items.items()}
+    for name, size in {"ROWS": 64, "PREPARED": 25, "QUERIES": 13, "LISTS": lists}.items():
+        monkeypatch.setattr(streamed, name, size)
+    ways = [WAYS["translated"], WAYS["bridge"]]
+    spots = spots_of(ways, orders_of(ways, known), SHARES)
+    Streamed(dataclasses.replace(world, items=items), known, 60).run(spots)
+    for counted in items.values():
+        assert (counted.read == readings).all()
+
+
 def test_best_items_are_those_of_a_sort():
     rng = np.random.default_rng(0)
     old, new = (rng.integers(0, 9, (7, 5000)).astype(np.float32) for _ in range(2))  # many equal
@@ -198,6 +235,13 @@ def test_best_items_are_those_of_a_sort():
             assert got.tolist() == ranking
             np.testing.assert_array_equal(found[q, : len(got)], total[q, ranking])
             assert np.isneginf(found[q, len(got) :]).all()
+        best = Best(np.empty((7, k), np.float32), np.empty((7, k), np.int32))
+        for start in range(0, items, 1700):
+            here = slice(start, min(start + 1700, items))
+            block = Scores({"old": old[:, here], "new": new[:, here]})
+            best.add(block, left, done, migrated[here], own, start, here.stop - start)
+        for got, expected in zip(best.ranked(), (found, rows), strict=True):
+            np.testing.assert_array_equal(got, expected)
     columns = np.sort(rng.permutation(5000)[:400])
     largest = scores.largest(Mix({"old": factor, "new": 2.0}), columns, 12)
     expected = np.sort(factor[:, None] * old[:, columns] + 2 * new[:, columns], axis=1)[:, ::-1]

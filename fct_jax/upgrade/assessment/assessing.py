@@ -16,15 +16,7 @@ from fct_jax.upgrade.assessment.cascades import (
     replayed_all,
     stream_of,
 )
-from fct_jax.upgrade.assessment.curves import (
-    KEEP,
-    TRANSLATE,
-    WHOLE,
-    Curves,
-    World,
-    spots_of,
-    typical_queries,
-)
+from fct_jax.upgrade.assessment.curves import Curves, typical_queries
 from fct_jax.upgrade.assessment.cutoffs import cutoffs
 from fct_jax.upgrade.assessment.inputs import (
     WEAK,
@@ -49,6 +41,7 @@ from fct_jax.upgrade.assessment.verdict import (
     without_evidence,
     without_keep,
 )
+from fct_jax.upgrade.assessment.world import KEEP, TRANSLATE, WHOLE, World, spots_of
 from fct_jax.upgrade.checks.guards import ask_map
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.inputs import FEWEST, load_array, paired, take

@@ -15,10 +15,17 @@ import numpy as np
 from fct_jax.evaluate.orders import Items, find_order
 from fct_jax.runtime import threads
 from fct_jax.runtime.progress import Bar
+from fct_jax.upgrade.assessment.world import (
+    KEEP,
+    TRANSLATE,
+    WHOLE,
+    Candidates,
+    Spot,
+    World,
+)
 from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between
 from fct_jax.upgrade.ways.calibration import (
     REFERENCE,
-    Calibration,
     Tail,
     affine_of,
     fused_factors,
@@ -27,7 +34,8 @@ from fct_jax.upgrade.ways.calibration import (
     tail_size,
     typical_spread,
 )
-from fct_jax.upgrade.ways.relevance import Relevance, per_query
+from fct_jax.upgrade.ways.relevance import per_query
+from fct_jax.upgrade.ways.scores import Space
 from fct_jax.upgrade.ways.stages import second_stage, union
 
 if TYPE_CHECKING:
@@ -37,66 +45,9 @@ TYPICAL = 256  # queries whose tails define the typical spread
 _BLOCK = 1 << 22  # scores of one pair held by one thread
 _PLAIN = "plain "  # prefix of pairs of spaces without damping
 
-# names of points outside the table of ways
-KEEP, WHOLE = "keep", "re-embed all"
-TRANSLATE = "translate"
-
 
 @dataclasses.dataclass(frozen=True)
-class World:
-    """The vectors that an assessment searches.
-
-    Attributes:
-      items: kind -> (N, D) float32 gallery vectors: "old", "new", "translated".
-      queries: kind -> (Q, D) float32: "old", "new", and "bridged" and "common" if they exist.
-      relevance: relevance of the Q queries.
-      own: (Q,) rows that are not results, or None.
-      calibration: calibration on the sample; its spaces and weights hold everywhere.
-      sample: (R, do), (R, dn) items outside the gallery that a calibration starts from.
-      inside: rows of the gallery that a calibration starts from if there are no other items.
-    """
-
-    items: Mapping[str, np.ndarray]
-    queries: Mapping[str, np.ndarray]
-    relevance: Relevance
-    own: np.ndarray | None
-    calibration: Calibration
-    sample: tuple[np.ndarray, np.ndarray]
-    inside: np.ndarray
-
-    @property
-    def count(self) -> int:
-        """Return the number of gallery items."""
-        return len(self.items["old"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Spot:
-    """One point to measure: a way with a share of the gallery re-embedded in an order."""
-
-    way: Way
-    order: str
-    share: float
-
-    @property
-    def name(self) -> tuple[str, str, float]:
-        return self.way.label, self.order, self.share
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidates:
-    """Rows (Q, K) found by a cascade's first stage, and their scores before and after re-ranking.
-
-    Scores are on one scale, and −inf for a row of −1.
-    """
-
-    rows: np.ndarray
-    old_scores: np.ndarray
-    new_scores: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class _State:
+class State:
     """A re-embedded share of the gallery, and the items that a calibration then has."""
 
     migrated: np.ndarray
@@ -107,16 +58,14 @@ class _State:
         return tail_size(len(self.columns))
 
 
-def spots_of(ways: Sequence[Way], orders: Mapping[str, Sequence[str]], shares) -> list[Spot]:
-    """Return the points to measure; orders: way -> names; shares include 0 and 1."""
-    found = []
-    for way in (variant for row in ways for variant in row.all_variants()):
-        if way.done is not None:
-            found += [Spot(way, order, share) for order in orders[way.name] for share in shares]
-        else:
-            # Nothing is re-embedded in advance; a cascade makes vectors on demand.
-            found.append(Spot(way, "candidates" if way.reranked else "", 0.0))
-    return found
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """A list to search for each query: mixes of items that are not re-embedded and that are."""
+
+    left: Mix
+    done: Mix
+    migrated: np.ndarray
+    width: int
 
 
 class Curves:
@@ -151,21 +100,27 @@ class Curves:
         asked = self._asked()
         size = int(np.clip(_BLOCK // (world.count + len(world.sample[0])), 8, 128))
         blocks = [np.arange(i, min(i + size, total)) for i in range(0, total, size)]
-        found: dict[tuple, dict[str, np.ndarray]] = {}
-        kept: dict[tuple, list] = {}
+        measured = []
         with Bar("assessing", total, "queries") as bar:
             typical = self._typical(states, asked, size) if self._calibrated(spots) else {}
             work = functools.partial(self._measure, spots, states, typical, asked)
-            for rows, (values, candidates) in zip(
-                blocks, threads.in_order(work, blocks), strict=True
-            ):
-                for name, metrics in values.items():
-                    mine = found.setdefault(name, {m: np.empty(total) for m in metrics})
-                    for metric, numbers in metrics.items():
-                        mine[metric][rows] = numbers
-                for name, parts in candidates.items():
-                    kept.setdefault(name, []).append(parts)
+            for rows, part in zip(blocks, threads.in_order(work, blocks), strict=True):
+                measured.append(part)
                 bar.advance(len(rows))
+        return self._collected(blocks, measured)
+
+    def _collected(self, blocks, measured) -> dict[tuple, dict[str, np.ndarray]]:
+        """Put what `_measure` returned for blocks of queries together."""
+        total = sum(len(rows) for rows in blocks)
+        found: dict[tuple, dict[str, np.ndarray]] = {}
+        kept: dict[tuple, list] = {}
+        for rows, (values, candidates) in zip(blocks, measured, strict=True):
+            for name, metrics in values.items():
+                mine = found.setdefault(name, {m: np.empty(total) for m in metrics})
+                for metric, numbers in metrics.items():
+                    mine[metric][rows] = numbers
+            for name, parts in candidates.items():
+                kept.setdefault(name, []).append(parts)
         self.candidates = {
             name: Candidates(*(np.concatenate(part) for part in zip(*parts, strict=True)))
             for name, parts in kept.items()
@@ -190,7 +145,7 @@ class Curves:
             self._ranked.setdefault(name, {})[int(asked[0])] = found
         return per_query(found[1], relevance)
 
-    def _states(self, spots) -> dict[tuple[str, float], _State]:
+    def _states(self, spots) -> dict[tuple[str, float], State]:
         count = self._world.count
         found = {}
         for order in dict.fromkeys(spot.order for spot in spots if spot.way.done is not None):
@@ -204,7 +159,7 @@ class Curves:
         found["", 1.0] = self._state(np.ones(count, bool))
         return found
 
-    def _state(self, migrated: np.ndarray) -> _State:
+    def _state(self, migrated: np.ndarray) -> State:
         """Return the state in which both models know the sample and all re-embedded items."""
         world = self._world
         start = world.count + np.arange(len(world.sample[0]))
@@ -213,28 +168,46 @@ class Curves:
         columns = np.concatenate([start, world.inside, np.flatnonzero(rest)])
         if len(columns) > REFERENCE:
             columns = columns[np.random.default_rng(0).permutation(len(columns))[:REFERENCE]]
-        return _State(migrated, np.sort(columns))
+        return State(migrated, np.sort(columns))
 
     def _calibrated(self, spots) -> bool:
         return any(spot.way.calibrated for spot in spots)
 
     def _asked(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return pair -> (Q, E) queries and (M, E) items whose inner products are the scores."""
+        asked = self._of_queries()
+        found = self._of_items(self._world.items, self._world.sample)
+        return {name: (asked[name], items) for name, items in found.items()}
+
+    def _spaces(self) -> dict[str, tuple[str, str, Space]]:
+        """Return pair -> kind of its queries, kind of its items, and the space of its scores."""
         world = self._world
-        queries, items, sample = dict(world.queries), world.items, world.sample
-        extra = {"old": sample[0], "new": sample[1]}
         spaces = {"old": world.calibration.old, "new": world.calibration.new}
         found = {}
         for name, (by, of) in PAIRS.items():
-            if by not in queries or of not in items:
+            if by not in world.queries or of not in world.items:
                 continue
-            vectors, plain = items[of], self._plain[of]
             if self._damped and name in spaces:
-                found[_PLAIN + name] = plain.queries(queries[by]), plain.items(vectors)
-            if name in extra and len(extra[name]):
+                found[_PLAIN + name] = by, of, self._plain[of]
+            found[name] = by, of, spaces.get(name, self._plain[of])
+        return found
+
+    def _of_queries(self) -> dict[str, np.ndarray]:
+        """Return pair -> (Q, E) prepared queries."""
+        queries = self._world.queries
+        return {name: of.queries(queries[by]) for name, (by, _, of) in self._spaces().items()}
+
+    def _of_items(self, items: Mapping[str, np.ndarray], sample=None) -> dict[str, np.ndarray]:
+        """Return pair -> (M, E) prepared items of given kinds; the sample's come last, if any."""
+        extra = {} if sample is None else {"old": sample[0], "new": sample[1]}
+        found = {}
+        for name, (_, of, space) in self._spaces().items():
+            if of not in items:
+                continue
+            vectors = items[of]
+            if len(extra.get(name, ())):
                 vectors = np.concatenate([vectors, extra[name]])
-            space = spaces.get(name, plain)
-            found[name] = space.queries(queries[by]), space.items(vectors)
+            found[name] = space.items(vectors)
         return found
 
     def _scores(self, asked, rows: np.ndarray, pairs=None) -> "Scores":
@@ -271,13 +244,13 @@ class Curves:
             found[name] = (*spreads, typical_spread(fused))
         return found
 
-    def _two_tails(self, scores: "Scores", own, state: _State, typical) -> list[Tail]:
+    def _two_tails(self, scores: "Scores", own, state: State, typical) -> list[Tail]:
         return [
             tail_of(scores.largest(Mix({pair: 1.0}), state.columns, state.tail + 1), mine, spread)
             for pair, mine, spread in zip(("old", "new"), own, typical, strict=False)
         ]
 
-    def _fused_tail(self, scores: "Scores", own, state: _State, pair, typical: float) -> Tail:
+    def _fused_tail(self, scores: "Scores", own, state: State, pair, typical: float) -> Tail:
         a, b = fused_factors(self._world.calibration.weights, *pair)
         largest = scores.largest(Mix({"old": a, "new": b}), state.columns, state.tail + 1)
         both = tail_of(largest, a * own[0] + b * own[1], typical)
@@ -285,62 +258,112 @@ class Curves:
 
     def _measure(self, spots, states, typical, asked, rows: np.ndarray):
         """Return {name: {metric: (q,)}} of some queries, and the candidates of cascades."""
-        world = self._world
-        scores = self._scores(asked, rows)
-        own_scores = self._own_scores(rows) if typical else None
-        own = np.full(len(rows), -1) if world.own is None else world.own[rows]
-        relevance = world.relevance.of(rows)
-        affine = {}
-        for name, spreads in typical.items():
-            pair = self._two_tails(scores, own_scores, states[name], spreads)
-            both = self._fused_tail(scores, own_scores, states[name], pair, spreads[2])
-            affine[name] = affine_of(world.calibration.weights, *pair, both)
-        angle = functools.cache(
-            lambda: angle_between(world.queries["old"][rows], world.queries["bridged"][rows])
+        world, scores = self._world, self._scores(asked, rows)
+        affine = {
+            name: self._affine(scores, rows, states[name], spreads)
+            for name, spreads in typical.items()
+        }
+        own = self._own(rows)
+        lists = {
+            name: scores.best(wish.left, wish.done, wish.migrated, own, world.count, wish.width)
+            for name, wish in self._wishes(spots, states, affine, rows).items()
+        }
+        return self._judge(spots, affine, rows, lists, scores.at)
+
+    def _own(self, rows: np.ndarray) -> np.ndarray:
+        return np.full(len(rows), -1) if self._world.own is None else self._world.own[rows]
+
+    def _affine(self, scores: "Scores", rows: np.ndarray, state: State, spreads):
+        """Return the factors that make some queries' scores of both spaces comparable."""
+        own = self._own_scores(rows)
+        pair = self._two_tails(scores, own, state, spreads)
+        both = self._fused_tail(scores, own, state, pair, spreads[2])
+        return affine_of(self._world.calibration.weights, *pair, both)
+
+    def _seen_by(self, spot: Spot, affine, rows: np.ndarray) -> Asked:
+        """Return some queries as the functions of a spot's way see them."""
+        queries = self._world.queries
+        values = affine.get(_state_of(spot))
+        return Asked(
+            spot.way,
+            None if values is None else lambda: values,
+            functools.cache(lambda: angle_between(queries["old"][rows], queries["bridged"][rows])),
         )
+
+    def _wishes(self, spots, states, affine, rows: np.ndarray) -> dict[tuple, Wish]:
+        """Return the lists that the spots need; those of cascades are named by `_first_stage`."""
         none, every = states["", 0.0].migrated, states["", 1.0].migrated
-
-        def judged(name: tuple, left: Mix, done: Mix, migrated) -> dict[str, np.ndarray]:
-            ranked = scores.best(left, done, migrated, own, world.count, self.depth)
-            return self._judged(name, rows, ranked, relevance)
-
-        plain = {pair: (_PLAIN if self._damped else "") + pair for pair in ("old", "new")}
-        ends = self.baseline, (WHOLE, "", 1.0)
-        start = plain["old"] if ends[0][0] == KEEP else "translated"
+        plain = self._undamped_names()
+        start = plain["old"] if self.baseline[0] == KEEP else "translated"
         start, new = Mix({start: 1.0}), Mix({plain["new"]: 1.0})
         found = {
-            ends[0]: judged(ends[0], start, start, none),
-            ends[1]: judged(ends[1], new, new, every),
+            self.baseline: Wish(start, start, none, self.depth),
+            (WHOLE, "", 1.0): Wish(new, new, every, self.depth),
+        }
+        width = min(self._world.count, max(self.depth, _deepest(spots)))
+        for spot in spots:
+            way, now = spot.way, self._seen_by(spot, affine, rows)
+            if way.reranked is None:
+                left = _undamped(way.left(now), way, plain)
+                done = left if way.done is None else _undamped(way.done(now), way, plain)
+                migrated = states[_state_of(spot)].migrated
+                found[spot.name] = Wish(left, done, migrated, self.depth)
+            elif _first_stage(way) not in found:
+                left = _undamped(way.left(now), way, plain)
+                found[_first_stage(way)] = Wish(left, left, none, width)
+                if way.beside is not None:
+                    left = _undamped(way.beside(now), way, plain)
+                    found[_first_stage(way, "beside")] = Wish(left, left, none, width)
+        return found
+
+    def _judge(self, spots, affine, rows: np.ndarray, lists, at):
+        """Return what `_measure` does, from the lists; at: the scores of a mix at given rows."""
+        relevance = self._world.relevance.of(rows)
+        plain, deepest = self._undamped_names(), _deepest(spots)
+        every = np.ones(self._world.count, bool)
+        found = {
+            name: self._judged(name, rows, lists[name], relevance)
+            for name in (self.baseline, (WHOLE, "", 1.0))
         }
         recalled, candidates = {}, {}
         for spot in spots:
-            way, share = spot.way, spot.share
-            state = (spot.order if 0 < share < 1 else "", share)
-            values = affine.get(state)
-            now = Asked(way, None if values is None else lambda values=values: values, angle)
-            left = _undamped(way.left(now), way, plain)
+            way, now = spot.way, self._seen_by(spot, affine, rows)
             if way.reranked is None:
-                done = left if way.done is None else _undamped(way.done(now), way, plain)
-                found[spot.name] = judged(spot.name, left, done, states[state].migrated)
+                found[spot.name] = self._judged(spot.name, rows, lists[spot.name], relevance)
                 continue
-            first = (way.name, way.settings["score"])
+            first = _first_stage(way)
             if first not in recalled:
-                deepest = max(s.way.settings["depth"] for s in spots if s.way.reranked is not None)
-                width = min(world.count, max(self.depth, deepest))
-                some = scores.best(left, left, none, own, world.count, width)
+                some = lists[first]
                 if way.beside is not None:
-                    beside = _undamped(way.beside(now), way, plain)
-                    more = scores.best(beside, beside, none, own, world.count, width)
-                    joined = union(some[1], more[1])[:, :width]
-                    some = scores.at(left, joined), joined
-                anew = scores.at(_undamped(way.reranked(now), way, plain), some[1][:, :deepest])
+                    more = lists[_first_stage(way, "beside")]
+                    joined = union(some[1], more[1])[:, : some[1].shape[1]]
+                    some = at(_undamped(way.left(now), way, plain), joined), joined
+                anew = at(_undamped(way.reranked(now), way, plain), some[1][:, :deepest])
                 recalled[first] = (*some, anew)
-                candidates[first] = some[1][:, :deepest], some[0][:, :deepest], anew
+                candidates[way.name, way.settings["score"]] = (
+                    some[1][:, :deepest], some[0][:, :deepest], anew,
+                )  # fmt: skip
             score, ranked, anew = recalled[first]
             depth = min(way.settings["depth"], anew.shape[1])
             ranked = second_stage(score, ranked, anew[:, :depth], every, self.depth)
             found[spot.name] = self._judged(spot.name, rows, ranked, relevance)
         return found, candidates
+
+    def _undamped_names(self) -> dict[str, str]:
+        return {pair: (_PLAIN if self._damped else "") + pair for pair in ("old", "new")}
+
+
+def _state_of(spot: Spot) -> tuple[str, float]:
+    return (spot.order if 0 < spot.share < 1 else ""), spot.share
+
+
+def _deepest(spots: Sequence[Spot]) -> int:
+    """Return the largest number of candidates that a cascade re-ranks; 0 without cascades."""
+    return max((s.way.settings["depth"] for s in spots if s.way.reranked is not None), default=0)
+
+
+def _first_stage(way: Way, which: str = "recalled") -> tuple[str, str, str]:
+    return which, way.name, way.settings["score"]
 
 
 def typical_queries(total: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from numba import njit
 from fct_jax.upgrade.ways import Mix
 
 CHUNK = 2048  # items whose scores are computed together
+PART = 64  # of these, so many are skipped at once if none is among the best
 _FEW = 12  # items for each result, up to which all are sorted
 _LOW = np.int64(0xFFFFFFFF)
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -32,11 +33,12 @@ class Scores:
         """
         scores = np.empty((self._count, k), np.float32)
         rows = np.empty((self._count, k), np.int32)
+        if items > _FEW * k:
+            best = Best(scores, rows)
+            best.add(self, left, done, migrated, own, 0, items)
+            return best.ranked()
         migrated = np.asarray(migrated, np.float32)  # 0 and 1: a factor
         terms = *self._terms(left), *self._terms(done), migrated, own, items
-        if items > _FEW * k:
-            _best(*terms, scores, rows)
-            return scores, rows
         # Most of the items are results: sorting all is faster than a heap of the best.
         keys = np.empty((self._count, items), np.int64)
         _keys(*terms, keys)
@@ -70,6 +72,29 @@ class Scores:
         if len(parts) == 1:
             parts, factors = [parts[0], parts[0][:, :0]], [factors[0], factors[0]]
         return parts[0], factors[0], parts[1], factors[1], self._whole(mix.shift)
+
+
+class Best:
+    """The best items of a batch of queries, from blocks of a gallery in the order of its rows."""
+
+    def __init__(self, scores: np.ndarray, rows: np.ndarray):
+        """Take arrays (q, k) to fill, float32 and int32 or int64."""
+        self._scores, self._rows = scores, rows
+        scores[:], rows[:] = -np.inf, -1
+
+    def add(self, block: Scores, left: Mix, done: Mix, migrated, own, start: int, items: int):
+        """Add the first ``items`` items of a block whose first row is ``start``.
+
+        left, done, own: as for `Scores.best`; migrated: (items,) bool.
+        """
+        migrated = np.asarray(migrated, np.float32)  # 0 and 1: a factor
+        terms = *block._terms(left), *block._terms(done), migrated, own - start, items
+        _add_best(*terms, start, self._scores, self._rows)
+
+    def ranked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best, (q, k) scores and rows, as `Scores.best` does; nothing is added then."""
+        _rank(self._scores, self._rows)
+        return self._scores, self._rows
 
 
 @njit(nogil=True, cache=True)
@@ -126,18 +151,16 @@ def _scored(
 
 
 @njit(nogil=True, cache=True)
-def _best(
+def _add_best(
     first, by, second, times, shift,
     first_done, by_done, second_done, times_done, shift_done,
-    migrated, own, items, scores, rows,
+    migrated, own, items, row, scores, rows,
 ):  # fmt: skip
-    """Fill the k best of each query; see `Scores.best`."""
+    """Update each query's heap of the best; ``row`` is the gallery row of the first item."""
     k = scores.shape[1]
     chunk = np.empty(CHUNK, np.float32)
     for q in range(len(scores)):
         heap, names = scores[q], rows[q]
-        heap[:] = -np.inf
-        names[:] = 2147483647
         for start in range(0, items, CHUNK):
             stop = min(start + CHUNK, items)
             _scored(
@@ -145,18 +168,34 @@ def _best(
                 first_done, by_done, second_done, times_done, shift_done, migrated, chunk,
             )  # fmt: skip
             # Rows ascend, so a later row with an equal score ranks lower.
-            for j in range(start, stop):
-                score = chunk[j - start]
-                if score > heap[0] and j != own[q]:
-                    heap[0], names[0] = score, j
-                    _sink(heap, names, 0, k)
-        for size in range(k - 1, 0, -1):  # the worst goes to the end
+            for part in range(0, stop - start, PART):
+                end = min(part + PART, stop - start)
+                if not _any_above(chunk[part:end], heap[0]):
+                    continue
+                for j in range(part, end):
+                    if chunk[j] > heap[0] and start + j != own[q]:
+                        heap[0], names[0] = chunk[j], row + start + j
+                        _sink(heap, names, 0, k)
+
+
+@njit(nogil=True, cache=True)
+def _any_above(scores, least):
+    """Return whether a score is larger; without a branch, so that it is vectorised."""
+    above = 0
+    for j in range(len(scores)):
+        above += scores[j] > least
+    return above > 0
+
+
+@njit(nogil=True, cache=True)
+def _rank(scores, rows):
+    """Turn each query's heap into a list, the best first."""
+    for q in range(len(scores)):
+        heap, names = scores[q], rows[q]
+        for size in range(scores.shape[1] - 1, 0, -1):  # the worst goes to the end
             heap[0], heap[size] = heap[size], heap[0]
             names[0], names[size] = names[size], names[0]
             _sink(heap, names, 0, size)
-        for i in range(k):
-            if heap[i] == -np.inf:
-                names[i] = -1
 
 
 @njit(nogil=True, cache=True)

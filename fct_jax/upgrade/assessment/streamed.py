@@ -1,0 +1,161 @@
+"""All points of all curves for a gallery that is larger than memory.
+
+The gallery is read once, block by block: a block's scores with all queries update the best items of
+every point, and are forgotten. Only the lists of the best are held, whose size depends on the
+queries and the points, and the vectors of one block. The results are those of `Curves`, up to
+rounding (a test compares them).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from fct_jax.runtime import threads
+from fct_jax.runtime.progress import Bar
+from fct_jax.upgrade.assessment.curves import Curves, State
+from fct_jax.upgrade.assessment.world import Spot, World
+from fct_jax.upgrade.ways import Mix
+
+ROWS = 1 << 15  # gallery rows in a block
+PREPARED = 1 << 12  # of these, rows that one thread reads and prepares together
+QUERIES = 64  # queries whose scores with a block are held by one thread
+LISTS = 1 << 30  # bytes of lists, beyond which the queries are divided and the gallery read again
+GATHERED = 1 << 22  # numbers of candidates' vectors that are held together
+
+
+class Streamed(Curves):
+    """`Curves` that hold no gallery; the items of its world may be anything that gives rows."""
+
+    def run(self, spots: Sequence[Spot]):
+        total = len(self._world.queries["new"])
+        states = self._states(spots)
+        asked = self._of_queries()
+        batches = [np.arange(i, min(i + QUERIES, total)) for i in range(0, total, QUERIES)]
+        affine = [{} for _ in batches]
+        if self._calibrated(spots):
+            for name, state in states.items():
+                for mine, factors in zip(affine, self._factors(state, asked, batches), strict=True):
+                    mine[name] = factors
+        measured = []
+        each = _bytes(self._wishes(spots, states, affine[0], batches[0]))
+        together = max(1, LISTS // (each * QUERIES))
+        readings = range(0, len(batches), together)
+        with Bar("assessing", len(readings) * self._world.count, "items") as bar:
+            for first in readings:
+                part = slice(first, first + together)
+                measured += self._search(
+                    spots, states, asked, affine[part], batches[part], bar.advance
+                )
+        return self._collected(batches, measured)
+
+    def _search(self, spots, states, asked, affine, batches, progress) -> list:
+        """Return what `_measure` does, for each batch of queries, after one pass of the gallery."""
+        from fct_jax.upgrade.assessment.tops import Best
+
+        world = self._world
+        wishes = [
+            self._wishes(spots, states, mine, rows)
+            for mine, rows in zip(affine, batches, strict=True)
+        ]
+        bests = [
+            {name: Best(*_empty(len(rows), wish.width)) for name, wish in wished.items()}
+            for wished, rows in zip(wishes, batches, strict=True)
+        ]
+        for start in range(0, world.count, ROWS):
+            stop = min(start + ROWS, world.count)
+            items = self._block(start, stop)
+            block = {name: (asked[name], items[name]) for name in items}
+
+            def add(i: int, block=block, start=start, stop=stop) -> None:
+                scores, own = self._scores(block, batches[i]), self._own(batches[i])
+                for name, wish in wishes[i].items():
+                    here = wish.migrated[start:stop]
+                    bests[i][name].add(scores, wish.left, wish.done, here, own, start, stop - start)
+
+            for _ in threads.in_order(add, range(len(batches))):
+                pass
+            progress(stop - start)
+
+        def judge(i: int):
+            lists = {name: best.ranked() for name, best in bests[i].items()}
+            at = functools.partial(self._at, asked, batches[i])
+            return self._judge(spots, affine[i], batches[i], lists, at)
+
+        return list(threads.in_order(judge, range(len(batches))))
+
+    def _block(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Return pair -> (m, E) prepared items of some rows, which threads prepare side by side."""
+        found: dict[str, np.ndarray] = {}
+        parts = range(start, stop, PREPARED)
+
+        def prepared(first: int) -> dict[str, np.ndarray]:
+            rows = slice(first, min(first + PREPARED, stop))
+            return self._of_items(_read(self._world, rows))
+
+        for first, part in zip(parts, threads.in_order(prepared, parts), strict=True):
+            for name, items in part.items():
+                if name not in found:
+                    found[name] = np.empty((stop - start, items.shape[1]), np.float32)
+                found[name][first - start : first - start + len(items)] = items
+        return found
+
+    def _factors(self, state: State, asked, batches) -> list:
+        """Return the factors of each batch of queries in a state."""
+        world = self._world
+        inside = state.columns[state.columns < world.count]
+        beyond = state.columns[len(inside) :] - world.count
+        items = self._of_items(
+            {
+                kind: np.concatenate(
+                    [np.asarray(world.items[kind][inside], np.float32), extra[beyond]]
+                )
+                for kind, extra in zip(("old", "new"), world.sample, strict=True)
+            }
+        )
+        here = State(state.migrated, np.arange(len(state.columns)))
+        block = {name: (asked[name], items[name]) for name in ("old", "new")}
+        spreads = self._typical({"": here}, block, QUERIES)[""]
+
+        def factors(rows: np.ndarray):
+            return self._affine(self._scores(block, rows), rows, here, spreads)
+
+        return list(threads.in_order(factors, batches))
+
+    def _at(self, asked, queries: np.ndarray, mix: Mix, rows: np.ndarray) -> np.ndarray:
+        """Return the scores of some queries, each with its own gallery rows (q, K)."""
+        from fct_jax.upgrade.assessment.tops import Scores
+
+        world, spaces = self._world, self._spaces()
+        kinds = {spaces[name][1] for name in mix.factors}
+        near = {name: np.empty(rows.shape, np.float32) for name in mix.factors}
+        width = max(1, GATHERED // (rows.shape[1] * max(asked[name].shape[1] for name in near)))
+        for start in range(0, len(rows), width):
+            part = slice(start, start + width)
+            some, place = np.unique(np.maximum(rows[part], 0), return_inverse=True)
+            place = place.reshape(rows[part].shape)
+            items = self._of_items(_read(world, some, kinds))
+            for name, scores in near.items():
+                scores[part] = np.einsum(
+                    "qe,qke->qk", asked[name][queries[part]], items[name][place]
+                )
+        own = np.where(rows >= 0, np.arange(rows.shape[1]), -1)
+        return Scores(near).at(mix, own)
+
+
+def _read(world: World, rows, kinds=None) -> dict[str, np.ndarray]:
+    """Return kind -> vectors (m, D) float32 of some rows of the gallery."""
+    return {
+        kind: np.asarray(vectors[rows], np.float32)
+        for kind, vectors in world.items.items()
+        if kinds is None or kind in kinds
+    }
+
+
+def _empty(queries: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.empty((queries, width), np.float32), np.empty((queries, width), np.int32)
+
+
+def _bytes(wishes) -> int:
+    """Return the bytes of one query's lists."""
+    return sum(8 * wish.width for wish in wishes.values())
