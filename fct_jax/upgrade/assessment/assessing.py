@@ -34,6 +34,7 @@ from fct_jax.upgrade.assessment.points import Budget, points_of
 from fct_jax.upgrade.assessment.report import Assessment
 from fct_jax.upgrade.assessment.runs import write_runs
 from fct_jax.upgrade.assessment.settings import check_settings, checked_shares, is_plain
+from fct_jax.upgrade.assessment.streamed import LARGE, Streamed
 from fct_jax.upgrade.assessment.verdict import (
     Bootstrap,
     options_of,
@@ -272,7 +273,7 @@ def assess(
         way.name: [o for o in (orders or way.orders) if not find_order(o).lacks(known)]
         for way in ways
     }
-    curves = Curves(world, known, depth)
+    curves = (Streamed if world.count > LARGE else Curves)(world, known, depth)
     spots = spots_of(ways, tried, shares)
     measured = curves.run(spots)
 
