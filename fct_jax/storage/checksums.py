@@ -4,6 +4,7 @@ They are CRC-32 (``zlib.crc32``) of the rows' bytes in the file, or of a whole f
 eight hexadecimal digits. They detect damage, not forgery.
 """
 
+import functools
 import hashlib
 import os
 import tokenize
@@ -37,12 +38,18 @@ def combined(first: int, second: int, size: int) -> int:
       first, second: checksums of the strings.
       size: number of bytes of the second.
     """
+    return _times(_power(size), first) ^ second
+
+
+@functools.lru_cache(maxsize=64)
+def _power(size: int) -> int:
+    """Return x^(8·size) modulo the polynomial of CRC-32."""
     power, base = 1 << 31, 1 << 23  # x^0 and x^8, bits in reflected order
     while size:
         if size & 1:
             power = _times(power, base)
         base, size = _times(base, base), size >> 1
-    return _times(power, first) ^ second
+    return power
 
 
 def _times(a: int, b: int) -> int:
@@ -177,17 +184,24 @@ class RunningShards:
             (n for n, s in enumerate(shards) if row < s["start"] + s["count"]), len(shards)
         )
 
-    def take(self, vectors: np.ndarray) -> None:
-        """Take the next rows in the file's type. Raises UserError if they are damaged."""
+    def take(self, vectors: np.ndarray) -> int:
+        """Take the next rows in the file's type; return their checksum.
+
+        Raises UserError if they are damaged.
+        """
+        total = 0
         while len(vectors) and self._number < len(self._shards):
             shard = self._shards[self._number]
             here = vectors[: shard["start"] + shard["count"] - self._row]
-            self.state = update(self.state, here)
+            found = update(0, here)
+            self.state = combined(self.state, found, here.nbytes)
+            total = combined(total, found, here.nbytes)
             self._row, vectors = self._row + len(here), vectors[len(here) :]
             if self._row == shard["start"] + shard["count"]:
                 if text(self.state) != shard.get("checksum"):
                     raise _damaged(self._path, self._shards, shard)
                 self._number, self.state = self._number + 1, 0
+        return total
 
 
 def check_content(folder: Path, meta: dict) -> None:

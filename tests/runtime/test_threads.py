@@ -1,5 +1,8 @@
 """Threads of linear algebra: quotas, results that do not depend on cores, errors in their place."""
 
+import itertools
+import threading
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
@@ -74,3 +77,30 @@ def test_an_error_comes_where_its_result_is_due(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         next(results)
     assert blas_threads() != set()
+
+
+def test_items_are_taken_ahead_by_a_thread_of_their_own():
+    taken = []
+
+    def items():
+        for number in range(10):
+            taken.append(threading.get_ident())
+            yield number
+        raise OSError("the disk is gone")
+
+    found = threads.ahead(items(), depth=3)
+    assert next(found) == 0
+    received = [0]
+    with pytest.raises(OSError, match="is gone"):
+        for item in found:
+            received.append(item)
+            assert len(taken) <= item + 4
+    assert received == list(range(10))
+    assert len(set(taken)) == 1 and taken[0] != threading.get_ident()
+
+
+def test_a_reader_that_nobody_follows_ends():
+    found = threads.ahead(itertools.count())
+    next(found)
+    found.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("fct_jax")]

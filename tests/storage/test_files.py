@@ -2,9 +2,12 @@
 
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from patience import LONG
 
 from fct_jax.errors import UserError
@@ -82,3 +85,9 @@ def test_lock_is_for_one_run_or_shared_in_it(tmp_path):
     assert third.held and not first.held
     third.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+@given(first=st.binary(max_size=300), second=st.binary(max_size=300))
+def test_checksums_of_parts_are_joined(first, second):
+    found = checksums.combined(zlib.crc32(first), zlib.crc32(second), len(second))
+    assert found == zlib.crc32(first + second)

@@ -27,9 +27,9 @@ def rows_read(monkeypatch):
     counted = {"rows": 0}
     read, of_part = SetGallery.read, checksums.of_part
 
-    def counting(self, start, stop):
+    def counting(self, start, stop, **settings):
         counted["rows"] += stop - start
-        return read(self, start, stop)
+        return read(self, start, stop, **settings)
 
     def summing(path, start, stop):
         counted[path] = counted.get(path, 0) + stop - start

@@ -98,7 +98,7 @@ def measure(form: str, kind: str, dim: int, rows: int, rounds: int, where: str) 
     silence()
     with tempfile.TemporaryDirectory(dir=where) as folder:
         folder = Path(folder)
-        mapping = network(folder) if form == "fct" else ridge(dim)
+        mapping = network(folder) if form == "fct" else ridge(kind, dim)
         stored, rows = ("set", rows // 8) if form == "fct" else (form, rows)
         write_gallery(folder / "warm", stored, kind, 1 << 13)
         Upgrade(folder / "warm-up").apply(mapping, place(folder / "warm", stored), unchecked=True)
@@ -153,16 +153,21 @@ def _cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def ridge(dim: int):
-    """Return a ridge map from 384 dimensions with a fitted uncertainty."""
+def ridge(kind: str, dim: int):
+    """Return a ridge map from 384 dimensions, fitted on the first items, with its uncertainty."""
     from fct_jax.storage.embedding_set import EmbeddingSet
     from fct_jax.upgrade.maps.fitting import fit
 
-    rng = np.random.default_rng(1)
-    old = rng.standard_normal((4000, DIM), np.float32)
-    turn = rng.standard_normal((DIM, dim), np.float32) / DIM**0.5
-    new = old @ turn + 0.1 * rng.standard_normal((4000, dim), np.float32)
-    return fit(EmbeddingSet.of(_unit(old)), EmbeddingSet.of(_unit(new)), method="ridge")
+    rng, old = np.random.default_rng(1), vectors_of(kind)[:4000]
+    turn = rng.standard_normal((DIM, dim), np.float32)
+    new = old.astype(np.float32) @ turn + 0.1 * rng.standard_normal((4000, dim), np.float32)
+    return fit(EmbeddingSet.of(old), EmbeddingSet.of(_unit(new)), method="ridge")
+
+
+def vectors_of(kind: str) -> np.ndarray:
+    """Return the vectors (BLOCK, 384) that every gallery repeats."""
+    values = np.random.default_rng(0).standard_normal((BLOCK, DIM), np.float32)
+    return _unit(values).astype(kind)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -215,8 +220,7 @@ def blocks_of(rows: int):
 
 def write_gallery(folder: Path, form: str, kind: str, rows: int) -> None:
     """Write a gallery of random vectors with row numbers as ids."""
-    values = np.random.default_rng(0).standard_normal((BLOCK, DIM), np.float32)
-    values = _unit(values).astype(kind)
+    values = vectors_of(kind)
     folder.mkdir()
     if form == "faiss":
         from fct_jax.upgrade.galleries.faiss_file import vectors_offset, write_empty

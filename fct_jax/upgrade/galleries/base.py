@@ -113,6 +113,10 @@ class Gallery(abc.ABC):
     def read_stored(self, start: int, stop: int) -> np.ndarray:
         """Return the stored rows from start to stop, (stop − start, D) float32."""
 
+    def read_exactly(self, start: int, stop: int) -> np.ndarray:
+        """Return the rows from start to stop in the stored type, (stop − start, D)."""
+        return self.read(start, stop).astype(self.dtype, copy=False)
+
     def place(self, row: int) -> str:
         """Return the place of a stored row, for messages."""
         return f"row {row}"
@@ -133,8 +137,13 @@ class Gallery(abc.ABC):
             self.set_aside()
         return self
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from start to stop, (stop − start, D) float32."""
+    def read(self, start: int, stop: int, stored: bool = False) -> np.ndarray:
+        """Return the rows from start to stop, (stop − start, D) float32.
+
+        With ``stored`` they have the stored type (`dtype`).
+        """
+        if stored:
+            return self.read_exactly(start, stop)
         if not len(self._gone) or start >= stop:
             return self.read_stored(start, stop)
         first, last = self.stored(start), self.stored(stop - 1)

@@ -39,12 +39,20 @@ class SetGallery(Gallery):
             self.versions = np.load(self.path / "version.npy", allow_pickle=False)
 
     def read_stored(self, start: int, stop: int) -> np.ndarray:
+        return self._values(start, stop).astype(np.float32, copy=False)
+
+    def read_exactly(self, start: int, stop: int) -> np.ndarray:
+        if len(self._gone):
+            return super().read_exactly(start, stop)
+        return self._values(start, stop)
+
+    def _values(self, start: int, stop: int) -> np.ndarray:
         if not self._mapped.flags.c_contiguous:
-            return np.asarray(self._mapped[start:stop], np.float32)
+            return np.array(self._mapped[start:stop])
         values = np.fromfile(
             self.path / "vectors.npy",
             self.dtype,
             (stop - start) * self.dim,
             offset=self._mapped.offset + start * self.dim * self.dtype.itemsize,
         )
-        return values.reshape(-1, self.dim).astype(np.float32, copy=False)
+        return values.reshape(-1, self.dim)

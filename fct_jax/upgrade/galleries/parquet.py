@@ -19,7 +19,7 @@ from fct_jax.storage.files import sync_directory, sync_files
 from fct_jax.upgrade.galleries.base import VERSIONS, Options
 from fct_jax.upgrade.galleries.columns import is_list, plain, plain_array
 from fct_jax.upgrade.galleries.names import natural
-from fct_jax.upgrade.galleries.rows import Rows, empty_npy, npy_rows
+from fct_jax.upgrade.galleries.rows import Awaited, Rows, empty_npy, npy_rows
 from fct_jax.upgrade.galleries.tables import ROWS, Part, TableGallery
 from fct_jax.upgrade.galleries.target import Target
 
@@ -37,7 +37,7 @@ class ParquetTarget(Target):
     source's, except that groups of more than 256 MiB are divided.
     """
 
-    copies, meta_name = 2, "_meta.json"
+    copies, meta_name, follows = 2, "_meta.json", True
 
     @property
     def store(self) -> Path:
@@ -92,16 +92,16 @@ class ParquetTarget(Target):
     def describe(self, meta: dict) -> None:
         super().describe({**meta, "version_column": self.source.version_column})
 
-    def publish(self, rows=None) -> int:
+    def publish(self, rows=None, ready=None) -> int:
         source, wanted = self.source, range(len(self.source.parts))
         if rows is not None:
             wanted = np.unique(np.searchsorted(source.starts, source.stored(rows), "right") - 1)
-        folders = set()
+        folders, vectors = set(), Awaited(self.vectors, ready)
         for number in wanted:
             path = self.folder / source.parts[number].name
             partial = path.with_name(f".{path.name}.partial")
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.write_file(int(number), partial, self.vectors, self.versions)
+            self.write_file(int(number), partial, vectors, self.versions)
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             partial.rename(path)
@@ -246,7 +246,7 @@ def _meta(store: pa.fs.FileSystem, root: str) -> dict:
     return {}
 
 
-def _write(source: ParquetGallery, number: int, path: Path, vectors: Rows, versions: Rows) -> None:
+def _write(source: ParquetGallery, number: int, path: Path, vectors, versions) -> None:
     """Rewrite one file of the source with the target's vectors and without bad rows."""
     part, first = source.parts[number], int(source.starts[number])
     with part.opened() as reader:

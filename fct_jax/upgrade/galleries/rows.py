@@ -1,7 +1,9 @@
 """Rows of floats in a file, written in place without holding them in memory."""
 
+import errno
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +36,20 @@ class Rows:
             if first < last:
                 self.write(int(rows[first]), vectors[first:last])
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from start to stop in the stored type."""
-        count = (stop - start) * self.dim
-        at = self.offset + start * self._width
-        return np.fromfile(self.path, self.dtype, count, offset=at).reshape(-1, self.dim)
+    def read(self, start: int, stop: int, into: np.ndarray | None = None) -> np.ndarray:
+        """Return the rows from start to stop in the stored type.
+
+        ``into``: contiguous rows of this type, at least as many, whose memory is used again.
+        """
+        found = np.empty((stop - start, self.dim), self.dtype) if into is None else into
+        found = found[: stop - start]
+        data, at = memoryview(found.reshape(-1).view(np.uint8)), self.offset + start * self._width
+        while data:
+            count = os.preadv(self._file, [data], at)
+            if not count:
+                raise OSError(errno.EIO, f"rows {start} to {stop - 1} are cut off", str(self.path))
+            data, at = data[count:], at + count
+        return found
 
     def get(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows in the given order, in the stored type."""
@@ -55,6 +66,23 @@ class Rows:
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+
+
+class Awaited:
+    """Rows that are read in order once they are written; each read replaces the last one's rows."""
+
+    def __init__(self, rows: Rows, ready: Callable[[int], None] | None):
+        """Take rows, and a function that waits until those before its argument are written."""
+        self.dim, self.dtype, self._rows, self._ready = rows.dim, rows.dtype, rows, ready
+        self._buffer = np.empty((0, self.dim), self.dtype)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return the rows from start to stop in the stored type, until the next call."""
+        if self._ready is not None:
+            self._ready(stop)
+        if len(self._buffer) < stop - start:
+            self._buffer = np.empty((stop - start, self.dim), self.dtype)
+        return self._rows.read(start, stop, self._buffer)
 
 
 def empty_npy(path: Path, shape, dtype) -> None:

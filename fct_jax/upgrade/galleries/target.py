@@ -3,6 +3,7 @@
 import abc
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ class Target(abc.ABC):
     """
 
     copies = 1  # copies of the vectors on disk
+    follows = False  # whether `publish` can make files while later rows are still written
     meta_name, version_name = "meta.json", "version.npy"
 
     def __init__(self, source: Gallery, workdir):
@@ -52,10 +54,15 @@ class Target(abc.ABC):
         """Return whether vectors that are compared by ``metric`` are stored with length 1."""
         return False
 
-    def publish(self, rows=None) -> int:
+    def publish(self, rows=None, ready: Callable[[int], None] | None = None) -> int:
         """Make written rows visible to readers (None: all rows); return the number of files made.
 
         If readers see the rows directly, there is nothing to do.
+
+        Args:
+          rows: the rows that were written.
+          ready: a function that returns once the rows before its argument are written, and raises
+            an error if they never will be; None: all are.
         """
         return 0
 

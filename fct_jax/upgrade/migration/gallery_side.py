@@ -153,7 +153,7 @@ class GallerySide(Side):
         if certificate is None and lookup is None:
             return None
         settings = opened.settings
-        found, _, _ = read_through(opened.source, opened.mapping, settings.batch_size, lookup)
+        found, _, _ = read_through(opened.source, None, settings.batch_size, lookup)
         if certificate is not None and found.content != certificate.content:
             raise UserError(
                 f"the vectors of {opened.source.name} have changed since the plan was made; "

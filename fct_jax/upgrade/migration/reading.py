@@ -98,21 +98,26 @@ class Reading:
         count = len(self._gallery)
         for start in range(self._row, count, size):
             known, stop = len(self.bad), min(start + size, count)
-            vectors = self.take(self._gallery.read(start, stop))
+            stored = self._gallery.read(start, stop, stored=self._shards is not None)
+            vectors = self.take(stored)
             if len(self.bad) > known:
                 self.check_bad()
             yield Taken(start, stop, self.bad[known:], self.state), vectors
 
     def take(self, vectors: np.ndarray) -> np.ndarray:
-        """Take the next rows (n, D) float32; return them with zeros in place of unusable ones.
+        """Take the next rows (n, D), as they are stored if shards have checksums, else float32.
+
+        Returns them as float32 with zeros in place of unusable ones.
 
         Raises UserError for damaged files, for lengths that contradict ``meta.json``, and for
         unusable vectors if the gallery was opened with "raise".
         """
         gallery = self._gallery
-        if self._shards is not None:
-            self._shards.take(vectors.astype(gallery.dtype, copy=False))
-        self._content = zlib.crc32(np.ascontiguousarray(vectors), self._content)
+        found = None if self._shards is None else self._shards.take(vectors)
+        if found is None or vectors.dtype != np.float32:
+            vectors = np.ascontiguousarray(vectors, np.float32)
+            found = zlib.crc32(vectors)
+        self._content = checksums.combined(self._content, found, vectors.nbytes)
         vectors, bad = screened(gallery, self._row, vectors)
         self.bad += bad
         self._row += len(vectors)
@@ -152,6 +157,8 @@ def screened(gallery: Gallery, start: int, vectors: np.ndarray) -> tuple[np.ndar
 def read_through(gallery: Gallery, mapping, batch_size: int, lookup=None):
     """Read a whole gallery once.
 
+    mapping: the map that gives log-variances; None: they are not wanted.
+
     Returns:
       (Certificate, log-variance of every row (N,) float32, `Reading.bad`); log-variances are 0
       if the map gives none, and the largest of all for unusable vectors.
@@ -162,7 +169,7 @@ def read_through(gallery: Gallery, mapping, batch_size: int, lookup=None):
     reading = Reading(gallery, lookup)
     uncertainty, size = np.zeros(len(gallery), np.float32), min(batch_size, len(gallery))
     blocks = threads.ahead(reading.blocks(batch_size))
-    if mapping.has_uncertainty:
+    if mapping is not None and mapping.has_uncertainty:
         done = mapping.stream(blocks, size, lambda taken, _, found: (taken, found))
     else:
         done = ((taken, 0) for taken, _ in blocks)

@@ -41,7 +41,7 @@ from fct_jax.upgrade.migration.reading import (
     write_quarantine,
 )
 from fct_jax.upgrade.migration.translating import Translator
-from fct_jax.upgrade.migration.writing import ChunkWriter
+from fct_jax.upgrade.migration.writing import ChunkWriter, Following
 
 _WAITING = 1 << 27  # bytes of translated vectors that may wait for the disk
 
@@ -105,7 +105,8 @@ class Migration(Batches):
                 f"{found.content}, not {certificate.content}; move {self.workdir}/plan away, "
                 "and plan again"
             )
-        self.target.publish()
+        if not self.target.follows:
+            self.target.publish()
         self.conclude(found)
 
     def lay_out(self, stamps: dict, files: bool = True) -> None:
@@ -135,15 +136,19 @@ class Migration(Batches):
         first, count = self.progress.rows, len(self.source)
         blocks = threads.ahead(reading.blocks(self.batch_size))
         writer = ChunkWriter(self, first)
-        with Bar("translating", count, "vectors", first) as bar, ThreadPoolExecutor(1) as disk:
+        with (
+            Bar("translating", count, "vectors", first) as bar,
+            Following(self.target, first) as files,
+            ThreadPoolExecutor(1) as disk,
+        ):
             writing = deque()
             for made in self.translator.stream(blocks):
                 # Memory is bounded by the blocks that wait for the disk.
                 while writing and len(writing) * made.vectors.nbytes > _WAITING:
-                    bar.advance(writing.popleft().result())
+                    bar.advance(files.advance(writing.popleft().result()))
                 writing.append(disk.submit(writer.write, made))
             for written in writing:
-                bar.advance(written.result())
+                bar.advance(files.advance(written.result()))
 
     @property
     def certificate(self) -> Certificate | None:

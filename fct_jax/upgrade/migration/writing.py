@@ -1,11 +1,14 @@
 """Translated blocks go to disk, and are recorded chunk by chunk."""
 
 import contextlib
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from fct_jax.upgrade.galleries.rows import npy_rows
+from fct_jax.upgrade.galleries.target import Target
 from fct_jax.upgrade.migration.translating import Made
 
 
@@ -48,3 +51,47 @@ class ChunkWriter:
         )
         self._row, self._begun = taken.stop, now
         self._checksum, self._bad, self._uncertainty = 0, [], []
+
+
+class Following:
+    """Context in which a target's files are made while later rows are still written.
+
+    All files are there when it ends without an error. After a kill they are made again.
+    """
+
+    def __init__(self, target: Target, row: int):
+        """Take an open target, and the number of rows that are written already."""
+        self._target, self._rows, self._ended = target, row, False
+        self._changed = threading.Condition()
+        self._pool, self._publishing = ThreadPoolExecutor(1), None
+
+    def __enter__(self) -> "Following":
+        if self._target.follows:
+            self._publishing = self._pool.submit(self._target.publish, None, self._wait)
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self._pool.shutdown()
+        if kind is None and self._publishing is not None:
+            self._publishing.result()
+
+    def advance(self, rows: int) -> int:
+        """Note that the next ``rows`` rows are written; return their number.
+
+        Raises the error of a file that could not be made.
+        """
+        with self._changed:
+            self._rows += rows
+            self._changed.notify_all()
+        if self._publishing is not None and self._publishing.done():
+            self._publishing.result()
+        return rows
+
+    def _wait(self, row: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._rows >= row)
+            if self._rows < row:
+                raise InterruptedError("the rows of this file were not written")
