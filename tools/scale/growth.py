@@ -1,0 +1,101 @@
+"""The growth of an upgrade's cost with the gallery: the picture, and the table of the docs."""
+
+import dataclasses
+from pathlib import Path
+
+SIZES = {100_000_000: "10⁸", 1_000_000_000: "10⁹", 10_000_000_000: "10¹⁰"}
+_COPIED = ("plan", "two parts")  # steps that pass over the whole gallery
+
+
+@dataclasses.dataclass(frozen=True)
+class Prices:
+    """The assumptions of the table.
+
+    Attributes:
+      cores: cores at work at a time; core_hour: price of an hour of one.
+      disk: bytes a second that these cores read or write together.
+      gpu_rate: vectors a second of the new model on one GPU; gpu_hour: price of an hour of one.
+      share: share of the gallery that is re-embedded.
+    """
+
+    cores: int = 64
+    core_hour: float = 0.04
+    disk: float = 1e9
+    gpu_rate: float = 2000.0
+    gpu_hour: float = 2.0
+    share: float = 0.1
+
+    @classmethod
+    def add_arguments(cls, parser) -> None:
+        """Add a flag for each assumption."""
+        for field in dataclasses.fields(cls):
+            name = f"--{field.name.replace('_', '-')}"
+            said = f"assumption of --table (default: {field.default:g})"
+            parser.add_argument(name, type=type(field.default), default=field.default, help=said)
+
+    @classmethod
+    def of(cls, given) -> "Prices":
+        """Return the assumptions of a parsed command line."""
+        return cls(**{field.name: getattr(given, field.name) for field in dataclasses.fields(cls)})
+
+
+def table(found: dict, prices: Prices) -> str:
+    """Return the Markdown table that follows from the largest run.
+
+    CPU seconds and bytes a row are taken to stay as they are there; see the picture for why.
+    """
+    measured = max(found, key=int)
+    steps = found[measured]["steps"]
+    copied = [steps[name] for name in _COPIED if name in steps]
+    cpu = sum(step["cpu_seconds_per_million"] for step in copied) / 1e6
+    moved = sum(step["read_per_row"] + step["written_per_row"] for step in copied)
+    lines = [
+        f"| vectors | translate: core hours | hours on {prices.cores} cores | money "
+        f"| re-embed {prices.share:.0%}: GPU hours | money | re-embed all: GPU hours | money |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for size, name in SIZES.items():
+        core_hours = size * cpu / 3600
+        hours = max(core_hours / prices.cores, size * moved / prices.disk / 3600)
+        gpu = size / prices.gpu_rate / 3600
+        lines.append(
+            f"| {name} | {core_hours:,.1f} | {hours:,.1f} | ${core_hours * prices.core_hour:,.2f} "
+            f"| {gpu * prices.share:,.0f} | ${gpu * prices.share * prices.gpu_hour:,.0f} "
+            f"| {gpu:,.0f} | ${gpu * prices.gpu_hour:,.0f} |"
+        )
+    lines.append(
+        f"\nMeasured at {int(measured):,} rows: {cpu * 1e6:,.0f} CPU seconds and "
+        f"{moved / 1e3 * 1e6 / 1e6:,.2f} GB read and written for a million rows of 384 float16 "
+        f"numbers, planning included. Assumed: {prices.cores} cores at ${prices.core_hour:g} an "
+        f"hour each, {prices.disk / 1e9:g} GB/s of storage for all of them, a model that embeds "
+        f"{prices.gpu_rate:,.0f} items a second on a GPU of ${prices.gpu_hour:g} an hour."
+    )
+    return "\n".join(lines)
+
+
+def draw(found: dict, path: Path) -> None:
+    """Draw CPU seconds a million rows and bytes a row against the number of rows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2)
+    sizes = sorted(found, key=int)
+    names = dict.fromkeys(name for size in sizes for name in found[size]["steps"])
+    for name in names:
+        some = [size for size in sizes if name in found[size]["steps"]]
+        steps = [found[size]["steps"][name] for size in some]
+        values = (
+            [step["cpu_seconds_per_million"] for step in steps],
+            [step["read_per_row"] + step["written_per_row"] for step in steps],
+        )
+        for panel, heights in zip(panels, values, strict=True):
+            panel.loglog([int(size) for size in some], heights, "o-", label=name)
+    for panel, label in zip(
+        panels, ("CPU seconds a million rows", "bytes read and written a row"), strict=True
+    ):
+        panel.set(xlabel="rows of the gallery", ylabel=label)
+        panel.grid(alpha=0.3, which="both")
+    panels[0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
