@@ -12,6 +12,11 @@ both models. A fifth of the pairs is held out to judge every candidate.
 
   fct-jax fit sample_old.npy sample_new.npy --out map
   fct-jax fit qdrant://host:6333/items sample_new.parquet --out map   # pairs are found by id
+
+Without any item embedded by both models, a map may be found from two samples of the same kind of
+content. It cannot be checked without 50 to 100 pairs; ids that both samples share are used for it.
+
+  fct-jax fit some_old.npy others_new.npy --method unpaired --out map
 """
 
 
@@ -48,15 +53,23 @@ def run(arguments):
 
     given = embedded(vars(arguments), ("old", "new"))
     found = fit(**read_columns(given, ("old", "new")))
-    candidates(found).show()
+    if found.description["held_out"]:
+        candidates(found).show()
     left_out = found.description["zero_pairs_left_out"]
     if left_out:
         print(f"{left_out} pairs with a zero vector were left out")
     for name, reason in found.description["left_out"].items():
         print(f"{name} was left out: {reason}")
+    if said := found.description.get("without_pairs"):
+        print(f"Fitted without pairs: {said}.{_checked(found)}")
     print(f"{arguments.out}: {found.method} map {found.dim_in} → {found.dim_out}")
     print(f"Next: fct-jax assess {arguments.out} TEST_OLD TEST_NEW --out report")
     return {"out": arguments.out, **found.description}, DONE
+
+
+def _checked(found) -> str:
+    count = found.description["pairs_held_out"]
+    return f" The {count:,} ids that both samples share were kept to check it." if count else ""
 
 
 def candidates(found):

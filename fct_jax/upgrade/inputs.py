@@ -24,7 +24,7 @@ __all__ = [
 
 _NO_PAIRS = (
     "; where items cannot be embedded by both models, a map may be learnt without any pairs: "
-    "fct_jax.upgrade.maps.unpaired.fit_unpaired"
+    "`fct-jax fit OLD NEW --method unpaired`"
 )
 _LOOKED_AT = 100  # ids, for their spelling
 FEWEST = 20  # smallest number of pairs from which anything can be learnt or judged

@@ -183,7 +183,7 @@ def test_a_user_is_told_whether_the_seeds_agree():
         return unpaired.UnpairedMap(np.eye(2), np.zeros(2), np.zeros(2), agreement, np.ones(3))
 
     assert of(0.99, 0.95, 0.92).lowest_agreement == 0.92
-    assert "only 50 to 100 known pairs can check the map" in of(0.99, 0.95, 0.92).text
+    assert "cannot be checked without 50 to 100 pairs" in of(0.99, 0.95, 0.92).text
     assert "do not use this map" in of(0.99, 0.95, 0.4).text
 
 

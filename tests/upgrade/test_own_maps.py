@@ -170,7 +170,7 @@ def test_a_function_of_the_user_is_a_map(own, tmp_path):
         ("fails", "failed for vectors .*ValueError: no luck"),
         ("NUMBER", "must be a map or a function, but it is of type int"),
         ("nothing", "unknown map"),
-        ("SHIFT", "must be fitted on pairs first"),
+        ("SHIFT", "must be fitted first"),
     ):
         with pytest.raises(UserError, match=message):
             load_map(f"{own}:{name}").for_dim(6)
@@ -207,7 +207,7 @@ def test_another_package_may_register_a_map(own, monkeypatch):
     assert upgrade.fit(x, x[:, :4], method="halved").method == "halved"
     for name, message in (
         ("halve", "no map in halve"),
-        ("ridge", "ridge must be fitted on pairs first: `fct-jax fit OLD NEW --method ridge`"),
+        ("ridge", "ridge must be fitted first: `fct-jax fit OLD NEW --method ridge`"),
         ("lce", "lce is not a map by itself: it is trained together with the new model; name its"),
     ):
         with pytest.raises(UserError, match=message):

@@ -241,5 +241,5 @@ def test_p29_no_pairs_either(tmp_path):
     ids, old, new = tiny.vectors(200)
     old = as_set(tmp_path / "old", old[:100], ids[:100])
     new = as_set(tmp_path / "new", new[100:], ids[100:])
-    with pytest.raises(UserError, match="share 0 ids.*without any pairs.*fit_unpaired"):
+    with pytest.raises(UserError, match="share 0 ids.*without any pairs.*--method unpaired"):
         upgrade.fit(old, new)

@@ -43,10 +43,10 @@ from fct_jax.upgrade.assessment.verdict import (
     without_keep,
 )
 from fct_jax.upgrade.assessment.world import KEEP, TRANSLATE, WHOLE, World, spots_of
+from fct_jax.upgrade.checks.degenerate import check_alive
 from fct_jax.upgrade.checks.guards import ask_map
 from fct_jax.upgrade.checks.known_answers import check_known_answers
 from fct_jax.upgrade.inputs import FEWEST, load_array, paired, take
-from fct_jax.upgrade.maps.fitting import check_alive
 from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.stores.samples import SAMPLE, open_asked, open_pair

@@ -8,6 +8,7 @@ import dataclasses
 
 import numpy as np
 
+from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.runtime import threads
 
@@ -45,7 +46,7 @@ def check_degenerate(vectors, *, metric: str = "cosine", reference=None) -> list
     Args:
       vectors: (N, D), any number of them; a sample of 1,000 is examined.
       metric: "cosine" or "l2", the metric of their search.
-      reference: (N, E) vectors of the same items by another model, or None. A low rank is a sign
+      reference: (M, E) vectors of such items by another model, or None. A low rank is a sign
         only if the reference's rank (without a reference the dimension D) is many times larger.
 
     There are four signs. *Not varied*: the vectors differ from their mean by less than 1 % of
@@ -62,22 +63,34 @@ def check_degenerate(vectors, *, metric: str = "cosine", reference=None) -> list
         >>> check_degenerate(np.ones((100, 8)))[0].kind
         'not varied'
     """
-    rows = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), SAMPLE)).astype(int))
-    chosen = _prepared(vectors, rows, metric)
-    if len(rows) < 2:
+    chosen = _examined(vectors, metric)
+    count = len(chosen)
+    if count < 2:
         return []
     centred = chosen - chosen.mean(axis=0)
     length = max(float(np.sqrt(np.mean(np.sum(chosen**2, axis=1)))), _FLOOR)
     spread = float(np.sqrt(np.mean(np.sum(centred**2, axis=1)))) / length
     if spread < _SPREAD:
         text = f"the vectors differ from their mean by {spread:.1g} of their length"
-        return [Finding("not varied", len(rows), text)]
+        return [Finding("not varied", count, text)]
     with threads.single():
         found = [
-            _low_rank(centred, None if reference is None else _prepared(reference, rows, metric)),
+            _low_rank(centred, None if reference is None else _examined(reference, metric)),
             *_neighbours(centred),
         ]
-    return [Finding(kind, len(rows), text) for kind, text in filter(None, found)]
+    return [Finding(kind, count, text) for kind, text in filter(None, found)]
+
+
+def check_alive(old, new) -> None:
+    """Raise UserError if the vectors of a model show that it is degenerate."""
+    for role, found, other in (("old", old, None), ("new", new, old.vectors)):
+        metric = found.meta.get("metric", "l2")
+        findings = check_degenerate(found.vectors, metric=metric, reference=other)
+        # An old model may be poor, which is why it is replaced; only a constant one is useless.
+        fatal = [f for f in findings if role == "new" or f.kind == "not varied"]
+        if fatal:
+            why = "; ".join(f"{finding.kind}: {finding.text}" for finding in fatal)
+            raise UserError(f"the {role} model is degenerate, by {fatal[0].count} vectors: {why}")
 
 
 def effective_rank(centred: np.ndarray) -> float:
@@ -90,7 +103,8 @@ def effective_rank(centred: np.ndarray) -> float:
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
-def _prepared(vectors, rows: np.ndarray, metric: str) -> np.ndarray:
+def _examined(vectors, metric: str) -> np.ndarray:
+    rows = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), SAMPLE)).astype(int))
     chosen = np.asarray(vectors[rows], np.float64)
     return unit_rows(chosen) if metric == "cosine" else chosen
 

@@ -46,6 +46,12 @@ def held_out_quality(
     return quality
 
 
+def means_of(quality: Quality) -> dict[str, float]:
+    """Return the mean of each measure over the held-out pairs for which it is defined."""
+    known = {name: values[~np.isnan(values)] for name, values in quality.items()}
+    return {name: float(v.mean()) if len(v) else float("nan") for name, v in known.items()}
+
+
 def choose(qualities: Mapping[str, Quality], seed: int = 0) -> tuple[str, str]:
     """Return the name of the best map, and the measure that decided.
 

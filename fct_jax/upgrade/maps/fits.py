@@ -7,10 +7,12 @@ import dataclasses
 
 import numpy as np
 
+from fct_jax.errors import UserError
 from fct_jax.runtime import threads
 from fct_jax.upgrade.maps.functions import Function, Linear, Local, Selu
 
 PAIRS_PER_DIM = 3  # average number of pairs per dimension in a cell of the local map
+_UNPAIRED = 60_000  # vectors of each side, as published
 _MOST_CELLS = 64  # each cell holds a matrix
 # Floating-point operations of a converter's training: about five minutes on two CPU cores.
 _WORK = 3e13
@@ -87,3 +89,31 @@ def fit_fastfill(pairs) -> Function:
     from fct_jax.upgrade.maps.network import fit_learned
 
     return fit_learned("fastfill", pairs)
+
+
+def fit_without_pairs(old, new, seed: int) -> tuple[Function, str]:
+    """Find a rotation without pairs, and return it with scale and shift, and what is known of it.
+
+    The scale makes the mapped vectors vary as much as the new ones. Raises UserError if the seeds
+    do not agree.
+    """
+    from fct_jax.upgrade.maps.unpaired import fit_unpaired
+
+    rng = np.random.default_rng(seed)
+    old, new = (np.asarray(_some(side, rng), np.float32) for side in (old, new))
+    with threads.single():
+        found = fit_unpaired(old, new, seed=seed)
+        if not found.agreed:
+            raise UserError(f"no map was found without pairs: {found.text}")
+        turned = (old - found.mean_old) @ found.weight
+    scale = np.linalg.norm(new - found.mean_new) / np.linalg.norm(turned)
+    scale *= np.sqrt(len(old) / len(new))
+    shift = found.mean_new - scale * (found.mean_old @ found.weight)
+    return Linear(found.weight, scale, shift), found.text
+
+
+def _some(vectors, rng):
+    """Return at most the published number of vectors."""
+    if len(vectors) <= _UNPAIRED:
+        return vectors
+    return vectors[np.sort(rng.permutation(len(vectors))[:_UNPAIRED])]

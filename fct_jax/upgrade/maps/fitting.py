@@ -13,7 +13,7 @@ from fct_jax.runtime.progress import console
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.files import check_free
 from fct_jax.storage.named import array_of
-from fct_jax.upgrade.checks.degenerate import check_degenerate
+from fct_jax.upgrade.checks.degenerate import check_alive
 from fct_jax.upgrade.checks.guards import SPACE
 from fct_jax.upgrade.checks.known_answers import (
     MOST,
@@ -23,7 +23,8 @@ from fct_jax.upgrade.checks.known_answers import (
     check_known_answers,
 )
 from fct_jax.upgrade.inputs import FEWEST, nonzero_rows, paired, row_hashes
-from fct_jax.upgrade.maps.choosing import choose, held_out_quality
+from fct_jax.upgrade.maps.choosing import choose, held_out_quality, means_of
+from fct_jax.upgrade.maps.fitting_unpaired import fit_without_pairs
 from fct_jax.upgrade.maps.map import KnownPairs, Map
 from fct_jax.upgrade.maps.methods import METHODS, Method, Pairs, Training, find_method, fit_method
 from fct_jax.upgrade.stores.samples import SAMPLE, open_pair
@@ -62,7 +63,8 @@ def fit(
       method: a row of ``methods.METHODS``, "module:NAME", a Method, a Python function from old
         vectors to new ones, or "auto": the simplest of the candidates that retrieve best on
         held-out pairs (see ``choosing.choose``). A method that needs more pairs than there are is
-        replaced by a simpler one, with a note.
+        replaced by a simpler one, with a note. "unpaired" alone needs no pairs: ``old`` and ``new``
+        are then samples of the same kind of content (see ``fitting_unpaired.fit_without_pairs``).
       direction: "forward"; or "backward" for a *bridge*, which maps vectors of the new model, such
         as queries, to the old model's space, so that they search the unchanged old gallery.
       labels: (N,) integers or a ``.npy`` file, in the order of ``new``; None uses the labels of the
@@ -101,6 +103,16 @@ def fit(
         check_free(out)
     if direction not in _DIRECTIONS:
         raise unknown("direction", direction, _DIRECTIONS)
+    if len(tried) == 1 and next(iter(tried.values())).fit_unpaired is not None:
+        if not (_absent(labels) and _absent(classifier)):
+            raise UserError(f"{next(iter(tried))} knows no pairs: it takes no labels or classifier")
+        found = fit_without_pairs(
+            *next(iter(tried.items())), old, new, direction=direction, held_out=held_out,
+            metric=metric, seed=seed, sample=sample,
+        )  # fmt: skip
+        if out is not None:
+            found.save(out)
+        return found
     opened = open_pair(old, new, sample, seed)
     pairs, zeros = _pairs(*opened, labels, classifier, training, seed)
     if direction == "backward":
@@ -131,7 +143,7 @@ def fit(
         "pairs_held_out": len(outside),
         "zero_pairs_left_out": zeros,
         "judged_by": judged_by,
-        "held_out": {name: {**_means(qualities[name]), "seconds": seconds[name]} for name in maps},
+        "held_out": {n: {**means_of(qualities[n]), "seconds": seconds[n]} for n in maps},
         "left_out": left_out,
     }
     fitted = np.sort(row_hashes(inside.old.vectors))
@@ -189,18 +201,6 @@ def _pairs(old, new, labels, classifier, training: Training, seed: int) -> tuple
         pairs = pairs.of(usable)
     check_alive(pairs.old, pairs.new)
     return pairs, zeros
-
-
-def check_alive(old: EmbeddingSet, new: EmbeddingSet) -> None:
-    """Raise UserError if the vectors of a model show that it is degenerate."""
-    for role, found, other in (("old", old, None), ("new", new, old.vectors)):
-        metric = found.meta.get("metric", "l2")
-        findings = check_degenerate(found.vectors, metric=metric, reference=other)
-        # An old model may be poor, which is why it is replaced; only a constant one is useless.
-        fatal = [f for f in findings if role == "new" or f.kind == "not varied"]
-        if fatal:
-            why = "; ".join(f"{finding.kind}: {finding.text}" for finding in fatal)
-            raise UserError(f"the {role} model is degenerate, by {fatal[0].count} vectors: {why}")
 
 
 def _absent(what) -> bool:
@@ -263,12 +263,6 @@ def _fit_all(tried: dict[str, Method], inside: Pairs, outside: Pairs, metric, un
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         raise UserError(f"no map can be fitted: {reasons}")
     return maps, qualities, seconds, left_out
-
-
-def _means(quality) -> dict[str, float]:
-    """Return the mean of each measure over the held-out pairs for which it is defined."""
-    known = {name: values[~np.isnan(values)] for name, values in quality.items()}
-    return {name: float(v.mean()) if len(v) else float("nan") for name, v in known.items()}
 
 
 def _known(outside: Pairs, seed: int) -> KnownPairs:

@@ -95,9 +95,7 @@ def _named(name: str) -> Map | None:
         if found.fixed is None and not found.fitted:
             raise UserError(f"{name} is not a map by itself: {found.refusal(0, 0, 0)}")
         if found.fixed is None:
-            raise UserError(
-                f"{name} must be fitted on pairs first: `fct-jax fit OLD NEW --method {name}`"
-            )
+            raise UserError(f"{name} must be fitted first: `fct-jax fit OLD NEW --method {name}`")
         return Map(described, found.fixed())
     if not callable(found):
         raise UserError(

@@ -3,7 +3,8 @@
 A new method is one function and one row:
 
 - a closed form of sums over the pairs: ``closed_form(solve)``, see ``linear.py``;
-- any other method: a function from `Pairs` to a `Function`.
+- any other method: a function from `Pairs` to a `Function`;
+- a method that needs no pairs: ``fit_unpaired``.
 
 A method of your own need not be in the table. Write it in a module, and name it "module:NAME"
 wherever a method is named (another package may register it by an entry point of the group
@@ -96,6 +97,8 @@ class Method:
       fit_folds: replaces ``fit`` for methods that fit the functions of all folds for about the
         cost of one; the uncertainty is then learnt from all pairs.
       fixed: makes the function of a method without anything to fit.
+      fit_unpaired: replaces ``fit`` for methods that need no pairs: from old vectors (N, do), new
+        vectors (M, dn) of other items and a seed to the function, and a sentence for the user.
       own_uncertainty: whether its function gives log-variances.
       quick: whether to fit twice: without a tenth of the pairs, to learn the uncertainty from that
         tenth, and then on all pairs. Other methods with ``fit`` are only fitted without the tenth.
@@ -109,6 +112,7 @@ class Method:
     fit: Callable[[Pairs], Function] | None = None
     fit_folds: FoldFit | None = None
     fixed: Callable[[], Function] | None = None
+    fit_unpaired: Callable[[np.ndarray, np.ndarray, int], tuple[Function, str]] | None = None
     own_uncertainty: bool = False
     quick: bool = False
     same_size: bool = False
@@ -118,11 +122,13 @@ class Method:
 
     @property
     def fitted(self) -> bool:
-        """Return whether it can be fitted on pairs at all."""
-        return self.fit is not None or self.fit_folds is not None
+        """Return whether it can be fitted at all."""
+        return any(fit is not None for fit in (self.fit, self.fit_folds, self.fit_unpaired))
 
     def refusal(self, count: int, do: int, dn: int) -> str:
         """Return why it cannot be fitted on ``count`` pairs of these dimensions, or ""."""
+        if self.fit_unpaired is not None:
+            return "it takes no pairs, so it is fitted alone, as the method and not as a candidate"
         if not self.fitted:
             return "it is trained together with the new model; name its run instead"
         if self.same_size and do != dn:
@@ -195,6 +201,12 @@ METHODS: dict[str, Method] = {
         fit=fits.fit_fastfill,
         own_uncertainty=True,
         instead="ridge",
+    ),
+    "unpaired": Method(
+        text="a rotation with scale and shift, found without any pairs (mini-vec2vec, 2025)",
+        fit_unpaired=fits.fit_without_pairs,
+        instead="",
+        auto=False,
     ),
     "lce": Method(
         text="the residual network that an LCE training leaves (ICCV 2021)",

@@ -81,22 +81,32 @@ class UnpairedMap:
         return float(off.min()) if off.size else float("nan")
 
     @property
+    def agreed(self) -> bool:
+        """Return whether any two seeds found about the same map; False for one seed."""
+        return self.lowest_agreement >= AGREED
+
+    @property
     def text(self) -> str:
         """Return a sentence for the user: whether the seeds agree, and what remains unknown."""
         seeds, lowest = len(self.agreement), self.lowest_agreement
-        if not lowest >= AGREED:
+        if not self.agreed:
             return (
                 f"the {seeds} seeds do not agree (lowest mean cosine {lowest:.2f}, "
                 f"{AGREED} needed): do not use this map"
             )
         return (
-            f"the {seeds} seeds agree (lowest mean cosine {lowest:.2f}), but only 50 to 100 "
-            "known pairs can check the map"
+            f"the {seeds} seeds agree (lowest mean cosine {lowest:.2f}), but this cannot be "
+            "checked without 50 to 100 pairs"
         )
 
 
 def fit_unpaired(
-    old: np.ndarray, new: np.ndarray, *, seeds: int = 5, settings: Settings = Settings()
+    old: np.ndarray,
+    new: np.ndarray,
+    *,
+    seeds: int = 5,
+    settings: Settings = Settings(),
+    seed: int = 0,
 ) -> UnpairedMap:
     """Fit the map from two unpaired samples of the same kind of content.
 
@@ -105,6 +115,7 @@ def fit_unpaired(
         dimension is padded with zeros (our addition; the publication has equal dimensions only).
       seeds: number of independent maps. The one that agrees best with the others is returned.
       settings: see `Settings`.
+      seed: seed of all of them.
 
     Raises UserError for NaN or infinity, or for samples with fewer rows than the clusters need.
 
@@ -122,7 +133,7 @@ def fit_unpaired(
     mean_old, mean_new = (a.mean(axis=0, dtype=np.float64) for a in (old, new))
     dim = max(old.shape[1], new.shape[1])
     a, b = _padded(unit_rows(old - mean_old), dim), _padded(unit_rows(new - mean_new), dim)
-    found = [_fit_once(a, b, settings, np.random.default_rng(seed)) for seed in range(seeds)]
+    found = [_fit_once(a, b, settings, np.random.default_rng((seed, i))) for i in range(seeds)]
     judged = a[:_JUDGED].astype(np.float64)
     results = [unit_rows(judged @ weight) for weight, _ in found]
     agreement = np.eye(seeds)
