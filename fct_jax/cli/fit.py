@@ -53,7 +53,7 @@ def run(arguments):
 
     given = embedded(vars(arguments), ("old", "new"))
     found = fit(**read_columns(given, ("old", "new")))
-    if found.description["held_out"]:
+    if found.description["quality"]:
         candidates(found).show()
     left_out = found.description["zero_pairs_left_out"]
     if left_out:
@@ -76,7 +76,7 @@ def candidates(found):
     """Return a table of every candidate's quality on the held-out pairs."""
     from fct_jax.runtime.tables import Table
 
-    scores = found.description["held_out"]
+    scores = found.description["quality"]
     names = list(next(iter(scores.values())))
     rows = [
         [method, *(f"{quality[n]:.1f}" if n == "seconds" else f"{quality[n]:.3f}" for n in names)]

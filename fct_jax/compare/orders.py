@@ -20,7 +20,7 @@ from fct_jax.evaluate.search import knn
 from fct_jax.runtime.progress import Bar
 from fct_jax.storage.files import check_free, new_directory
 from fct_jax.storage.named import array_of, vectors_of
-from fct_jax.upgrade.assessment.inputs import check_fit, held_out_rows, metric_of, open_queries
+from fct_jax.upgrade.assessment.inputs import check_fit, metric_of, open_queries, unfitted_rows
 from fct_jax.upgrade.assessment.verdict import Bootstrap
 from fct_jax.upgrade.inputs import FEWEST, paired, take
 from fct_jax.upgrade.maps.loading import load_map
@@ -107,7 +107,7 @@ def compare_orders(
     metric, _ = metric_of(metric, whole_new)
     check_fit(found, whole_old, whole_new)
     rng = np.random.default_rng(seed)
-    unseen, seen, _ = held_out_rows(found, whole_old, rng)
+    unseen, seen, _ = unfitted_rows(found, whole_old, rng)
     gallery_old, gallery_new = take(whole_old, unseen), take(whole_new, unseen)
     queries = open_queries(
         query_old, query_new, query_labels, gallery_old, gallery_new,

@@ -18,7 +18,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.models.preprocessing import Preprocessing
-from fct_jax.runtime.plugins import imported, told
+from fct_jax.runtime.plugins import brief, imported
 
 _PROBES = 4  # images whose embeddings name the model
 
@@ -68,7 +68,7 @@ class CallableModel:
             found = np.asarray(self._function(np.ascontiguousarray(images)))
         except Exception as error:  # a user's function may raise anything
             raise UserError(
-                f"{self.name} failed for {len(images)} images: {told(error)}"
+                f"{self.name} failed for {len(images)} images: {brief(error)}"
             ) from error
         if found.ndim != 2 or len(found) != len(images) or not found.shape[1]:
             raise UserError(

@@ -5,7 +5,7 @@ import runpy
 from pathlib import Path
 
 from fct_jax.errors import UserError
-from fct_jax.runtime.plugins import told
+from fct_jax.runtime.plugins import brief
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -52,7 +52,7 @@ def run_config(path: Path) -> dict:
         place = f"{error.filename or path}, line {error.lineno}"
         raise UserError(f"config file {path} is not Python: {error.msg} ({place})") from None
     except Exception as error:
-        raise UserError(f"config file {path} cannot be run: {told(error)}") from error
+        raise UserError(f"config file {path} cannot be run: {brief(error)}") from error
     if not callable(found.get("get_config")):
         raise UserError(
             f"config file {path} has no function get_config(); it must return the config, as those "
@@ -72,4 +72,4 @@ def read_config(path: Path):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"get_config() of {path} failed: {told(error)}") from error
+        raise UserError(f"get_config() of {path} failed: {brief(error)}") from error

@@ -43,7 +43,7 @@ def imported(name: str, what: str = "name") -> Any:
             reason = f"its module needs {error.name}, which is not installed"
         raise UserError(f"{name}: {reason}") from None
     except Exception as error:
-        raise UserError(f"{name}: its module cannot be imported: {told(error)}") from error
+        raise UserError(f"{name}: its module cannot be imported: {brief(error)}") from error
     if not hasattr(module, attribute):
         offered = [key for key, value in vars(module).items() if callable(value)]
         raise unknown(f"{what} of {module_name}:", attribute, offered or ["(none)"])
@@ -77,7 +77,7 @@ def find(table: Mapping[str, Any], name: str, what: str, group: str) -> Any:
     raise unknown(what, name, [*table, *offered])
 
 
-def told(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """Describe an error in a user's code in one line: its kind, its text and its place."""
     frames = [
         frame

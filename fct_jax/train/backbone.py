@@ -195,7 +195,7 @@ def _check_own(name: str, module, shape: tuple[int, int]) -> None:
         variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, *shape, 3)))
         found = jax.eval_shape(lambda v, x: module.apply(v, x, train=False), variables, images)
     except Exception as error:  # of the user's code: any kind
-        raise UserError(f"config.model.name={name} failed: {plugins.told(error)}") from error
+        raise UserError(f"config.model.name={name} failed: {plugins.brief(error)}") from error
     pair = isinstance(found, tuple) and len(found) == 2
     if not (pair and all(getattr(array, "ndim", 0) == 2 for array in found)):
         raise UserError(

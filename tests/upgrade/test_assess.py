@@ -203,7 +203,7 @@ def test_text_is_advised_to_ask_both_models(text, text_map, tmp_path):
     assert (report["advice"], report["way"], report["text"]) == ("upgrade", found.way, found.text)
     assert report["measures"] == "quality"
     rows = sum(len(row.all_variants()) for row in WAYS.values() if row.done is None)
-    curves = 2 + 2 + 3 + 3  # orders of translated, common, dual and fused
+    curves = 2 + 3 + 3 + 3  # orders of translated, common, dual and fused
     assert len(report["options"]) == len(found.points) == 3 + 5 * curves + rows
     text_of = (tmp_path / "report" / "report.md").read_text()
     assert f"**{found.text}**" in text_of and "fused, certainty" in text_of

@@ -12,15 +12,19 @@ from fct_jax.upgrade.assessment.curves import Curves, typical_queries
 from fct_jax.upgrade.assessment.streamed import Streamed
 from fct_jax.upgrade.assessment.tops import Best, Scores
 from fct_jax.upgrade.assessment.world import KEEP, WHOLE, World, spots_of
+from fct_jax.upgrade.maps.backward import Backward
 from fct_jax.upgrade.ways import WAYS, Mix
 from fct_jax.upgrade.ways import relevance as judge
 from fct_jax.upgrade.ways.calibration import Calibration, Weights, calibrate, with_spread
 from fct_jax.upgrade.ways.serving import search
 
 SHARES = (0.0, 0.3, 0.7, 1.0)
+BACKWARD = {}  # of each world that was made
 
 
-def made(metric="cosine", seed=0, leave_one_out=False, inside=False, weights=None, n=150):
+def made(
+    metric="cosine", seed=0, leave_one_out=False, inside=False, weights=None, n=150, rotates=False
+):
     rng = np.random.default_rng(seed)
     latent = rng.normal(size=(n + 60 + 40, 8))
 
@@ -38,13 +42,21 @@ def made(metric="cosine", seed=0, leave_one_out=False, inside=False, weights=Non
     labels = rng.integers(0, 12, len(latent))
     within = np.arange(0, n, 3) if inside else np.arange(0)
     start = (old[gallery][within], new[gallery][within]) if inside else (old[sample], new[sample])
+    weight = np.linalg.qr(rng.normal(size=(9, 9)))[0]
+    items = {"old": old[gallery], "new": new[gallery], "translated": moved[gallery]}
+    backward = Backward(weight, np.zeros(9))
+    if not rotates:
+        backward = Backward(weight + 0.2 * rng.normal(size=(9, 9)), rng.normal(size=9))
+        items |= {"moved": backward.moved(new[gallery])}
+        items |= {"forward": backward.moved(moved[gallery])}
     world = World(
-        items={"old": old[gallery], "new": new[gallery], "translated": moved[gallery]},
+        items=items,
         queries={
             "old": old[asked],
             "new": new[asked],
             "bridged": back[asked],
-            "common": back[asked],
+            "common": backward.asked(new[asked], 6),
+            "moved": backward.moved(new[asked]),
         },
         relevance=judge.by_labels(labels[asked], labels[gallery], own),
         own=own,
@@ -53,6 +65,7 @@ def made(metric="cosine", seed=0, leave_one_out=False, inside=False, weights=Non
         inside=within,
     )
     known = Items(n, seed, metric, transformed=moved[gallery], uncertainty=rng.normal(size=n))
+    BACKWARD[id(world)] = backward
     return world, known
 
 
@@ -98,7 +111,7 @@ def searched(world, known, spot, depth, metric):
         metric=metric,
         own=world.own,
         query_bridged=q["bridged"],
-        query_common=q["common"],
+        backward=BACKWARD[id(world)],
     )
     return judge.per_query(rows, world.relevance)
 
@@ -107,6 +120,7 @@ def searched(world, known, spot, depth, metric):
     ("metric", "options"),
     [
         ("cosine", {}),
+        ("cosine", {"rotates": True}),
         ("cosine", {"leave_one_out": True}),
         ("cosine", {"inside": True, "leave_one_out": True}),
         ("l2", {"seed": 1}),
@@ -115,7 +129,7 @@ def searched(world, known, spot, depth, metric):
 )
 def test_every_way_at_every_share_is_its_own_search(metric, options, monkeypatch):
     world, known = made(metric, **options)
-    ways = [way for way in WAYS.values() if metric == "cosine" or way.name != "common"]
+    ways = [way for way in WAYS.values() if metric == "cosine" or not way.needs_backward]
     spots = spots_of(ways, orders_of(ways, known), SHARES)
     # Try only a few of the many settings of blends and cascades.
     spots = [spot for i, spot in enumerate(spots) if spot.way.done or i % 5 == 0]

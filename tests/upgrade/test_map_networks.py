@@ -92,7 +92,7 @@ def test_local_maps_follow_a_bend(tmp_path):
     x, y = bent()
     found = upgrade.fit(x, y, candidates=("procrustes", "ridge", "local"), out=tmp_path / "map")
     assert found.method == "local" and found.description["judged_by"] == "agreement@10"
-    scores = found.description["held_out"]
+    scores = found.description["quality"]
     assert scores["local"]["agreement@10"] > scores["ridge"]["agreement@10"] + 0.2
     again = load_map(tmp_path / "map")
     assert again.fingerprint == found.fingerprint and again.description["cells"] > 2

@@ -20,7 +20,7 @@ from fct_jax.upgrade.maps.methods import METHODS
 def test_auto_takes_the_best_of_held_out_pairs(text, tmp_path):
     candidates = ("ridge", "procrustes", "identity")
     found = upgrade.fit(text["old"], text["new"], candidates=candidates, out=tmp_path / "map")
-    scores = found.description["held_out"]
+    scores = found.description["quality"]
     by = found.description["judged_by"]
     assert by == "agreement@10" and list(scores) == ["procrustes", "ridge"]
     assert found.method == max(scores, key=lambda name: scores[name][by])
@@ -56,7 +56,7 @@ def test_held_out_quality_is_the_slow_one(text):
         for i in range(100)
     ]
     own = [nearest(mapped, i, 1, False) == [i] for i in range(100)]
-    quality = found.description["held_out"]["ridge"]
+    quality = found.description["quality"]["ridge"]
     assert quality["agreement@10"] == pytest.approx(np.mean(both))
     assert quality["own"] == pytest.approx(np.mean(own))
 
@@ -119,7 +119,7 @@ def test_the_fingerprint_is_of_what_a_map_does(text, tmp_path, monkeypatch):
     clock = iter(np.cumsum(np.random.default_rng(0).uniform(1, 9, 100)))
     monkeypatch.setattr("fct_jax.upgrade.maps.fitting.time.monotonic", lambda: next(clock))
     maps = [upgrade.fit(text["old"], text["new"], method="procrustes") for _ in range(2)]
-    seconds = [m.description["held_out"]["procrustes"]["seconds"] for m in maps]
+    seconds = [m.description["quality"]["procrustes"]["seconds"] for m in maps]
     assert seconds[0] != seconds[1] and maps[0].fingerprint == maps[1].fingerprint
     for name, value in maps[0].weights.items():
         np.testing.assert_array_equal(value, maps[1].weights[name])
@@ -240,7 +240,7 @@ def test_labels_follow_their_pairs():
         upgrade.fit(few, new, method="ridge"),
         upgrade.fit(few, bare, method="ridge", labels=np.arange(160) % 2),
     ]
-    scores = [found.description["held_out"]["ridge"]["map"] for found in both]
+    scores = [found.description["quality"]["ridge"]["map"] for found in both]
     assert scores[0] == pytest.approx(scores[1])
 
 

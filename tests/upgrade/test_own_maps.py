@@ -186,7 +186,7 @@ def test_a_method_of_the_user_is_fitted(own, tmp_path):
     )
     assert load_map(tmp_path / "map").method == f"{own}:SHIFT"
     chosen = upgrade.fit(old, new, candidates=("ridge", f"{own}:SHIFT"))
-    assert set(chosen.description["held_out"]) == {"ridge", f"{own}:SHIFT"}
+    assert set(chosen.description["quality"]) == {"ridge", f"{own}:SHIFT"}
     # This kind of function is unknown to the package.
     squares = np.sign(old.vectors) * old.vectors**2
     found = upgrade.fit(old, squares, method=f"{own}:SQUARED", out=tmp_path / "squared")

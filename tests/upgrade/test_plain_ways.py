@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from fct_jax.errors import UserError
-from fct_jax.evaluate.distances import unit_rows
 from fct_jax.upgrade import fit
+from fct_jax.upgrade.maps.backward import Backward
 from fct_jax.upgrade.ways import WAYS
 from fct_jax.upgrade.ways.calibration import Weights, calibrate
-from fct_jax.upgrade.ways.interpolation import orthogonal_bridge
 from fct_jax.upgrade.ways.plain import PlainSearch, export_way
 from fct_jax.upgrade.ways.serving import search
 
 N, QUERIES = 300, 40
+TURN = np.linalg.qr(np.random.default_rng(3).normal(size=(14, 14)))[0]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def given(made, metric):
     needed = {
         "calibration": calibrate(old[:N], new[:N], metric=metric),
         "bridge": bridge,
-        "rotation": orthogonal_bridge(new[:N], old[:N]),
+        "backward": Backward(TURN + 0.1, np.linspace(0, 1, 14)),  # no rotation
     }
     vectors = {"query_old": old[N:], "query_new": new[N:], "old": old[:N], "new": new[:N]}
     vectors["translated"] = new[:N] + 0.3 * np.flip(new[:N])
@@ -48,8 +48,8 @@ def given(made, metric):
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 @pytest.mark.parametrize("name", WAYS)
 def test_numpy_alone_is_search(made, tmp_path, name, metric, k):
-    if name == "common" and metric == "l2":
-        pytest.skip("the common space is compared by cosine")
+    if WAYS[name].needs_backward and metric == "l2":
+        pytest.skip("a common space is compared by cosine")
     migrated = made[-1]
     needed, vectors = given(made, metric)
     for number, way in enumerate(WAYS[name].all_variants()[::4]):
@@ -58,7 +58,7 @@ def test_numpy_alone_is_search(made, tmp_path, name, metric, k):
         expected, expected_rows = search(
             way, k=k, migrated=migrated, calibration=needed["calibration"], metric=metric,
             query_bridged=needed["bridge"].transform(vectors["query_new"])[0],
-            query_common=unit_rows(vectors["query_new"]) @ needed["rotation"], **vectors,
+            backward=needed["backward"], **vectors,
         )  # fmt: skip
         known = expected_rows >= 0
         np.testing.assert_array_equal(rows >= 0, known)
@@ -85,7 +85,7 @@ def test_nothing_heavy_is_imported(made, tmp_path):
 
 def test_mistakes_are_one_line(made, tmp_path):
     needed, vectors = given(made, "cosine")
-    for name, lacking in (("fused", "calibration"), ("bridge", "bridge"), ("common", "rotation")):
+    for name, lacking in (("fused", "calibration"), ("bridge", "bridge"), ("common", "backward")):
         with pytest.raises(UserError, match=f"{name} search needs {lacking}="):
             export_way(tmp_path / "x.npz", name, **needed | {lacking: None})
     damped = calibrate(made[0], made[1], metric="cosine", weights=Weights(damping=0.5))

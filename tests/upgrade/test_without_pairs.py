@@ -81,7 +81,7 @@ def test_shared_ids_check_the_map_and_are_not_fitted_on(small, capsys):
     found = upgrade.fit(old, new, method="unpaired")
     assert found.description["pairs_held_out"] == len(found.known.ids) == 60
     assert found.description["vectors"] == [840, 800]
-    assert found.description["held_out"]["unpaired"]["own"] > 0.9
+    assert found.description["quality"]["unpaired"]["own"] > 0.9
     assert not np.isin(upgrade.inputs.row_hashes(x[-60:]), found.fitted).any()
     check_pairs(found)
 

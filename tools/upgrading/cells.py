@@ -6,7 +6,7 @@ import numpy as np
 
 from fct_jax import upgrade
 from fct_jax.errors import UserError
-from fct_jax.upgrade.assessment.inputs import held_out_rows
+from fct_jax.upgrade.assessment.inputs import unfitted_rows
 from fct_jax.upgrade.inputs import row_hashes
 from tools.upgrading.pairs import Cut, whole_of
 
@@ -38,7 +38,7 @@ def measure(made: Cut, method: str, size: int, seed: int, settings: dict) -> dic
     except UserError as error:
         return {"refused": str(error)}
     assess_s = (time.perf_counter() - start) / 2
-    _, seen, reference = held_out_rows(found, whole[0], np.random.default_rng(seed))
+    _, seen, reference = unfitted_rows(found, whole[0], np.random.default_rng(seed))
     new = _whole(fresh)
     record = {
         "method": found.method,

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fct_jax.upgrade.assessment.curves import WHOLE, Candidates, Curves, Spot, World
+from fct_jax.upgrade.assessment.curves import Curves
 from fct_jax.upgrade.assessment.verdict import Bootstrap
+from fct_jax.upgrade.assessment.world import WHOLE, Candidates, Spot, World
 from fct_jax.upgrade.ways.cascade_depth import candidate_reuse
 from fct_jax.upgrade.ways.on_demand import Replay, popular_stream, replay
 from fct_jax.upgrade.ways.relevance import Relevance, per_query

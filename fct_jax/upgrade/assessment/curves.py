@@ -81,6 +81,9 @@ class Curves:
         c = world.calibration
         self._plain = {"old": c.old.damped(0.0, None), "new": c.new.damped(0.0, None)}
         self._plain["translated"] = self._plain["new"]
+        if "moved" in world.items:
+            moved = Space.of(world.queries["moved"], c.new.metric)
+            self._plain |= {"moved": moved, "forward": moved}
         self._damped = bool(c.old.damping)
         self.candidates: dict[tuple[str, str], Candidates] = {}
         self._ranked: dict[tuple, dict[int, tuple]] | None = None  # kept by `rankings` only
@@ -350,7 +353,10 @@ class Curves:
         return found, candidates
 
     def _undamped_names(self) -> dict[str, str]:
-        return {pair: (_PLAIN if self._damped else "") + pair for pair in ("old", "new")}
+        plain = {pair: (_PLAIN if self._damped else "") + pair for pair in ("old", "new")}
+        if "moved" not in self._world.items:
+            plain |= {"moved": plain["new"], "forward": "translated"}
+        return plain
 
 
 def _state_of(spot: Spot) -> tuple[str, float]:

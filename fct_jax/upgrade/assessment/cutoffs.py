@@ -7,7 +7,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
-from fct_jax.upgrade.assessment.curves import World
+from fct_jax.upgrade.assessment.world import World
 from fct_jax.upgrade.checks.thresholds import recalibrated_threshold
 
 _QUERIES = 500

@@ -5,15 +5,14 @@ import dataclasses
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.evaluate.distances import unit_rows
 from fct_jax.storage.embedding_set import EmbeddingSet, check_fingerprint, check_paired
 from fct_jax.upgrade.checks.guards import as_found, check_space, new_space, old_space
 from fct_jax.upgrade.inputs import FEWEST, load_array, open_sample, row_hashes, take
-from fct_jax.upgrade.maps.common_space import closed_form_backward
+from fct_jax.upgrade.maps.backward import Backward
+from fct_jax.upgrade.maps.common_space import closed_form_turn
 from fct_jax.upgrade.maps.fitting import fit
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.ways import relevance as judge
-from fct_jax.upgrade.ways.interpolation import orthogonal_bridge
 from fct_jax.upgrade.ways.judgements import judged_of, rows_of_ids
 from fct_jax.upgrade.ways.scores import Space, chosen_metric
 
@@ -84,42 +83,45 @@ def fit_on_a_part(
     return fit(old, new, method=method, candidates=_QUICK, metric=metric, seed=seed)
 
 
-def bridged_queries(
-    ways, old: EmbeddingSet, new: EmbeddingSet, rows: np.ndarray, queries: Queries, inside, metric,
-    seed: int,
-) -> tuple[dict[str, np.ndarray], list[str]]:  # fmt: skip
-    """Return the new queries in the old space, by kind, and notes on kinds that are left out.
+def derived_queries(
+    ways, found: Map, old: EmbeddingSet, new: EmbeddingSet, rows: np.ndarray, queries: Queries,
+    inside, metric, seed: int,
+) -> tuple[dict[str, np.ndarray], Backward | None, list[str]]:  # fmt: skip
+    """Return the new queries in other spaces, by kind; the backward map unless it rotates; notes.
+
+    A map with a backward map of its own defines the common space; otherwise it is the closed form.
 
     old, new: pairs; only ``rows`` of them may be fitted on. inside: rows of the gallery among them.
     """
-    wanted = {kind for way in ways for kind in way.queries} & {"bridged", "common"}
-    left_out = ", ".join(way.name for way in ways if wanted & set(way.queries))
-    if len(inside) and queries.own is not None:
+    wanted = {kind for way in ways for kind in way.queries} & {"bridged", "common", "moved"}
+    made, notes, backward = {}, [], found.backward
+    itself = bool(len(inside)) and queries.own is not None  # nothing else to fit on
+    trained = backward is not None and metric == "cosine"
+    kinds = {"bridged"} if trained else wanted
+    if itself and wanted & kinds:
+        left_out = ", ".join(way.name for way in ways if wanted & kinds & set(way.queries))
         reason = "the items are the queries, and no other pairs are known"
-        return {}, [f"Left out: {left_out}; {reason}."]
+        notes.append(f"Left out: {left_out}; {reason}.")
     rows = np.sort(np.random.default_rng(seed).permutation(rows)[:_FITTED])
     old, new = take(old, rows), take(new, rows)
-    found, notes = {}, []
-    if "common" in wanted and metric == "cosine":
-        turn = orthogonal_bridge(new.vectors, old.vectors)
-        if new.dim > old.dim:
-            # Coordinates that old vectors lack are free.
-            turn = closed_form_backward(
-                unit_rows(new.vectors), unit_rows(old.vectors), tolerance=_ALIKE
-            )
-        moved = unit_rows(queries.new) @ turn[:, : old.dim]
-        found["common"] = np.asarray(moved, np.float32)
-    elif "common" in wanted:
-        notes.append("Left out: common; it needs vectors that are compared by cosine.")
-    if "bridged" in wanted:
+    if {"common", "moved"} & wanted:
+        if metric != "cosine":
+            names = ", ".join(way.name for way in ways if way.needs_backward)
+            notes.append(f"Left out: {names}; a common space is compared by cosine.")
+        elif trained or not itself:
+            if not trained:
+                backward = closed_form_turn(new.vectors, old.vectors, _ALIKE)
+            made["common"] = backward.asked(queries.new, old.dim)
+            made["moved"] = queries.new if backward.rotates else backward.moved(queries.new)
+    if "bridged" in wanted and not itself:
         try:
             bridge = fit(
                 old, new, direction="backward", candidates=_QUICK, uncertainty=False, seed=seed
             )
-            found["bridged"] = bridge.transform(queries.new)[0]
+            made["bridged"] = bridge.transform(queries.new)[0]
         except UserError as error:
             notes.append(f"Left out: ways that need a map from new to old vectors; {error}")
-    return found, notes
+    return made, None if backward is None or backward.rotates else backward, notes
 
 
 def check_fit(found: Map, old: EmbeddingSet, new: EmbeddingSet) -> None:
@@ -137,7 +139,7 @@ def check_fit(found: Map, old: EmbeddingSet, new: EmbeddingSet) -> None:
         check_space(given.name, as_found(given.meta, given.vectors[:_LOOKED_AT]), space, role)
 
 
-def held_out_rows(found: Map, old: EmbeddingSet, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def unfitted_rows(found: Map, old: EmbeddingSet, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the rows that the map was not fitted on, the fitted ones, and rows to calibrate on."""
     fitted = np.zeros(len(old), bool)
     if found.fitted is not None:

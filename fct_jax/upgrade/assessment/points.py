@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fct_jax.upgrade.assessment.curves import KEEP
 from fct_jax.upgrade.assessment.verdict import Bootstrap
+from fct_jax.upgrade.assessment.world import KEEP
 from fct_jax.upgrade.ways import Way
 
 _SMALLEST_GROUP = 10  # queries; smaller groups are not evidence

@@ -10,9 +10,9 @@ from fct_jax.evaluate.orders import ORDERS
 from fct_jax.runtime.report import Curve, Panel, Report
 from fct_jax.runtime.tables import Table, percent
 from fct_jax.storage.files import new_directory
-from fct_jax.upgrade.assessment.curves import KEEP, TRANSLATE, WHOLE
 from fct_jax.upgrade.assessment.points import Budget, Point
 from fct_jax.upgrade.assessment.verdict import Verdict
+from fct_jax.upgrade.assessment.world import KEEP, TRANSLATE, WHOLE
 from fct_jax.upgrade.ways.calibration import Calibration
 from fct_jax.upgrade.ways.relevance import METRICS
 
@@ -278,20 +278,20 @@ class Assessment:
 
     def _replay_table(self, brief: bool) -> Table:
         rows = []
-        for label, told in self.replays.items():
+        for label, replay in self.replays.items():
             if brief and not label.endswith(self._score_of_cascades):
                 continue  # the embedded vectors do not depend on the score
-            after = list(told["share_after"].items())[-1 if brief else 0 :]
+            after = list(replay["share_after"].items())[-1 if brief else 0 :]
             said = [f"{100 * share:.1f} % after {n:,}" for n, share in after]
-            low, high = 100 * told["low"], 100 * told["high"]
+            low, high = 100 * replay["low"], 100 * replay["high"]
             rows.append(
                 [
                     label,
-                    f"{100 * told['gap']:+.1f} ({low:+.1f} to {high:+.1f})",
-                    percent(told["reused"], 0),
-                    f"{told['mean']:.1f}",
-                    f"{told['median']:.0f}",
-                    f"{told['p99']:.0f}",
+                    f"{100 * replay['gap']:+.1f} ({low:+.1f} to {high:+.1f})",
+                    percent(replay["reused"], 0),
+                    f"{replay['mean']:.1f}",
+                    f"{replay['median']:.0f}",
+                    f"{replay['p99']:.0f}",
                     ", ".join(said),
                 ]
             )

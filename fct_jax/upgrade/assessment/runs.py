@@ -7,8 +7,9 @@ import numpy as np
 
 from fct_jax.storage.files import new_directory
 from fct_jax.storage.trec import write_run
-from fct_jax.upgrade.assessment.curves import KEEP, TRANSLATE, WHOLE, Curves, Spot
+from fct_jax.upgrade.assessment.curves import Curves
 from fct_jax.upgrade.assessment.verdict import Verdict
+from fct_jax.upgrade.assessment.world import KEEP, TRANSLATE, WHOLE, Spot
 
 
 def write_runs(

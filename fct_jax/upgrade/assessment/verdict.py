@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from fct_jax.evaluate.orders import find_order
-from fct_jax.upgrade.assessment.curves import WHOLE, Spot
+from fct_jax.upgrade.assessment.world import WHOLE, Spot
 from fct_jax.upgrade.ways import WAYS, Way, simplicity
 
 ADVICE = ("upgrade", "keep", "cannot tell")
@@ -213,26 +213,26 @@ def _no_upgrade(options, changes, means, high, bootstrap, today: float) -> Verdi
     needed = queries_needed(float(changes[best][point].var() or changes[-1][0].var()))
     promised = max(float(m.max()) for m in means)
     bounded = max(float(h.max()) for h in high)
-    told = f"re-embedding all items would give {_said(whole_gain)}"
+    if_all = f"re-embedding all items would give {_said(whole_gain)}"
     if whole_gain[2] < 0 and promised < MARGIN:
-        text = f"Don't upgrade: the new model is worse on these queries; {told}."
+        text = f"Don't upgrade: the new model is worse on these queries; {if_all}."
         return Verdict("keep", text, gain=whole_gain, needed=needed)
     if 1 - today < _HEADROOM:
         text = (
             f"Cannot tell: this test is too easy, since today's gallery already reaches "
-            f"{100 * today:.1f} of 100; {told}. Use a larger gallery or harder queries."
+            f"{100 * today:.1f} of 100; {if_all}. Use a larger gallery or harder queries."
         )
         return Verdict("cannot tell", text, gain=gain, needed=needed)
     if bounded < MARGIN:
         text = (
             "Don't upgrade: no way of serving can gain more than "
-            f"{100 * max(bounded, 0):.1f} points; {told}."
+            f"{100 * max(bounded, 0):.1f} points; {if_all}."
         )
         return Verdict("keep", text, gain=whole_gain, needed=needed)
     label = options[best].way.label if options[best].way else WHOLE
     text = (
         f"Cannot tell: the most promising way ({label}) gives {_said(gain)}, and no way is both "
-        f"safe and certainly better; {told}. {_more(needed)}"
+        f"safe and certainly better; {if_all}. {_more(needed)}"
     )
     return Verdict("cannot tell", text, gain=gain, needed=needed)
 
@@ -265,7 +265,7 @@ def without_keep(verdict: Verdict) -> Verdict:
     """Return the verdict where today's quality is unknown, for lack of queries by the old model.
 
     verdict: that of `recommend` against the translated gallery in place of today's. Its way is
-    kept, but whether it is better than today cannot be told.
+    kept, but whether it is better than today cannot be if_all.
     """
     if verdict.advice == "keep":
         found = f"No way is surely better than the translated gallery. ({verdict.text})"

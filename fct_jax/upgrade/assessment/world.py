@@ -19,8 +19,11 @@ class World:
     """The vectors that an assessment searches.
 
     Attributes:
-      items: kind -> (N, D) float32 gallery vectors: "old", "new", "translated".
-      queries: kind -> (Q, D) float32: "old", "new", and "bridged" and "common" if they exist.
+      items: kind -> (N, D) float32 gallery vectors: "old", "new", "translated", and with a common
+        space "moved" and "forward". Without these two, scores of moved vectors are those of the new
+        and translated ones: a rotation changes no cosine.
+      queries: kind -> (Q, D) float32: "old", "new", and "bridged", "common" and "moved" if they
+        exist.
       relevance: relevance of the Q queries.
       own: (Q,) rows that are not results, or None.
       calibration: calibration on the sample; its spaces and weights hold everywhere.

@@ -17,6 +17,7 @@ import scipy.linalg
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.distances import as_vectors, check_same_length, unit_rows
 from fct_jax.runtime import threads
+from fct_jax.upgrade.maps.backward import Backward
 from fct_jax.upgrade.maps.linear import Linear, fold_sums, ridge
 
 TAILS = ("free", "zero")
@@ -45,6 +46,21 @@ class CommonSpace:
     def translated(self, old) -> np.ndarray:
         """Return F(old), (N, do) → (N, dn): items that are not re-embedded."""
         return np.asarray(old) @ self.forward + self.forward_bias
+
+
+def closed_form_turn(new: np.ndarray, old: np.ndarray, tolerance: float = 1e-6) -> Backward:
+    """Return the backward map of directions in closed form, (N, dn) and (N, do) of the same items.
+
+    If new vectors are the larger ones, numbers that old vectors lack are free (the tail "free" of
+    `closed_form_backward`); if they are smaller, they are rotated within the old space.
+    """
+    new, old = _pairs(new, old)
+    new, old = unit_rows(new), unit_rows(old)
+    if new.shape[1] > old.shape[1]:
+        weight = closed_form_backward(new, old, tolerance=tolerance)
+    else:
+        weight = nearest_orthogonal(new.T @ old)
+    return Backward(weight, np.zeros(weight.shape[1]))
 
 
 def comparable(a, b) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.runtime import threads
-from fct_jax.upgrade.maps.functions import Function, Linear, Local, Selu
+from fct_jax.upgrade.maps.functions import Common, Function, Linear, Local, Selu
 
 PAIRS_PER_DIM = 3  # average number of pairs per dimension in a cell of the local map
 _UNPAIRED = 60_000  # vectors of each side, as published
@@ -57,7 +57,8 @@ def fit_common_space(pairs, kind: str = "strict") -> Function:
 
     The space is that of B(new), so that B⁻¹(F(old)) is in the new model's space, and is searched by
     plain new vectors as F(old) is by B(new): exactly where B is orthogonal (``kind`` "strict"),
-    nearly where it is nearly so ("relaxed"). Without its contrastive loss F would be the ridge map,
+    nearly where it is nearly so ("relaxed"). It keeps B for the ways "common" and
+    "common_translated". Without its contrastive loss F would be the ridge map,
     so that the space in closed form is no method of its own.
     """
     from fct_jax.upgrade.maps.common_space_training import Settings, train_common_space
@@ -69,7 +70,8 @@ def fit_common_space(pairs, kind: str = "strict") -> Function:
     with threads.single():
         space, _ = train_common_space(old, new, pairs.labels, settings)
         back = np.linalg.inv(space.backward)
-    return Linear(space.forward @ back, 1.0, (space.forward_bias - space.backward_bias) @ back)
+    bias = (space.forward_bias - space.backward_bias) @ back
+    return Common(space.forward @ back, 1.0, bias, space.backward, space.backward_bias)
 
 
 def fit_relaxed_space(pairs) -> Function:

@@ -85,7 +85,7 @@ def fit(
       out: directory to write the map to; None writes nothing.
 
     Returns:
-      The map. ``description["held_out"]`` has the retrieval quality of each candidate.
+      The map. ``description["quality"]`` has the retrieval quality of each candidate.
 
     Raises:
       UserError: fewer than 20 pairs, vectors that are not finite or are all equal, sizes or labels
@@ -143,7 +143,7 @@ def fit(
         "pairs_held_out": len(outside),
         "zero_pairs_left_out": zeros,
         "judged_by": judged_by,
-        "held_out": {n: {**means_of(qualities[n]), "seconds": seconds[n]} for n in maps},
+        "quality": {n: {**means_of(qualities[n]), "seconds": seconds[n]} for n in maps},
         "left_out": left_out,
     }
     fitted = np.sort(row_hashes(inside.old.vectors))

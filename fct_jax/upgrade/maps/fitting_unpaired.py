@@ -81,7 +81,7 @@ def fit_without_pairs(
         "zero_pairs_left_out": 0,
         "zero_vectors_left_out": zeros_old + zeros_new,
         "judged_by": "",
-        "held_out": {},
+        "quality": {},
         "left_out": {},
         "without_pairs": said,
     }
@@ -94,7 +94,7 @@ def fit_without_pairs(
         pairs = outside_old.vectors[some], mapped, outside_new.vectors[some]
         check_known_answers(ask(*pairs, metric, UNKNOWN), f"the {name} map")
         quality = held_out_quality(found, outside_old, outside_new, None, metric)
-        described["held_out"] = {name: means_of(quality)}
+        described["quality"] = {name: means_of(quality)}
         part = slice(0, _KNOWN)
         known = KnownPairs(
             outside_new.ids[part],

@@ -13,7 +13,8 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
-from fct_jax.runtime.plugins import find, told
+from fct_jax.runtime.plugins import brief, find
+from fct_jax.upgrade.maps.backward import Backward
 from fct_jax.upgrade.maps.export import Layers, Plain
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -151,6 +152,25 @@ class Linear(Function):
 
     def layers(self, dim):
         return [(self.weight * self.scale, self.bias)]
+
+
+class Common(Linear):
+    """The forward map F of a common space turned back, B⁻¹F, with the backward map B.
+
+    Attributes:
+      backward: the map B, by which this space is served (`fct_jax.upgrade.ways`).
+    """
+
+    def __init__(self, weight, scale, bias, backward, backward_bias):
+        super().__init__(weight, scale, bias)
+        self.backward = Backward(backward, backward_bias)
+
+    def single(self):
+        return Common(**self.arrays())
+
+    def arrays(self):
+        more = {"backward": self.backward.weight, "backward_bias": self.backward.bias}
+        return super().arrays() | {k: np.asarray(v, np.float32) for k, v in more.items()}
 
 
 class Local(Function):
@@ -344,7 +364,9 @@ class Called(Function):
         try:
             result = self._function(old)
         except Exception as error:  # a user's function may raise anything
-            raise UserError(f"{self.name} failed for vectors {old.shape}: {told(error)}") from error
+            raise UserError(
+                f"{self.name} failed for vectors {old.shape}: {brief(error)}"
+            ) from error
         mapped, log_variance = parts_of(result)
         mapped = np.asarray(mapped)
         if mapped.ndim != 2 or len(mapped) != len(old) or mapped.dtype.kind not in "fiu":
@@ -366,6 +388,7 @@ class Called(Function):
 FUNCTIONS: dict[str, type[Function]] = {
     "identity": Identity,
     "linear": Linear,
+    "common": Common,
     "local": Local,
     "selu": Selu,
     "network": Network,

@@ -100,6 +100,11 @@ class Map:
         self.fingerprint = self.description["fingerprint"] = self._fingerprint()
 
     @property
+    def backward(self):
+        """Return the backward map of a common space, or None for a map without one."""
+        return getattr(self.function, "backward", None)
+
+    @property
     def weights(self) -> dict[str, np.ndarray]:
         """Return every array of the map by its name in ``weights.safetensors``."""
         arrays = {**self.function.arrays(), **self.uncertainty}

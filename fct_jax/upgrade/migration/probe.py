@@ -22,9 +22,11 @@ from fct_jax.evaluate.search import knn
 from fct_jax.storage.embedding_set import EmbeddingSet, check_paired
 from fct_jax.storage.ids import rows_of
 from fct_jax.upgrade.checks.guards import as_found, check_space, new_space
+from fct_jax.upgrade.maps.backward import Backward
+from fct_jax.upgrade.maps.common_space import closed_form_turn
+from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.ways import Way, relevance
 from fct_jax.upgrade.ways.calibration import calibrate
-from fct_jax.upgrade.ways.interpolation import orthogonal_bridge
 from fct_jax.upgrade.ways.scores import Space
 from fct_jax.upgrade.ways.serving import search
 
@@ -43,9 +45,10 @@ class Probe:
       new: (m, D) float32: the items by the new model.
       query: (Q, D) float32: at most 1,000 of the queries.
       query_old: (Q, Do) float32: the same queries by the old model, or None.
+      backward: the backward map of the map's common space, or None.
     """
 
-    def __init__(self, folder, metric: str):
+    def __init__(self, folder, metric: str, backward: Backward | None = None):
         folder = Path(folder)
         for part in ("new", "query"):
             if not (folder / part / "vectors.npy").is_file():
@@ -64,7 +67,7 @@ class Probe:
         if len(kept) > _QUERIES:
             kept = np.sort(np.random.default_rng(0).choice(len(kept), _QUERIES, replace=False))
         self.query = np.asarray(queries.vectors[kept], np.float32)
-        self.query_old = None
+        self.query_old, self.backward = None, backward
         if (folder / "query_old" / "vectors.npy").is_file():
             asked = EmbeddingSet.read(folder / "query_old")
             asked.check_finite()
@@ -106,8 +109,8 @@ class Probe:
           mixed: (m, D) new vectors of the migrated items, translated ones of the others, for ways
             that need them.
 
-        The calibration, and the rotation of "common", use the probe's items, which both models
-        have embedded.
+        The calibration, and the common space unless the map has one, use the probe's items, which
+        both models have embedded.
         Raises UserError if the way needs queries by the old model and there are none.
         """
         absent = self.query_old is None or self.query_old.shape[1] != old.shape[1]
@@ -116,17 +119,18 @@ class Probe:
                 f"serve={way.name} queries both models: the probe {self.name} needs query_old, "
                 f"the queries by the old model, of dimension {old.shape[1]}"
             )
-        made = turned = None
+        made, backward = None, self.backward
         if way.calibrated:
             made = calibrate(old, self.new, metric=self.metric, old_metric=old_metric)
-        if "common" in way.queries:
+        if way.needs_backward:
             if "l2" in (self.metric, old_metric):
                 raise UserError(f"serve={way.name} needs vectors that are compared by cosine")
-            turned = unit_rows(self.query) @ orthogonal_bridge(self.new, old)
+            if backward is None:
+                backward = closed_form_turn(self.new, old)
         depth = min(len(old), _DEPTH)
         _, rows = search(
             way, self.query_old, self.query, old, new, migrated, depth, made,
-            translated=mixed, metric=self.metric, query_common=turned,
+            translated=mixed, metric=self.metric, backward=backward,
         )  # fmt: skip
         name = self.measure.replace("agreement", "recall")
         return float(relevance.per_query(rows, self._judged())[name].mean())
@@ -183,7 +187,7 @@ def open_probe(where, mapping) -> Probe | None:
     """Open a probe set; return None for None. Raises UserError if it is of another space."""
     if where is None:
         return None
-    probe = Probe(where, mapping.metric)
+    probe = Probe(where, mapping.metric, mapping.backward)
     if probe.new.shape[1] != mapping.dim_out:
         raise UserError(
             f"{where} has dimension {probe.new.shape[1]}, but the map's new dimension is "
@@ -194,3 +198,12 @@ def open_probe(where, mapping) -> Probe | None:
     for part, meta, vectors in (("new", probe.meta, probe.new), ("query", query_meta, probe.query)):
         check_space(f"{where}/{part}", as_found(meta, vectors), new_space(mapping), "new")
     return probe
+
+
+def probe_of(where, metric: str, way: Way, mapping) -> Probe:
+    """Open the probe set of a begun upgrade; ``mapping``: the name of its map.
+
+    The map is loaded only for a way that needs its backward map.
+    """
+    backward = load_map(mapping).backward if way.needs_backward else None
+    return Probe(where, metric, backward)

@@ -9,7 +9,7 @@ import numpy as np
 from fct_jax.upgrade.galleries.base import VERSIONS, open_gallery
 from fct_jax.upgrade.migration.budget import Forecast
 from fct_jax.upgrade.migration.journal import Journal, Progress
-from fct_jax.upgrade.migration.probe import Probe
+from fct_jax.upgrade.migration.probe import Probe, probe_of
 from fct_jax.upgrade.migration.settings import Settings
 from fct_jax.upgrade.parts.places import Folder
 from fct_jax.upgrade.parts.progress import FOLDER, Pieces, progress_of
@@ -158,7 +158,7 @@ def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
         return found
     columns = {"id_column": settings.id_column, "vector_column": settings.vector_column}
     gallery = open_gallery(workdir / "gallery", unfinished=True, **columns)
-    asked = Probe(probe, gallery.meta["metric"])
+    asked = probe_of(probe, gallery.meta["metric"], find_way(way), settings.map)
     if found.measure not in (None, asked.measure):
         found = dataclasses.replace(found, forecast=None)  # made with another probe set
     source = settings.gallery or plan.get("gallery")

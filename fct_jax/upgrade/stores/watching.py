@@ -12,7 +12,7 @@ from fct_jax.storage.ids import first_ten
 from fct_jax.upgrade.checks.guards import sound
 from fct_jax.upgrade.migration.budget import Forecast
 from fct_jax.upgrade.migration.journal import Journal
-from fct_jax.upgrade.migration.probe import Probe
+from fct_jax.upgrade.migration.probe import probe_of
 from fct_jax.upgrade.migration.settings import Settings
 from fct_jax.upgrade.migration.status import Status, rate_of, state_of
 from fct_jax.upgrade.stores import Store, open_store
@@ -68,7 +68,7 @@ def status_of_store(workdir: Path, settings: Settings, probe: str | None, querie
         with open_store(settings.gallery) as store, one_line(store):
             found = _asked(found, store, done, queries)
             if probe is not None and done.ready:
-                found = _measured(found, store, done, probe)
+                found = _measured(found, store, done, probe, settings.map)
     except UserError as error:
         found = dataclasses.replace(found, store=f"cannot be asked now: {error}")
     total, at = (planned, done.items) if done.ready else (found.count, done.rows)
@@ -99,10 +99,11 @@ def _asked(found: Status, store: Store, done: StoreProgress, queries: int) -> St
     return dataclasses.replace(found, recall=measured, recall_half=half)
 
 
-def _measured(found: Status, store: Store, done: StoreProgress, probe: str) -> Status:
+def _measured(found: Status, store: Store, done: StoreProgress, probe: str, mapping) -> Status:
     """Return the status with the quality that the probe's items have as stored now."""
     target, served = store.beside(done.begin["target"]), find_way(found.way)
-    asked = Probe(probe, "l2" if target.metric == "l2" else "cosine")
+    metric = "l2" if target.metric == "l2" else "cosine"
+    asked = probe_of(probe, metric, served, mapping)
     if found.measure not in (None, asked.measure):
         found = dataclasses.replace(found, forecast=None)  # made with another probe set
     parts = []

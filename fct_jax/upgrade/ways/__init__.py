@@ -31,6 +31,7 @@ __all__ = [
 ]  # fmt: skip
 # Those with traffic are tried where there is any.
 _ONE_MODEL = ("uncertainty", "random", "traffic", "uncertainty×traffic")
+_COMMON = (*_ONE_MODEL, "class_mean")  # the order of the paper
 # If the old model is still queried, items with a high uncertainty are often those that the old
 # model finds best.
 _BOTH_MODELS = (
@@ -153,15 +154,24 @@ _ROWS = (
         ),
     ),
     Way(
-        # λ-orthogonality, strict: https://arxiv.org/abs/2509.16664. A rotation changes no score
-        # among new vectors, so re-embedded items have the new model's own scores.
+        # λ-orthogonality: https://arxiv.org/abs/2509.16664
         "common",
-        "rotate new vectors towards the old space and keep both kinds in one index",
-        ("common", "new"),
+        "move new vectors to a common space and search old and re-embedded vectors there alike",
+        ("common", "moved"),
         ("old",),
         left=lambda asked: Mix({"common": 1.0}),
-        done=lambda asked: Mix({"new": 1.0}),
-        orders=_ONE_MODEL,
+        done=lambda asked: Mix({"moved": 1.0}),
+        orders=_COMMON,
+    ),
+    Way(
+        # With a rotation it is the way "translated", so that it is only tried without one.
+        "common_translated",
+        "move translated and new vectors to a common space and search them there",
+        ("moved",),
+        ("translated",),
+        left=lambda asked: Mix({"forward": 1.0}),
+        done=lambda asked: Mix({"moved": 1.0}),
+        orders=_COMMON,
     ),
     Way(
         "dual",

@@ -7,13 +7,13 @@ gallery is then re-embedded in the order of the queries.
 import numpy as np
 
 from fct_jax.errors import UserError, unknown
+from fct_jax.upgrade.ways import SCORES
 from fct_jax.upgrade.ways.calibration import Calibration
 from fct_jax.upgrade.ways.scores import Space, top
 from fct_jax.upgrade.ways.stages import once, union
 
 __all__ = ["candidate_scores", "cascade", "continued", "reranked", "union"]
 
-SCORES = ("new", "sum")
 _GATHERED = 1 << 22  # numbers of candidates' vectors held at a time
 
 

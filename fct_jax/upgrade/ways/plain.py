@@ -16,8 +16,10 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
+from fct_jax.upgrade.maps.backward import Backward
 from fct_jax.upgrade.stores.affine import StoreCalibration
 from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between, find_way
+from fct_jax.upgrade.ways.moving import add_moved
 from fct_jax.upgrade.ways.stages import second_stage, union
 
 FORMAT_VERSION = 1
@@ -27,7 +29,7 @@ _CALIBRATION = ("old", "new", "centre_old", "centre_new")
 
 
 def export_way(
-    path, way: str | Way, *, calibration=None, bridge=None, rotation=None, metric: str = "cosine"
+    path, way: str | Way, *, calibration=None, bridge=None, backward=None, metric: str = "cosine"
 ) -> Path:
     """Write one ``.npz`` file with a way, its settings, and what they need. Returns its path.
 
@@ -36,7 +38,7 @@ def export_way(
       way: a name of `WAYS`, or a `Way` with other settings (`Way.having`).
       calibration: a `Calibration`, for ways in which scores of two spaces meet.
       bridge: a Map from new to old vectors, for ways that need bridged queries.
-      rotation: (dn, do), for "common"; see `orthogonal_bridge`.
+      backward: the backward map of a common space, for ways that need it, as for `search`.
       metric: "l2" or "cosine", without a calibration.
 
     Raises:
@@ -52,7 +54,7 @@ def export_way(
     for wanted, given, name in (
         (way.calibrated, calibration, "calibration"),
         ("bridged" in way.queries, bridge, "bridge"),
-        ("common" in way.queries, rotation, "rotation"),
+        (way.needs_backward, backward, "backward"),
     ):
         if wanted and given is None:
             raise UserError(f"{way.name} search needs {name}=…")
@@ -75,8 +77,8 @@ def export_way(
         described |= {"layers": len(layers), "unit": bool(bridge.unit_output)}
         for i, (weight, bias) in enumerate(layers):
             arrays |= {f"{i}.weight": np.asarray(weight), f"{i}.bias": np.asarray(bias)}
-    if "common" in way.queries:
-        arrays["rotation"] = np.asarray(rotation)
+    if way.needs_backward:
+        arrays |= {"backward": backward.weight, "backward_bias": backward.bias}
     np.savez(path, described=np.array(json.dumps(described)), **arrays)
     return path
 
@@ -116,8 +118,10 @@ class PlainSearch:
         queries = {kind: np.asarray(v, np.float32) for kind, v in queries.items() if v is not None}
         if "bridged" in self.way.queries:
             queries["bridged"] = self._bridged(queries["new"])
-        if "common" in self.way.queries:
-            queries["common"] = unit_rows(queries["new"]) @ self._arrays["rotation"]
+        if self.way.needs_backward:
+            backward = Backward(self._arrays["backward"], self._arrays["backward_bias"])
+            add_moved(self.way, queries, items, backward)
+            items = {kind: np.asarray(v[:]) for kind, v in items.items() if v is not None}
         for kind in self.way.queries:
             if kind not in queries:
                 raise UserError(f"{self.way.name} search needs query_{kind}=…")
@@ -185,7 +189,7 @@ class PlainSearch:
             return {"old": old, "new": new, "translated": new}
         found = {}
         for kind, rows in items.items():
-            sample = items.get("translated", rows) if kind == "new" else rows
+            sample = items.get({"new": "translated", "moved": "forward"}.get(kind, kind), rows)
             centre = np.asarray(sample[:_SAMPLE], np.float64).mean(axis=0).astype(np.float32)
             found[kind] = self._described["metric"], centre
         return found

@@ -16,8 +16,10 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.nearest import best
+from fct_jax.upgrade.maps.backward import Backward
 from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between, find_way, weighted
 from fct_jax.upgrade.ways.calibration import Calibration
+from fct_jax.upgrade.ways.moving import add_moved
 from fct_jax.upgrade.ways.scores import Space, chosen_metric, top
 from fct_jax.upgrade.ways.stages import second_stage, union
 
@@ -36,7 +38,7 @@ def search(
     metric: str = "",
     own: np.ndarray | None = None,
     query_bridged=None,
-    query_common=None,
+    backward: Backward | None = None,
     settings: Mapping[str, object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k best items of a half-migrated gallery for each query, exactly.
@@ -55,7 +57,8 @@ def search(
         otherwise l2.
       own: (Q,) the row that is never a query's result, or None.
       query_bridged: (Q, do) new queries mapped to the old space, for ways that need them.
-      query_common: (Q, do) new queries rotated towards the old space, for ways that need them.
+      backward: the backward map of a common space, for ways that need it: `Map.backward` of a map
+        by the method "common" or "common_relaxed", or `closed_form_turn`.
       settings: settings of the way, for example {"weight": 0.3} for a blend; None: its defaults.
 
     Returns scores (Q, k) float32, descending, and rows (Q, k) int64, filled with −inf and −1 if
@@ -71,8 +74,9 @@ def search(
     if settings:
         way = way.having(**settings)
     queries = {"old": query_old, "new": query_new}
-    queries |= {"bridged": query_bridged, "common": query_common}
+    queries |= {"bridged": query_bridged}
     items = {"old": old, "new": new, "translated": translated}
+    add_moved(way, queries, items, backward)
     _check(way, queries, items, migrated, k)
     if not way.calibrated:
         calibration = None  # nothing is brought to one scale
@@ -146,11 +150,18 @@ def _spaces(items: dict, calibration: Calibration | None, metric: str) -> dict[s
         plain = calibration.new.damped(0.0, None)
         return {"old": calibration.old, "new": calibration.new, "translated": plain}
     found = {}
-    for kind in ("old", "new", "translated"):
-        sample = items["translated"] if kind == "new" else items[kind]
-        sample = items[kind] if sample is None else sample  # new and translated are one space
+    # Translated and new vectors are of one space, both in the new model's and in a common one.
+    for kind, first, measured in (
+        ("old", "old", "old"),
+        ("new", "translated", "new"),
+        ("translated", "translated", "translated"),
+        ("moved", "forward", "new"),
+        ("forward", "forward", "translated"),
+    ):
+        sample = items.get(kind) if items.get(first) is None else items[first]
         if sample is not None:
-            found[kind] = Space.of(sample, chosen_metric(metric, sample)[0])
+            seen = items[measured] if items[measured] is not None else sample
+            found[kind] = Space.of(sample, chosen_metric(metric, seen)[0])
     return found
 
 
@@ -165,7 +176,7 @@ def _check(way: Way, queries: dict, items: dict, migrated, k) -> None:
         raise UserError(f"k must be a whole number of at least 1, not {k!r}")
     moved = way.done is not None or way.reranked is not None
     needed = [kind for kind in items if kind in way.items or (kind == "new" and moved)]
-    asked = {f"query_{kind}": queries[kind] for kind in way.queries}
+    asked = {f"query_{kind}": queries.get(kind) for kind in way.queries}
     stored = {kind: items[kind] for kind in needed}
     for name, array in (asked | stored).items():
         if array is None:

@@ -14,7 +14,10 @@ PAIRS = {
     "new": ("new", "new"),
     "translated": ("new", "translated"),
     "bridged": ("bridged", "old"),  # a new query mapped to the old space
-    "common": ("common", "old"),  # a new query rotated towards the old space
+    # B(new) of a common space; "forward" is B of a translated vector, "moved" of a new one.
+    "common": ("common", "old"),
+    "forward": ("moved", "forward"),
+    "moved": ("moved", "moved"),
 }
 # Below this angle in radians sin x is replaced by x: the relative error x² / 6 is about 2e-11.
 _SMALL_ANGLE = 1e-5
@@ -92,7 +95,8 @@ class Way:
       name: its key in the table.
       text: an imperative phrase for the advice.
       queries: kinds of query vectors that a search needs: "old", "new" (by these models),
-        "bridged" (new ones mapped to the old space), "common" (new ones rotated towards it).
+        "bridged" (new ones mapped to the old space), and those of a common space: "moved" (B(new))
+        and "common" (the same with the old vectors' dimension).
       items: kinds of vectors that an item that is not re-embedded needs: "old" or "translated".
       left: gives the `Mix` of an item that is not re-embedded, for some `Asked`.
       done: gives the `Mix` of a re-embedded item; None if the way does not re-embed.
@@ -134,8 +138,13 @@ class Way:
 
     @property
     def one_index(self) -> bool:
-        """Return whether one index of translated and new vectors serves it by itself."""
-        return self.needs_translated and self.reranked is None
+        """Return whether plain new queries on one index of translated and new vectors are all."""
+        return self.needs_translated and self.reranked is None and not self.needs_backward
+
+    @property
+    def needs_backward(self) -> bool:
+        """Return whether queries are moved by the backward map of a common space."""
+        return "moved" in self.queries
 
     @property
     def reembeds(self) -> bool:

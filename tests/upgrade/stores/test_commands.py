@@ -93,7 +93,7 @@ def test_two_stores_are_paired_by_the_ids_of_one(make_app, open_store, tmp_path,
         words = (app.uri, newer, "--method", "ridge", "--sample", 300, "--out", tmp_path / "map")
         made = told(capsys, "fit", *words)
         assert made["pairs"] + made["pairs_held_out"] == 300
-        assert max(made["held_out"]["ridge"].values()) > 0.5
+        assert max(made["quality"]["ridge"].values()) > 0.5
     finally:
         app.db.execute("drop table newer")
 
