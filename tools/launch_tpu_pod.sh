@@ -10,6 +10,7 @@ The same fct_jax command on every host of a Cloud TPU pod slice.
 
 Actions:
   setup              copy this repository to every host and install it there
+  check FLAGS        fct-jax doctor cluster FLAGS: are hosts, ports, folder, clocks, versions right?
   devices            every host says how many devices it sees; all must name the same total
   run STAGE FLAGS    run `python -m fct_jax.STAGE --distributed FLAGS` on all hosts and wait
   start STAGE FLAGS  the same in the background: it goes on when this machine disconnects
@@ -55,7 +56,7 @@ while [[ $# -gt 0 ]]; do
   esac
 done
 
-[[ $# -ge 1 ]] || fail "no action; known: setup, devices, run, start, log, stop (--help explains them)"
+[[ $# -ge 1 ]] || fail "no action; known: setup, check, devices, run, start, log, stop (--help explains them)"
 action="$1"
 shift
 [[ -n "$name" ]] || fail "--name is missing: the TPU VM's, as in gcloud compute tpus tpu-vm list"
@@ -109,6 +110,11 @@ case "$action" in
     on_hosts all "set -e; mkdir -p $folder; tar -xzf fct_jax.tar.gz -C $folder; cd $folder; test -x .venv/bin/python || { sudo apt-get install -qq -y python3.11-venv; python3.11 -m venv .venv; }; .venv/bin/python -m pip install --quiet -r requirements.txt 'jax[tpu]' -e ."
     rm -r "$(dirname "$archive")"
     ;;
+  check)
+    flags=""
+    [[ $# -eq 0 ]] || printf -v flags ' %q' "$@"
+    on_hosts all "cd $folder && .venv/bin/python -m fct_jax doctor cluster$flags"
+    ;;
   devices)
     no_more "$@"
     on_hosts all "cd $folder && .venv/bin/python -c 'import jax; jax.distributed.initialize(); print(f\"host {jax.process_index()} of {jax.process_count()}: {jax.local_device_count()} devices here, {jax.device_count()} in all\")'"
@@ -129,5 +135,5 @@ case "$action" in
     no_more "$@"
     on_hosts all "kill -TERM \$(cat $folder/start.pid)"
     ;;
-  *) fail "unknown action $action; known: setup, devices, run, start, log, stop" ;;
+  *) fail "unknown action $action; known: setup, check, devices, run, start, log, stop" ;;
 esac

@@ -20,7 +20,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("demo", "upgrade a small bundled gallery and show the verdict (a minute)"),
-    "doctor": Command("doctor", "check a file of vectors before you trust it"),
+    "doctor": Command(
+        "doctor", "check a file of vectors, or the hosts of a run, before you trust it"
+    ),
     "fit": Command("fit", "learn a map from old to new vectors on a sample of pairs"),
     "assess": Command("assess", "measure what each way of upgrading would gain and cost"),
     "plan": Command("plan", "choose which items to re-embed first, within a budget"),

@@ -201,6 +201,8 @@ class Links:
                 await self._serve_jax(reader, writer)
                 return
             refusal = self._refusal(process, count)
+            if kind != "link":
+                refusal = "a run is at work here"
             if refusal:
                 writer.write(_encoded({"refused": refusal}))
                 await writer.drain()
@@ -246,7 +248,7 @@ class Links:
             reader, writer, answer = await self._until_open(self._greet, timeout)
         except OSError as error:
             raise UserError(
-                f"{_why_not(error, self._place.coordinator)} within {timeout:.0f} s; check that "
+                f"{why_not(error, self._place.coordinator)} within {timeout:.0f} s; check that "
                 "every process was started, with the same address and a --process_id of its own, "
                 "and that the port is open"
             ) from error
@@ -336,7 +338,7 @@ def listen(coordinator: str) -> socket.socket:
         ) from error
 
 
-def _why_not(error: OSError, coordinator: str) -> str:
+def why_not(error: OSError, coordinator: str) -> str:
     """Return why process 0 cannot be reached."""
     if isinstance(error, socket.gaierror):
         return f"{coordinator}: no such host was found"

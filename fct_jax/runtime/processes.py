@@ -94,6 +94,26 @@ def start(
     atexit.register(_part)
 
 
+def given(
+    coordinator: str | None, process_id: int | None, num_processes: int | None
+) -> Place | None:
+    """Return the place that these arguments give, or None if they give none.
+
+    Raises UserError if they do not fit together.
+    """
+    values = {"coordinator": coordinator, "process_id": process_id, "num_processes": num_processes}
+    missing = [f"--{name}" for name, value in values.items() if value is None]
+    if len(missing) == 3:
+        return None
+    if missing:
+        raise UserError(
+            f"--coordinator, --process_id and --num_processes go together; missing: "
+            f"{', '.join(missing)}"
+        )
+    _check(coordinator, process_id, num_processes)
+    return Place(coordinator, process_id, num_processes)
+
+
 def discover(
     coordinator: str | None = None,
     process_id: int | None = None,
@@ -113,15 +133,7 @@ def discover(
     Raises:
       UserError: arguments that do not fit together, or no cluster found.
     """
-    given = {"coordinator": coordinator, "process_id": process_id, "num_processes": num_processes}
-    missing = [f"--{name}" for name, value in given.items() if value is None]
-    if len(missing) in (1, 2):
-        raise UserError(
-            f"--coordinator, --process_id and --num_processes go together; missing: "
-            f"{', '.join(missing)}"
-        )
-    if not missing:
-        _check(coordinator, process_id, num_processes)
+    given(coordinator, process_id, num_processes)
     from jax._src import clusters  # JAX has no public name for what it finds
 
     own = os.environ.get("JAX_LOCAL_DEVICE_IDS")

@@ -42,7 +42,7 @@ def on_pod(*arguments, path=None):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ([], "no action; known: setup, devices"),
+        ([], "no action; known: setup, check, devices"),
         (["--zone=z", "--dry_run", "log"], "--name is missing"),
         (["--name=p", "--dry_run", "log"], "--zone is missing"),
         (["--name"], "--name needs a value"),
@@ -67,13 +67,21 @@ def test_mistake_is_one_line(arguments, said):
 def test_help_names_every_action():
     done = run("launch_tpu_pod.sh", "--help")
     assert done.returncode == 0
-    for action in ("setup", "devices", "run", "start", "log", "stop", "--dry_run"):
+    for action in ("setup", "check", "devices", "run", "start", "log", "stop", "--dry_run"):
         assert f"  {action}" in done.stdout
 
 
 def test_dry_run_prints_commands_and_runs_none(tmp_path):
     path = stand_in(tmp_path / "bin", "gcloud", "touch $(dirname $0)/called\n")
-    for action in (["setup"], ["devices"], ["run", *TRAIN], ["start", *TRAIN], ["log"], ["stop"]):
+    for action in (
+        ["setup"],
+        ["check"],
+        ["devices"],
+        ["run", *TRAIN],
+        ["start", *TRAIN],
+        ["log"],
+        ["stop"],
+    ):
         done = on_pod("--project=q", "--dry_run", *action, path=path)
         assert done.returncode == 0, done.stderr
         for line in done.stdout.splitlines():
@@ -90,6 +98,16 @@ def test_arguments_reach_the_hosts_as_they_were_given(tmp_path):
     done = on_pod(f"--folder={tmp_path}", "run", *TRAIN, path=path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["-u", "-m", "fct_jax.train", "--distributed", *TRAIN[1:]]
+
+
+def test_check_asks_every_host(tmp_path):
+    gcloud = 'for a in "$@"; do case "$a" in --command=*) bash -c "${a#--command=}";; esac; done\n'
+    path = stand_in(tmp_path / "bin", "gcloud", gcloud)
+    stand_in(tmp_path / ".venv" / "bin", "python", "printf '%s\\n' \"$@\"\n")
+    doctor = ["-m", "fct_jax", "doctor", "cluster"]
+    for flags in ([], ["--folder=/my runs"]):
+        done = on_pod(f"--folder={tmp_path}", "check", *flags, path=path)
+        assert done.stdout.splitlines() == [*doctor, *flags]
 
 
 def said_once(text, folder, path):
@@ -121,9 +139,10 @@ def test_started_in_the_background_and_stopped(tmp_path):
 
 
 @pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("status", [0, 143])
 @pytest.mark.parametrize("form", ["--workdir={}", "--workdir {}"])
-def test_slurm_job_is_queued_again_until_the_model_is_there(tmp_path, ended, form):
-    path = stand_in(tmp_path / "bin", "srun", f'echo srun "$@" > {tmp_path}/srun\n')
+def test_slurm_job_is_queued_again_until_the_model_is_there(tmp_path, ended, status, form):
+    path = stand_in(tmp_path / "bin", "srun", f'echo srun "$@" > {tmp_path}/srun; exit {status}\n')
     stand_in(path, "scontrol", f'echo "$@" > {tmp_path}/scontrol\n')
     run_folder = tmp_path / "run"
     if ended:
@@ -138,6 +157,13 @@ def test_slurm_job_is_queued_again_until_the_model_is_there(tmp_path, ended, for
     assert (tmp_path / "scontrol").exists() != ended
     if not ended:
         assert (tmp_path / "scontrol").read_text() == "requeue 17\n"
+
+
+def test_slurm_job_with_an_error_is_not_queued_again(tmp_path):
+    path = stand_in(tmp_path / "bin", "srun", "exit 1\n")
+    stand_in(path, "scontrol", f"touch {tmp_path}/requeued\n")
+    done = run("slurm_train.sbatch", f"--workdir={tmp_path / 'run'}", "--config=a", path=path)
+    assert done.returncode == 1 and not (tmp_path / "requeued").exists()
 
 
 def test_slurm_job_without_workdir():

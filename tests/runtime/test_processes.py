@@ -111,6 +111,35 @@ def test_no_cluster_found(tmp_path):
     assert "found no cluster" in said[0] and "--coordinator=HOST:PORT" in said[0]
 
 
+def test_place_under_slurm(monkeypatch):
+    """As srun sets it: one process per GPU, the coordinator on the first node."""
+    for name, value in {
+        "SLURM_JOB_ID": "17", "SLURM_STEP_NODELIST": "gpu[07-08],gpu11", "SLURM_NTASKS": "6",
+        "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_NODES": "3",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    port = 65536 - 4096 + 17
+    assert processes.discover() == ((f"gpu07:{port}", 3, 6), [1])
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "1234")
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "4,5")
+    assert processes.discover() == (("gpu07:1234", 3, 6), [4, 5])
+    assert processes.discover("h:1", 0, 2) == (("h:1", 0, 2), [4, 5])
+
+
+def test_place_on_a_tpu_pod_of_gke(monkeypatch):
+    from jax._src.clusters import cloud_tpu_cluster, cluster
+
+    for module in (cloud_tpu_cluster, cluster):
+        monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost,pod-1,pod-2")
+    monkeypatch.setenv("TPU_WORKER_ID", "2")
+    monkeypatch.setenv("MEGASCALE_COORDINATOR_ADDRESS", "")
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "1")
+    monkeypatch.setenv("MEGASCALE_SLICE_ID", "0")
+    assert processes.discover(timeout=1) == (("localhost:8482", 2, 3), None)
+
+
 @pytest.mark.parametrize(
     "index, message", [(0, "not all of 2 processes came to"), (1, "nobody listens at")]
 )
