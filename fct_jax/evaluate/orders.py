@@ -25,6 +25,7 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import as_vectors, check_metric, check_same_width, distances
 from fct_jax.runtime.plugins import find
+from fct_jax.storage import sorting
 from fct_jax.upgrade.confidence import cell_mean_distance, class_mean_distance, nearest_distances
 
 TRAFFIC = "traffic"
@@ -62,6 +63,14 @@ class Items:
     classes: np.ndarray | None = None
     candidates: np.ndarray | None = None
 
+    def part(self, start: int, stop: int) -> "Items":
+        """Return the items from start to stop."""
+        whole = ("n", "seed", "metric", "training")
+        names = [field.name for field in dataclasses.fields(self) if field.name not in whole]
+        held = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        parts = {name: value[start:stop] for name, value in held.items()}
+        return dataclasses.replace(self, n=stop - start, **parts)
+
 
 @dataclasses.dataclass(frozen=True)
 class Order:
@@ -76,6 +85,10 @@ class Order:
         that traffic can multiply it; None if a score has no such meaning.
       oracle: whether it needs the vectors that re-embedding is about to compute.
       line: Matplotlib line style of its curves.
+      keys: gives the arrays (n,) that some `Items` are sorted by, if they depend on each item
+        alone; the largest comes first, and a later array decides where earlier ones are equal.
+        More items than memory holds are then sorted on disk. None: all scores are held.
+      permutation: gives the order itself, where no score is needed; None: it follows from scores.
     """
 
     name: str
@@ -85,6 +98,8 @@ class Order:
     log_gain: Callable[[np.ndarray], np.ndarray] | None = None
     oracle: bool = False
     line: str = "-"
+    keys: Callable[[Items], tuple[np.ndarray, ...]] | None = None
+    permutation: Callable[[Items], np.ndarray] | None = None
 
     def lacks(self, items: Items) -> list[str]:
         """Return the names of the facts that the order needs and these items lack."""
@@ -97,17 +112,31 @@ class Order:
         """
         for name in self.lacks(items):
             raise UserError(f"order of re-embedding {self.name!r} needs {name}=…")
+        if self.permutation is not None:
+            return self.permutation(items)
+        if self.keys is not None and items.n > sorting.BLOCK:
+            return sorting.descending(lambda a, b: self._keys_of(items, a, b), items.n)
         score = np.asarray(self.score(items), np.float64)
         if score.shape != (items.n,):
             raise UserError(
                 f"order of re-embedding {self.name!r}: scores must have shape ({items.n},), "
                 f"not {score.shape}"
             )
-        if np.isnan(score).any():
+        self._check_known(score)
+        return np.argsort(-score, kind="stable")
+
+    def _keys_of(self, items: Items, start: int, stop: int) -> tuple[np.ndarray, ...]:
+        found = self.keys(items.part(start, stop))
+        for key in found:
+            self._check_known(key, start)
+        return found
+
+    def _check_known(self, score: np.ndarray, first: int = 0) -> None:
+        unknown = np.isnan(score)
+        if unknown.any():
             # The published code would put items of unknown uncertainty first.
             what = self.needs[0] if len(self.needs) == 1 else self.name
-            raise UserError(f"{what} holds NaN, first in item {int(np.argmax(np.isnan(score)))}")
-        return np.argsort(-score, kind="stable")
+            raise UserError(f"{what} holds NaN, first in item {first + int(np.argmax(unknown))}")
 
 
 def times_traffic(order: Order) -> Order:
@@ -119,11 +148,15 @@ def times_traffic(order: Order) -> Order:
     if order.log_gain is None:
         raise UserError(f"order of re-embedding {order.name!r} cannot be multiplied by traffic")
 
-    def score(items: Items) -> np.ndarray:
+    def keys(items: Items) -> tuple[np.ndarray, np.ndarray]:
         plain = np.asarray(order.score(items), np.float64)
         with np.errstate(divide="ignore"):
             gain = order.log_gain(plain) + np.log(np.asarray(items.traffic, np.float64))
         gain[np.isnan(gain)] = -np.inf  # infinite error of an item without traffic
+        return gain, plain
+
+    def score(items: Items) -> np.ndarray:
+        gain, plain = keys(items)
         place = np.empty(items.n)
         place[np.lexsort((-plain, -gain))] = -np.arange(items.n)
         place[np.isnan(plain)] = np.nan
@@ -136,12 +169,17 @@ def times_traffic(order: Order) -> Order:
         f"{order.text}, weighted by traffic",
         oracle=order.oracle,
         line="-.",
+        keys=None if order.keys is None else keys,
     )
+
+
+def _shuffled(items: Items) -> np.ndarray:
+    return np.random.default_rng(items.seed).permutation(items.n)
 
 
 def _by_chance(items: Items) -> np.ndarray:
     place = np.empty(items.n)
-    place[np.random.default_rng(items.seed).permutation(items.n)] = -np.arange(items.n)
+    place[_shuffled(items)] = -np.arange(items.n)
     return place
 
 
@@ -176,6 +214,18 @@ def _log_square(distance: np.ndarray) -> np.ndarray:
     return 2 * np.log(distance)
 
 
+def _one_key(score: Callable[[Items], np.ndarray]) -> Callable[[Items], tuple[np.ndarray]]:
+    return lambda items: (score(items),)
+
+
+def _certainty(items: Items) -> np.ndarray:
+    return -_uncertainty(items)
+
+
+def _traffic(items: Items) -> np.ndarray:
+    return np.asarray(items.traffic, np.float64)
+
+
 def _same(score: np.ndarray) -> np.ndarray:
     return score
 
@@ -187,17 +237,19 @@ _UNCERTAINTY = Order(
     _uncertainty,
     "by descending uncertainty",
     _same,
+    keys=_one_key(_uncertainty),
 )
 _CERTAINTY = Order(
     "certainty",
     ("uncertainty",),
-    lambda items: -_uncertainty(items),
+    _certainty,
     "by ascending uncertainty",
     _same,
     line=(0, (3, 1, 1, 1)),
+    keys=_one_key(_certainty),
 )
 _ROWS = (
-    Order("random", (), _by_chance, "in random order", line="--"),
+    Order("random", (), _by_chance, "in random order", line="--", permutation=_shuffled),
     _UNCERTAINTY,
     _CERTAINTY,
     Order(
@@ -212,9 +264,10 @@ _ROWS = (
     Order(
         TRAFFIC,
         (TRAFFIC,),
-        lambda items: np.asarray(items.traffic, np.float64),
+        _traffic,
         "by descending traffic",
         line=(0, (5, 1)),
+        keys=_one_key(_traffic),
     ),
     times_traffic(_UNCERTAINTY),
     times_traffic(_CERTAINTY),

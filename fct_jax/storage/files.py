@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from fct_jax.errors import UserError
@@ -66,10 +67,15 @@ def write_synced(path: Path, data: bytes, shared: bool = False) -> None:
 
     shared: whether other processes may write it at the same time; one of them wins.
     """
+    replace_synced(path, lambda file: file.write(data), shared)
+
+
+def replace_synced(path: Path, write: Callable, shared: bool = False) -> None:
+    """Replace a file by what ``write`` writes to an open one, as `write_synced` does."""
     unique = f"{secrets.token_hex(8)}." if shared else ""
     partial = path.with_name(f".{path.name}.{unique}partial")
     with partial.open("wb") as file:
-        file.write(data)
+        write(file)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

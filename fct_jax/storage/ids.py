@@ -4,9 +4,12 @@ Text is compared by 64-bit hashes first, and as text only if these agree: sortin
 strings is slow, and NumPy needs four bytes per character.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.storage import spilled
 
 BLOCK = 1 << 17  # ids processed together
 
@@ -18,7 +21,7 @@ def text_keys(ids: np.ndarray, block: int = BLOCK) -> np.ndarray:
     """
     width = ids.dtype.itemsize // 4
     factors = np.random.default_rng(2023).integers(0, 2**63, max(width, 1), np.uint64) * 2 + 1
-    keys = np.empty(len(ids), np.uint64)
+    keys = spilled.empty(len(ids), np.uint64)
     for start in range(0, len(ids), block):
         part = np.ascontiguousarray(ids[start : start + block])
         codes = part.view(np.uint32).reshape(len(part), width)
@@ -33,13 +36,29 @@ def repeated(ids: np.ndarray, numbers=text_keys) -> np.ndarray:
 
     ``numbers`` gives texts their numbers; equal texts need equal ones.
     """
-    if ids.dtype.kind == "U":
-        keys = numbers(ids)
-        order = np.argsort(keys, kind="stable")
-        same = np.flatnonzero(np.diff(keys[order]) == 0)
-        ids = ids[np.unique(np.concatenate([order[same], order[same + 1]]))]
-    ids = np.sort(ids)
-    return np.unique(ids[1:][ids[1:] == ids[:-1]])
+    is_text = ids.dtype.kind == "U"
+    keys = numbers(ids) if is_text else _copied(ids)
+    keys.sort()
+    several = [keys[:0]]
+    for part in spilled.blocks(len(keys) - 1):
+        several.append(keys[part][keys[part] == keys[part.start + 1 : part.stop + 1]])
+    several = np.unique(np.concatenate(several))
+    if not is_text or not len(several):
+        return several if not is_text else ids[:0]
+    # Texts that share a number are compared as text.
+    alike = [part[np.isin(numbers(part), several)] for part in _parts(ids)]
+    found = np.sort(np.concatenate(alike))
+    return np.unique(found[1:][found[1:] == found[:-1]])
+
+
+def _copied(ids: np.ndarray) -> np.ndarray:
+    copy = spilled.empty(len(ids), ids.dtype)
+    copy[:] = ids
+    return copy
+
+
+def _parts(ids: np.ndarray) -> Iterator[np.ndarray]:
+    return (ids[part] for part in spilled.blocks(len(ids), BLOCK))
 
 
 class Finder:
@@ -72,13 +91,31 @@ class Finder:
         return rows
 
 
-def find_rows(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def find_rows(ids: np.ndarray, wanted: np.ndarray, numbers=text_keys) -> np.ndarray:
     """Return rows as `Finder` does, for a single question.
+
+    The fewer wanted ids are sorted, and all ids pass by them, in little memory.
 
     >>> find_rows(np.array([5, 3, 9]), np.array([9, 4])).tolist()
     [2, -1]
     """
-    return Finder(ids)(wanted)
+    is_text = ids.dtype.kind == "U"
+    if not len(wanted) or len(wanted) > len(ids) or (wanted.dtype.kind == "U") != is_text:
+        return Finder(ids, numbers=numbers)(wanted)
+    keys_of = numbers if is_text else np.asarray
+    keys, first, places = np.unique(keys_of(wanted), return_index=True, return_inverse=True)
+    names = wanted[first]
+    if is_text and (names[places] != wanted).any():  # two texts share a number
+        return Finder(ids, numbers=numbers)(wanted)
+    rows, start = np.full(len(keys), -1), 0
+    for part in _parts(ids):
+        found = keys_of(part)
+        place = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
+        hit = np.flatnonzero(keys[place] == found)
+        hit = hit[part[hit] == names[place[hit]]]
+        rows[place[hit]] = start + hit
+        start += len(part)
+    return rows[places]
 
 
 def uuid_text(data: np.ndarray) -> np.ndarray:
@@ -115,15 +152,19 @@ def rows_of(ids: np.ndarray, wanted, what: str, name: str) -> np.ndarray:
     return rows
 
 
-def first_ten(ids, noun: str = "id") -> str:
+def first_ten(ids, noun: str = "id", count: int | None = None) -> str:
     """Return a count and the first ten of some ids: ``3 ids (7, 12, 40)``.
+
+    ``count`` is the number of all if ``ids`` are only the first of them.
 
     >>> first_ten([7, 12, 40])
     '3 ids (7, 12, 40)'
     """
-    return f"{len(ids)} {noun}{'s' * (len(ids) != 1)} ({listed(ids)})"
+    count = len(ids) if count is None else count
+    return f"{count} {noun}{'s' * (count != 1)} ({listed(ids, count)})"
 
 
-def listed(ids) -> str:
+def listed(ids, count: int | None = None) -> str:
     """Return the first ten of some ids, ``7, 12, 40``, and an ellipsis if there are more."""
-    return ", ".join(map(str, ids[:10])) + ", …" * (len(ids) > 10)
+    count = len(ids) if count is None else count
+    return ", ".join(map(str, ids[:10])) + ", …" * (count > 10)

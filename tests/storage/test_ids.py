@@ -28,6 +28,8 @@ def test_rows_by_looking_for_them(collide, values, wanted):
     values = list(dict.fromkeys(values))
     expected = [values.index(w) if w in values else -1 for w in wanted]
     numbers = (lambda ids: np.zeros(len(ids), np.uint64)) if collide else text_keys
+    rows = find_rows(as_array(values), as_array(wanted), numbers)
+    assert rows.tolist() == expected
     finder = Finder(as_array(values), block=7, numbers=numbers)
     assert finder(as_array(wanted)).tolist() == expected
     assert repeated(as_array(values + values[:1]), numbers).tolist() == values[:1]

@@ -8,6 +8,7 @@ import tiny_galleries as tiny
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.metrics import retrieval_metrics
+from fct_jax.storage import sorting, spilled
 from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.galleries.base import open_gallery
@@ -339,3 +340,25 @@ def test_times_and_costs(made, tmp_path, capsys):
     assert (described["order"], described["items"], described["count"]) == ("random", 20, COUNT)
     said = capsys.readouterr().err
     assert "20 of 200 items: budget of 20 items" in said and "cost" in said and "hours" in said
+
+
+@pytest.mark.parametrize("order", ["uncertainty", "certainty", "traffic", "random"])
+def test_a_plan_that_is_sorted_on_disk_is_the_same(made, tmp_path, monkeypatch, order):
+    paths, ids, _, _ = made
+    write_probe(tmp_path / "probe", made, "mrr")
+    weights = np.zeros(COUNT // 2, [("id", np.int64), ("weight", np.float64)])
+    weights["id"], weights["weight"] = ids[::2], np.arange(COUNT // 2) % 7
+    np.save(tmp_path / "traffic.npy", weights)
+
+    def planned(name):
+        Upgrade(tmp_path / name).plan(
+            tiny.plain_map(), paths["set"], probe=tmp_path / "probe", order=order,
+            traffic=tmp_path / "traffic.npy" if order != "random" else None, budget_items=90,
+        )  # fmt: skip
+        return tiny.contents(tmp_path / name / "plan")
+
+    in_memory = planned("in-memory")
+    monkeypatch.setattr(sorting, "BLOCK", 32)
+    monkeypatch.setattr(spilled, "_LARGE", 64)
+    monkeypatch.setattr(spilled.blocks, "__defaults__", (23,))
+    assert planned("on-disk") == in_memory

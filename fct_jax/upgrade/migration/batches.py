@@ -1,16 +1,15 @@
 """Batches of re-embedded items, each recorded when it is done, for files and for stores."""
 
 import abc
-import io
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import console
-from fct_jax.storage.files import write_synced
+from fct_jax.storage import checksums
+from fct_jax.storage.files import replace_synced
 from fct_jax.upgrade.migration.journal import Journal, Progress
 
 
@@ -157,10 +156,8 @@ class Batches(abc.ABC):
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file, completely or not at all."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_synced(path, buffer.getbuffer())
+    replace_synced(path, lambda file: np.save(file, array))
 
 
 def _checksum(path: Path) -> int:
-    return zlib.crc32(path.read_bytes())
+    return int(checksums.of_file(path), 16)

@@ -1,10 +1,12 @@
 """The forecast of quality by the re-embedded share, and the number of items in a budget."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.storage import spilled
 from fct_jax.upgrade.checks.guards import sound, without
 from fct_jax.upgrade.ways import find_way
 
@@ -47,18 +49,12 @@ def forecast(
     items = np.unique(np.linspace(0, count, _STEPS + 1).astype(np.int64))
     left = [None] * len(items)
     if has_uncertainty:
-        # The error is relative to the largest, so that the exponential cannot overflow.
-        error = np.exp(uncertainty[order].astype(np.float64) - float(uncertainty.max()))
-        if weights is not None:
-            error *= weights[order]
-        done = np.concatenate([[0.0], np.cumsum(error)])
-        left = [float(1 - d / done[-1]) for d in done[items]]
+        left = _error_left(order, uncertainty, weights, items)
     share = [float(i / count) for i in items]
     if probe is None:
         return Forecast(items.tolist(), share, left)
-    place = np.empty(count, np.int64)
-    place[order] = np.arange(count)
-    own, old = place[rows], gallery.rows(rows)  # place of each probe item in the order
+    place = places(order, rows)  # of each probe item in the order
+    own, old = place, gallery.rows(rows)
     old = without(old, sound(old))
     served = find_way(way)
     mixed = [None] * len(items)
@@ -74,6 +70,32 @@ def forecast(
             for i, vectors in zip(items, mixed, strict=True)
         ]
     return Forecast(items.tolist(), share, left, probe.measure, quality, way)
+
+
+def _error_left(order, uncertainty, weights, items: np.ndarray) -> list[float]:
+    """Return the share of the expected squared error that is left after ``items`` (k,) items."""
+    # The error is relative to the largest, so that the exponential cannot overflow.
+    largest = max(float(uncertainty[part].max()) for part in spilled.blocks(len(order)))
+    total, done = 0.0, [0.0]
+    for part in (slice(*ends) for ends in itertools.pairwise(items.tolist())):
+        for some in spilled.blocks(part.stop - part.start):
+            taken = order[part][some]
+            error = np.exp(uncertainty[taken].astype(np.float64) - largest)
+            total += float((error if weights is None else error * weights[taken]).sum())
+        done.append(total)
+    return [1 - d / total for d in done]
+
+
+def places(order: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the place of each of some rows (m,) in an order (N,) of all rows, (m,) int64."""
+    sorted_, back = np.unique(rows, return_inverse=True)
+    found = np.empty(len(sorted_), np.int64)
+    for part in spilled.blocks(len(order)):
+        near = np.searchsorted(sorted_, order[part])
+        near[near == len(sorted_)] = 0
+        here = np.flatnonzero(sorted_[near] == order[part])
+        found[near[here]] = part.start + here
+    return found[back]
 
 
 def check_budget(wanted) -> None:

@@ -10,9 +10,11 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.orders import Items, Order, find_order, times_traffic
 from fct_jax.runtime.progress import console
 from fct_jax.runtime.tables import Table
+from fct_jax.storage import spilled
 from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.files import new_directory
 from fct_jax.upgrade.galleries.base import Gallery
+from fct_jax.upgrade.galleries.rows import empty_npy
 from fct_jax.upgrade.migration.budget import Forecast, check_budget, cut, forecast
 from fct_jax.upgrade.migration.probe import Probe
 from fct_jax.upgrade.migration.reading import Certificate
@@ -113,8 +115,7 @@ def make_plan(
     rows = None if probe is None else probe.rows(gallery)
     order = ranked(asked, uncertainty, weights, wanted.seed)
     if bad:
-        first = np.array([row for row, _ in bad], np.int64)
-        order = np.concatenate([first, order[~np.isin(order, first)]])
+        order = _moved_first(order, np.array([row for row, _ in bad], np.int64))
     found = forecast(
         order,
         uncertainty,
@@ -127,34 +128,53 @@ def make_plan(
         gallery,
     )
     items, reason = cut(found, len(order), wanted)
-    rows = order[:items]
-    made = Plan(
-        gallery.ids[rows],
-        rows,
-        {
-            "gallery": gallery.name,
-            "count": len(gallery),
-            "gallery_ids": digest_of(gallery.ids),
-            "map": mapping.fingerprint,
-            "order": asked.name,
-            "serve": wanted.serve,
-            "seed": wanted.seed,
-            "traffic": None if wanted.traffic is None else str(wanted.traffic),
-            "items": items,
-            "cut": reason,
-            "cost_per_1000": wanted.cost_per_1000,
-            "items_per_second": wanted.items_per_second,
-            "checked": dataclasses.asdict(certificate),
-            "forecast": dataclasses.asdict(found),
-        },
-    )
     with new_directory(folder) as partial:
-        np.save(partial / "ids.npy", made.ids)
-        np.save(partial / "rows.npy", made.rows)
+        made = Plan(
+            *_written(partial, gallery, order[:items]),
+            {
+                "gallery": gallery.name,
+                "count": len(gallery),
+                "gallery_ids": digest_of(gallery.ids),
+                "map": mapping.fingerprint,
+                "order": asked.name,
+                "serve": wanted.serve,
+                "seed": wanted.seed,
+                "traffic": None if wanted.traffic is None else str(wanted.traffic),
+                "items": items,
+                "cut": reason,
+                "cost_per_1000": wanted.cost_per_1000,
+                "items_per_second": wanted.items_per_second,
+                "checked": dataclasses.asdict(certificate),
+                "forecast": dataclasses.asdict(found),
+            },
+        )
         np.save(partial / "uncertainty.npy", uncertainty)
         (partial / "plan.json").write_text(json.dumps(made.description, indent=2) + "\n")
     show(made.description, found)
     return made
+
+
+def _moved_first(order: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Return an order of rows in which some of them, in their order, precede all others."""
+    moved, at = spilled.empty(len(order), np.int64), len(first)
+    moved[:at] = first
+    for part in spilled.blocks(len(order)):
+        others = order[part][~np.isin(order[part], first)]
+        moved[at : at + len(others)] = others
+        at += len(others)
+    return moved
+
+
+def _written(folder: Path, gallery: Gallery, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Write ids.npy and rows.npy of planned rows, and return the two, which stay on disk."""
+    np.save(folder / "rows.npy", rows)
+    empty_npy(folder / "ids.npy", (len(rows),), gallery.ids.dtype)
+    ids = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+    with (folder / "ids.npy").open("r+b") as file:  # not mapped: the disk may be full
+        file.seek(ids.offset)
+        for part in spilled.blocks(len(rows)):
+            gallery.ids[rows[part]].tofile(file)
+    return ids, np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
 
 
 def order_of(wanted: Wanted, mapping, has_traffic: bool) -> Order:
@@ -187,8 +207,8 @@ def read_plan(folder: Path, gallery: Gallery, mapping) -> Plan:
     """Read the plan in a directory. Raises UserError if it is of another gallery or map."""
     try:
         description = json.loads((folder / "plan.json").read_text())
-        ids = np.load(folder / "ids.npy", allow_pickle=False)
-        rows = np.load(folder / "rows.npy", allow_pickle=False)
+        ids = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+        rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"the plan in {folder} cannot be read: {error}") from None
     for what, planned, ours in (
@@ -197,7 +217,8 @@ def read_plan(folder: Path, gallery: Gallery, mapping) -> Plan:
     ):
         if planned != ours:
             raise UserError(f"the plan in {folder} is for another {what} ({planned}, not {ours})")
-    if not np.array_equal(gallery.ids[rows], ids):
+    parts = spilled.blocks(max(len(rows), len(ids)))
+    if not all(np.array_equal(gallery.ids[rows[part]], ids[part]) for part in parts):
         raise UserError(f"the plan in {folder} is damaged: its rows and ids differ")
     return Plan(ids, rows, description)
 

@@ -4,9 +4,12 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import console
+from fct_jax.storage import spilled
 from fct_jax.storage.ids import find_rows, first_ten
 from fct_jax.upgrade.galleries.base import Gallery
 from fct_jax.upgrade.migration.settings import expanded
+
+_TOGETHER = 1 << 22  # ids of the file that are looked for together
 
 
 def load_traffic(path) -> tuple[np.ndarray, np.ndarray]:
@@ -19,7 +22,7 @@ def load_traffic(path) -> tuple[np.ndarray, np.ndarray]:
       UserError: the file cannot be read, or holds something else.
     """
     try:
-        found = np.load(expanded(path), allow_pickle=False)
+        found = np.load(expanded(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"traffic={path} cannot be read: {error}") from None
     if found.dtype.names is None or set(found.dtype.names) != {"id", "weight"}:
@@ -27,8 +30,12 @@ def load_traffic(path) -> tuple[np.ndarray, np.ndarray]:
             f"traffic={path} must be a structured .npy array with the fields "
             f"'id' and 'weight', not {found.dtype}"
         )
-    given = found["weight"].astype(np.float64)
-    if not (np.isfinite(given) & (given >= 0)).all() or not given.any():
+    given = spilled.empty(len(found), np.float64)
+    for part in spilled.blocks(len(found)):
+        given[part] = found["weight"][part]
+    parts = [given[part] for part in spilled.blocks(len(given))]
+    sound = all((np.isfinite(part) & (part >= 0)).all() for part in parts)
+    if not sound or not any(part.any() for part in parts):
         raise UserError(f"traffic={path}: weights must be finite, ≥ 0 and not all 0")
     return found["id"], given
 
@@ -44,11 +51,17 @@ def read_traffic(path, gallery: Gallery) -> np.ndarray:
       UserError: the file cannot be read, or none of its ids is in the gallery.
     """
     ids, given = load_traffic(path)
-    rows = find_rows(gallery.ids, ids)
-    if (rows < 0).all():
+    weights = spilled.empty(len(gallery), np.float64)
+    weights[:] = 0
+    absent, some = 0, []
+    for part in spilled.blocks(len(ids), _TOGETHER):
+        rows = find_rows(gallery.ids, np.array(ids[part]))
+        np.add.at(weights, rows[rows >= 0], given[part][rows >= 0])
+        absent += int((rows < 0).sum())
+        some += ids[part][rows < 0][: 10 - len(some)].tolist()
+    if absent == len(ids):
         raise UserError(f"traffic={path}: none of its ids is in {gallery.name}")
-    if (rows < 0).any():
-        console.print(f"traffic: {first_ten(ids[rows < 0])} not in the gallery, left out")
-    weights = np.zeros(len(gallery))
-    np.add.at(weights, rows[rows >= 0], given[rows >= 0])
+    if absent:
+        left_out = first_ten(some, count=absent)
+        console.print(f"traffic: {left_out} not in the gallery, left out")
     return weights

@@ -1,0 +1,44 @@
+"""Large arrays that lie in temporary files, so that the system can take their memory back."""
+
+import os
+import tempfile
+
+import numpy as np
+
+_LARGE = 1 << 26  # bytes from which on an array lies in a file
+_BLOCK = 1 << 20  # values processed together
+
+
+def empty(shape, dtype, large: int | None = None) -> np.ndarray:
+    """Return a new array; one of 64 MiB or more lies in a file, which goes with the array.
+
+    The file is in the folder for temporary files (``TMPDIR``). If there is no space for it, the
+    array is in memory.
+
+    Args:
+      shape, dtype: as for `numpy.empty`.
+      large: number of bytes from which on the array lies in a file; None: 64 MiB.
+    """
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if size < (_LARGE if large is None else large) or size == 0:
+        return np.empty(shape, dtype)
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is noticed here, not by a mapped page
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            return np.memmap(file, dtype, "r+", shape=shape)
+    except OSError:
+        return np.empty(shape, dtype)
+
+
+def blocks(count: int, size: int = _BLOCK):
+    """Yield slices that cut ``count`` values into blocks.
+
+    >>> list(blocks(5, 2))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
