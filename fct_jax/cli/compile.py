@@ -13,11 +13,14 @@ set nor a trained model need be there.
   fct-jax compile imagenet_backbone_new --topology v5e:4x4 compute_dtype=bfloat16
   fct-jax compile ms1m_compatible --topology v5e:4x4 method=none mesh.model=4 --price 1.2
 
-Times are what the chip's published peaks allow, with every byte counted that the compiler says is
-read or written: a bound to compare settings by, not a measurement. Needs the extra tpu.
+Times are what the chip's published peaks allow, with every byte that the compiled schedule moves to
+or from the chip's main memory: a bound to compare settings by, not a measurement. Needs the extra
+tpu.
 
 Exit code: 0 if everything fits, 1 if the training step does not.
 """
+
+MIXED = True  # changes of the config may stand before and after the options
 
 
 def add_arguments(parser) -> None:

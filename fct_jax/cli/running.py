@@ -19,7 +19,9 @@ def run(name: str, words: list[str]) -> int:
         module = cli.load(name)
         if hasattr(module, "run_words"):  # experiments parse their own words
             return module.run_words(name, words)
-        arguments = build_parser(name).parse_args(words)
+        parser = build_parser(name)
+        mixed = getattr(module, "MIXED", False)  # words also after options
+        arguments = (parser.parse_intermixed_args if mixed else parser.parse_args)(words)
         starting.begun()
         return _run(module, arguments)
     except UserError as error:

@@ -23,16 +23,19 @@ class Chip(NamedTuple):
       memory: bytes.
       memory_bandwidth: bytes per second.
       link_bandwidth: bytes per second over all of its links to other chips.
+      configuration: its name for the compiler where JAX does not take the compiler's default; a
+        v4's two cores are one device of JAX.
     """
 
     flops: float
     memory: float
     memory_bandwidth: float
     link_bandwidth: float
+    configuration: str = ""
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9),
+    "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9, "megacore"),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip(918e12, 32 * 2**30, 1638e9, 400e9),
@@ -58,7 +61,7 @@ def topology_mesh(topology: str, model: int = 1) -> Mesh:
       UserError: the chip or shape is unknown, ``model`` does not divide the number of chips, or
         libtpu is not installed.
     """
-    find_chip(topology)
+    chip = find_chip(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("this needs libtpu, the compiler of TPUs: pip install 'fct_jax[tpu]'")
     from jax.experimental import topologies
@@ -69,8 +72,9 @@ def topology_mesh(topology: str, model: int = 1) -> Mesh:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    options = {"chip_config_name": chip.configuration} if chip.configuration else {}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        devices = topologies.get_topology_desc(topology, "tpu", **options).devices
     except Exception as error:  # the compiler raises various types
         said = str(error).splitlines()[0]
         raise UserError(f"no topology {topology}, such as v5e:4x4 or v4:2x2x2: {said}") from None

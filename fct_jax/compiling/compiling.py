@@ -1,5 +1,6 @@
 """Compile programs, and read the memory, work and time that they need."""
 
+import math
 import re
 import time
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from fct_jax.compiling import hlo
 from fct_jax.compiling.chips import Chip, find_chip, topology_mesh
 from fct_jax.compiling.programs import Program, programs_of
 from fct_jax.compiling.stand_ins import USUAL, Given
+from fct_jax.compiling.traffic import main_memory_bytes
 from fct_jax.errors import UserError
 
 _USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", re.IGNORECASE)
@@ -15,7 +17,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 class Compiled(NamedTuple):
-    """A compiled program, with the figures of one chip.
+    """A compiled program, with the figures of one chip for one step.
 
     Attributes:
       name, items, unit, of: see `programs.Program`.
@@ -23,7 +25,9 @@ class Compiled(NamedTuple):
       memory: peak memory in bytes.
       fits: whether the chip has that much memory.
       flops: number of operations.
-      bytes_accessed: bytes read and written in the chip's memory.
+      bytes_accessed: bytes read and written as the compiler counts them, which includes the chip's
+        fast memory and counts what is fetched into it twice.
+      memory_traffic: bytes read from and written to the chip's main memory; see `traffic`.
       collectives: {kind: (count, bytes)} of the data transfers between chips.
       largest_copy: bytes of the largest copy or transpose.
       compute, memory_time, link_time: seconds for operations, memory and links at the chip's
@@ -41,6 +45,7 @@ class Compiled(NamedTuple):
     fits: bool
     flops: float = 0.0
     bytes_accessed: float = 0.0
+    memory_traffic: float = 0.0
     collectives: dict[str, tuple[int, int]] = {}  # noqa: RUF012 - never changed
     largest_copy: int = 0
     compute: float = 0.0
@@ -117,7 +122,13 @@ def _figures(program: Program, made, chip: Chip, chips: int, seconds: float) -> 
         + sizes.temp_size_in_bytes
         + sizes.generated_code_size_in_bytes
     )
-    moved = hlo.by_kind(hlo.collectives(text))
+    traffic = main_memory_bytes(text, program.turns) / program.steps
+    moved = {
+        kind: (math.ceil(count / program.steps), size // program.steps)
+        for kind, (count, size) in hlo.by_kind(hlo.collectives(text, program.turns)).items()
+    }
+    # The compiler counts the body of a loop once; nearly all work of a step is in its micro-batches.
+    flops, accessed = (costs[key] * program.parts for key in ("flops", "bytes accessed"))
     # On a ring each byte of an all-reduce is sent twice, each byte of other collectives once.
     over_links = sum(
         size * (2 if kind == "all-reduce" else 1) * (chips - 1) / chips
@@ -129,12 +140,13 @@ def _figures(program: Program, made, chip: Chip, chips: int, seconds: float) -> 
         chips,
         memory,
         memory <= chip.memory,
-        costs["flops"],
-        costs["bytes accessed"],
+        flops,
+        accessed,
+        traffic,
         moved,
         max((each.size for each in hlo.copies(text, 0)), default=0),
-        costs["flops"] / chip.flops,
-        costs["bytes accessed"] / chip.memory_bandwidth,
+        flops / chip.flops,
+        traffic / chip.memory_bandwidth,
         over_links / chip.link_bandwidth,
         text,
         seconds,

@@ -39,6 +39,8 @@ class Program(NamedTuple):
       items: images or vectors that it processes, on all devices together.
       unit: "images" or "vectors".
       of: number of items in an epoch; None: the program has no epochs.
+      steps: number of steps in a call; ``items`` are those of one.
+      parts: number of micro-batches in a step.
     """
 
     name: str
@@ -46,6 +48,13 @@ class Program(NamedTuple):
     items: int
     unit: str
     of: int | None = None
+    steps: int = 1
+    parts: int = 1
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """Return how often the nested loops of a call run."""
+        return tuple(number for number in (self.steps, self.parts) if number > 1)
 
 
 def programs_of(config, mesh, given: Given = USUAL, platform: str = "tpu") -> list[Program]:
@@ -91,8 +100,10 @@ def _training(config, task, size: Size, mesh, platform: str) -> Program:
     task.feed.close()
     unit = "vectors" if isinstance(task, TransformationTask) else "images"
     lower = functools.partial(steps.lower, *arguments, freeze=False, platform=platform)
-    # The compiler counts the body of a loop over several steps once: its figures are of one step.
-    return Program("training step", lower, config.batch_size, unit, size.images)
+    room = len(jax.tree.leaves(call)[0])
+    return Program(
+        "training step", lower, config.batch_size, unit, size.images, room, micro.count
+    )
 
 
 def _embedding(task: Backbone, mesh, platform: str) -> Program:

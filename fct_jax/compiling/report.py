@@ -29,7 +29,7 @@ def _column(found: Compiled, config, chip, price: float | None) -> dict[str, str
     if not found.seconds:
         return made
     made["operations"] = f"{found.flops / 1e12:.3f} TFLOP"
-    made["read and written"] = f"{found.bytes_accessed / 1e9:.2f} GB"
+    made["read and written"] = f"{found.memory_traffic / 1e9:.2f} GB"
     made["between chips"] = "; ".join(
         f"{count} {kind}, {size / 1e6:.1f} MB" for kind, (count, size) in found.collectives.items()
     )

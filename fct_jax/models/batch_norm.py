@@ -66,18 +66,26 @@ def _normalize(x, scale, bias, eps):
     The gradient is written by hand, because it needs two passes over the batch where automatic
     differentiation needs four. It treats mean and variance as outputs without gradient.
     """
-    x = x.astype(jnp.float32)
     mean, var = _moments(x)
-    return (x - mean) * (scale * jax.lax.rsqrt(var + eps)) + bias, mean, var
+    y = (x.astype(jnp.float32) - mean) * (scale * jax.lax.rsqrt(var + eps)) + bias
+    return y, mean, var
 
 
 def _moments(x):
-    """Return mean and biased variance (C,) of an array (N, …, C)."""
+    """Return mean and biased variance (C,), in float32, of an array (N, …, C)."""
     parts = sharding.batch_parts(len(x))
-    local = x.reshape(parts, -1, x.shape[-1])
-    mean = jnp.mean(local, 1)
-    # Two passes, because mean(x²) - mean² would lose all digits if |mean| >> standard deviation.
-    var = jnp.mean(jnp.square(local - mean[:, None]), 1)
+    # The other axes stay as they are: to merge them, an accelerator may have to copy the array.
+    local = x.astype(jnp.float32).reshape(parts, -1, *x.shape[1:])
+    axes = tuple(range(1, x.ndim))
+    mean = jnp.mean(local, axes)
+    if jnp.finfo(x.dtype).bits <= 16:
+        # One pass, which a convolution can make as it writes: float32 holds the squares of such
+        # values exactly, and they have lost more to their own rounding than this difference does.
+        var = jnp.maximum(jnp.mean(jnp.square(local), axes) - jnp.square(mean), 0)
+    else:
+        # Two passes: mean(x²) - mean² would lose all digits if |mean| >> standard deviation.
+        centred = local - mean.reshape(parts, *[1] * (x.ndim - 1), -1)
+        var = jnp.mean(jnp.square(centred), axes)
     if parts == 1:
         return mean[0], var[0]
     # The devices exchange their moments once; the total variance is that within plus between parts.
