@@ -101,9 +101,7 @@ def _training(config, task, size: Size, mesh, platform: str) -> Program:
     unit = "vectors" if isinstance(task, TransformationTask) else "images"
     lower = functools.partial(steps.lower, *arguments, freeze=False, platform=platform)
     room = len(jax.tree.leaves(call)[0])
-    return Program(
-        "training step", lower, config.batch_size, unit, size.images, room, micro.count
-    )
+    return Program("training step", lower, config.batch_size, unit, size.images, room, micro.count)
 
 
 def _embedding(task: Backbone, mesh, platform: str) -> Program:

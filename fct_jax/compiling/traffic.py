@@ -1,8 +1,8 @@
 """Count what a scheduled program reads from and writes to a chip's main memory.
 
-The compiler's own count, "bytes accessed", includes what stays in the chip's fast memory, and counts
-what is fetched into it twice: for ResNet-50 on a v5e it is three times the traffic of the main
-memory. A schedule says of each array in which memory it is.
+The compiler's own count, "bytes accessed", includes what stays in the chip's fast memory, and
+counts what is fetched into it twice: for ResNet-50 on a v5e it is three times the traffic of the
+main memory. A schedule says of each array in which memory it is.
 """
 
 import re

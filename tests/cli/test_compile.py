@@ -1,4 +1,4 @@
-"""``fct-jax compile`` for this machine's CPU in place of a TPU: figures, exit codes, what would fit."""
+"""``fct-jax compile`` for this machine's CPU in place of a TPU: figures, exit codes, remedies."""
 
 import functools
 import json

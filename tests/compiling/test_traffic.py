@@ -1,4 +1,4 @@
-"""The traffic of a chip's main memory is read off a schedule; each line's bytes were added by hand."""
+"""The traffic of a chip's main memory is read off a schedule; the bytes were added by hand."""
 
 import pytest
 

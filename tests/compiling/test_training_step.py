@@ -29,9 +29,10 @@ def resnet50():
 
 
 def forward_operations(dim: int) -> tuple[int, int]:
-    """Return the operations of ResNet-50 on an image of 224 px, two per multiplication, and conv1's.
+    """Return the operations of ResNet-50 on an image of 224 px, and those of its first convolution.
 
-    From the table of He et al., CVPR 2016; ``dim`` is the width of the last block.
+    From the table of He et al., CVPR 2016; a multiplication and its addition are two. ``dim`` is
+    the width of the last block.
     """
 
     def conv(side, size, inputs, outputs):

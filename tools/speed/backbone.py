@@ -4,12 +4,14 @@
 
 Ratios compare times of one run, measured in turns, so that a busy machine disturbs both sides
 alike. In the rows "XLA's convolutions", XLA's own convolutions replace everywhere those that
-`fct_jax.models.convolution` chooses.
+`fct_jax.models.convolution` chooses. Where there is a GPU or a TPU, both sides compute in bfloat16
+there, PyTorch also as `torch.compile` makes it, and the share of the device's peak is reported.
 """
 
 import os
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fct_jax.models import build, convolution
+from tools.speed.accelerators import accelerator
 from tools.speed.common import figure
 
 CLASSES, DIM = 100, 128
@@ -29,6 +32,7 @@ FULL = [
     ("resnet18", 64, 64, True),
     ("resnet18", 224, 16, True),
 ]
+ON_ACCELERATOR = [("resnet50", 224, 256, False), ("resnet18", 224, 512, False)]
 
 
 def run(quick: bool) -> list[dict]:
@@ -38,35 +42,39 @@ def run(quick: bool) -> list[dict]:
     program's arguments, results and temporaries.
     """
     rows = []
+    device = accelerator()
     # When other programs take the cores, PyTorch's threads wait for each other much longer than
     # XLA's do. Such ratios flatter our side; the note says so.
     cores = len(os.sched_getaffinity(0))
     load = f"load average {os.getloadavg()[0]:.1f} on {cores} cores"
-    for name, pixels, batch, with_before in QUICK if quick else FULL:
-        torch_jobs = _torch_jobs(name, pixels, batch)
-        jobs = _jax_jobs(name, pixels, batch)
-        before = {}
+    cases = ON_ACCELERATOR if device else QUICK if quick else FULL
+    for name, pixels, batch, with_before in cases:
+        baselines = _torch_jobs(name, pixels, batch, device is not None)
+        jobs = _jax_jobs(name, pixels, batch, jnp.bfloat16 if device else jnp.float32)
         if with_before:
             with mock.patch.object(convolution, "convolve", convolution.plain):
                 before = _jax_jobs(name, pixels, batch)
-        for job, (ours, peak_mb) in jobs.items():
-            candidates = {"ours": ours}
-            if torch_jobs:
-                candidates["torch"] = torch_jobs[job]
-            if before:
-                candidates["before"] = before[job][0]
-            seconds = _best_in_turns(candidates, rounds=3 if quick else 5)
-            title = f"{name} {job}, {pixels} px, batch {batch}"
-            rate = f"{batch / seconds['ours']:.0f} images/s, {load}"
-            missing = "" if torch_jobs else "; PyTorch is not installed, so there is no baseline"
+            baselines["XLA's convolutions"] = {job: before[job].run for job in jobs}
+        for job, ours in jobs.items():
+            candidates = {side: calls[job] for side, calls in baselines.items()}
+            seconds = _best_in_turns({"ours": ours.run, **candidates}, rounds=3 if quick else 5)
             ours_s = seconds["ours"]
-            rows.append(
-                figure(f"{title}, PyTorch", ours_s, seconds.get("torch"), peak_mb, rate + missing)
-            )
-            if before:
-                name_before = f"{title}, XLA's convolutions"
-                rows.append(figure(name_before, ours_s, seconds["before"], peak_mb, ""))
+            said = [f"{batch / ours_s:.0f} images/s"]
+            said.append(device.share(ours.operations, ours_s) if device else load)
+            if not any(side.startswith("PyTorch") for side in baselines):
+                said.append("no PyTorch for this device, so no baseline")
+            for side in candidates or {"": None}:
+                title = f"{name} {job}, {pixels} px, batch {batch}{side and ', '}{side}"
+                rows.append(figure(title, ours_s, seconds.get(side), ours.peak_mb, ", ".join(said)))
     return rows
+
+
+class Job(NamedTuple):
+    """A blocking call, its memory in MB, and its operations."""
+
+    run: Callable[[], None]
+    peak_mb: float
+    operations: float
 
 
 def _best_in_turns(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
@@ -80,9 +88,9 @@ def _best_in_turns(candidates: dict[str, Callable[[], None]], rounds: int) -> di
     return {name: min(values[1:]) for name, values in times.items()}
 
 
-def _jax_jobs(name: str, pixels: int, batch: int) -> dict[str, tuple[Callable[[], None], float]]:
-    """Return forward pass and SGD step as blocking calls, each with its memory in MB."""
-    model = build(name, num_classes=CLASSES, embedding_dim=DIM)
+def _jax_jobs(name: str, pixels: int, batch: int, dtype=jnp.float32) -> dict[str, Job]:
+    """Return forward pass and SGD step."""
+    model = build(name, num_classes=CLASSES, embedding_dim=DIM, dtype=dtype)
     random = np.random.default_rng(0)
     images = jnp.asarray(random.normal(size=(batch, pixels, pixels, 3)), jnp.float32)
     labels = jnp.arange(batch) % CLASSES
@@ -102,14 +110,19 @@ def _jax_jobs(name: str, pixels: int, batch: int) -> dict[str, tuple[Callable[[]
 
     params, stats = variables["params"], variables["batch_stats"]
     momentum = jax.tree.map(jnp.zeros_like, params)
-    forward = jax.jit(model.apply).lower(variables, images).compile()
-    train = jax.jit(step).lower(params, stats, momentum).compile()
+
+    def job(function, *arguments) -> Job:
+        lowered = jax.jit(function).lower(*arguments)
+        # Counted before compilation: a GPU's convolutions become calls that XLA cannot count.
+        operations = lowered.cost_analysis()["flops"]
+        compiled = lowered.compile()
+        return Job(
+            lambda: jax.block_until_ready(compiled(*arguments)), _peak_mb(compiled), operations
+        )
+
     return {
-        "forward": (lambda: jax.block_until_ready(forward(variables, images)), _peak_mb(forward)),
-        "step": (
-            lambda: jax.block_until_ready(train(params, stats, momentum)),
-            _peak_mb(train),
-        ),
+        "forward": job(model.apply, variables, images),
+        "step": job(step, params, stats, momentum),
     }
 
 
@@ -124,30 +137,56 @@ def _peak_mb(compiled) -> float:
     return total / 1e6
 
 
-def _torch_jobs(name: str, pixels: int, batch: int) -> dict[str, Callable[[], None]] | None:
-    """Return the same two calls in PyTorch, on as many threads, or None without PyTorch."""
+def _torch_jobs(name: str, pixels: int, batch: int, on_gpu: bool = False) -> dict[str, dict]:
+    """Return {side: the same two calls in PyTorch}; empty without PyTorch for the device.
+
+    On a GPU they compute in bfloat16 and in channels-last form, as PyTorch's own advice has it.
+    """
     try:
         import torch
     except ImportError:
-        return None
+        return {}
+    if on_gpu and not torch.cuda.is_available():
+        return {}
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = _torch_model(name)
-    images = torch.randn(batch, 3, pixels, pixels)
-    labels = torch.arange(batch) % CLASSES
+    device = "cuda" if on_gpu else "cpu"
+    images = torch.randn(batch, 3, pixels, pixels, device=device)
+    labels = torch.arange(batch, device=device) % CLASSES
+    model = _torch_model(name).to(device)
+    if on_gpu:
+        images = images.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
-    def forward():
-        model.eval()
-        with torch.inference_mode():
-            model(images)
+    def jobs(call) -> dict[str, Callable[[], None]]:
+        def half():
+            return torch.autocast(device, torch.bfloat16, enabled=on_gpu)
 
-    def step():
-        model.train()
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
+        def wait():
+            if on_gpu:
+                torch.cuda.synchronize()
 
-    return {"forward": forward, "step": step}
+        def forward():
+            model.eval()
+            with torch.inference_mode(), half():
+                call(images)
+            wait()
+
+        def step():
+            model.train()
+            optimizer.zero_grad()
+            with half():
+                loss = torch.nn.functional.cross_entropy(call(images), labels)
+            loss.backward()
+            optimizer.step()
+            wait()
+
+        return {"forward": forward, "step": step}
+
+    sides = {"PyTorch": jobs(model)}
+    if on_gpu:
+        sides["PyTorch, compiled"] = jobs(torch.compile(model))
+    return sides
 
 
 def _torch_model(name: str):

@@ -13,7 +13,7 @@ def figure(name: str, ours: float, baseline: float | None, peak: float, note: st
       name: the name of the figure.
       ours: seconds of our code.
       baseline: seconds of the plain baseline in the same run; None if only growth is shown.
-      peak: megabytes that our code added to the process.
+      peak: megabytes that our code added to the process, or held on an accelerator.
       note: sizes, rates, and how a baseline was scaled.
 
     ``ratio`` is baseline / ours: above 1, our code is faster.

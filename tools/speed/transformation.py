@@ -25,6 +25,7 @@ from fct_jax.train.running_means import RunningMeans
 from fct_jax.train.state import fresh_state
 from fct_jax.train.steps import compile_steps
 from fct_jax.train.transformation import TransformationTask
+from tools.speed.accelerators import accelerator, device_peak_mb
 from tools.speed.common import figure, peak_mb, seconds
 
 DIMS, CLASSES, EPOCHS = 128, 100, 80
@@ -90,7 +91,19 @@ def _epoch(folder: Path, samples: int) -> dict:
     checkpoints.close()
     share = min(bare / ours, 1)
     note = f"{100 * share:.0f} % of the time inside compiled code; {steps_per_epoch} steps"
-    return figure(f"FastFill epoch, {samples:,} samples", ours, bare, peak_mb(), note)
+    if device := accelerator():
+        operations = _operations_of_a_step(steps_of, state, task, calls[0][1]) * steps_per_epoch
+        note += f"; {samples / ours:,.0f} vectors/s, {device.share(operations, ours)}"
+    peak = device_peak_mb() or peak_mb()
+    return figure(f"FastFill epoch, {samples:,} samples", ours, bare, peak, note)
+
+
+def _operations_of_a_step(steps_of, state, task, call) -> float:
+    """Return the operations of a training step; XLA counts the body of a loop over steps once."""
+    lowered = steps_of.lower(
+        state, task.feed.data, task.frozen, call, freeze=False, platform=jax.default_backend()
+    )
+    return lowered.cost_analysis()["flops"]
 
 
 def _whole_training(epoch_s: float, samples: int, images: int) -> dict:
@@ -143,4 +156,8 @@ def _translation(folder: Path, rows: int) -> dict:
 
     baseline = seconds(bare) * rows / (rows // 4096 * 4096)
     note = f"{rows / ours:,.0f} vectors/s, read from and written to disk, uncertainties included"
+    if device := accelerator():
+        weights = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 2)
+        note += f"; {device.share(2 * weights * rows, ours)}"
+        peak = device_peak_mb() or peak
     return figure(f"translating {rows:,} vectors", ours, baseline, peak, note)
