@@ -127,7 +127,7 @@ def _figures(program: Program, made, chip: Chip, chips: int, seconds: float) -> 
         kind: (math.ceil(count / program.steps), size // program.steps)
         for kind, (count, size) in hlo.by_kind(hlo.collectives(text, program.turns)).items()
     }
-    # The compiler counts the body of a loop once; nearly all work of a step is in its micro-batches.
+    # The compiler counts the body of a loop once. Nearly all work of a step is in micro-batches.
     flops, accessed = (costs[key] * program.parts for key in ("flops", "bytes accessed"))
     # On a ring each byte of an all-reduce is sent twice, each byte of other collectives once.
     over_links = sum(

@@ -7,7 +7,7 @@ import pytest
 
 from fct_jax import config as configs
 from fct_jax.cli.compile import change
-from fct_jax.compiling import chips, compile_config, compile_programs, stand_ins
+from fct_jax.compiling import chips, compile_programs, stand_ins
 from fct_jax.compiling.programs import programs_of
 from fct_jax.compiling.settings import candidates
 from fct_jax.compiling.stand_ins import Given, Size
@@ -94,16 +94,3 @@ def test_settings_that_save_memory():
         {"compute_dtype": "bfloat16", "remat": True, "mesh.model": 4},
     ]
     assert [each["accumulate_steps"] for each in found[3:]] == [2, 4, 8, 16, 32, 64]
-
-
-@pytest.mark.slow(minutes=0.5)
-def test_compiled_for_a_tpu():
-    """The real compiler accepts a training step, and tells what moves between chips."""
-    pytest.importorskip("libtpu", reason="libtpu, of the extra tpu, is not installed")
-    step, passed = compile_config(read("digits_fastfill"), "v5e:2x2")
-    assert step.chips == 4
-    assert set(step.collectives) <= {"all-reduce", "all-gather"}
-    assert not passed.collectives  # each chip transforms its own vectors
-    assert 0 < step.share_of_peak <= 1
-    with pytest.raises(UserError, match="no topology v5e:3x7"):
-        chips.topology_mesh("v5e:3x7")
