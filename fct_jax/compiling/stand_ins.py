@@ -13,6 +13,7 @@ from fct_jax.train.compatible.methods import Method
 from fct_jax.train.compatible.old_model import OldModel
 from fct_jax.train.feeds import ResidentFeed
 from fct_jax.train.image_batches import sampler_of
+from fct_jax.train.transformation_inputs import view_picker
 
 
 class Size(NamedTuple):
@@ -79,16 +80,14 @@ class ShapedInputs:
         self.fingerprints = dict.fromkeys(self.dims)
         self.labels, self.models, self.summary = None, (), f"{size.images:,} cached embeddings"
         views, images = config.views, size.images
-        arrays = {role: _float32(views, images, dim) for role, dim in self.dims.items()}
+        arrays = {
+            role: jax.ShapeDtypeStruct((views, images, dim), np.uint32)
+            for role, dim in self.dims.items()
+        }
         labels = jax.ShapeDtypeStruct((images,), np.int32)
 
-        def pick(data, indices, key):
-            arrays, labels = data
-            view = jax.random.randint(key, indices.shape, 0, views)
-            batch = {role: array[view, indices] for role, array in arrays.items()}
-            return {**batch, "label": labels[indices]}
-
         sampler = sampler_of(config, None, images, mesh)
+        pick = view_picker(views)
         self.feed = ResidentFeed((arrays, labels), images, pick, sampler=sampler, mesh=mesh)
 
     @staticmethod

@@ -44,9 +44,6 @@ def compile_steps(
         gradients, batch_stats = sums
         pick_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
         batch = micro_batches.part(task.feed.pick(data, element, pick_key), i)
-        if jax.tree.leaves(data):
-            # Else XLA converts all samples to bfloat16 in each call before it picks the batch.
-            batch = jax.lax.optimization_barrier(batch)
         loss_key = micro_batches.key(loss_key, i)
 
         def objective(params):

@@ -22,6 +22,34 @@ def roles(config: ConfigDict) -> tuple[str, ...]:
     return ("old", "new", "side") if config.side else ("old", "new")
 
 
+def as_bits(array: np.ndarray) -> np.ndarray:
+    """Return float32 values as the uint32 in which `view_picker` expects them.
+
+    A TPU multiplies in bfloat16. Of floats, XLA would convert all samples in each call, and keep
+    them twice, because it converts before it picks a batch.
+    """
+    return np.asarray(array, np.float32).view(np.uint32)
+
+
+def view_picker(views: int):
+    """Return the function of a feed that draws a view of each sample.
+
+    It takes ({role: embeddings (V, N, d), `as_bits`}, labels (N,) or None), indices (B,) and a key,
+    and returns {role: float32 (B, d), "label": (B,)}.
+    """
+
+    def pick(data, indices, key):
+        arrays, labels = data
+        view = jax.random.randint(key, indices.shape, 0, views)
+        batch = {
+            role: jax.lax.bitcast_convert_type(bits[view, indices], np.float32)
+            for role, bits in arrays.items()
+        }
+        return batch if labels is None else {**batch, "label": labels[indices]}
+
+    return pick
+
+
 class CachedInputs:
     """All views of all embeddings on the device; each sample draws a new view in every epoch.
 
@@ -52,15 +80,8 @@ class CachedInputs:
         self.labels = _labels(views[0])
         self.models = ()
         arrays = {
-            role: np.stack([np.asarray(sets[role].vectors, np.float32) for sets in views])
-            for role in views[0]
+            role: np.stack([as_bits(sets[role].vectors) for sets in views]) for role in views[0]
         }
-
-        def pick(data, indices, key):
-            arrays, labels = data
-            view = jax.random.randint(key, indices.shape, 0, len(views))
-            batch = {role: array[view, indices] for role, array in arrays.items()}
-            return batch if labels is None else {**batch, "label": labels[indices]}
 
         count = len(views[0]["old"])
         data_name = config.data.name if all(is_model(config[r]) for r in roles(config)) else ""
@@ -70,7 +91,7 @@ class CachedInputs:
         self.feed = ResidentFeed(
             (arrays, self.labels),
             count,
-            pick,
+            view_picker(len(views)),
             sampler=sampler_of(config, None, count, mesh),
             mesh=mesh,
         )

@@ -55,8 +55,8 @@ def test_unknown_topology():
 @pytest.mark.slow(minutes=1)
 def test_a_recipe_too_large(capsys):
     """It ends with 1, and with settings that the compiler accepts."""
-    words = ["batch_size=2097152", "model.inner_dim=2048", "compute_dtype=bfloat16", "remat=True"]
-    command = ["compile", "digits_fct", "--topology", "v5e:2x2", "--images", "2097152", *words]
+    words = ["batch_size=4194304", "model.inner_dim=2048", "compute_dtype=bfloat16", "remat=True"]
+    command = ["compile", "digits_fct", "--topology", "v5e:2x2", "--images", "4194304", *words]
     assert cli.main([*command, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     first, nearest = found["programs"][0], found["nearest"]
