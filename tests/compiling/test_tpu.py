@@ -1,7 +1,7 @@
 """The real compiler of TPUs, where libtpu is installed; no TPU is needed.
 
-    pip install --target .libtpu --no-deps libtpu==…
-    PYTHONPATH=.libtpu JAX_PLATFORMS=cpu python -m pytest tests/compiling/test_tpu.py
+pip install --target .libtpu --no-deps libtpu==…
+PYTHONPATH=.libtpu JAX_PLATFORMS=cpu python -m pytest tests/compiling/test_tpu.py
 """
 
 import json
