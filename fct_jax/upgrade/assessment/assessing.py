@@ -13,7 +13,7 @@ from fct_jax.upgrade.assessment.preparing import prepare
 from fct_jax.upgrade.assessment.report import Assessment
 from fct_jax.upgrade.assessment.runs import write_runs
 from fct_jax.upgrade.assessment.settings import check_settings, checked_shares, is_plain
-from fct_jax.upgrade.assessment.streamed import LARGE, Streamed
+from fct_jax.upgrade.assessment.streamed import Streamed
 from fct_jax.upgrade.assessment.verdict import (
     Bootstrap,
     options_of,
@@ -137,7 +137,7 @@ def assess(
         for way in made.ways
     }
     depth = depth or (1000 if by in ("labels", "groups") else 100)
-    curves = (Streamed if world.count > LARGE else Curves)(world, made.known, depth)
+    curves = (Streamed if world.is_large else Curves)(world, made.known, depth)
     spots = spots_of(made.ways, tried, shares)
     measured = curves.run(spots)
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-import faiss
 import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.upgrade.assessment.world import World
 from fct_jax.upgrade.checks.thresholds import recalibrated_threshold
+from fct_jax.upgrade.ways.scores import top
 
 _QUERIES = 500
 _NEAREST, _RANDOM = 20, 50  # items compared per query: nearest by each model, and random ones
@@ -31,11 +31,10 @@ def cutoffs(world: World, threshold: float, seed: int = 0) -> dict[str, dict]:
     rng = np.random.default_rng(seed)
     total = len(world.queries["new"])
     chosen = np.sort(rng.permutation(total)[:_QUERIES])
-    items = {kind: _rows(vectors) for kind, vectors in world.items.items()}
     asked = {kind: _rows(world.queries[kind][chosen]) for kind in ("old", "new")}
     near = min(_NEAREST, world.count)
     rows = [
-        faiss.knn(asked[kind], items[kind], near, metric=faiss.METRIC_INNER_PRODUCT)[1]
+        top(asked[kind], _some(world, kind), np.arange(world.count), near)[1]
         for kind in ("old", "new")
     ]
     rows.append(rng.integers(0, world.count, (len(chosen), _RANDOM)))
@@ -44,7 +43,7 @@ def cutoffs(world: World, threshold: float, seed: int = 0) -> dict[str, dict]:
         own = world.own[chosen][:, None]
         rows = np.where(rows == own, (own + 1) % world.count, rows)
     scores = {
-        of: np.einsum("qd,qkd->qk", asked[by], items[of][rows]).ravel()
+        of: np.einsum("qd,qkd->qk", asked[by], _some(world, of)(rows)).ravel()
         for of, by in (("old", "old"), ("new", "new"), ("translated", "new"))
     }
     queries = np.repeat(np.arange(len(chosen)), rows.shape[1])
@@ -59,6 +58,16 @@ def cutoffs(world: World, threshold: float, seed: int = 0) -> dict[str, dict]:
         "old to translated": moved("old", "translated", threshold),
     }
     return {name: dataclasses.asdict(of) for name, of in found.items()}
+
+
+def _some(world: World, kind: str):
+    """Return the function that reads unit vectors (…, D) of rows (…)."""
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        found = _rows(world.items[kind][rows.ravel()])
+        return found.reshape(*rows.shape, found.shape[-1])
+
+    return read
 
 
 def _rows(vectors) -> np.ndarray:

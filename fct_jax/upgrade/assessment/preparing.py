@@ -22,11 +22,12 @@ from fct_jax.upgrade.assessment.inputs import (
     split_judged,
     unfitted_rows,
 )
+from fct_jax.upgrade.assessment.rows import applied, held, part_of, translated
 from fct_jax.upgrade.assessment.world import World
 from fct_jax.upgrade.checks.degenerate import check_alive
 from fct_jax.upgrade.checks.guards import ask_map
 from fct_jax.upgrade.checks.known_answers import check_known_answers
-from fct_jax.upgrade.inputs import FEWEST, load_array, paired, take
+from fct_jax.upgrade.inputs import FEWEST, load_array, paired
 from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.stores.samples import open_asked, open_pair
@@ -110,7 +111,7 @@ def prepare(
     check_fit(found, whole_old, whole_new)
     rng = np.random.default_rng(seed)
     unseen, seen, reference = unfitted_rows(found, whole_old, rng)
-    gallery_old, gallery_new = take(whole_old, unseen), take(whole_new, unseen)
+    gallery_old, gallery_new = part_of(whole_old, unseen), part_of(whole_new, unseen)
     _check_map(found, gallery_old, gallery_new, metric)
     pairs = tuple(np.asarray(s.vectors[reference], np.float32) for s in (whole_old, whole_new))
     # Rows of the gallery that serve as the sample if no other items are known.
@@ -160,7 +161,7 @@ def prepare(
         asking, said = among(popular, kept, len(queries.new), POPULAR, seed)
         notes += said
     queries = queries.of(kept)
-    translated, uncertainty = found.transform(gallery_old.vectors)
+    moved, uncertainty = translated(found, gallery_old.vectors)
     asked = {"new": queries.new} | ({} if queries.old is None else {"old": queries.old})
     notes += _without_old(ways, queries)
     more, backward, said = derived_queries(
@@ -177,12 +178,13 @@ def prepare(
     if not possible:
         raise UserError(f"none of these ways can be assessed. {' '.join(notes[1:])}")
     items = {
-        "old": np.asarray(gallery_old.vectors, np.float32),
-        "new": np.asarray(gallery_new.vectors, np.float32),
-        "translated": translated,
+        "old": held(gallery_old.vectors),
+        "new": held(gallery_new.vectors),
+        "translated": moved,
     }
     if backward is not None and any(way.needs_backward for way in possible):
-        items |= {"moved": backward.moved(items["new"]), "forward": backward.moved(translated)}
+        for of, name in (("new", "moved"), ("translated", "forward")):
+            items[name] = applied(backward.moved, items[of], backward.weight.shape[1])
     world = World(
         items=items,
         queries=asked,
@@ -197,7 +199,7 @@ def prepare(
         seed,
         metric,
         old=items["old"],
-        transformed=translated,
+        transformed=moved,
         uncertainty=uncertainty if found.has_uncertainty else None,
         traffic=None if wished is None else wished.per_row(len(unseen)),
         training=None if not len(seen) else np.asarray(whole_old.vectors[seen], np.float32),

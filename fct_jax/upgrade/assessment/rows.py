@@ -1,11 +1,16 @@
 """Vectors of a gallery that stays on disk while it is assessed."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade.inputs import take
+from fct_jax.upgrade.maps.map import Map
+
 LARGE = 1 << 18  # items from which a gallery is not held in memory
-_BLOCK = 1 << 14  # rows that are computed together if all are wanted
+_BLOCK = 1 << 16  # rows that are computed together if all are wanted
 
 
 class Rows:
@@ -48,3 +53,47 @@ class Rows:
         for start in range(0, len(self), _BLOCK):
             found[start : start + _BLOCK] = self[start : start + _BLOCK]
         return found
+
+    def through(self, function: Callable[[np.ndarray], np.ndarray], dim: int) -> "Rows":
+        """Return what a function computes from these vectors: (n, D) → (n, dim)."""
+        return Rows(self, dim, function=function)
+
+
+def held(vectors) -> "np.ndarray | Rows":
+    """Return vectors in memory as float32, or those of a large gallery as they are."""
+    return vectors if isinstance(vectors, Rows) else np.asarray(vectors, np.float32)
+
+
+def part_of(found: EmbeddingSet, rows: np.ndarray) -> EmbeddingSet:
+    """Return some rows of a set: in memory, or as `Rows` if they are more than `LARGE`."""
+    if len(rows) <= LARGE:
+        return take(found, rows)
+    some = None if len(rows) == len(found) else rows
+    labels = None if found.labels is None else np.asarray(found.labels)[rows]
+    return dataclasses.replace(
+        found, vectors=Rows(found.vectors, found.dim, some), ids=found.ids[rows], labels=labels,
+        uncertainty=None,
+    )  # fmt: skip
+
+
+def applied(function: Callable[[np.ndarray], np.ndarray], vectors, dim: int):
+    """Return what a function computes from vectors: now, or of a large gallery when it is read."""
+    if isinstance(vectors, Rows):
+        return vectors.through(function, dim)
+    return function(vectors)
+
+
+def translated(found: Map, old) -> "tuple[np.ndarray | Rows, np.ndarray | None]":
+    """Return vectors translated by a map, and their log-variances (N,), if it gives any.
+
+    A large gallery is read and translated once for its log-variances, and again by every reader.
+    """
+    if not isinstance(old, Rows):
+        return found.transform(old)
+    moved = old.through(lambda vectors: found.transform(vectors)[0], found.dim_out)
+    if not found.has_uncertainty:
+        return moved, None
+    parts = (
+        found.transform(old[start : start + _BLOCK])[1] for start in range(0, len(old), _BLOCK)
+    )
+    return moved, np.concatenate(list(parts))

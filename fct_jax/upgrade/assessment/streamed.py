@@ -17,7 +17,6 @@ from fct_jax.upgrade.assessment.curves import Curves, State
 from fct_jax.upgrade.assessment.world import Spot, World
 from fct_jax.upgrade.ways import Mix
 
-LARGE = 1 << 18  # items from which a gallery is not held in memory
 ROWS = 1 << 15  # gallery rows in a block
 PREPARED = 1 << 12  # of these, rows that one thread reads and prepares together
 QUERIES = 64  # queries whose scores with a block are held by one thread

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fct_jax.upgrade.assessment.rows import Rows
 from fct_jax.upgrade.ways import Way
 from fct_jax.upgrade.ways.calibration import Calibration
 from fct_jax.upgrade.ways.relevance import Relevance
@@ -43,6 +44,11 @@ class World:
     def count(self) -> int:
         """Return the number of gallery items."""
         return len(self.items["old"])
+
+    @property
+    def is_large(self) -> bool:
+        """Return whether the items stay on disk."""
+        return isinstance(self.items["old"], Rows)
 
 
 @dataclasses.dataclass(frozen=True)
