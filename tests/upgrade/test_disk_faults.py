@@ -1,10 +1,13 @@
 """Disks that fill up, folders that may not be written, files that go: one line, and no row lost."""
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,9 @@ from tiny_galleries import contents
 from fct_jax import cli
 from fct_jax.errors import UserError
 from fct_jax.upgrade.galleries.base import open_gallery
+from fct_jax.upgrade.galleries.rows import Rows
 from fct_jax.upgrade.migration.upgrade import Upgrade
+from fct_jax.upgrade.migration.writing import Following
 
 COUNT = 4000
 
@@ -76,6 +81,47 @@ def test_a_disk_that_is_full(made, tmp_path, form, capsys):
             assert contents(workdir / "gallery") == whole
             capsys.readouterr()
     assert failed > 3
+
+
+@pytest.mark.parametrize("form", tiny.FORMS)
+def test_one_write_that_fails(made, tmp_path, form, monkeypatch):
+    """The blocks that wait behind it are not recorded as done; the same command makes all rows."""
+    (paths, *_, old, _), mapping = made
+    write, starts = Rows.write, []
+
+    def failing(self, start, vectors, *more):
+        starts.append(start)
+        if len(starts) == 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, start, vectors, *more)
+
+    run = Upgrade(tmp_path / "up")
+    given = (mapping, paths[form])
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(Rows, "write", failing)
+        run.apply(*given, batch_size=64, unchecked=True)
+    made_now = run.apply(*given, batch_size=64, unchecked=True)
+    np.testing.assert_allclose(made_now.read(0, COUNT), old @ tiny.weight(), atol=1e-5)
+
+
+def test_files_are_not_made_to_the_end_after_an_error():
+    """Ctrl-C ends the thread that makes files at its next row, also if rows enough are written."""
+    begun, finished = threading.Event(), []
+
+    class Files:
+        follows = True
+
+        def publish(self, rows, ready):
+            for _ in range(60_000):
+                ready(1)
+                begun.set()
+                time.sleep(0.001)
+            finished.append(True)
+
+    with pytest.raises(KeyboardInterrupt), Following(Files(), 10):
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+    assert not finished
 
 
 def test_a_disk_that_may_only_be_read(made, tmp_path, capsys):

@@ -18,17 +18,21 @@ class ChunkWriter:
     def __init__(self, work, row: int):
         """Take a `Migration`, whose target is open, and the first row to write."""
         self._work, self._row, self._begun = work, row, time.monotonic()
+        self._next = row
         self._checksum, self._bad, self._uncertainty = 0, [], []
 
     def write(self, made: Made) -> int:
-        """Write one block; return the number of its rows."""
+        """Write one block; return the number of its rows. After an error no more are written."""
         work, taken = self._work, made.taken
+        if taken.start != self._next:  # else a chunk with a hole would be recorded as done
+            raise InterruptedError("the rows before these were not written")
         self._checksum = work.target.vectors.write(taken.start, made.vectors, self._checksum)
         self._bad += taken.bad
         if made.uncertainty is not None:
             self._uncertainty.append(made.uncertainty)
         if taken.stop - self._row >= work.chunk or taken.stop == len(work.source):
             self._record(taken)
+        self._next = taken.stop
         return taken.stop - taken.start
 
     def _record(self, taken) -> None:
@@ -61,7 +65,7 @@ class Following:
 
     def __init__(self, target: Target, row: int):
         """Take an open target, and the number of rows that are written already."""
-        self._target, self._rows, self._ended = target, row, False
+        self._target, self._rows, self._failed = target, row, False
         self._changed = threading.Condition()
         self._pool, self._publishing = ThreadPoolExecutor(1), None
 
@@ -72,7 +76,7 @@ class Following:
 
     def __exit__(self, kind, error, trace) -> None:
         with self._changed:
-            self._ended = True
+            self._failed = kind is not None
             self._changed.notify_all()
         self._pool.shutdown()
         if kind is None and self._publishing is not None:
@@ -92,6 +96,6 @@ class Following:
 
     def _wait(self, row: int) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._rows >= row)
-            if self._rows < row:
-                raise InterruptedError("the rows of this file were not written")
+            self._changed.wait_for(lambda: self._failed or self._rows >= row)
+            if self._failed:
+                raise InterruptedError("not all rows were written")
