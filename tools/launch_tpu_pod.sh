@@ -4,28 +4,29 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-The same fct_jax command on every host of a Cloud TPU pod slice.
+Run the same fct_jax command on every host of a Cloud TPU pod slice.
 
   tools/launch_tpu_pod.sh --name=NAME --zone=ZONE [--project=P] [--folder=DIR] [--dry_run] ACTION
 
 Actions:
   setup              copy this repository to every host and install it there
-  check FLAGS        fct-jax doctor cluster FLAGS: are hosts, ports, folder, clocks, versions right?
-  devices            every host says how many devices it sees; all must name the same total
+  check FLAGS        run `fct-jax doctor cluster FLAGS` on all hosts: it checks that they find each
+                     other, and that ports, shared folder, clocks and versions are right
+  devices            print how many devices every host sees; all must name the same total
   run STAGE FLAGS    run `python -m fct_jax.STAGE --distributed FLAGS` on all hosts and wait
-  start STAGE FLAGS  the same in the background: it goes on when this machine disconnects
-  log                the last lines of what `start` printed on host 0
-  stop               SIGTERM to all hosts: training saves and ends; `start` goes on from there
+  start STAGE FLAGS  run it in the background, where it goes on when this machine disconnects
+  log                print the last lines of what `start` printed on host 0
+  stop               send SIGTERM to all hosts: training saves and ends; `start` resumes it
 
-STAGE is train, embed or evaluate. --workdir, and runs that a config names, must lie in a folder
-that all hosts share.
+STAGE is train, embed or evaluate. --workdir, and runs that a config names, must be in a folder that
+all hosts share.
 
 Flags:
-  --name     of the TPU VM (gcloud compute tpus tpu-vm list)
-  --zone     where it is
-  --project  default: gcloud's own
-  --folder   of the repository on the hosts; default: fct_jax, below the home directory
-  --dry_run  print the commands and run none of them
+  --name     name of the TPU VM, as `gcloud compute tpus tpu-vm list` shows it
+  --zone     zone of the TPU VM
+  --project  Google Cloud project; default: the one that gcloud is set to
+  --folder   folder of the repository on the hosts, below the home directory; default: fct_jax
+  --dry_run  print the commands without running them
 
 Example:
   tools/launch_tpu_pod.sh --name=pod --zone=us-central2-b start train \

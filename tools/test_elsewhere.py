@@ -80,12 +80,13 @@ FILES = {
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}; none: all")
+    known = ", ".join(SETTINGS)
+    parser.add_argument("settings", nargs="*", help=f"settings to try (default: all): {known}")
     parser.add_argument("--quick", action="store_true", help="few settings and files, for CI")
-    parser.add_argument("--files", nargs="*", default=[], help="names of test files; none: all")
+    parser.add_argument("--files", nargs="*", default=[], help="names of test files (default: all)")
     options = parser.parse_args(argv)
     if wrong := set(options.settings) - set(SETTINGS):
-        parser.error(f"unknown setting {sorted(wrong)[0]}; known: {', '.join(SETTINGS)}")
+        parser.error(f"unknown setting {sorted(wrong)[0]}; known: {known}")
     quick = options.quick
     names = options.settings or [n for n, s in SETTINGS.items() if s.quick or not quick]
     files = options.files or [name for name, repeated in FILES.items() if repeated or not quick]

@@ -80,7 +80,10 @@ def test_one_that_says_goodbye_is_not_lost(met):
     _, made, said = met(2)
     for each in made:
         each.say_goodbye()
-    time.sleep(0.1)
+    deadline = time.monotonic() + LONG
+    while not made[0]._leaving:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     made[1].close()
     made[0].linger()
     assert not made[0]._writers and all(each.empty() for each in said)

@@ -7,6 +7,7 @@
 `fct-jax apply` translates a gallery of 384-dimensional unit vectors to unit vectors by a ridge map
 with its uncertainty, checks every vector, keeps checksums and a journal, and can be killed at any
 moment.
+
 The plain loop reads the same file block by block with NumPy, pyarrow or Lance, computes one
 matrix product with all threads, and writes the vectors in the same form. It flushes its files to
 disk as often as `apply` does: vectors, log-variances (zeros here) and a line of a journal every

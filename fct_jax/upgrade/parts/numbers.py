@@ -1,4 +1,4 @@
-"""The number of a part: ``3/16``, or as SLURM and Kubernetes give it."""
+"""The number of a part, as a user (``3/16``), SLURM or Kubernetes gives it."""
 
 import dataclasses
 import os
@@ -31,8 +31,9 @@ class Part:
         Args:
           text: ``3/16`` (parts count from 1), ``auto``, or ``auto/16`` if nothing tells the number
             of parts.
-          environment: for ``auto``: of a SLURM array (``SLURM_ARRAY_TASK_ID``), or of a Kubernetes
-            Indexed Job (``JOB_COMPLETION_INDEX``, and ``JOB_COMPLETIONS`` from your manifest).
+          environment: variables that ``auto`` reads: those of a SLURM array
+            (``SLURM_ARRAY_TASK_ID`` …) or of a Kubernetes Indexed Job (``JOB_COMPLETION_INDEX``,
+            and ``JOB_COMPLETIONS`` from your manifest).
 
         Raises:
           UserError: the text or the environment names no part.

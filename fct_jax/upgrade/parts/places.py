@@ -1,6 +1,6 @@
 """Places where pieces are published: a folder, or a prefix in a bucket.
 
-A published file has its whole content at once: in a folder it gets its name by a rename, in a
+A published file has its whole content at once: in a folder it gets its name by a link, in a
 bucket by a PUT on the condition that there is none (``If-None-Match: *``).
 """
 
@@ -123,13 +123,12 @@ class Folder(Place):
         with disk_errors(path):
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
-            if path.exists() and not again:
-                partial.unlink()
-                return False
             if path.parent != self.path and self.path.is_dir():
                 path.parent.mkdir(parents=True, exist_ok=True)
-            # If two writers come here at once, their files are equal, and the last one stays.
-            partial.rename(path)
+            if again:
+                partial.rename(path)
+            elif not _named(partial, path):
+                return False
             sync_directory(path.parent)
         return True
 
@@ -153,6 +152,22 @@ class Folder(Place):
         return path.stat().st_size == partial.stat().st_size and (
             checksums.of_file(path) == checksums.of_file(partial)
         )
+
+
+def _named(partial: Path, path: Path) -> bool:
+    """Give a file its name; return False, and remove the file, if another writer's has it."""
+    try:
+        os.link(partial, path)  # of two writers that come here at once, one gets the name
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        if path.exists():
+            return False
+        partial.rename(path)
+        return True
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
 
 
 class Bucket(Place):

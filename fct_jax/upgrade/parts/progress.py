@@ -15,10 +15,11 @@ class Pieces:
     """The pieces of all parts.
 
     Attributes:
-      count: number of pieces; done: of those that are published; writing: of those that some
-        process writes, where it is known.
-      rows, translated: rows of the gallery, and of the pieces that are done.
-      rate: recent rows per second of all parts together; None before two pieces are done.
+      count: number of pieces.
+      done: number of published pieces.
+      writing: number of pieces that some process is writing, where this is known.
+      rows, translated: number of rows of the gallery, and of the published pieces.
+      rate: recent rows per second of all parts together; None before two are published.
     """
 
     count: int

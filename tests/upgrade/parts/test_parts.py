@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +21,10 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.maps.functions import Linear
 from fct_jax.upgrade.maps.map import Map
+from fct_jax.upgrade.migration.status import Status
 from fct_jax.upgrade.migration.upgrade import Upgrade
 from fct_jax.upgrade.parts.numbers import Part
+from fct_jax.upgrade.parts.places import Folder
 
 REPOSITORY = Path(__file__).parents[3]
 HELPERS = REPOSITORY / "tests" / "helpers"
@@ -76,7 +79,7 @@ def test_sixteen_parts_are_one_process(galleries, whole, tmp_path, form):
     paths, new = galleries
     for number in np.random.default_rng(1).permutation(16):
         found = translate(paths[form], tmp_path / "up", f"{number + 1}/16")
-        if found.__class__.__name__ == "Status":
+        if isinstance(found, Status):
             assert found.state == "translating" and found.pieces.done < found.pieces.count
     assert found.form == form and len(found) == COUNT
     assert results(tmp_path / "up") == results(whole[form])
@@ -169,8 +172,9 @@ def said(capsys) -> str:
 
 def test_the_console(words, whole, tmp_path, capsys):
     assert cli.main(words("--part", "2/3")) == 0
+    assert "being written" in capsys.readouterr().out
     assert cli.main(["status", str(tmp_path / "up"), "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))
+    shown = json.loads(capsys.readouterr().out)
     assert shown["state"] == "translating" and 0 < shown["translated"] < COUNT
     pieces = shown["pieces"]
     assert 0 < pieces["done"] < pieces["count"] and pieces["rows"] == COUNT
@@ -201,6 +205,23 @@ def test_mistakes(words, galleries, tmp_path, capsys):
     (tmp_path / "up" / "upgrade.json").unlink()  # as on a host with a directory of its own
     assert cli.main([*other, "--part", "2/3"]) == 1
     assert "holds parts of another gallery, map or batch size (map:" in said(capsys)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_name_goes_to_one_writer(tmp_path, monkeypatch, links):
+    """The second layout does not replace the first, which other parts may have read already."""
+    place = Folder(tmp_path / "parts")
+    place.make()
+    if links:  # the name is taken by another process after this one has looked for it
+        monkeypatch.setattr(Path, "exists", lambda path: False)
+    else:
+        monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError))
+    assert place.publish_bytes("layout.json", b"first")
+    assert not place.publish_bytes("layout.json", b"second")
+    assert place.read("layout.json") == b"first"
+    assert place.publish_bytes("layout.json", b"third", again=True)
+    assert place.read("layout.json") == b"third"
+    assert [path.name for path in place.path.iterdir()] == ["layout.json"]
 
 
 def test_a_gallery_that_changes_between_parts(tmp_path):
