@@ -1,4 +1,4 @@
-"""What process 0 asks of every process. Arguments and results are JSON values."""
+"""The actions that process 0 asks of every process; arguments and results are JSON values."""
 
 import contextlib
 import hashlib

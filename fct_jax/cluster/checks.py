@@ -1,4 +1,4 @@
-"""What the answers of all processes say about the cluster: a table of checks.
+"""A table of checks, which tell from the answers of all processes what is wrong with a cluster.
 
 A new check is a function of `Answers` that returns faults, and a row of `CHECKS`. A fault is one
 line: what is wrong, where, and what to do.
@@ -23,17 +23,17 @@ _MUST_AGREE = {  # fact -> what to do
 
 
 class Answers(NamedTuple):
-    """What the processes that came have answered, by process.
+    """The answers of the processes that came, by process.
 
     Attributes:
       count: number of processes that there should be.
       coordinator, waited: HOST:PORT of process 0, and the seconds for which it waited.
-      facts: of `Actions.facts`.
+      facts: results of `Actions.facts`.
       clocks: (offset to process 0's clock, by how much that may be wrong), in seconds.
       unreached: {(from, to): why} of processes that cannot be reached.
-      unwritten: {process: why} of those that cannot write to the shared folder.
-      unseen: {process: those whose files it does not see}.
-      silent: {process: why} of those that stopped to answer.
+      unwritten: {process: why} of processes that cannot write to the shared folder.
+      unseen: {process: the processes whose files it does not see}.
+      silent: {process: why} of processes that stopped answering.
     """
 
     count: int
@@ -68,7 +68,7 @@ def _missing(answers: Answers) -> list[str]:
 
 def _silent(answers: Answers) -> list[str]:
     return [
-        f"{answers.name(process)} came, but stopped to answer ({why}): look at its own output"
+        f"{answers.name(process)} came, but stopped answering ({why}): look at its own output"
         for process, why in sorted(answers.silent.items())
     ]
 

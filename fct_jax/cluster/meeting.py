@@ -101,7 +101,7 @@ def _come(line: Line, place: Place, members: dict) -> tuple[Member | None, str]:
         hello = line.receive()
         kind, process, of, host = (hello[key] for key in ("fct_jax", "process", "of", "host"))
     except (OSError, KeyError, TypeError):
-        line.close()  # some other program, which looks what is open
+        line.close()  # some other program, such as a port scanner
         return None, ""
     refusal = ""
     if kind != _KIND:

@@ -78,7 +78,7 @@ def computations(text: str, turns: Sequence[int] = ()) -> dict[str, Computation]
     """Return the parts of a program that are run, by their names.
 
     Args:
-      text: of a compiled program.
+      text: text of a compiled program.
       turns: how often nested loops run, from the outermost; deeper ones count as running once.
     """
     lines, entry = _lines(text)

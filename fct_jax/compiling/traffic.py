@@ -23,7 +23,7 @@ def main_memory_bytes(text: str, turns: Sequence[int] = ()) -> int:
     """Return the bytes that a call of a program reads from and writes to main memory.
 
     Args:
-      text: of a compiled, scheduled program.
+      text: text of a compiled, scheduled program.
       turns: how often nested loops run, from the outermost; deeper ones count as running once.
     """
     parts = computations(text, turns)

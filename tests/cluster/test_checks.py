@@ -40,7 +40,7 @@ def test_no_faults():
         (answers(count=4), "process 3 did not come to h:1 within 30 s: run"),
         (
             answers(silent={1: "timed out"}),
-            "process 1 (b) came, but stopped to answer (timed out):",
+            "process 1 (b) came, but stopped answering (timed out):",
         ),
         (answers(clocks={2: (-6.2, 0.5)}), "the clock of process 2 (c) is 6 s behind that of"),
         (

@@ -1,7 +1,6 @@
 """The run at scale: a small one from end to end, its measuring of processes, and its table."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -41,12 +40,10 @@ def test_processes_are_measured_killed_and_started_again(tmp_path):
     """The process writes, waits, and ends only if it was killed once."""
     code = (
         "import pathlib, sys, time; p = pathlib.Path(sys.argv[1]); again = p.exists();"
-        "p.open('ab').write(bytes(3 << 20)); time.sleep(1 if again else 60)"
+        "p.open('ab').write(bytes(3 << 20)); time.sleep(3 if again else 3600)"
     )
     with Watched(tmp_path / "log.txt") as watched:
-        start = time.monotonic()
         watched.survive([("-c", code, str(tmp_path / "made"))], every=0.2, most=1)
-    assert time.monotonic() - start < 50
     assert watched.kills == 1 and len(watched.resumed) == 1
     figures = watched.figures(rows=1 << 20)
     assert figures["written_per_row"] == pytest.approx(6, abs=0.5)  # both processes

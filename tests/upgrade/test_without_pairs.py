@@ -133,7 +133,7 @@ def test_mistakes_are_one_line_and_write_nothing(small, tmp_path, monkeypatch, c
     for old, more, text in (
         ("round.npy", [], "no map was found without pairs: the 5 seeds do not agree"),
         ("few.npy", [], "a map without pairs needs at least 30 vectors on each side; there are 19"),
-        ("round.npy", ["--labels", "labels.npy"], "it takes no labels or classifier"),
+        ("round.npy", ["--labels", "labels.npy"], "takes neither labels nor a classifier"),
         ("round.npy", ["--held-out", "2"], "held_out must be a share between 0 and 1"),
         ("holes.npy", [], "is not finite"),
     ):

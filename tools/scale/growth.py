@@ -65,7 +65,7 @@ def table(found: dict, prices: Prices) -> str:
         )
     lines.append(
         f"\nMeasured at {int(measured):,} rows: {cpu * 1e6:,.0f} CPU seconds and "
-        f"{moved / 1e3 * 1e6 / 1e6:,.2f} GB read and written for a million rows of 384 float16 "
+        f"{moved / 1e3:,.2f} GB read and written for a million rows of 384 float16 "
         f"numbers, planning included. Assumed: {prices.cores} cores at ${prices.core_hour:g} an "
         f"hour each, {prices.disk / 1e9:g} GB/s of storage for all of them, a model that embeds "
         f"{prices.gpu_rate:,.0f} items a second on a GPU of ${prices.gpu_hour:g} an hour."

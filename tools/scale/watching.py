@@ -110,6 +110,7 @@ class Watched:
                 if self.written(process.pid) <= _BEGUN:
                     continue
                 turn += 1
+                self._look()  # the figures of what is killed now
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 running[i] = self.start(*commands[i]), time.monotonic()

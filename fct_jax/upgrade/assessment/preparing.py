@@ -42,15 +42,17 @@ _ANSWERS = 1000  # items that must find their own translation
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What an assessment measures.
+    """The vectors that an assessment measures, with all that it knows about them.
 
     Attributes:
-      world: the vectors that are searched; known: the facts about its items, for orders.
+      world: the vectors that are searched.
+      known: the facts about its items, for orders.
       ways: the ways that can be assessed.
       found: the map.
       old, new: all pairs, those that the map was fitted on included.
       item_ids: (N,) ids of the world's items.
-      queries: the assessed queries; groups: (Q,) their groups, or None.
+      queries: the assessed queries.
+      groups: (Q,) groups of the queries, or None.
       asking: rows of queries in the order asked, from a traffic file, or None.
       metric, old_metric: "l2" or "cosine".
       notes: sentences for the report.

@@ -265,7 +265,7 @@ def without_keep(verdict: Verdict) -> Verdict:
     """Return the verdict where today's quality is unknown, for lack of queries by the old model.
 
     verdict: that of `recommend` against the translated gallery in place of today's. Its way is
-    kept, but whether it is better than today cannot be if_all.
+    kept, but whether it is better than today cannot be said.
     """
     if verdict.advice == "keep":
         found = f"No way is surely better than the translated gallery. ({verdict.text})"

@@ -105,7 +105,9 @@ def fit(
         raise unknown("direction", direction, _DIRECTIONS)
     if len(tried) == 1 and next(iter(tried.values())).fit_unpaired is not None:
         if not (_absent(labels) and _absent(classifier)):
-            raise UserError(f"{next(iter(tried))} knows no pairs: it takes no labels or classifier")
+            raise UserError(
+                f"{next(iter(tried))} uses no pairs, so it takes neither labels nor a classifier"
+            )
         found = fit_without_pairs(
             *next(iter(tried.items())), old, new, direction=direction, held_out=held_out,
             metric=metric, seed=seed, sample=sample,
