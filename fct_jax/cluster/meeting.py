@@ -12,6 +12,7 @@ from fct_jax.errors import UserError
 from fct_jax.runtime.links import Place, listen, split, why_not
 
 ASK_SECONDS = 60.0  # for one answer
+_HELLO_SECONDS = 5.0  # for the first line of a connection, behind which the others wait
 _TRY_SECONDS = 5.0
 _PAUSE = 0.2
 _KIND = "doctor"  # tells these connections from those of a run
@@ -20,10 +21,15 @@ _KIND = "doctor"  # tells these connections from those of a run
 class Line:
     """A connection over which JSON values travel, one a line."""
 
-    def __init__(self, connection: socket.socket):
+    def __init__(self, connection: socket.socket, seconds: float = ASK_SECONDS):
+        """Take a connection, and how long to wait for a value."""
         self._connection = connection
         self._file = connection.makefile("rwb")
-        connection.settimeout(ASK_SECONDS)
+        self.wait(seconds)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for so long for each value from now on."""
+        self._connection.settimeout(seconds)
 
     @property
     def host(self) -> str:
@@ -36,7 +42,7 @@ class Line:
         self._file.flush()
 
     def receive(self):
-        """Return the next value. Raises OSError at the end or after `ASK_SECONDS`."""
+        """Return the next value. Raises OSError at the end, or if it takes too long."""
         try:
             return json.loads(self._file.readline())
         except ValueError:  # nothing, or no JSON
@@ -86,7 +92,7 @@ def gather(place: Place, actions: Actions, timeout: float) -> tuple[list[Member]
         while len(members) < place.num_processes and time.monotonic() < deadline:
             listener.settimeout(max(deadline - time.monotonic(), 0.01))
             with contextlib.suppress(OSError):
-                line = Line(listener.accept()[0])
+                line = Line(listener.accept()[0], _HELLO_SECONDS)
                 member, refusal = _come(line, place, members)
                 if refusal:
                     faults.append(refusal)
@@ -121,6 +127,7 @@ def _come(line: Line, place: Place, members: dict) -> tuple[Member | None, str]:
     if refusal:
         line.close()
         return None, refusal
+    line.wait(ASK_SECONDS)
     return Member(process, line.host, line, None), ""
 
 

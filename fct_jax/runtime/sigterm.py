@@ -32,7 +32,8 @@ class Watch:
         os.set_blocking(self._ends[1], False)
         self._fd_before = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
         self._before = signal.signal(signal.SIGTERM, lambda *_: self._handler())
-        threading.Thread(target=self._wait, name="SIGTERM", daemon=True).start()
+        wait = threading.Thread(target=self._wait, args=self._ends[:1], name="SIGTERM", daemon=True)
+        wait.start()
         return self
 
     def __exit__(self, *exception) -> None:
@@ -43,8 +44,7 @@ class Watch:
         os.close(self._ends[1])  # ends the thread
         self._ends = None
 
-    def _wait(self) -> None:
-        end = self._ends[0]
+    def _wait(self, end: int) -> None:
         while signals := os.read(end, 64):
             if signal.SIGTERM in signals:
                 self._action()

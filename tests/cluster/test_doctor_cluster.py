@@ -155,6 +155,26 @@ def test_who_does_not_belong_is_refused_and_told(hello, message):
     assert answers == [{"refused": faults[0]}]
 
 
+def test_a_silent_program_does_not_keep_the_others_out(monkeypatch):
+    """It was there first, and says nothing."""
+    monkeypatch.setattr(meeting, "_HELLO_SECONDS", 0.2)
+    place = meeting.Place(f"localhost:{cluster.free_port()}", 0, 2)
+    found = []
+    gathering = threading.Thread(
+        target=lambda: found.append(meeting.gather(place, None, LONG)), daemon=True
+    )
+    gathering.start()
+    silent = None
+    while silent is None:
+        with contextlib.suppress(OSError):
+            silent = socket.create_connection(meeting.split(place.coordinator))
+    with silent, contextlib.closing(meeting._greeted(place._replace(process_id=1))):
+        gathering.join(LONG)
+        members, faults = found[0]
+    assert [member.process for member in members] == [0, 1] and faults == []
+    members[1].tell(None)
+
+
 def test_options_of_the_other_examination(capsys):
     assert cli.main(["doctor", "cluster", "--sample", "3"]) == 1
     assert "--sample is for vectors" in capsys.readouterr().err

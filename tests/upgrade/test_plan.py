@@ -100,8 +100,12 @@ def test_traffic(made, tmp_path, capsys):
     refused(np.arange(3.0), "structured .npy array with the fields 'id' and 'weight'")
     refused(np.array([(ids[0], -1.0)], kind), "weights must be finite, ≥ 0 and not all 0")
     refused(np.array([(-5, 1.0)], kind), "none of its ids is in")
-    with pytest.raises(UserError, match="cannot be read"):
-        Upgrade(tmp_path / "x").plan(tiny.plain_map(), paths["set"], traffic="nowhere.npy")
+    np.savez(tmp_path / "bad.npz", id=ids[:3])
+    for name, message in (("nowhere.npy", "cannot be read"), ("bad.npz", "not an .npz archive")):
+        with pytest.raises(UserError, match=message):
+            Upgrade(tmp_path / "x").plan(
+                tiny.plain_map(), paths["set"], traffic=str(tmp_path / name)
+            )
 
 
 @pytest.mark.parametrize(

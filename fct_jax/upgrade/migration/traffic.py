@@ -25,10 +25,11 @@ def load_traffic(path) -> tuple[np.ndarray, np.ndarray]:
         found = np.load(expanded(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"traffic={path} cannot be read: {error}") from None
-    if found.dtype.names is None or set(found.dtype.names) != {"id", "weight"}:
+    kind = getattr(found, "dtype", "an .npz archive")
+    if set(getattr(kind, "names", None) or ()) != {"id", "weight"}:
         raise UserError(
             f"traffic={path} must be a structured .npy array with the fields "
-            f"'id' and 'weight', not {found.dtype}"
+            f"'id' and 'weight', not {kind}"
         )
     given = spilled.empty(len(found), np.float64)
     for part in spilled.blocks(len(found)):
