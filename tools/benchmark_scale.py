@@ -49,8 +49,10 @@ def main(words) -> None:
     """Measure what the command line asks for, or print the table."""
     parser = Parser(__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the gallery")
-    parser.add_argument("--folder", type=Path, default=Path("scale"), help="for the galleries")
-    parser.add_argument("--out", type=Path, default=Path("scale"), help="for scale.json")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("scale"), help="folder of the galleries"
+    )
+    parser.add_argument("--out", type=Path, default=Path("scale"), help="folder of scale.json")
     parser.add_argument("--kill-every", type=float, default=60, help="seconds between two kills")
     parser.add_argument("--kills", type=int, default=8, help="largest number of kills in a step")
     parser.add_argument("--engines", default="parts,ray", help="parts, ray or both")

@@ -134,14 +134,14 @@ def _parser() -> Parser:
     parser.add_argument("--out", type=Path, default=Path("benchmark_upgrade"), help="directory")
     parser.add_argument("--maps", type=names, help="methods of fct-jax fit, with commas")
     parser.add_argument("--sizes", type=_whole, help="pairs of the sample, with commas")
-    parser.add_argument("--seeds", type=int, help="how many seeds")
+    parser.add_argument("--seeds", type=int, help="number of seeds")
     parser.add_argument("--ways", type=names, help="ways of serving, with commas")
     parser.add_argument("--orders", type=names, help="orders of re-embedding, with commas")
-    parser.add_argument("--shares", type=shares, help="of the gallery re-embedded")
+    parser.add_argument("--shares", type=shares, help="re-embedded shares of the gallery")
     parser.add_argument("--queries", type=int, help="at most so many in each half")
-    parser.add_argument("--items", type=int, help="of the gallery, at most")
-    parser.add_argument("--resamples", type=int, help="of the bootstrap")
-    parser.add_argument("--epochs", type=int, help="of networks; 0: as fct-jax fit")
+    parser.add_argument("--items", type=int, help="largest number of items in the gallery")
+    parser.add_argument("--resamples", type=int, help="number of resamples of the bootstrap")
+    parser.add_argument("--epochs", type=int, help="epochs of networks; 0: as fct-jax fit")
     return parser
 
 

@@ -272,7 +272,9 @@ def main(words) -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", default=DEFAULT, help=f"comma-separated, of: {', '.join(CASES)}")
-    parser.add_argument("--folder", type=Path, help="where to work, kept; default: a temporary one")
+    parser.add_argument(
+        "--folder", type=Path, help="folder to work in, which is kept (default: a temporary one)"
+    )
     arguments = parser.parse_args(words)
     names = arguments.task.split(",")
     for name in names:

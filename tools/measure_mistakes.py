@@ -264,8 +264,8 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=DATA, help="folder of old.npy and new.npy")
-    parser.add_argument("--rows", type=int, default=6000, help="of the gallery")
-    parser.add_argument("--pairs", type=int, default=2000, help="of the sample")
+    parser.add_argument("--rows", type=int, default=6000, help="rows of the gallery")
+    parser.add_argument("--pairs", type=int, default=2000, help="pairs of the sample")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--say", action="store_true", help="print one message of each")
     arguments = parser.parse_args()

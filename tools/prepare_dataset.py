@@ -72,9 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", help="cifar100, imagenet2012, or another name that TFDS knows")
-    parser.add_argument("--data_dir", required=True, type=Path, help="where the data set goes")
+    parser.add_argument(
+        "--data_dir", required=True, type=Path, help="folder that the data set is written to"
+    )
     parser.add_argument("--archive", type=Path, help="a cifar-100-python.tar.gz (cifar100 only)")
-    parser.add_argument("--manual_dir", type=Path, help="where files that you downloaded are")
+    parser.add_argument("--manual_dir", type=Path, help="folder of the files that you downloaded")
     parser.add_argument(
         "--format",
         choices=("tfds", "folder"),

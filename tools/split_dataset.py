@@ -35,11 +35,11 @@ def parser() -> Parser:
         "--ratio", type=float, default=0.3, help="share of the old model (default 0.3)"
     )
     parser.add_argument(
-        "--seed", type=int, default=666, help="of the draw (default 666, the published splits)"
+        "--seed", type=int, default=666, help="seed of the draw (default 666, the published splits)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
-        "--name", help="how the written files' names start (default: LIST without its ending)"
+        "--name", help="beginning of the written files' names (default: LIST without its ending)"
     )
     parser.add_argument(
         "--format",

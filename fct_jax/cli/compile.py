@@ -29,7 +29,11 @@ def add_arguments(parser) -> None:
                         help="a packaged config, or a config file")  # fmt: skip
     parser.add_argument("changes", nargs="*", metavar="key=value", help="changes of the config")
     parser.add_argument("--topology", required=True, help="CHIP:AxB, such as v5e:4x4 or v4:2x2x2")
-    parser.add_argument("--price", type=float, help="of a chip for an hour, for money")
+    parser.add_argument(
+        "--price",
+        type=float,
+        help="price of a chip for an hour, to print what an epoch and a run cost",
+    )
     parser.add_argument("--images", type=int, help="training images (default: the data set's)")
     parser.add_argument("--classes", type=int, help="their classes (default: the data set's)")
     parser.add_argument("--old-dim", type=int, help="size of the old model's embeddings")

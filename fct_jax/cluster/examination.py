@@ -20,12 +20,12 @@ _NEIGHBOURS = 16  # processes that each one tries to reach; of fewer, all
 
 
 class Examination(NamedTuple):
-    """What was found, the same on every process.
+    """The findings, which are the same on every process.
 
     Attributes:
       processes: a row of facts for each process that came, with its "clock" offset in seconds.
       faults: one line each; none if the cluster is ready.
-      unchecked: what was not looked at, and why.
+      unchecked: what was not checked, and the option that it needs.
     """
 
     processes: list[dict]

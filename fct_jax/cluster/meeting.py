@@ -1,4 +1,4 @@
-"""How the processes meet and process 0 asks the others; everything has a limit of seconds."""
+"""The processes meet, and process 0 asks the others; every wait has a limit of seconds."""
 
 import contextlib
 import json

@@ -17,7 +17,7 @@ class OrderRow:
     """One order.
 
     Attributes:
-      name: of the order.
+      name: name of the order.
       curve: (points,) the target at each share, as fractions.
       low, high: (points,) the 95 % interval around it.
       area: the area under the curve, with its 95 % interval.

@@ -64,13 +64,13 @@ def compare_orders(
       judged: judged pairs, as of ``assess``. Without them and without labels the curves show
         agreement with the new model's own ten nearest.
       traffic: (N,) how often each item of ``new`` is asked for, or a ``.npy`` file of it; or a
-        file that names items by their ids, as of ``traffic.read_traffic``.
+        file that names items by their ids, as for ``traffic.read_traffic``.
       orders: names; none: every order of the table that these items allow.
-      shares: of the gallery re-embedded, from 0 to 1.
+      shares: re-embedded shares of the gallery, from 0 to 1.
       max_queries: more queries are sampled down to so many.
-      resamples: of the bootstrap.
+      resamples: number of resamples of the bootstrap.
       metric: "l2" or "cosine"; "": as meta.json says, cosine for unit vectors.
-      seed: of all random choices.
+      seed: seed of all random choices.
       out: directory of the report to make; None: nothing is written.
 
     Raises:

@@ -174,10 +174,10 @@ def faces(
     Args:
       media: images by template and medium.
       rows: (N,) the row of each of its images among the vectors.
-      pairs: of 1:1 verification.
-      gallery, probe: of 1:N identification.
-      weights, normalize: of the images in their templates, see `pool_templates`.
-      groups: (P,) of the probe templates.
+      pairs: pairs of 1:1 verification.
+      gallery, probe: templates of 1:N identification.
+      weights, normalize: settings for the images in their templates, see `pool_templates`.
+      groups: (P,) groups of the probe templates.
     """
     rows = np.asarray(rows)
 

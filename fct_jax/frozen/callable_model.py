@@ -29,8 +29,8 @@ class CallableModel:
     Attributes:
       name: "module:function".
       dim: D, the size of an embedding.
-      fingerprint: of the name and of the embeddings of four fixed images, rounded to a hundredth
-        of the largest value, so that the noise of another device does not change it.
+      fingerprint: hash of the name and of the embeddings of four fixed images, rounded to a
+        hundredth of the largest value, so that the noise of another device does not change it.
       classifier: None.
       preprocessing: to (image_size, image_size); nothing is normalised.
     """

@@ -247,7 +247,7 @@ def end_all(reason: str, status: int = 1, said: bool = True) -> None:
     Without it the others would wait for this one in their next common step.
 
     Args:
-      reason: what the others say.
+      reason: what the others print.
       status: exit status of this process; that of the others is 1.
       said: whether this process has told its user; otherwise it does so here.
     """
@@ -264,8 +264,8 @@ def terminate(here: str, there: str, status: int) -> None:
 
     Args:
       here: the line that this process prints, if any.
-      there: what the others say of it, after "process I was terminated".
-      status: exit status of all.
+      there: what the others print, after "process I was terminated".
+      status: exit status of all processes.
     """
     if _links is not None:
         _links.end(f"process {_links.process_id} was terminated{there}", status)

@@ -57,7 +57,7 @@ def class_axis(path) -> int | None:
     """Return the axis of a parameter, or its momentum, with an entry per class, or None.
 
     Args:
-      path: of ``jax.tree_util``. Found by their names are ``classifier/kernel`` (D, C) and the
+      path: path of ``jax.tree_util``. Found by their names are ``classifier/kernel`` (D, C) and the
         ``centers`` (C, D) of the centre loss.
     """
     names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
@@ -72,7 +72,7 @@ def of_state(state, mesh: Mesh):
     Args:
       state: pytree of arrays or shapes. Classes that "model" does not divide are replicated, as
         is everything without a class axis.
-      mesh: of ``make_mesh``.
+      mesh: mesh of ``make_mesh``.
     """
 
     def place(path, array):
@@ -118,7 +118,7 @@ def put_rows(array, rows: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
       array: (R, …).
       rows: (R,) their ascending numbers in the batch: all that this process's devices hold.
       batch_size: B.
-      mesh: of ``make_mesh``.
+      mesh: mesh of ``make_mesh``.
     """
 
     def part(index):

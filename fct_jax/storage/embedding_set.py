@@ -133,7 +133,7 @@ class EmbeddingSet:
 
         Args:
           folder: the folder of ``vectors.npy``.
-          shards: for ``meta.json``; None: read from ``vectors.npy``.
+          shards: shards for ``meta.json``; None: they are read from ``vectors.npy``.
         """
         np.save(folder / "ids.npy", self.ids)
         if self.labels is not None:

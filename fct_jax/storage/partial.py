@@ -42,7 +42,7 @@ class PartialSet:
           out: the directory to make.
           plan: name -> what JSON holds; rows of two plans are never mixed.
           count: N, rows if none is skipped.
-          shapes: of a row of each file.
+          shapes: shape of a row of each file.
           shard_size: rows of a shard.
         """
         self.out, self.folder = Path(out), _folder(out)
@@ -87,7 +87,7 @@ class PartialSet:
         """Write and record shards.
 
         Args:
-          numbers: of the shards, ascending.
+          numbers: numbers of the shards, ascending.
           blocks: (rows (n,), vectors (n, D), uncertainty (n,) if there is one): ascending rows of
             these shards, each block within one. Rows that are missing were skipped.
         """

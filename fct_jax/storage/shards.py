@@ -26,10 +26,10 @@ def make_set(
     """Make a set, or resume one; all processes call this with the same arguments.
 
     Args:
-      out, plan, count, shapes, shard_size: as of ``PartialSet``.
-      blocks: from the rows of shards, ascending, to what is written: as of ``PartialSet.write``.
-      companions, add_files: as of ``PartialSet.finish``.
-      what, unit: for the progress bar.
+      out, plan, count, shapes, shard_size: as for ``PartialSet``.
+      blocks: from the rows of shards, ascending, to what is written: as for ``PartialSet.write``.
+      companions, add_files: as for ``PartialSet.finish``.
+      what, unit: texts of the progress bar.
     """
     with PartialSet(out, plan, count, shapes, shard_size) as partial:
         mine = partial.share()

@@ -28,9 +28,9 @@ Keys = Callable[[int, int], tuple[np.ndarray, ...]]
 def descending(keys: Keys, count: int, block: int = BLOCK) -> np.ndarray:
     """Return the rows of ``count`` items by descending keys, (count,) int64.
 
-    Rows with equal keys are in ascending order. A long result lies in a file (`spilled`). Memory is
-    needed for a few blocks, and in the folder for temporary files 16 bytes for each item and 8 for
-    each of its keys.
+    Rows with equal keys are in ascending order. A long result is kept in a file (`spilled`). Memory
+    is needed for a few blocks; the folder for temporary files needs 16 bytes for each item and 8
+    for each of its keys.
 
     Args:
       keys: gives, for the rows from start to stop, the arrays (n,) of numbers without NaN that they

@@ -1,23 +1,23 @@
-"""Large arrays that lie in temporary files, so that the system can take their memory back."""
+"""Large arrays that are kept in temporary files, so that the system can reclaim their memory."""
 
 import os
 import tempfile
 
 import numpy as np
 
-_LARGE = 1 << 26  # bytes from which on an array lies in a file
+_LARGE = 1 << 26  # bytes; an array of this size or larger is kept in a file
 _BLOCK = 1 << 20  # values processed together
 
 
 def empty(shape, dtype, large: int | None = None) -> np.ndarray:
-    """Return a new array; one of 64 MiB or more lies in a file, which goes with the array.
+    """Return a new array; one of 64 MiB or more is kept in a file, which is removed with it.
 
     The file is in the folder for temporary files (``TMPDIR``). If there is no space for it, the
     array is in memory.
 
     Args:
       shape, dtype: as for `numpy.empty`.
-      large: number of bytes from which on the array lies in a file; None: 64 MiB.
+      large: number of bytes from which on the array is kept in a file; None: 64 MiB.
     """
     dtype = np.dtype(dtype)
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize

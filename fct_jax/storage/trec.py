@@ -55,8 +55,8 @@ class Beir(NamedTuple):
     """A BEIR folder.
 
     Attributes:
-      item_ids, item_texts: of corpus.jsonl, in its order; a title stands before its text.
-      query_ids, query_texts: of queries.jsonl.
+      item_ids, item_texts: items of corpus.jsonl, in its order; a title stands before its text.
+      query_ids, query_texts: queries of queries.jsonl.
       judged: (P, 3) text: query id, item id, grade.
       unknown: number of judged pairs that name a query or an item not in the folder.
     """

@@ -83,7 +83,7 @@ class Watched:
           commands: arguments of Python.
           every: seconds between two kills. A process is killed only after it has begun to write,
             and is started again at once.
-          most: number of kills, after which all go on in peace.
+          most: number of kills, after which none is killed any more.
           victims: function that returns the pid of another process to kill at every second kill,
             or None; nothing is started for it.
         """

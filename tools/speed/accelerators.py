@@ -32,7 +32,7 @@ class Accelerator(NamedTuple):
     """A device that is no CPU.
 
     Attributes:
-      name: as its maker calls it.
+      name: its maker's name for it.
       peak: operations per second, or None if they are not known.
     """
 

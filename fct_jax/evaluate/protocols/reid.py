@@ -118,7 +118,7 @@ def k_reciprocal_rerank(
       query: (Q, D);  gallery: (G, D). They are L2-normalised here.
       k1: neighbours that must be mutual.  k2: neighbours averaged for query expansion.
       weight: share of the original distance, in [0, 1].
-      dtype: of the encodings and their sums. float16 rounds where the published code does, so
+      dtype: type of the encodings and their sums. float16 rounds where the published code does, so
         that numbers compare; with float32 they are exact, up to 4e-3 away from those.
       block, pairs: rows, and pairs of rows, worked on at a time.
 

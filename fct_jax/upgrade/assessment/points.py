@@ -83,7 +83,7 @@ def points_of(
 ) -> list[Point]:
     """Return the points of what was measured: {(way, order, share): {metric: (Q,)}}.
 
-    ways: of those names that are a way of the table; groups: (Q,) or None; baseline: the name of
+    ways: the ways of those names that are in the table; groups: (Q,) or None; baseline: the name of
     the point that gains are measured against.
     """
     keep = measured[baseline]

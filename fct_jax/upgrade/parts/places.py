@@ -62,7 +62,7 @@ class Place(abc.ABC):
 
     @abc.abstractmethod
     def hand_over(self, target) -> None:
-        """Give the gallery's files to the target that goes on with them."""
+        """Give the gallery's files to the target, which continues with them."""
 
     def publish_bytes(self, name: str, data: bytes, again: bool = False) -> bool:
         """Publish a small file; return False if the name is taken."""

@@ -10,7 +10,7 @@ def course(
 ):  # fmt: skip
     """Work through a stream (S,) of queries with candidates (Q, K), −1 for none.
 
-    budget, background: as of `fct_jax.upgrade.ways.on_demand.replay`, −1 for no limit.
+    budget, background: as for `fct_jax.upgrade.ways.on_demand.replay`, −1 for no limit.
     has: (N,) bool, items with a new vector, which grows; fails: (N,) bool.
     Filled: ready (S, K), whether a candidate had a new vector when it was ranked; embedded,
     queued and present (S,). Returns the number of items whose embedding was tried in vain.
