@@ -190,9 +190,10 @@ class Curves:
         for name, (by, of) in PAIRS.items():
             if by not in world.queries or of not in world.items:
                 continue
-            if self._damped and name in spaces:
+            damped = self._damped and name in spaces
+            if damped:
                 found[_PLAIN + name] = by, of, self._plain[of]
-            found[name] = by, of, spaces.get(name, self._plain[of])
+            found[name] = by, of, spaces[name] if damped else self._plain[of]
         return found
 
     def _of_queries(self) -> dict[str, np.ndarray]:
@@ -200,17 +201,23 @@ class Curves:
         queries = self._world.queries
         return {name: of.queries(queries[by]) for name, (by, _, of) in self._spaces().items()}
 
-    def _of_items(self, items: Mapping[str, np.ndarray], sample=None) -> dict[str, np.ndarray]:
-        """Return pair -> (M, E) prepared items of given kinds; the sample's come last, if any."""
+    def _of_items(
+        self, items: Mapping[str, np.ndarray], sample=None, pairs=None
+    ) -> dict[str, np.ndarray]:
+        """Return pair -> (M, E) prepared items of given kinds; the sample's come last, if any.
+
+        pairs: names of those that are wanted, or None. Pairs of one space share an array.
+        """
         extra = {} if sample is None else {"old": sample[0], "new": sample[1]}
-        found = {}
+        found, made = {}, {}
         for name, (_, of, space) in self._spaces().items():
-            if of not in items:
+            if of not in items or (pairs is not None and name not in pairs):
                 continue
-            vectors = items[of]
-            if len(extra.get(name, ())):
-                vectors = np.concatenate([vectors, extra[name]])
-            found[name] = space.items(vectors)
+            more, key = extra.get(of, ()), (of, id(space))
+            if key not in made:
+                vectors = np.concatenate([items[of], more]) if len(more) else items[of]
+                made[key] = space.items(vectors)
+            found[name] = made[key] if name in extra else made[key][: len(items[of])]
         return found
 
     def _scores(self, asked, rows: np.ndarray, pairs=None) -> "Scores":

@@ -94,10 +94,17 @@ class Streamed(Curves):
             return self._of_items(_read(self._world, rows))
 
         for first, part in zip(parts, threads.in_order(prepared, parts), strict=True):
+            copied: dict[int, np.ndarray] = {}  # by the address of what several pairs share
             for name, items in part.items():
+                address = items.ctypes.data
                 if name not in found:
-                    found[name] = np.empty((stop - start, items.shape[1]), np.float32)
-                found[name][first - start : first - start + len(items)] = items
+                    new = copied.get(address)
+                    if new is None:
+                        new = np.empty((stop - start, items.shape[1]), np.float32)
+                    found[name] = new
+                if address not in copied:
+                    found[name][first - start : first - start + len(items)] = items
+                    copied[address] = found[name]
         return found
 
     def _factors(self, state: State, asked, batches) -> list:
@@ -111,7 +118,8 @@ class Streamed(Curves):
                     [np.asarray(world.items[kind][inside], np.float32), extra[beyond]]
                 )
                 for kind, extra in zip(("old", "new"), world.sample, strict=True)
-            }
+            },
+            pairs=("old", "new"),
         )
         here = State(state.migrated, np.arange(len(state.columns)))
         block = {name: (asked[name], items[name]) for name in ("old", "new")}
@@ -134,7 +142,7 @@ class Streamed(Curves):
             part = slice(start, start + width)
             some, place = np.unique(np.maximum(rows[part], 0), return_inverse=True)
             place = place.reshape(rows[part].shape)
-            items = self._of_items(_read(world, some, kinds))
+            items = self._of_items(_read(world, some, kinds), pairs=near)
             for name, scores in near.items():
                 scores[part] = np.einsum(
                     "qe,qke->qk", asked[name][queries[part]], items[name][place]
