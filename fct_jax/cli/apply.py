@@ -17,6 +17,7 @@ pieces, and what is published counts. `fct-jax status` shows all of them.
 
   for n in 1 2 3 4; do fct-jax apply upgrade --map map --gallery gallery --part $n/4 & done; wait
   srun fct-jax apply upgrade --part auto               # in a SLURM array or a Kubernetes Job
+  fct-jax apply upgrade --engine ray --address auto --reembed mymodel:embed --gpus-per-worker 1
 
 Of a store (--gallery postgresql://…, qdrant://…, lancedb://…, milvus://…) the new vectors go into a
 table or collection beside it, whose index is built once; what the application writes meanwhile is
@@ -51,6 +52,14 @@ def add_arguments(parser) -> None:
     parser.add_argument("--part", metavar="N/COUNT", help="translate one of COUNT parts, which "
                         "count from 1; auto: the number is that of a SLURM array or a Kubernetes "
                         "Indexed Job (auto/COUNT where it gives no count)")  # fmt: skip
+    parser.add_argument("--engine", help="ray: translate on the workers of a Ray cluster, and ask "
+                        "a function for new vectors there")  # fmt: skip
+    parser.add_argument("--address", help="address of the cluster; without it Ray is started on "
+                        "this machine")  # fmt: skip
+    parser.add_argument("--workers", type=int, help="number of workers of the engine; without it "
+                        "one for each CPU, or GPU")  # fmt: skip
+    parser.add_argument("--gpus-per-worker", type=float, help="GPUs of each worker that holds a "
+                        "model")  # fmt: skip
     parser.add_argument("--unchecked", action="store_true", help="continue even if there are no "
                         "known answers to check")  # fmt: skip
 

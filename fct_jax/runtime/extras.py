@@ -9,6 +9,7 @@ EXTRAS = {
     "libtpu": "tpu",
     "lancedb": "lance",
     "mkdocs": "docs",
+    "obstore": "s3",
     "optax": "train",
     "orbax": "train",
     "pgvector": "pgvector",

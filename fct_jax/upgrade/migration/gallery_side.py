@@ -1,8 +1,10 @@
 """Upgrades of galleries in files, which are translated into a new gallery."""
 
 import contextlib
+import dataclasses
 
 from fct_jax.errors import UserError
+from fct_jax.runtime.plugins import is_import_name
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import Gallery, open_gallery
 from fct_jax.upgrade.migration.planning import Plan, Wanted, make_plan, read_plan
@@ -13,11 +15,14 @@ from fct_jax.upgrade.migration.reembedding import Reembedding
 from fct_jax.upgrade.migration.sides import Run, Side
 from fct_jax.upgrade.migration.status import status_of
 from fct_jax.upgrade.migration.steps import Migration, lock_of
+from fct_jax.upgrade.parts.engines import Workers
 from fct_jax.upgrade.parts.running import Running, begun
 
 
 class GallerySide(Side):
     """A gallery of any form; its upgraded copy is ``WORKDIR/gallery``."""
+
+    in_parts = True
 
     @staticmethod
     def open(where, settings):
@@ -44,17 +49,33 @@ class GallerySide(Side):
 
     def apply(self, run: Run) -> Gallery:
         opened = self.opened
-        source, mapping, settings = opened.source, opened.mapping, opened.settings
+        source, settings = opened.source, opened.settings
         if self.workdir.resolve().is_relative_to(source.path.resolve()):
             raise UserError(
                 f"{self.workdir} is inside the gallery, which is never changed; give another "
                 "directory"
             )
-        if run.part is not None or begun(self.workdir):
-            in_parts = Running(self.workdir, opened)
-            if not (in_parts.ready or self._translated(in_parts, run)):
-                return status_of(self.workdir, settings, None)
-        new = None if run.reembed is None else open_reembed(run.reembed, run.asking)
+        with run.engine.opened() as workers:
+            new = None if run.reembed is None else open_reembed(*_asked(run, workers))
+            checked = False
+            if run.part is not None or workers is not None or begun(self.workdir):
+                in_parts = Running(self.workdir, opened)
+                if not in_parts.ready:
+                    checked = not begun(self.workdir)
+                    if not self._translated(in_parts, run, workers, new):
+                        return status_of(self.workdir, settings, None)
+            self._one_process(run, new, checked)
+        return open_gallery(
+            self.workdir / "gallery",
+            id_column=settings.id_column,
+            vector_column=settings.vector_column,
+            unfinished=True,
+        )
+
+    def _one_process(self, run: Run, new, checked: bool) -> None:
+        """Translate what is not translated, and re-embed; ``new`` has been ``checked`` or not."""
+        opened = self.opened
+        source, mapping, settings = opened.source, opened.mapping, opened.settings
         with lock_of(self.workdir):
             work = Migration(self.workdir, source, mapping, settings.batch_size)
             if new is None and work.progress.stops:
@@ -65,7 +86,7 @@ class GallerySide(Side):
             lookup = None
             if work.progress.begin is None:
                 lookup = check_before(source, mapping, new, opened.probe, unchecked=run.unchecked)
-            elif new is not None and not work.progress.stops:
+            elif new is not None and not work.progress.stops and not checked:
                 check_new_vectors(source, mapping, new)  # until now it was only translated
             if new is not None and not (self.workdir / "plan").is_dir():
                 self._planned(Wanted(), lookup)
@@ -85,27 +106,23 @@ class GallerySide(Side):
                 if new is not None:
                     again = Reembedding(work, plan, new, run.unchecked)
                     again.run(run.batch_items, run.max_batches)
-        return open_gallery(
-            self.workdir / "gallery",
-            id_column=settings.id_column,
-            vector_column=settings.vector_column,
-            unfinished=True,
-        )
 
-    def _translated(self, in_parts: Running, run: Run) -> bool:
+    def _translated(self, in_parts: Running, run: Run, workers: Workers | None, new) -> bool:
         """Translate in pieces; return whether the gallery is translated."""
         opened = self.opened
         source, mapping = opened.source, opened.mapping
 
         def check(plan: Plan | None) -> Certificate | None:
-            lookup = check_before(source, mapping, None, opened.probe, unchecked=run.unchecked)
+            lookup = check_before(source, mapping, new, opened.probe, unchecked=run.unchecked)
             return self._certified(plan, lookup)
 
         plan = None
         if (self.workdir / "plan").is_dir():
             plan = read_plan(self.workdir / "plan", source, mapping)
         in_parts.begin(plan, check)
-        return in_parts.finish() if run.part is None else in_parts.run(run.part)
+        if run.part is not None:
+            return in_parts.run(run.part)
+        return in_parts.finish(workers, new.meta if new else {})
 
     def rollback(self, to):
         if to is None:
@@ -160,3 +177,12 @@ class GallerySide(Side):
                 f"move {self.workdir}/plan away, and plan again"
             )
         return found
+
+
+def _asked(run: Run, workers: Workers | None) -> tuple:
+    """Return the source of new vectors, a function on its workers, and the settings for asking."""
+    named = isinstance(run.reembed, str) and is_import_name(run.reembed)
+    if workers is None or not (callable(run.reembed) or named):
+        return run.reembed, run.asking
+    function, count = workers.function(run.reembed)
+    return function, dataclasses.replace(run.asking, parallel=run.asking.parallel or count)

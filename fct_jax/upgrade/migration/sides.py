@@ -12,6 +12,7 @@ from fct_jax.upgrade.migration.planning import Wanted
 from fct_jax.upgrade.migration.probe import Probe
 from fct_jax.upgrade.migration.reembed import Asking
 from fct_jax.upgrade.migration.settings import Settings, named, remember
+from fct_jax.upgrade.parts.engines import Engine
 from fct_jax.upgrade.parts.numbers import Part
 from fct_jax.upgrade.stores import is_store
 
@@ -56,6 +57,7 @@ class Run:
     max_batches: int | None = None
     unchecked: bool = False
     part: Part | None = None
+    engine: Engine = dataclasses.field(default_factory=Engine)
 
     def check(self) -> None:
         """Raise UserError for a value that cannot be."""
@@ -63,6 +65,9 @@ class Run:
             raise UserError(f"batch_items must be 1 or more, not {self.batch_items}")
         if self.max_batches is not None and self.max_batches < 0:
             raise UserError(f"max_batches must be 0 or more, not {self.max_batches}")
+        self.engine.check()
+        if self.part is not None and self.engine.name is not None:
+            raise UserError("part divides the work by hand, engine by itself; give one of them")
         if self.part is not None and self.reembed is not None:
             raise UserError(
                 "a part only translates; once all parts are done, one process re-embeds: give "
@@ -71,7 +76,13 @@ class Run:
 
 
 class Side(abc.ABC):
-    """The methods of `Upgrade` for one kind of source."""
+    """The methods of `Upgrade` for one kind of source.
+
+    Attributes:
+      in_parts: whether several processes can translate it.
+    """
+
+    in_parts = False
 
     def __init__(self, workdir: Path, opened: Opened):
         self.workdir, self.opened = workdir, opened

@@ -11,6 +11,7 @@ from fct_jax.upgrade.migration.reembed import Asking
 from fct_jax.upgrade.migration.settings import expanded, merged, named
 from fct_jax.upgrade.migration.sides import Opened, Run, Side, place_of, side_of
 from fct_jax.upgrade.migration.status import RECALL_QUERIES, Status
+from fct_jax.upgrade.parts.engines import Engine
 from fct_jax.upgrade.parts.numbers import Part
 
 
@@ -126,6 +127,10 @@ class Upgrade:
         max_batches: int | None = None,
         unchecked: bool = False,
         part: str | None = None,
+        engine: str | None = Engine.name,
+        address: str | None = Engine.address,
+        workers: int | None = Engine.workers,
+        gpus_per_worker: float = Engine.gpus_per_worker,
         texts=Asking.texts,
         model: str | None = Asking.model,
         parallel: int | None = Asking.parallel,
@@ -160,6 +165,10 @@ class Upgrade:
           part: ``3/16``, to translate every 16th piece of the gallery from the third on; other
             processes translate the other parts, and the last of all finishes. ``auto`` takes the
             number from a SLURM array or a Kubernetes Indexed Job. See `fct_jax.upgrade.parts`.
+          engine: "ray": translate on the workers of a Ray cluster, and, if ``reembed`` is a
+            function, ask it there; each worker loads it once. What is published or recorded
+            counts, so the same call resumes whatever is lost.
+          address, workers, gpus_per_worker: settings of the engine; see `Engine`.
           texts, model: for an endpoint: the text that it embeds for each id, and its model; see
             `Asking`.
           parallel, per_request, attempts, timeout: settings for functions and endpoints; see
@@ -197,6 +206,7 @@ class Upgrade:
             max_batches,
             unchecked,
             None if part is None else Part.of(part),
+            Engine(engine, address, workers, gpus_per_worker),
         )
         run.check()
         side = self._side(
@@ -210,6 +220,8 @@ class Upgrade:
             duplicates=duplicates,
         )
         with self._closing(side, gallery, at_end=False):
+            if not side.in_parts and (part is not None or engine is not None):
+                raise UserError("a store is upgraded by one process, without part and engine")
             return side.apply(run)
 
     def status(self, *, probe=None, recall_queries: int = RECALL_QUERIES) -> Status:

@@ -22,8 +22,8 @@ class Finishing:
     files that readers open are moved. A killed run is resumed after its last piece.
     """
 
-    def __init__(self, work: Migration, publishing: Publishing):
-        self._work, self._publishing = work, publishing
+    def __init__(self, work: Migration, publishing: Publishing, new_meta: dict):
+        self._work, self._publishing, self._new_meta = work, publishing, new_meta
 
     def finish(self, content: str | None) -> list[Piece]:
         """Make the gallery; return the pieces that are missing or damaged, [] if it is made.
@@ -37,7 +37,7 @@ class Finishing:
         done, source, target = work.progress, work.source, work.target
         adopts = target.file_starts() is not None
         if done.begin is None:
-            work.begin({})
+            work.begin(self._new_meta)
         stamps = stamps_of(source)
         if done.layout is None or done.layout["stamps"] != stamps:
             work.lay_out(stamps, files=not adopts)

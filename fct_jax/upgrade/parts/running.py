@@ -4,10 +4,14 @@ from pathlib import Path
 
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import Bar, console
+from fct_jax.upgrade.galleries.base import open_gallery
+from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.migration.planning import Plan
 from fct_jax.upgrade.migration.reading import Certificate
+from fct_jax.upgrade.migration.settings import merged
 from fct_jax.upgrade.migration.sides import Opened
 from fct_jax.upgrade.migration.steps import Migration, lock_of
+from fct_jax.upgrade.parts.engines import Workers
 from fct_jax.upgrade.parts.finishing import Finishing
 from fct_jax.upgrade.parts.numbers import Part
 from fct_jax.upgrade.parts.places import Folder
@@ -29,6 +33,14 @@ class Running:
         self.place = Folder(workdir / FOLDER)
         self.publishing = Publishing(self.place, work.target, work.translator)
         self._content: str | None = None
+
+    @classmethod
+    def resumed(cls, workdir: Path) -> "Running":
+        """Open what an upgrade's directory remembers, to take part in its translation."""
+        settings = merged(workdir, {})
+        source = open_gallery(settings.gallery, **settings.open_options())
+        mapping = load_map(settings.map).forward().for_dim(source.dim)
+        return cls(workdir, Opened(settings, source, mapping, None, False))
 
     @property
     def ready(self) -> bool:
@@ -88,24 +100,32 @@ class Running:
         )
         return there == len(publishing.pieces) and self.finish()
 
-    def finish(self, make=None) -> bool:
+    def finish(self, workers: Workers | None = None, new_meta: dict | None = None) -> bool:
         """Make the pieces the gallery, and those that are missing or damaged anew.
+
+        Args:
+          workers: make them; None: this process does.
+          new_meta: describes the vectors that are re-embedded later.
 
         Returns False if another process is doing this.
         """
-        make = make or self._make_all
         lock = lock_of(self.workdir)
         try:
             lock.take()
         except UserError:
+            if workers is not None:
+                raise
             return False
         try:
             # Another process may have finished since the journal was read.
             work = self._migration()
             while not work.progress.ready:
-                missing = Finishing(work, self.publishing).finish(self._content)
-                if missing:
-                    make(missing)
+                finishing = Finishing(work, self.publishing, new_meta or {})
+                missing = finishing.finish(self._content)
+                if missing and workers is not None:
+                    workers.make(self.workdir, missing)
+                elif missing:
+                    self._make(missing)
         finally:
             lock.remove()
         return True
@@ -114,6 +134,6 @@ class Running:
         opened = self._opened
         return Migration(self.workdir, opened.source, opened.mapping, opened.settings.batch_size)
 
-    def _make_all(self, pieces) -> None:
+    def _make(self, pieces) -> None:
         for piece in pieces:
             self.publishing.make(piece)

@@ -1,0 +1,157 @@
+"""Pieces and models on Ray, which only schedules: what is published counts.
+
+A worker is an actor. If one is lost, Ray starts another, which makes the piece again; if the driver
+is lost, the same command goes on with the pieces that are missing.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+from collections import deque
+from pathlib import Path
+
+from fct_jax.errors import UserError
+from fct_jax.runtime.plugins import imported
+from fct_jax.runtime.progress import Bar
+from fct_jax.upgrade.parts.engines import Engine, Workers
+from fct_jax.upgrade.parts.running import Running
+
+# Ray gives its processes 30 and 60 seconds to start, which is too short on a busy machine.
+_PATIENCE = {"RAY_raylet_start_wait_time_s": "600", "RAY_worker_register_timeout_seconds": "600"}
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_TRIES = 3  # of a piece or a call whose worker is lost
+_OBJECTS = 100 << 20  # bytes; vectors go through files, not through Ray's memory
+
+
+class _Translator:
+    """A worker that makes pieces; it opens map and gallery once."""
+
+    def __init__(self, workdir: str):
+        self._running = Running.resumed(Path(workdir))
+
+    def make(self, number: int) -> None:
+        """Make a piece, unless another worker has published it meanwhile."""
+        publishing = self._running.publishing
+        piece = publishing.pieces[number]
+        if publishing.record(piece) is None:
+            publishing.make(piece)
+
+
+class _Model:
+    """A worker that holds a model."""
+
+    def __init__(self, where):
+        self._function = where if callable(where) else imported(str(where), "function")
+
+    def ask(self, ids):
+        """Return the vectors of some ids."""
+        return self._function(ids)
+
+
+class RayWorkers(Workers):
+    """Pools of actors on a Ray cluster."""
+
+    def __init__(self, ray, engine: Engine):
+        self._ray, self._engine = ray, engine
+
+    def make(self, workdir, pieces):
+        ray, waiting = self._ray, deque(pieces)
+        pool = self._pool(_Translator, min(self._count(0), len(pieces)), 0, str(workdir))
+        free, running = deque(pool), {}
+        total = sum(piece.stop - piece.start for piece in pieces)
+        with self._ending(pool), Bar("translating on Ray", total, "vectors") as bar:
+            while waiting or running:
+                while free and waiting:
+                    actor, piece = free.popleft(), waiting.popleft()
+                    running[actor.make.remote(piece.number)] = actor, piece
+                (done,), _ = ray.wait(list(running))
+                actor, piece = running.pop(done)
+                self._got(done)
+                bar.advance(piece.stop - piece.start)
+                free.append(actor)
+
+    def function(self, where):
+        count, gpus = self._count(self._engine.gpus_per_worker), self._engine.gpus_per_worker
+        pool = self._pool(_Model, count, gpus, where)
+        free: queue.Queue = queue.Queue()
+        for actor in pool:
+            free.put(actor)
+
+        def ask(ids):
+            actor = free.get()
+            try:
+                return self._got(actor.ask.remote(ids))
+            finally:
+                free.put(actor)
+
+        name = getattr(where, "__name__", "the function") if callable(where) else str(where)
+        ask.__name__ = name
+        return ask, count
+
+    def _count(self, gpus: float) -> int:
+        """Return the number of workers. Raises UserError if the cluster has too few GPUs."""
+        there = self._ray.cluster_resources()
+        most = int(there.get("GPU", 0) / gpus) if gpus else int(there.get("CPU", 1))
+        if gpus and most < (self._engine.workers or 1):
+            raise UserError(
+                f"{self._engine.workers or 1} workers with {gpus:g} GPUs each are more than the "
+                f"{there.get('GPU', 0):g} GPUs of the Ray cluster"
+            )
+        return self._engine.workers or max(most, 1)
+
+    def _pool(self, kind: type, count: int, gpus: float, *arguments) -> list:
+        options = {"num_gpus": gpus} if gpus else {"num_cpus": 1}
+        actor = self._ray.remote(kind).options(max_restarts=-1, max_task_retries=_TRIES, **options)
+        return [actor.remote(*arguments) for _ in range(count)]
+
+    @contextlib.contextmanager
+    def _ending(self, pool: list):
+        """End the actors of a pool with the context, to free what they hold."""
+        try:
+            yield
+        finally:
+            for actor in pool:
+                self._ray.kill(actor)
+
+    def _got(self, reference):
+        """Return a result; raise a worker's error as its own, and a lost worker's as UserError."""
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause or error from None
+        except self._ray.exceptions.RayError as error:
+            said = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"Ray lost a worker {_TRIES + 1} times: {said}; repeat the command to resume"
+            ) from None
+
+
+@contextlib.contextmanager
+def opened(engine: Engine):
+    """Context of a Ray cluster: that of the address, or one on this machine."""
+    for name, value in {**_PATIENCE, **_QUIET}.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    paths = [str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    here = {"num_cpus": engine.workers, "object_store_memory": _OBJECTS, "include_dashboard": False}
+    begun = not ray.is_initialized()
+    if begun:
+        try:
+            ray.init(
+                address=engine.address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": variables},
+                **({} if engine.address else here),
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise UserError(f"Ray cannot be started or reached: {said}") from None
+    try:
+        yield RayWorkers(ray, engine)
+    finally:
+        if begun:
+            ray.shutdown()
