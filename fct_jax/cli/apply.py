@@ -52,6 +52,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--part", metavar="N/COUNT", help="translate one of COUNT parts, which "
                         "count from 1; auto: the number is that of a SLURM array or a Kubernetes "
                         "Indexed Job (auto/COUNT where it gives no count)")  # fmt: skip
+    parser.add_argument("--output", help="URI of the new gallery in an object store, such as "
+                        "s3://bucket/new, for a Parquet gallery; without it the gallery is in "
+                        "UPGRADE")  # fmt: skip
     parser.add_argument("--engine", help="ray: translate on the workers of a Ray cluster, and ask "
                         "a function for new vectors there")  # fmt: skip
     parser.add_argument("--address", help="address of the cluster; without it Ray is started on "

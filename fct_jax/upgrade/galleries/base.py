@@ -121,6 +121,10 @@ class Gallery(abc.ABC):
         """Return the place of a stored row, for messages."""
         return f"row {row}"
 
+    def stamps(self) -> dict[str, list[int]]:
+        """Return {name: [bytes, time of the last change in ns]} of files that are not on disk."""
+        return {}
+
     def settle(self, options: Options) -> "Gallery":
         """Handle repeated ids and rows that were found unusable at opening; return self."""
         self.options = options

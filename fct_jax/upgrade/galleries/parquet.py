@@ -47,9 +47,14 @@ class ParquetTarget(Target):
         empty_npy(self.store / "vectors.npy", (len(self.source), dim), self.dtype)
 
     def open(self, dim: int) -> None:
-        if not self.store.is_dir() and self.folder.is_dir():
+        if not self.store.is_dir() and self.made is not None:
             self._take_back(dim)
         super().open(dim)
+
+    @property
+    def made(self) -> Path | str | None:
+        """Return the place of the gallery's files, or None while there are none."""
+        return self.folder if self.folder.is_dir() else None
 
     def file_starts(self) -> np.ndarray:
         return self.source.served(self.source.starts)
@@ -73,7 +78,7 @@ class ParquetTarget(Target):
     def _take_back(self, dim: int) -> None:
         """Fill the store with the vectors of files that were adopted."""
         columns = Options(vector_column=self.source.vector_column, unfinished=True)
-        made = ParquetGallery(self.folder, columns)
+        made = ParquetGallery(self.made, columns)
         partial = self.store.with_name(f"{self.store.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -96,19 +101,23 @@ class ParquetTarget(Target):
         source, wanted = self.source, range(len(self.source.parts))
         if rows is not None:
             wanted = np.unique(np.searchsorted(source.starts, source.stored(rows), "right") - 1)
-        folders, vectors = set(), Awaited(self.vectors, ready)
-        for number in wanted:
-            path = self.folder / source.parts[number].name
+        self.replace([int(number) for number in wanted], Awaited(self.vectors, ready))
+        return len(wanted)
+
+    def replace(self, numbers: list[int], vectors) -> None:
+        """Make files of the gallery of these vectors, each completely or not at all."""
+        folders = set()
+        for number in numbers:
+            path = self.folder / self.file_name(number)
             partial = path.with_name(f".{path.name}.partial")
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.write_file(int(number), partial, vectors, self.versions)
+            self.write_file(number, partial, vectors, self.versions)
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             partial.rename(path)
             folders.update(p for p in path.parents if p.is_relative_to(self.folder))
         for folder in folders:
             sync_directory(folder)
-        return len(wanted)
 
 
 class ParquetGallery(TableGallery):
@@ -150,6 +159,13 @@ class ParquetGallery(TableGallery):
     @property
     def name(self) -> str:
         return self._where
+
+    def stamps(self):
+        found = self.parts[0].store.get_file_info([part.file for part in self.parts])
+        return {
+            part.name: [info.size, info.mtime_ns]
+            for part, info in zip(self.parts, found, strict=True)
+        }
 
 
 class ParquetPart(Part):

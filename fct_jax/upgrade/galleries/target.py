@@ -129,7 +129,11 @@ class Target(abc.ABC):
     def describe(self, meta: dict) -> None:
         """Write the description, which does not depend on interruptions of the work."""
         meta = {**meta, "format_version": FORMAT_VERSION, "versions": list(VERSIONS)}
-        write_synced(self.folder / self.meta_name, (json.dumps(meta, indent=2) + "\n").encode())
+        self.keep(self.meta_name, (json.dumps(meta, indent=2) + "\n").encode())
+
+    def keep(self, name: str, data: bytes) -> None:
+        """Write or replace a small file of the gallery."""
+        write_synced(self.folder / name, data)
 
     def complete(self) -> None:
         """Give the directory its final name, once every row is translated."""

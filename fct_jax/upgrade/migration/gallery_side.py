@@ -14,9 +14,9 @@ from fct_jax.upgrade.migration.reembed import open_reembed
 from fct_jax.upgrade.migration.reembedding import Reembedding
 from fct_jax.upgrade.migration.sides import Run, Side
 from fct_jax.upgrade.migration.status import status_of
-from fct_jax.upgrade.migration.steps import Migration, lock_of
+from fct_jax.upgrade.migration.steps import lock_of
 from fct_jax.upgrade.parts.engines import Workers
-from fct_jax.upgrade.parts.running import Running, begun
+from fct_jax.upgrade.parts.running import Running, migration_of
 
 
 class GallerySide(Side):
@@ -57,16 +57,15 @@ class GallerySide(Side):
             )
         with run.engine.opened() as workers:
             new = None if run.reembed is None else open_reembed(*_asked(run, workers))
-            checked = False
-            if run.part is not None or workers is not None or begun(self.workdir):
-                in_parts = Running(self.workdir, opened)
-                if not in_parts.ready:
-                    checked = not begun(self.workdir)
-                    if not self._translated(in_parts, run, workers, new):
-                        return status_of(self.workdir, settings, None)
+            in_parts, checked = Running(self.workdir, opened), False
+            wanted = run.part is not None or workers is not None or settings.output
+            if (wanted or in_parts.begun) and not in_parts.ready:
+                checked = not in_parts.begun
+                if not self._translated(in_parts, run, workers, new):
+                    return status_of(self.workdir, settings, None)
             self._one_process(run, new, checked)
         return open_gallery(
-            self.workdir / "gallery",
+            settings.output or self.workdir / "gallery",
             id_column=settings.id_column,
             vector_column=settings.vector_column,
             unfinished=True,
@@ -75,9 +74,9 @@ class GallerySide(Side):
     def _one_process(self, run: Run, new, checked: bool) -> None:
         """Translate what is not translated, and re-embed; ``new`` has been ``checked`` or not."""
         opened = self.opened
-        source, mapping, settings = opened.source, opened.mapping, opened.settings
+        source, mapping = opened.source, opened.mapping
         with lock_of(self.workdir):
-            work = Migration(self.workdir, source, mapping, settings.batch_size)
+            work = migration_of(self.workdir, opened)
             if new is None and work.progress.stops:
                 raise UserError(
                     f"{self.workdir} has {work.progress.items} re-embedded items; "
@@ -131,9 +130,7 @@ class GallerySide(Side):
             )
         opened = self.opened
         with lock_of(self.workdir):
-            work = Migration(
-                self.workdir, opened.source, opened.mapping, opened.settings.batch_size
-            )
+            work = migration_of(self.workdir, opened)
             if not work.progress.ready:
                 raise UserError(f"nothing to roll back in {self.workdir}: it is not translated yet")
             with contextlib.closing(work.target):
@@ -143,7 +140,7 @@ class GallerySide(Side):
         """Make the plan from a finished translation's data, or from a pass over the gallery."""
         opened = self.opened
         settings, gallery, mapping = opened.settings, opened.source, opened.mapping
-        work = Migration(self.workdir, gallery, mapping, settings.batch_size)
+        work = migration_of(self.workdir, opened)
         certificate, uncertainty, bad = work.certificate, work.uncertainty(), work.progress.bad
         if uncertainty is None or not certificate.holds(gallery) or lookup is not None:
             certificate, uncertainty, bad = read_through(

@@ -196,7 +196,7 @@ def stamps_of(gallery: Gallery) -> dict[str, list[int]]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return {str(file.relative_to(path)): _stamp(file) for file in files}
-    return {path.name: _stamp(path)} if path.is_file() else {}
+    return {path.name: _stamp(path)} if path.is_file() else gallery.stamps()
 
 
 def _stamp(file: Path) -> list[int]:

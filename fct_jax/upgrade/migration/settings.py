@@ -14,7 +14,7 @@ _NAMES = ("map", "gallery", "probe")  # settings that name something on disk
 # Settings that a plan depends on, and further ones that a translation depends on. A map is
 # recognised by its fingerprint, wherever it is.
 _PLANNED = ("map_fingerprint", "gallery", "probe", "id_column", "vector_column", "duplicates")
-_TRANSLATED = ("batch_size", "on_bad")
+_TRANSLATED = ("batch_size", "on_bad", "output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Settings:
       id_column, vector_column: columns of the gallery; None: found by their kind.
       on_bad: "quarantine" sets unusable vectors aside, up to one in a thousand; "raise" stops.
       duplicates: "first" or "last" keeps that row of a repeated id; "raise" stops.
+      output: URI of the new gallery in an object store; None: ``gallery`` in the directory.
     """
 
     map: str | None = None
@@ -39,11 +40,17 @@ class Settings:
     vector_column: str | None = None
     on_bad: str = "quarantine"
     duplicates: str = "raise"
+    output: str | None = None
 
     def check(self) -> None:
         """Raise UserError for an impossible setting."""
         if self.batch_size < 1:
             raise UserError(f"batch_size must be 1 or more, not {self.batch_size}")
+        if self.output is not None and "://" not in self.output:
+            raise UserError(
+                f"output={self.output} is not the URI of an object store, such as s3://bucket/new; "
+                "on disk the new gallery is in the upgrade's directory"
+            )
         self.open_options()
 
     def open_options(self) -> dict:

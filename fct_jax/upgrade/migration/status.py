@@ -11,8 +11,8 @@ from fct_jax.upgrade.migration.budget import Forecast
 from fct_jax.upgrade.migration.journal import Journal, Progress
 from fct_jax.upgrade.migration.probe import Probe, probe_of
 from fct_jax.upgrade.migration.settings import Settings
-from fct_jax.upgrade.parts.places import Folder
-from fct_jax.upgrade.parts.progress import FOLDER, Pieces, progress_of
+from fct_jax.upgrade.parts.bucket import place_for
+from fct_jax.upgrade.parts.progress import Pieces, progress_of
 from fct_jax.upgrade.ways import find_way
 
 RECALL_QUERIES = 8  # queries with which a store's indexes are judged
@@ -129,9 +129,10 @@ def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
     rate = rate_of([r for r in records if r["kind"] == kind])
     way, pieces, at_state = plan.get("serve", "translated"), None, state_of(done, planned)
     if not done.ready:
-        pieces = progress_of(Folder(workdir / FOLDER))
+        pieces = progress_of(place_for(workdir, settings.output))
     if pieces is not None:
-        at_state, total, count = "translating", pieces.rows, pieces.rows
+        at_state = "translating" if pieces.finished_by is None else "translated"
+        total = count = pieces.rows
         at, rate = max(pieces.translated, at), pieces.rate
     found = Status(
         workdir=str(workdir),
@@ -157,7 +158,7 @@ def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
     if probe is None or not done.ready:
         return found
     columns = {"id_column": settings.id_column, "vector_column": settings.vector_column}
-    gallery = open_gallery(workdir / "gallery", unfinished=True, **columns)
+    gallery = open_gallery(settings.output or workdir / "gallery", unfinished=True, **columns)
     asked = probe_of(probe, gallery.meta["metric"], find_way(way), settings.map)
     if found.measure not in (None, asked.measure):
         found = dataclasses.replace(found, forecast=None)  # made with another probe set

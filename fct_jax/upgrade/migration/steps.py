@@ -42,6 +42,7 @@ from fct_jax.upgrade.migration.reading import (
 )
 from fct_jax.upgrade.migration.translating import Translator
 from fct_jax.upgrade.migration.writing import ChunkWriter, Following
+from fct_jax.upgrade.parts.bucket import target_for
 
 _WAITING = 1 << 27  # bytes of translated vectors that may wait for the disk
 
@@ -49,10 +50,11 @@ _WAITING = 1 << 27  # bytes of translated vectors that may wait for the disk
 class Migration(Batches):
     """The steps from a source gallery to a new-space one, each recorded when it is done."""
 
-    def __init__(self, workdir, source: Gallery, mapping, batch_size: int):
+    def __init__(self, workdir, source: Gallery, mapping, batch_size: int, output=None):
+        """Open the journal; ``output``: URI of the new gallery, or None for ``WORKDIR/gallery``."""
         super().__init__(workdir, mapping)
         self.source, self.batch_size, self.chunk = source, batch_size, BLOCKS * batch_size
-        self.target = source.writer(source, self.workdir)
+        self.target = target_for(source, self.workdir, output)
         unit = self.target.unit(mapping.metric)
         self.translator = Translator(source, mapping, batch_size, unit, self.target.dtype)
         self.meta = {}

@@ -131,6 +131,7 @@ class Upgrade:
         address: str | None = Engine.address,
         workers: int | None = Engine.workers,
         gpus_per_worker: float = Engine.gpus_per_worker,
+        output: str | None = None,
         texts=Asking.texts,
         model: str | None = Asking.model,
         parallel: int | None = Asking.parallel,
@@ -169,6 +170,8 @@ class Upgrade:
             function, ask it there; each worker loads it once. What is published or recorded
             counts, so the same call resumes whatever is lost.
           address, workers, gpus_per_worker: settings of the engine; see `Engine`.
+          output: URI of the new gallery in an object store (``s3://bucket/new``), for a Parquet
+            gallery; None: ``WORKDIR/gallery``.
           texts, model: for an endpoint: the text that it embeds for each id, and its model; see
             `Asking`.
           parallel, per_request, attempts, timeout: settings for functions and endpoints; see
@@ -218,6 +221,7 @@ class Upgrade:
             vector_column=vector_column,
             on_bad=on_bad,
             duplicates=duplicates,
+            output=output,
         )
         with self._closing(side, gallery, at_end=False):
             if not side.in_parts and (part is not None or engine is not None):

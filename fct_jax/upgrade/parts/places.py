@@ -18,6 +18,7 @@ from fct_jax.errors import UserError
 from fct_jax.storage import checksums
 from fct_jax.storage.files import disk_errors, sync_directory
 
+_DONE = "_parts/finished-by.txt"
 _ONE_PUT = 1 << 28  # bytes; larger files are sent in several requests, which have no condition
 _STALE = 600  # seconds after which a file that was not changed is taken for a killed writer's
 
@@ -63,6 +64,17 @@ class Place(abc.ABC):
     @abc.abstractmethod
     def hand_over(self, target) -> None:
         """Give the gallery's files to the target, which continues with them."""
+
+    def prepare(self) -> None:  # noqa: B027 (a folder is the upgrade's own)
+        """Say to readers that the gallery is not complete; raises UserError if it holds files."""
+
+    def finished_by(self) -> str | None:
+        """Return who has made the pieces a gallery, if several directories may do so."""
+        return None
+
+    def claim(self, name: str) -> str | None:
+        """Say who makes the pieces a gallery; return who has said so before, if it is another."""
+        return None
 
     def publish_bytes(self, name: str, data: bytes, again: bool = False) -> bool:
         """Publish a small file; return False if the name is taken."""
@@ -248,6 +260,26 @@ class Bucket(Place):
             except FileNotFoundError:
                 return None
         return {"bytes": found["size"], "etag": found["e_tag"]}
+
+    def prepare(self):
+        with self._errors(self.name):
+            for page in self._client.list(self._store, chunk_size=10):
+                for entry in page:
+                    if not entry["path"].startswith(("_parts/", "_meta.json")):
+                        raise UserError(
+                            f"{self.name} holds {entry['path']} already; nothing was overwritten"
+                        )
+        self.make()
+        self.publish_bytes("_meta.json", b'{"state": "translating"}\n')
+
+    def finished_by(self):
+        found = self.read(_DONE)
+        return None if found is None else found.decode()
+
+    def claim(self, name):
+        self.publish_bytes(_DONE, name.encode())
+        theirs = self.finished_by()
+        return None if theirs == name else theirs
 
     def hand_over(self, target):
         pass  # they have their final place

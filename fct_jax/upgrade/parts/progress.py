@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import socket
+from pathlib import Path
 
 from fct_jax.upgrade.parts.places import Place
 
@@ -20,6 +22,7 @@ class Pieces:
       writing: number of pieces that some process is writing, where this is known.
       rows, translated: number of rows of the gallery, and of the published pieces.
       rate: recent rows per second of all parts together; None before two are published.
+      finished_by: host and directory that have made the pieces a gallery in an object store.
     """
 
     count: int
@@ -28,13 +31,20 @@ class Pieces:
     rows: int
     translated: int
     rate: float | None
+    finished_by: str | None = None
 
     def __str__(self) -> str:
         left = self.count - self.done - self.writing
+        by = "" if self.finished_by is None else f"; finished by {self.finished_by}"
         return (
             f"{self.done:,} of {self.count:,} pieces published, {self.writing:,} being written, "
-            f"{left:,} missing"
+            f"{left:,} missing{by}"
         )
+
+
+def here(workdir: Path) -> str:
+    """Return host and directory of an upgrade."""
+    return f"{socket.gethostname()}:{workdir.resolve()}"
 
 
 def progress_of(place: Place) -> Pieces | None:
@@ -63,4 +73,5 @@ def progress_of(place: Place) -> Pieces | None:
         found["count"],
         sum(sizes[number] for number in ends),
         rate,
+        place.finished_by(),
     )

@@ -36,6 +36,10 @@ from fct_jax.upgrade.parts.places import Place
 from fct_jax.upgrade.parts.progress import LAYOUT
 
 
+class Elsewhere(UserError):
+    """The gallery was finished from another directory, which goes on with it."""
+
+
 class Publishing:
     """The pieces of a gallery at a place, and the work on them.
 
@@ -170,6 +174,9 @@ class Publishing:
         """Publish one file, unless its like is there; return its seal."""
         place = self.place
         if place.seal(name) is not None and not place.same(name, path):
+            by = place.finished_by()
+            if by is not None:  # by now the file may hold re-embedded vectors
+                raise Elsewhere(f"{place.name} was finished by {by} meanwhile")
             # Left by a killed process of another version, or damaged.
             console.print(f"{place.name}/{name} does not belong to {piece.name}; it is replaced")
             place.publish(name, path, again=True)

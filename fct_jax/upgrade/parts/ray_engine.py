@@ -57,7 +57,8 @@ class RayWorkers(Workers):
 
     def make(self, workdir, pieces):
         ray, waiting = self._ray, deque(pieces)
-        pool = self._pool(_Translator, min(self._count(0), len(pieces)), 0, str(workdir))
+        count = min(self._count(0), len(pieces))
+        pool = self._pool(_Translator, count, {"num_cpus": 1}, str(workdir))
         free, running = deque(pool), {}
         total = sum(piece.stop - piece.start for piece in pieces)
         with self._ending(pool), Bar("translating on Ray", total, "vectors") as bar:
@@ -73,7 +74,9 @@ class RayWorkers(Workers):
 
     def function(self, where):
         count, gpus = self._count(self._engine.gpus_per_worker), self._engine.gpus_per_worker
-        pool = self._pool(_Model, count, gpus, where)
+        # No CPU is reserved: these workers wait while others translate.
+        reserved = {"num_gpus": gpus} if gpus else {"scheduling_strategy": "SPREAD"}
+        pool = self._pool(_Model, count, {"num_cpus": 0, **reserved}, where)
         free: queue.Queue = queue.Queue()
         for actor in pool:
             free.put(actor)
@@ -100,8 +103,7 @@ class RayWorkers(Workers):
             )
         return self._engine.workers or max(most, 1)
 
-    def _pool(self, kind: type, count: int, gpus: float, *arguments) -> list:
-        options = {"num_gpus": gpus} if gpus else {"num_cpus": 1}
+    def _pool(self, kind: type, count: int, options: dict, *arguments) -> list:
         actor = self._ray.remote(kind).options(max_restarts=-1, max_task_retries=_TRIES, **options)
         return [actor.remote(*arguments) for _ in range(count)]
 

@@ -11,17 +11,18 @@ from fct_jax.upgrade.migration.reading import Certificate
 from fct_jax.upgrade.migration.settings import merged
 from fct_jax.upgrade.migration.sides import Opened
 from fct_jax.upgrade.migration.steps import Migration, lock_of
+from fct_jax.upgrade.parts.bucket import place_for
 from fct_jax.upgrade.parts.engines import Workers
 from fct_jax.upgrade.parts.finishing import Finishing
 from fct_jax.upgrade.parts.numbers import Part
-from fct_jax.upgrade.parts.places import Folder
-from fct_jax.upgrade.parts.progress import FOLDER, LAYOUT
-from fct_jax.upgrade.parts.publishing import Publishing
+from fct_jax.upgrade.parts.progress import LAYOUT, here
+from fct_jax.upgrade.parts.publishing import Elsewhere, Publishing
 
 
-def begun(workdir: Path) -> bool:
-    """Return whether a translation in pieces has begun, and is not finished."""
-    return (workdir / FOLDER / LAYOUT).is_file()
+def migration_of(workdir: Path, opened: Opened) -> Migration:
+    """Return the migration of an upgrade's directory."""
+    settings = opened.settings
+    return Migration(workdir, opened.source, opened.mapping, settings.batch_size, settings.output)
 
 
 class Running:
@@ -29,8 +30,8 @@ class Running:
 
     def __init__(self, workdir: Path, opened: Opened):
         self.workdir, self._opened = workdir, opened
-        self._work = work = self._migration()
-        self.place = Folder(workdir / FOLDER)
+        self._work = work = migration_of(self.workdir, self._opened)
+        self.place = place_for(workdir, opened.settings.output)
         self.publishing = Publishing(self.place, work.target, work.translator)
         self._content: str | None = None
 
@@ -41,6 +42,11 @@ class Running:
         source = open_gallery(settings.gallery, **settings.open_options())
         mapping = load_map(settings.map).forward().for_dim(source.dim)
         return cls(workdir, Opened(settings, source, mapping, None, False))
+
+    @property
+    def begun(self) -> bool:
+        """Return whether a translation in pieces has begun, and is not finished."""
+        return self.place.read(f"{self.place.records}{LAYOUT}") is not None
 
     @property
     def ready(self) -> bool:
@@ -60,14 +66,16 @@ class Running:
         Raises:
           UserError: another translation is going on in the directory.
         """
-        if self._work.progress.layout is not None and not begun(self.workdir):
+        begun = self.begun
+        if self._work.progress.layout is not None and not begun:
             raise UserError(
                 f"{self.workdir} is being translated by one process; repeat the command without "
                 "--part to finish it, or choose another directory"
             )
         certificate: Certificate | None = None
-        if not begun(self.workdir):
+        if not begun:
             certificate = check(plan)
+            self.publishing.place.prepare()
         content = None if certificate is None else certificate.content
         self._content = self.publishing.begin(self._work.identity(), content)
         self._opened.remember(self.workdir)
@@ -75,9 +83,17 @@ class Running:
     def run(self, part: Part) -> bool:
         """Make the part's pieces that are missing, and finish if all are there.
 
-        Returns whether the gallery is translated.
+        Returns whether the gallery is translated, and is this directory's.
         """
+        try:
+            return self._run(part)
+        except Elsewhere as error:
+            console.print(f"{error}", soft_wrap=True)
+            return False
+
+    def _run(self, part: Part) -> bool:
         publishing = self.publishing
+        self._check_owner()
         if self._work.progress.rows == publishing.pieces[-1].stop:
             return self.finish()  # all are checked already, and may have been moved
         mine = [publishing.pieces[n] for n in part.pieces(len(publishing.pieces))]
@@ -87,8 +103,10 @@ class Running:
                 try:
                     if publishing.record(piece) is None:
                         publishing.make(piece)
+                except Elsewhere:
+                    raise
                 except UserError:
-                    if self._migration().progress.ready:
+                    if migration_of(self.workdir, self._opened).progress.ready:
                         return True  # others were faster, and have removed the pieces
                     raise
                 bar.advance(piece.stop - piece.start)
@@ -109,6 +127,7 @@ class Running:
 
         Returns False if another process is doing this.
         """
+        self._check_owner()
         lock = lock_of(self.workdir)
         try:
             lock.take()
@@ -118,7 +137,7 @@ class Running:
             return False
         try:
             # Another process may have finished since the journal was read.
-            work = self._migration()
+            work = migration_of(self.workdir, self._opened)
             while not work.progress.ready:
                 finishing = Finishing(work, self.publishing, new_meta or {})
                 missing = finishing.finish(self._content)
@@ -130,9 +149,11 @@ class Running:
             lock.remove()
         return True
 
-    def _migration(self) -> Migration:
-        opened = self._opened
-        return Migration(self.workdir, opened.source, opened.mapping, opened.settings.batch_size)
+    def _check_owner(self) -> None:
+        """Raise Elsewhere if another directory goes on with the gallery, which may change it."""
+        by = self.place.finished_by()
+        if by not in (None, here(self.workdir)):
+            raise Elsewhere(f"{self.place.name} was finished by {by}; go on in that directory")
 
     def _make(self, pieces) -> None:
         for piece in pieces:

@@ -1,0 +1,27 @@
+"""A map and a new model that take their time, so that a test can kill who uses them."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import tiny_galleries as tiny
+
+from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.storage.ids import Finder
+
+
+def translate(old):
+    """Return h(old) of the tests' plain map, some blocks a second."""
+    if len(old) > 1:
+        time.sleep(0.02)
+    return old @ tiny.weight()
+
+
+def embed(ids):
+    """Return the vectors of ids in ``$NEW``; note in ``$ASKED`` how many were asked for."""
+    time.sleep(0.1)
+    with Path(os.environ["ASKED"]).open("a") as file:
+        file.write(f"{len(ids)}\n")
+    found = EmbeddingSet.read(os.environ["NEW"])
+    return np.asarray(found.vectors)[Finder(found.ids)(ids)]
