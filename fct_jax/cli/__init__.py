@@ -30,6 +30,7 @@ COMMANDS = {
     "status": Command("status", "show how far an upgrade is"),
     "switch": Command("switch", "send the readers of a store to the upgraded one, or back"),
     "rollback": Command("rollback", "take an upgrade back to the end of an earlier batch"),
+    "export": Command("export", "write a way of serving as a file for services with NumPy alone"),
     "train": Command("experiments", "train a model from a config"),
     "embed": Command("experiments", "embed images with a model, or vectors with a transformation"),
     "evaluate": Command("experiments", "measure retrieval and draw backfilling curves"),

@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny_galleries as tiny
 
@@ -84,9 +86,21 @@ def test_traffic(made, tmp_path, capsys):
     found = Upgrade(tmp_path / "up").plan(
         tiny.plain_map(), paths["set"], traffic=str(tmp_path / "traffic.npy")
     )
+    plain = "".join(f"{one},{weight!r}\n" for one, weight in traffic.tolist())
+    lines = "".join(f'{{"id": {one}, "count": {weight!r}}}\n' for one, weight in traffic.tolist())
+    columns = {"id": traffic["id"], "count": traffic["weight"]}
+    pq.write_table(pa.table(columns), tmp_path / "traffic.parquet")
+    (tmp_path / "traffic.csv").write_text("id,count\n" + plain)
+    (tmp_path / "traffic.jsonl").write_text(lines)
+    for form in ("csv", "jsonl", "parquet"):
+        again = Upgrade(tmp_path / form).plan(
+            tiny.plain_map(), paths["set"], traffic=str(tmp_path / f"traffic.{form}")
+        )
+        assert again.rows.tolist() == found.rows.tolist()
     rest = [r for r in np.argsort(-old[:, 0], kind="stable") if r not in (3, 8)]
     assert found.rows.tolist() == [3, 8, *rest]
-    assert "traffic: 1 id (123456789) not in the gallery" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("traffic: 1 id (123456789) not in the gallery, left out") == 4
     left = found.description["forecast"]["error_left"]
     assert left[0] == 1 and left[1] < 1e-6  # all items with traffic are done
 
@@ -97,11 +111,16 @@ def test_traffic(made, tmp_path, capsys):
                 tiny.plain_map(), paths["set"], traffic=str(tmp_path / "bad.npy")
             )
 
-    refused(np.arange(3.0), "structured .npy array with the fields 'id' and 'weight'")
-    refused(np.array([(ids[0], -1.0)], kind), "weights must be finite, ≥ 0 and not all 0")
+    refused(np.arange(3.0), "or have the fields 'id' and 'weight'")
+    refused(np.array([(ids[0], -1.0)], kind), "weights must be finite and at least 0")
     refused(np.array([(-5, 1.0)], kind), "none of its ids is in")
     np.savez(tmp_path / "bad.npz", id=ids[:3])
-    for name, message in (("nowhere.npy", "cannot be read"), ("bad.npz", "not an .npz archive")):
+    (tmp_path / "bad.csv").write_text("id,clicks\n7,3\n")
+    for name, message in (
+        ("nowhere.npy", "cannot be read"),
+        ("bad.npz", "not an .npz archive"),
+        ("bad.csv", "has no column 'weight' or 'count', only"),
+    ):
         with pytest.raises(UserError, match=message):
             Upgrade(tmp_path / "x").plan(
                 tiny.plain_map(), paths["set"], traffic=str(tmp_path / name)

@@ -1,6 +1,8 @@
 """Traffic: logs and weights of queries, which cascades replay, and of items, for the orders."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fct_jax.errors import UserError
@@ -54,6 +56,36 @@ def test_every_form_of_a_file_is_read(tmp_path):
     assert found.per_row(2).tolist() == [0, 2.5]
     assert found.notes == ("1 of 3 entries of the traffic name no query and are left out: "
                            "1 id (b).",)  # fmt: skip
+
+
+def test_tables_are_read_by_the_names_of_their_columns(tmp_path):
+    (tmp_path / "a.csv").write_text('name,count,id\nx,2,"a,1"\ny,1,b\n')
+    (tmp_path / "a.tsv").write_text("id\tweight\na,1\t2\nb\t1\n")
+    (tmp_path / "a.jsonl").write_text('{"id": "a,1", "count": 2}\n\n{"id": "b", "weight": 1}\n')
+    pq.write_table(pa.table({"id": ["a,1", "b"], "count": [2, 1]}), tmp_path / "a.parquet")
+    for form in ("csv", "tsv", "jsonl", "parquet"):
+        ids, weights = read_traffic(tmp_path / f"a.{form}")
+        assert ids.tolist() == ["a,1", "b"] and weights.tolist() == [2.0, 1.0]
+    (tmp_path / "log.csv").write_text("id\n7\n3\n7\n")
+    (tmp_path / "log.jsonl").write_text('{"id": 7}\n{"id": 3}\n{"id": 7}\n')
+    pq.write_table(pa.table({"id": [7, 3, 7]}), tmp_path / "log.parquet")
+    (tmp_path / "plain.csv").write_text("7\n3\n7\n")
+    for name in ("log.csv", "log.jsonl", "log.parquet", "plain.csv"):
+        ids, weights = read_traffic(tmp_path / name)
+        assert ids.astype(str).tolist() == ["7", "3", "7"] and weights is None
+    for name, text, message in (
+        ("b.csv", "id,count\na\n", "line 2: 1 values for 2 columns"),
+        ("b.csv", "id,count\na,x\n", "line 2: the weight must be a number, not 'x'"),
+        ("b.csv", "id,clicks\na,3\n", "no column 'weight' or 'count'"),
+        ("b.jsonl", '{"id": 1}\n[2]\n', "line 2 must be like"),
+        ("b.jsonl", '{"id": 1}\n{"id": 2, "count": 3}\n', "line 2: every line must have an id"),
+        ("b.jsonl", '{"key": 1}\n', "line 1 must be like"),
+        ("b.parquet", "noise", "cannot be read"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=message) as raised:
+            read_traffic(tmp_path / name)
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from fct_jax.upgrade.stores.base import Store
 from fct_jax.upgrade.stores.id_file import IdFile
 from fct_jax.upgrade.stores.samples import Drawn
 from fct_jax.upgrade.stores.screen import Screen
+from fct_jax.upgrade.ways.judgements import of_kind
 
 _MOST = 1 << 32  # most items, because a row's number is the lower half of its 64-bit sort key
 _BLOCK = 1 << 16
@@ -61,10 +62,12 @@ class StorePlan:
 class _Traffic:
     """Weights of items by id; items that the file does not name have weight 0."""
 
-    def __init__(self, path):
+    def __init__(self, path, integers: bool):
+        """Read a file; ``integers``: whether the store's ids are integers, not text."""
         ids, weights = load_traffic(path)
+        ids, kept = of_kind(ids, integers)
         known, place = np.unique(ids, return_inverse=True)
-        self._weights = np.append(np.bincount(place, weights), 0.0)  # last: items not named
+        self._weights = np.append(np.bincount(place, weights[kept]), 0.0)  # last: items not named
         self._find = Finder(known)
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
@@ -83,7 +86,7 @@ def make_store_plan(
 
     Raises UserError if the order compares items with each other, or a target is never reached.
     """
-    traffic = None if wanted.traffic is None else _Traffic(wanted.traffic)
+    traffic = None if wanted.traffic is None else _Traffic(wanted.traffic, store.id_kind == "int")
     asked = order_of(wanted, mapping, traffic is not None)
     if not _NEEDS.issuperset(asked.needs) or "×" in asked.name:
         raise UserError(

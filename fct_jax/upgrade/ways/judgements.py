@@ -43,13 +43,23 @@ def rows_of_ids(ids: np.ndarray, given) -> np.ndarray:
         whole = np.flatnonzero(np.isfinite(given) & (given == np.floor(given)))
         rows[whole] = rows_of_ids(ids, given[whole].astype(np.int64))
         return rows
-    if ids.dtype.kind == "U":
-        return find_rows(ids, given.astype(str))
-    if given.dtype.kind == "U":
-        whole = np.flatnonzero([bool(_WHOLE.fullmatch(name)) for name in given])
-        rows[whole] = rows_of_ids(ids, given[whole].astype(np.int64))
-        return rows
-    return find_rows(ids, given.astype(np.int64))
+    given, kept = of_kind(given, ids.dtype.kind != "U")
+    rows[kept] = find_rows(ids, given)
+    return rows
+
+
+def of_kind(given: np.ndarray, integers: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids (P,) as integers or as text, and their rows among the given ones.
+
+    Text that is no whole number is left out of integers.
+    """
+    every = np.arange(len(given))
+    if not integers:
+        return given.astype(str), every
+    if given.dtype.kind != "U":
+        return given.astype(np.int64), every
+    whole = np.flatnonzero([bool(_WHOLE.fullmatch(name)) for name in given])
+    return given[whole].astype(np.int64), whole
 
 
 def unknown_ids(judged: np.ndarray, query_ids: np.ndarray, item_ids: np.ndarray) -> list[str]:

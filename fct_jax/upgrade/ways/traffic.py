@@ -9,8 +9,7 @@ from fct_jax.errors import UserError
 from fct_jax.storage.ids import first_ten
 from fct_jax.storage.named import array_of
 from fct_jax.upgrade.ways.judgements import rows_of_ids
-
-_FIELDS = {"id", "weight"}
+from fct_jax.upgrade.ways.traffic_files import read_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +43,10 @@ def read_traffic(where) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the ids (S,) of a traffic file and their weights (S,), or None for a log.
 
     Args:
-      where: a ``.npy`` file of ids, which is a log, or with the fields "id" and "weight"; or a
-        text file with an id in each line, or an id and a weight with a tab, comma or space
-        between. Lines that start with "#" are comments.
+      where: a ``.npy`` file of ids, which is a log, or with the fields "id" and "weight" (or
+        "count"); CSV, JSON lines or Parquet with such columns; or a text file with an id in each
+        line, or an id and a weight with a tab, comma or space between. Lines that start with "#"
+        are comments there.
 
     Raises:
       UserError: a file that cannot be read, or weights that are negative or all 0; the message
@@ -56,7 +56,7 @@ def read_traffic(where) -> tuple[np.ndarray, np.ndarray | None]:
     """
     path = Path(where).expanduser()
     try:
-        ids, weights = _of_array(path) if path.suffix == ".npy" else _of_text(path)
+        ids, weights = read_file(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"traffic={where} cannot be read: {error}") from None
     if not len(ids):
@@ -161,37 +161,3 @@ def _names_ids(path: Path) -> bool:
         return np.load(path, mmap_mode="r", allow_pickle=False).dtype.names is not None
     except (OSError, ValueError, EOFError):
         return False  # whoever reads it says what is wrong
-
-
-def _of_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    found = np.load(path, allow_pickle=False)
-    if found.ndim != 1 or (found.dtype.names and set(found.dtype.names) != _FIELDS):
-        raise UserError(
-            f"traffic={path} must be (S,) ids, or have the fields 'id' and 'weight', not "
-            f"{found.dtype} {found.shape}"
-        )
-    if found.dtype.names:
-        return found["id"], found["weight"].astype(np.float64)
-    return found, None
-
-
-def _of_text(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    ids, weights = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        parts = line.replace(",", " ").split()
-        if not parts or parts[0].startswith("#"):
-            continue
-        if len(parts) > 2 or (ids and (len(parts) == 2) != bool(weights)):
-            raise UserError(
-                f"traffic={path}, line {number}: every line must have an id, or every line an id "
-                f"and a weight, not {line.strip()!r}"
-            )
-        ids.append(parts[0])
-        if len(parts) == 2:
-            try:
-                weights.append(float(parts[1]))
-            except ValueError:
-                raise UserError(
-                    f"traffic={path}, line {number}: the weight must be a number, not {parts[1]!r}"
-                ) from None
-    return np.array(ids, str), np.array(weights) if weights else None
