@@ -38,8 +38,8 @@ def add_arguments(parser) -> None:
     """Add the arguments of the subcommand."""
     add_gallery(parser)
     parser.add_argument("--order", help="order of re-embedding: uncertainty, random, …")
-    parser.add_argument("--traffic", help="traffic of the items: .npy with the fields id and "
-                        "weight")  # fmt: skip
+    parser.add_argument("--traffic", help="traffic of the items: CSV, JSON lines, Parquet or .npy "
+                        "with id and count, or a log of ids")  # fmt: skip
     parser.add_argument("--budget-items", type=int, help="largest number of items to re-embed")
     parser.add_argument("--budget-money", type=float, help="largest amount to spend")
     parser.add_argument("--target-quality", type=float, help="re-embed until the forecast reaches "

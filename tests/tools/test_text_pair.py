@@ -8,13 +8,13 @@ def test_first_sentences_are_queries_for_the_rest(tmp_path):
     package.mkdir()
     rest = "It also says what happens otherwise, at some length. " * 8
     text = f'"""{{}} returns the sum of its two arguments. {rest}{{}}"""\n'
+    again = " ".join(text.format("That other function", "x").split())
+    short = 'def short():\n    """Do nothing. Nothing at all."""\n'
     (package / "one.py").write_text(
-        text.format("This function", "")
-        + "def a():\n    " + text.format("That other function", "x").replace("\n", " ").strip() + "\n"
-        + 'def short():\n    """Do nothing. Nothing at all."""\n'
-    )  # fmt: skip
+        text.format("This function", "") + f"def a():\n    {again}\n" + short
+    )
     (package / "broken.py").write_text("def (\n")
     found = docstrings(tmp_path, 5)
     assert [query for query, _ in found] == ["This function returns the sum of its two arguments."]
     assert found[0][1] == rest[:CHARACTERS]  # the second one has the same text
-    assert docstrings(tmp_path, 0 + 1) == found
+    assert docstrings(tmp_path, 1) == found

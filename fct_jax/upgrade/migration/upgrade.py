@@ -68,7 +68,7 @@ class Upgrade:
             `open_store`.
           order: name of an order of re-embedding (`fct_jax.evaluate.orders.ORDERS`); None: by
             uncertainty if the map gives one.
-          traffic: .npy with the fields "id" and "weight", the traffic of each item.
+          traffic: file with the traffic of each item, as for ``ways.traffic.read_traffic``.
           budget_items, budget_money, target_quality: limits, of which the smallest counts; None is
             no limit. ``target_quality`` is the forecast quality on the probe.
           items_per_second, cost_per_1000: speed and price of the new model, for times and costs.
