@@ -59,11 +59,12 @@ class GallerySide(Side):
             new = None if run.reembed is None else open_reembed(*_asked(run, workers))
             in_parts, checked = Running(self.workdir, opened), False
             wanted = run.part is not None or workers is not None or settings.output
-            if (wanted or in_parts.begun) and not in_parts.ready:
+            if (wanted or in_parts.begun) and not in_parts.is_over():
                 checked = not in_parts.begun
                 if not self._translated(in_parts, run, workers, new):
                     return status_of(self.workdir, settings, None)
-            self._one_process(run, new, checked)
+            if run.part is None:  # a part has nothing more to do
+                self._one_process(run, new, checked)
         return open_gallery(
             settings.output or self.workdir / "gallery",
             id_column=settings.id_column,
@@ -118,7 +119,8 @@ class GallerySide(Side):
         plan = None
         if (self.workdir / "plan").is_dir():
             plan = read_plan(self.workdir / "plan", source, mapping)
-        in_parts.begin(plan, check)
+        if not in_parts.begin(plan, check):
+            return True
         if run.part is not None:
             return in_parts.run(run.part)
         return in_parts.finish(workers, new.meta if new else {})

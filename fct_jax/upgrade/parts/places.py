@@ -12,6 +12,7 @@ import shutil
 import socket
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from fct_jax.errors import UserError
@@ -21,6 +22,7 @@ from fct_jax.storage.files import disk_errors, sync_directory
 _DONE = "_parts/finished-by.txt"
 _ONE_PUT = 1 << 28  # bytes; larger files are sent in several requests, which have no condition
 _STALE = 600  # seconds after which a file that was not changed is taken for a killed writer's
+_REMOVED = 3600  # seconds after which such a file is removed
 
 
 class Place(abc.ABC):
@@ -90,12 +92,19 @@ class Place(abc.ABC):
 
     def writing(self) -> list[str]:
         """Return the names of files that are being written at this moment, where it is known."""
-        found = []
+        return [path.name.split(".")[1] for path, age in self._partial_files() if age < _STALE]
+
+    def tidy(self) -> None:
+        """Remove the unfinished files of killed writers, which would fill the disk in time."""
+        for path, age in self._partial_files():
+            if age > _REMOVED:
+                path.unlink(missing_ok=True)
+
+    def _partial_files(self) -> Iterator[tuple[Path, float]]:
+        """Yield unfinished local files, and the seconds since they were last changed."""
         for path in self.scratch.glob(".*.partial"):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime < _STALE:
-                    found.append(path.name.split(".")[1])
-        return found
+                yield path, time.time() - path.stat().st_mtime
 
 
 class Folder(Place):

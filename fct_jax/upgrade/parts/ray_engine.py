@@ -25,13 +25,15 @@ _OBJECTS = 100 << 20  # bytes; vectors go through files, not through Ray's memor
 
 
 class _Translator:
-    """A worker that makes pieces; it opens map and gallery once."""
+    """A worker that makes pieces; it opens map and gallery once, with its first piece."""
 
     def __init__(self, workdir: str):
-        self._running = Running.resumed(Path(workdir))
+        # Ray would take an error of this method for a lost worker.
+        self._workdir, self._running = Path(workdir), None
 
     def make(self, number: int) -> None:
         """Make a piece, unless another worker has published it meanwhile."""
+        self._running = self._running or Running.resumed(self._workdir)
         publishing = self._running.publishing
         piece = publishing.pieces[number]
         if publishing.record(piece) is None:
@@ -39,13 +41,15 @@ class _Translator:
 
 
 class _Model:
-    """A worker that holds a model."""
+    """A worker that holds a model, which it loads when it is first asked."""
 
     def __init__(self, where):
-        self._function = where if callable(where) else imported(str(where), "function")
+        self._where, self._function = where, where if callable(where) else None
 
     def ask(self, ids):
         """Return the vectors of some ids."""
+        if self._function is None:
+            self._function = imported(str(self._where), "function")
         return self._function(ids)
 
 

@@ -48,15 +48,17 @@ class Running:
         """Return whether a translation in pieces has begun, and is not finished."""
         return self.place.read(f"{self.place.records}{LAYOUT}") is not None
 
-    @property
-    def ready(self) -> bool:
+    def is_over(self) -> bool:
         """Return whether the gallery is translated; what is left of the pieces is removed then."""
-        if self._work.progress.ready:
+        over = migration_of(self.workdir, self._opened).progress.ready
+        if over:
             self.place.remove()
-        return self._work.progress.ready
+        return over
 
-    def begin(self, plan: Plan | None, check) -> None:
+    def begin(self, plan: Plan | None, check) -> bool:
         """Publish the layout, or check that this gallery and map are those of the published one.
+
+        Returns False if another process has just translated the gallery, so that nothing is left.
 
         Args:
           plan: the plan of the upgrade, if there is one.
@@ -68,6 +70,8 @@ class Running:
         """
         begun = self.begun
         if self._work.progress.layout is not None and not begun:
+            if self.is_over():
+                return False
             raise UserError(
                 f"{self.workdir} is being translated by one process; repeat the command without "
                 "--part to finish it, or choose another directory"
@@ -79,6 +83,8 @@ class Running:
         content = None if certificate is None else certificate.content
         self._content = self.publishing.begin(self._work.identity(), content)
         self._opened.remember(self.workdir)
+        self.place.tidy()
+        return True
 
     def run(self, part: Part) -> bool:
         """Make the part's pieces that are missing, and finish if all are there.
@@ -106,14 +112,14 @@ class Running:
                 except Elsewhere:
                     raise
                 except UserError:
-                    if migration_of(self.workdir, self._opened).progress.ready:
+                    if self.is_over():
                         return True  # others were faster, and have removed the pieces
                     raise
                 bar.advance(piece.stop - piece.start)
         there = len(publishing.published())
         console.print(
-            f"{part}: {len(mine)} of {len(publishing.pieces)} pieces are published; with those of "
-            f"other parts {there}",
+            f"{part}: its {len(mine)} pieces are published; of all parts, {there} of "
+            f"{len(publishing.pieces)} are",
             soft_wrap=True,
         )
         return there == len(publishing.pieces) and self.finish()

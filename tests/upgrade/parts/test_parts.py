@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -22,9 +23,11 @@ from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.maps.functions import Linear
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.migration.status import Status
+from fct_jax.upgrade.migration.steps import lock_of
 from fct_jax.upgrade.migration.upgrade import Upgrade
 from fct_jax.upgrade.parts.numbers import Part
 from fct_jax.upgrade.parts.places import Folder
+from fct_jax.upgrade.parts.running import Running
 
 REPOSITORY = Path(__file__).parents[3]
 HELPERS = REPOSITORY / "tests" / "helpers"
@@ -222,6 +225,48 @@ def test_a_name_goes_to_one_writer(tmp_path, monkeypatch, links):
     assert place.publish_bytes("layout.json", b"third", again=True)
     assert place.read("layout.json") == b"third"
     assert [path.name for path in place.path.iterdir()] == ["layout.json"]
+
+
+@pytest.fixture
+def few(tmp_path):
+    """Return the path of a gallery of a few pieces."""
+    ids, old, _ = tiny.vectors(60)
+    return tiny.write_gallery("set", tmp_path / "few", ids, old)
+
+
+def test_unfinished_files_of_killed_parts_are_removed(tmp_path, few):
+    translate(few, tmp_path / "up", "1/3")
+    place = Folder(tmp_path / "up" / "parts")
+    old, young = place.partial("piece-00007"), place.partial("piece-00008")
+    for path in (old, young):
+        path.write_bytes(b"half of it")
+    os.utime(old, times=(0, time.time() - 7200))
+    assert place.writing() == ["piece-00008"]
+    translate(few, tmp_path / "up", "2/3")
+    assert young.exists() and not old.exists()
+
+
+def test_another_part_has_just_finished(tmp_path, few, monkeypatch):
+    """Its journal was read before the end, and the pieces were looked for after it."""
+    up, begin = tmp_path / "up", Running.begin
+    translate(few, up, "1/2")
+
+    def late(running, *arguments):
+        monkeypatch.setattr(Running, "begin", begin)
+        translate(few, up, "2/2")
+        running._work.progress.add({"kind": "layout", "stamps": {}})  # as the journal was then
+        return begin(running, *arguments)
+
+    monkeypatch.setattr(Running, "begin", late)
+    assert len(translate(few, up, "2/2")) == 60
+
+
+def test_a_finished_part_needs_no_lock(tmp_path, few):
+    """Of two parts that end at the same moment, neither fails because the other has the lock."""
+    for number in (1, 2):
+        translate(few, tmp_path / "up", f"{number}/2")
+    with lock_of(tmp_path / "up"):
+        assert len(translate(few, tmp_path / "up", "2/2")) == 60
 
 
 def test_a_gallery_that_changes_between_parts(tmp_path):
