@@ -60,6 +60,7 @@ class Actions:
         settings = {name: os.environ.get(name, "") for name in _SETTINGS}
         return {
             "host": socket.gethostname(),
+            "own_address": address_of(socket.gethostname()),
             "python": platform.python_version(),
             **{name: _version(name) for name in names},
             "fct_jax": fct_jax.__version__,
@@ -140,6 +141,14 @@ def call(actions: Actions, name: str, arguments: list):
     if name.startswith("_") or name == "close":
         raise AttributeError(name)
     return getattr(actions, name)(*arguments)
+
+
+def address_of(host: str) -> str:
+    """Return the address that this machine has for a name, or "" if it has none."""
+    try:
+        return socket.getaddrinfo(host, None)[0][4][0]
+    except OSError:
+        return ""
 
 
 def code_digest() -> str:

@@ -4,6 +4,7 @@ A new check is a function of `Answers` that returns faults, and a row of `CHECKS
 line: what is wrong, where, and what to do.
 """
 
+import ipaddress
 from collections import Counter
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ class Answers(NamedTuple):
 
     Attributes:
       count: number of processes that there should be.
+      addresses: the address at which process 0 sees each; its own as all know it.
       coordinator, waited: HOST:PORT of process 0, and the seconds for which it waited.
       facts: results of `Actions.facts`.
       clocks: (offset to process 0's clock, by how much that may be wrong), in seconds.
@@ -37,6 +39,7 @@ class Answers(NamedTuple):
     """
 
     count: int
+    addresses: dict[int, str]
     coordinator: str
     waited: float
     facts: dict[int, dict]
@@ -120,6 +123,23 @@ def _clocks(answers: Answers) -> list[str]:
     return faults
 
 
+def _names(answers: Answers) -> list[str]:
+    """Return hosts that would tell the others to call them at a loopback address."""
+    if all(map(_is_loopback, answers.addresses.values())):
+        return []  # all on one machine
+    return [
+        f"on {answers.name(process)} its own name stands for {facts['own_address'] or 'nothing'}, "
+        "where the exchanges of CPUs would call it: give the name "
+        f"{answers.addresses[process]} in its /etc/hosts"
+        for process, facts in answers.facts.items()
+        if facts["kind"] == "cpu" and _is_loopback(facts["own_address"])
+    ]
+
+
+def _is_loopback(address: str) -> bool:
+    return not address or ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
 def _network(answers: Answers) -> list[str]:
     return [
         f"{answers.name(one)} cannot reach {answers.name(other)} ({why}): open all ports between "
@@ -148,6 +168,7 @@ CHECKS = {
     "versions": _versions,
     "devices": _devices,
     "clocks": _clocks,
+    "names": _names,
     "network": _network,
     "shared folder": _folder,
 }

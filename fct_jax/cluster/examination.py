@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fct_jax.cluster import meeting
-from fct_jax.cluster.actions import Actions
+from fct_jax.cluster.actions import Actions, address_of
 from fct_jax.cluster.checks import Answers, faults_of
 from fct_jax.runtime import processes
 from fct_jax.runtime.config_files import find_config
@@ -130,6 +130,7 @@ def _asked(members, place, timeout: float, with_folder: bool) -> Answers:
     unwritten, unseen = _folder_seen(ask) if with_folder else ({}, {})
     return Answers(
         place.num_processes,
+        {process: address_of(host) for process, host in hosts.items()},
         place.coordinator,
         timeout,
         facts,

@@ -15,6 +15,7 @@ connection: it talks to a *relay* inside its own process, whose near end never b
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -344,7 +345,9 @@ def why_not(error: OSError, coordinator: str) -> str:
         return f"{coordinator}: no such host was found"
     if isinstance(error, TimeoutError):
         return f"{coordinator} gave no answer (a firewall, or the machine is down)"
-    if isinstance(error, ConnectionRefusedError):
+    # A name may stand for several addresses, whose errors come as one.
+    refused = f"[Errno {errno.ECONNREFUSED}]" in str(error)
+    if refused or isinstance(error, ConnectionRefusedError):
         return f"nobody listens at {coordinator}, where process 0 should be,"
     if isinstance(error, ConnectionAbortedError | ConnectionResetError):
         return f"what listens at {coordinator} is not process 0 of this run; it gave no answer"

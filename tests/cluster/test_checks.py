@@ -12,12 +12,24 @@ from fct_jax.cluster.examination import Examination
 
 FACTS = {name: "1" for name in ("python", "jax", "jaxlib", "libtpu", "fct_jax", "code", "config")}
 FACTS |= {"XLA_FLAGS": "", "LIBTPU_INIT_ARGS": "", "folder": "/f", "devices": 4, "kind": "TPU v4"}
+FACTS |= {"own_address": "10.0.0.1"}
 
 
 def answers(changes=None, **more) -> Answers:
     """Return the answers of three hosts without a fault, with changed facts of some."""
     facts = {i: {**FACTS, "host": "abc"[i], **(changes or {}).get(i, {})} for i in range(3)}
-    well = Answers(3, "h:1", 30, facts, {1: (0.1, 0.01)}, {}, {}, {}, {})
+    well = Answers(
+        3,
+        {0: "10.0.0.1", 1: "::2", 2: "10.0.0.3"},
+        "h:1",
+        30,
+        facts,
+        {1: (0.1, 0.01)},
+        {},
+        {},
+        {},
+        {},
+    )
     return well._replace(**more)
 
 
@@ -57,6 +69,15 @@ def test_no_faults():
 def test_each_fault_is_one_line(given, fault):
     (found,) = faults_of(given)
     assert found.startswith(fault) and "\n" not in found
+
+
+def test_names_that_stand_for_loopback_matter_on_cpus_of_several_machines():
+    own = {0: "10.0.0.1", 1: "127.0.1.1", 2: "fe80::1%eth0"}
+    cpus = answers({i: {"kind": "cpu", "own_address": own[i]} for i in range(3)})
+    (found,) = faults_of(cpus)
+    assert found.startswith("on process 1 (b) its own name stands for 127.0.1.1, where")
+    assert "give the name ::2 in its /etc/hosts" in found
+    assert faults_of(cpus._replace(addresses={0: "127.0.1.1", 1: "127.0.0.1"})) == []
 
 
 @pytest.mark.parametrize("offset, uncertain", [(4.9, 0), (-60.0, 56.0)])
