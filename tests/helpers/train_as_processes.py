@@ -1,6 +1,6 @@
 """Trains, resumes, embeds and evaluates; test_multiprocess.py runs it as several processes.
 
-Usage: train_as_processes.py FOLDER PORT INDEX COUNT
+Usage: train_as_processes.py FOLDER PORT INDEX COUNT; at the end it trains until SIGTERM comes.
 """
 
 import sys
@@ -29,6 +29,7 @@ def streamed(**changes):
         evaluate_every_epochs=1,
         log_every_steps=1,
         keep_checkpoints=9,
+        checkpoint_every_steps=2,  # in the middle of an epoch
         keep_best="min loss",
     )
     return tiny_runs.changed(config, changes)
@@ -44,6 +45,11 @@ def resident(folder, **changes):
     config.optimizer.schedule.warmup_epochs = 0
     config.validation_old, config.validation_new = str(sets / "old"), str(sets / "new")
     return tiny_runs.changed(config, changes)
+
+
+def endless(folder, **changes):
+    """Return the config of a resident training that ends only by a signal."""
+    return resident(folder, epochs=100_000, checkpoint_every_steps=8, **changes)
 
 
 def write_sets(folder: Path) -> None:
@@ -75,6 +81,10 @@ def main(folder: Path, port: str, index: int, count: int) -> None:
     processes.start(f"localhost:{port}", index, count, timeout=LONG)
     stages(folder)
     train(streamed(), folder / "continued")
+    try:
+        train(endless(folder), folder / "endless")
+    except SystemExit as ended:
+        print("ended with", ended.code, flush=True)
     processes.barrier("end")
 
 

@@ -42,28 +42,47 @@ def after(arguments_of, logs, victim, sent, count=2):
         return cluster.finished(running, logs, timeout=LONG)
 
 
+IN_STEPS = """
+    import jax, jax.numpy as jnp, numpy as np
+    from fct_jax.errors import UserError
+    from fct_jax.runtime import command_line, sharding
+    def main():
+        mesh = sharding.make_mesh()
+        ones = sharding.put_global(np.ones(jax.device_count()), mesh)
+        add = jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))
+        print("ready", flush=True)
+        step = 0
+        while True:
+            jax.block_until_ready(add(ones))
+            step += 1
+            if FAILS and index == 1 and step == 50:
+                raise UserError("cat.png cannot be read")
+    sys.argv[1:] = []
+    command_line.run(main, "")
+"""
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_other_with_one_line(tmp_path, victim):
     """Both are in the middle of common steps, so that the loss breaks their collectives too."""
-    text = """
-        import jax, jax.numpy as jnp, numpy as np
-        from fct_jax.runtime import command_line, sharding
-        def main():
-            mesh = sharding.make_mesh()
-            ones = sharding.put_global(np.ones(jax.device_count()), mesh)
-            add = jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))
-            print("ready", flush=True)
-            while True:
-                jax.block_until_ready(add(ones))
-        sys.argv[1:] = []
-        command_line.run(main, "")
-    """
+    text = IN_STEPS.replace("FAILS", "False")
     codes, said = after(program(tmp_path, text), tmp_path / "logs", victim, signal.SIGKILL)
     other = 1 - victim
     assert codes[victim] == -signal.SIGKILL and codes[other] == 1
     *_, ready, line = said[other].splitlines()
     assert ready == "ready"
     assert line.startswith(f"error: process {victim} (") and ") was lost: it was killed, or" in line
+
+
+def test_an_error_in_one_process_ends_both(tmp_path):
+    """It occurs in the middle of common steps, while the other process waits for this one."""
+    text = IN_STEPS.replace("FAILS", "True")
+    codes, said = cluster.run(
+        program(tmp_path, text), 2, tmp_path / "logs", timeout=LONG, devices=1
+    )
+    assert codes == [1, 1], said
+    assert said[1].splitlines()[-1] == "error: cat.png cannot be read"
+    assert said[0].splitlines()[-1] == "error: process 1 ended: cat.png cannot be read"
 
 
 @pytest.mark.parametrize("victim", [0, 1])
