@@ -68,14 +68,14 @@ def start(
     global _links
     place, local_devices = discover(coordinator, process_id, num_processes, timeout)
     _links = Links(place, _leave_with)
-    sigterm.Watch(_terminated).__enter__()  # until the process ends
+    watch = sigterm.Watch(_terminated)
+    watch.__enter__()  # until the process ends
     try:
         _links.meet(timeout)
     except UserError as error:
         end_all(str(error), said=False)
     import jax
 
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     jax.config.update("jax_check_proxy_envs", False)  # no proxy is asked
     try:
         jax.distributed.initialize(
@@ -91,6 +91,7 @@ def start(
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         end_all(f"the processes cannot start at {place.coordinator}: {reason}", said=False)
+    watch.renew()  # JAX has taken the signal for itself
     atexit.register(_part)
 
 

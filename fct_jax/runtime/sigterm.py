@@ -31,7 +31,8 @@ class Watch:
         self._ends = os.pipe()
         os.set_blocking(self._ends[1], False)
         self._fd_before = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
-        self._before = signal.signal(signal.SIGTERM, lambda *_: self._handler())
+        self._before = signal.getsignal(signal.SIGTERM)
+        self.renew()
         wait = threading.Thread(target=self._wait, args=self._ends[:1], name="SIGTERM", daemon=True)
         wait.start()
         return self
@@ -43,6 +44,11 @@ class Watch:
         signal.set_wakeup_fd(self._fd_before)
         os.close(self._ends[1])  # ends the thread
         self._ends = None
+
+    def renew(self) -> None:
+        """Take the signal again from whoever has taken it since."""
+        if self._ends is not None:
+            signal.signal(signal.SIGTERM, lambda *_: self._handler())
 
     def _wait(self, end: int) -> None:
         while signals := os.read(end, 64):
