@@ -131,7 +131,7 @@ def test_embedding_and_evaluation_give_the_same_numbers(runs):
 @pytest.mark.multiprocess
 def test_one_process_writes_and_prints(runs):
     _, two, said = runs
-    assert said[0].count("epoch 1/2: loss") == 1
+    assert said[0].count("epoch 1/2: loss") == 2  # of "streamed" and "continued"
     for text in ("epoch", "parameters", "CMC@1", "resuming"):
         assert text in said[0] and text not in said[1]
     for name in ("streamed", "resident", "continued"):
