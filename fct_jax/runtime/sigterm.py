@@ -31,7 +31,7 @@ class Watch:
         self._ends = os.pipe()
         os.set_blocking(self._ends[1], False)
         self._fd_before = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
-        self._before = signal.getsignal(signal.SIGTERM)
+        self._before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: not Python's
         self.renew()
         wait = threading.Thread(target=self._wait, args=self._ends[:1], name="SIGTERM", daemon=True)
         wait.start()
