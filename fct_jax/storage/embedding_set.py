@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fct_jax.errors import UserError
-from fct_jax.storage import checksums
+from fct_jax.storage import checksums, spilled
 from fct_jax.storage.files import new_directory
 from fct_jax.storage.ids import repeated
 
@@ -275,6 +275,6 @@ def _load(path: Path, mmap: bool = False) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
-        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False) if mmap else spilled.load(path)
     except checksums.UNREADABLE as error:
         raise UserError(f"{path} cannot be read: {error}") from None

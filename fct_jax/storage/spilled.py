@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +33,12 @@ def empty(shape, dtype, large: int | None = None) -> np.ndarray:
             return np.memmap(file, dtype, "r+", shape=shape)
     except OSError:
         return np.empty(shape, dtype)
+
+
+def load(path: Path) -> np.ndarray:
+    """Load a .npy file; one of 64 MiB or more is mapped."""
+    mode = "r" if path.stat().st_size >= _LARGE else None
+    return np.load(path, mmap_mode=mode, allow_pickle=False)
 
 
 def blocks(count: int, size: int = _BLOCK):

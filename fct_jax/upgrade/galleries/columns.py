@@ -1,11 +1,14 @@
 """Columns of Arrow tables as ids and vectors, in all the types that occur."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fct_jax.errors import UserError, unknown
 from fct_jax.runtime.progress import console
+from fct_jax.storage import spilled
 from fct_jax.storage.ids import uuid_text
 
 _IDS = ("id", "_id", "ids", "uuid", "key", "item_id", "doc_id", "image_id")
@@ -269,47 +272,66 @@ def _kind_of_bytes(column: pa.Array, name: str) -> type:
     )
 
 
-def ids_of(chunks: list[pa.Array], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids (N,), integers or text, and the rows (n,) where they are null.
+def ids_of(chunks: Iterable[pa.Array], count: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids (count,), integers or text, and the rows (n,) where they are null.
 
-    UUIDs become text of 36 characters in lower case, and other bytes are taken as UTF-8. Raises
-    UserError if the kinds of chunks differ, or if bytes are not text.
+    UUIDs become text of 36 characters in lower case, and other bytes are taken as UTF-8. Many ids
+    lie in a temporary file. Raises UserError if the kinds of chunks differ, or if bytes are not
+    text.
     """
-    chunks = [plain_array(chunk) for chunk in chunks]
-    null = np.concatenate([chunk.is_null().to_numpy(zero_copy_only=False) for chunk in chunks])
-    kinds = [chunk.type for chunk in chunks]
-    if all(map(pa.types.is_integer, kinds)):
-        arrays = [chunk.fill_null(0).to_numpy(zero_copy_only=False) for chunk in chunks]
-        return np.concatenate(arrays), np.flatnonzero(null)
-    if all(map(is_uuid, kinds)):
-        return _filled("U36", chunks, _uuids), np.flatnonzero(null)
-    if not all(is_text(kind) or is_bytes(kind) for kind in kinds):
-        said = ", ".join(dict.fromkeys(map(str, kinds)))
-        raise UserError(f"{name}: ids must be integers or text throughout, not {said}")
+    ids, null, row, kinds = None, [np.empty(0, np.int64)], 0, {}
+    for chunk in map(plain_array, chunks):
+        kinds[chunk.type] = _kind_of_ids(chunk.type)
+        if len(set(kinds.values())) > 1 or None in kinds.values():
+            said = ", ".join(map(str, kinds))
+            raise UserError(f"{name}: ids must be integers or text throughout, not {said}")
+        null.append(row + np.flatnonzero(chunk.is_null().to_numpy(zero_copy_only=False)))
+        part = _DECODED[kinds[chunk.type]](chunk, name)
+        # NumPy's text has one width, and its integers have one, too.
+        kind = part.dtype if ids is None else np.promote_types(ids.dtype, part.dtype)
+        if ids is None or kind != ids.dtype:
+            wider = spilled.empty(count, kind)
+            for some in spilled.blocks(row):
+                wider[some] = ids[some]
+            ids = wider
+        ids[row : row + len(part)] = part
+        row += len(part)
+    return ids, np.concatenate(null)
+
+
+def _kind_of_ids(kind: pa.DataType) -> str | None:
+    if pa.types.is_integer(kind):
+        return "integers"
+    if is_uuid(kind):
+        return "uuids"
+    return "text" if is_text(kind) or is_bytes(kind) else None
+
+
+def _integers(column: pa.Array, name: str) -> np.ndarray:
+    return column.fill_null(0).to_numpy(zero_copy_only=False)
+
+
+def _texts(column: pa.Array, name: str) -> np.ndarray:
     try:
-        chunks = [c if is_text(c.type) else c.cast(pa.binary()).cast(pa.string()) for c in chunks]
+        if not is_text(column.type):
+            column = column.cast(pa.binary()).cast(pa.string())
     except pa.ArrowInvalid:
         raise UserError(
             f"{name}: ids are bytes that are not text; write UUIDs as binary(16), others as text"
         ) from None
-    # NumPy's text has one width, which must be known first.
-    width = max([1, *(pc.max(pc.utf8_length(c)).as_py() or 1 for c in chunks)])
-    ids = _filled(f"U{width}", chunks, lambda c: c.fill_null("").to_numpy(zero_copy_only=False))
-    return ids, np.flatnonzero(null)
-
-
-def _filled(kind: str, chunks: list[pa.Array], decode) -> np.ndarray:
-    """Decode the chunks into one array, one at a time, because NumPy's text needs much memory."""
-    found, row = np.empty(sum(map(len, chunks)), kind), 0
-    for chunk in chunks:
-        found[row : row + len(chunk)] = decode(chunk)
-        row += len(chunk)
+    width = pc.max(pc.utf8_length(column)).as_py() or 1
+    found = np.empty(len(column), f"U{width}")
+    found[:] = column.fill_null("").to_numpy(zero_copy_only=False)
     return found
 
 
-def _uuids(column: pa.Array) -> np.ndarray:
+def _uuids(column: pa.Array, name: str) -> np.ndarray:
     """Return text ``xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`` (n,) of 16 bytes each."""
     column = column.fill_null(b"\0" * 16)
     data = np.frombuffer(column.buffers()[1], np.uint8)
     data = data[column.offset * 16 :][: len(column) * 16].reshape(-1, 16)
     return uuid_text(data)
+
+
+# how ids of each kind are decoded
+_DECODED = {"integers": _integers, "uuids": _uuids, "text": _texts}

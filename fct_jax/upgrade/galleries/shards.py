@@ -88,7 +88,7 @@ def _ids(
             if column is None:
                 return None
             chunks += reader.read([column]).column(0).chunks
-    ids, null = columns.ids_of(chunks, str(path))
+    ids, null = columns.ids_of(chunks, sum(sizes), str(path))
     if len(null):
         raise UserError(f"{path}: {len(null)} ids in {column!r} are null, first in row {null[0]}")
     return ids

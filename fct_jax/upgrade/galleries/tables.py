@@ -143,7 +143,8 @@ class TableGallery(Gallery):
         if self.id_column is None:
             return np.arange(self.starts[-1]), np.empty(0, np.int64)
         read = self._columns([self.id_column], 0, _IDS)
-        return columns.ids_of([batch.column(0) for batch in read], f"{self.path}")
+        chunks = (batch.column(0) for batch in read)
+        return columns.ids_of(chunks, int(self.starts[-1]), f"{self.path}")
 
     def _check_parts(self) -> None:
         """Raise UserError, naming the part, unless all have both columns in types of one kind."""
