@@ -103,16 +103,19 @@ def find_rows(ids: np.ndarray, wanted: np.ndarray, numbers=text_keys) -> np.ndar
     if not len(wanted) or len(wanted) > len(ids) or (wanted.dtype.kind == "U") != is_text:
         return Finder(ids, numbers=numbers)(wanted)
     keys_of = numbers if is_text else np.asarray
+    # Texts stay where they are, perhaps on disk; only their numbers are held.
     keys, first, places = np.unique(keys_of(wanted), return_index=True, return_inverse=True)
-    names = wanted[first]
-    if is_text and (names[places] != wanted).any():  # two texts share a number
+    if is_text and not all(
+        np.array_equal(wanted[first[places[part]]], wanted[part])
+        for part in spilled.blocks(len(wanted), BLOCK)
+    ):  # two texts share a number
         return Finder(ids, numbers=numbers)(wanted)
     rows, start = np.full(len(keys), -1), 0
     for part in _parts(ids):
         found = keys_of(part)
         place = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
         hit = np.flatnonzero(keys[place] == found)
-        hit = hit[part[hit] == names[place[hit]]]
+        hit = hit[part[hit] == wanted[first[place[hit]]]]
         rows[place[hit]] = start + hit
         start += len(part)
     return rows[places]

@@ -7,12 +7,12 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import console
 from fct_jax.storage import spilled
-from fct_jax.storage.ids import first_ten
+from fct_jax.storage.ids import find_rows, first_ten
 from fct_jax.upgrade.galleries.base import Gallery
 from fct_jax.upgrade.ways import traffic
 from fct_jax.upgrade.ways.judgements import rows_of_ids
 
-_TOGETHER = 1 << 22  # ids of the file that are looked for together
+_TOGETHER = 1 << 23  # ids of the file that are looked for together
 
 
 def load_traffic(path) -> tuple[np.ndarray, np.ndarray]:
@@ -65,9 +65,12 @@ def read_traffic(path, gallery: Gallery) -> np.ndarray:
     ids, given = load_traffic(path)
     weights = spilled.empty(len(gallery), np.float64)
     weights[:] = 0
+    # Ids of one kind are compared where they lie; others are converted, which needs memory.
+    same = (ids.dtype.kind == "U") == (gallery.ids.dtype.kind == "U") and ids.dtype.kind in "Uiu"
+    look = find_rows if same else rows_of_ids
     absent, some = 0, []
     for part in spilled.blocks(len(ids), _TOGETHER):
-        rows = rows_of_ids(gallery.ids, np.array(ids[part]))
+        rows = look(gallery.ids, ids[part])
         np.add.at(weights, rows[rows >= 0], given[part][rows >= 0])
         absent += int((rows < 0).sum())
         some += ids[part][rows < 0][: 10 - len(some)].tolist()
