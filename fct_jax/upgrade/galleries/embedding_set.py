@@ -16,7 +16,7 @@ class SetTarget(Target):
         source = self.source
         if not isinstance(source, SetGallery):
             console.print(f"{source.name} cannot be written; the new gallery is an EmbeddingSet")
-        empty_npy(self.store / "vectors.npy", (len(source), dim), source.dtype)
+        empty_npy(self.store / "vectors.npy", (len(source), dim), self.dtype)
         np.save(self.store / "ids.npy", source.ids)
         if source.labels is not None:
             np.save(self.store / "labels.npy", source.labels)

@@ -26,7 +26,11 @@ class FaissTarget(Target):
     """
 
     meta_name, version_name = "index.meta.json", "index.version.npy"
-    dtype = np.dtype(np.float32)
+
+    def storable(self, dtype) -> np.dtype:
+        if dtype is not None and np.dtype(dtype) != np.float32:
+            raise UserError(f"dtype={dtype}: a Faiss file of whole vectors holds float32")
+        return np.dtype(np.float32)
 
     def lay_out(self, dim: int, metric: str) -> None:
         write_empty(self.store / "index.faiss", self.source.ids, dim, metric)

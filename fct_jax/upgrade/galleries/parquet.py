@@ -266,7 +266,7 @@ def _write(source: ParquetGallery, number: int, path: Path, vectors, versions) -
     """Rewrite one file of the source with the target's vectors and without bad rows."""
     part, first = source.parts[number], int(source.starts[number])
     with part.opened() as reader:
-        schema = _schema(part.schema, source, vectors.dim)
+        schema = _schema(part.schema, source, vectors.dim, vectors.dtype)
         others = [n for n in part.schema.names if n in schema.names and n != source.vector_column]
         with pq.ParquetWriter(path, schema, compression=_codecs(reader, source)) as writer:
             for group, rows in enumerate(part.groups):
@@ -305,14 +305,15 @@ def _made(held: pa.Table, at: int, schema: pa.Schema, source, vectors, versions)
     return pa.table([made[n] if n in made else held[n] for n in schema.names], schema)
 
 
-def _schema(schema: pa.Schema, source: ParquetGallery, dim: int) -> pa.Schema:
-    """Return the source's columns, vectors of the new dimension, and the versions at the end."""
+def _schema(schema: pa.Schema, source: ParquetGallery, dim: int, dtype) -> pa.Schema:
+    """Return the source's columns, vectors of a new size and type, and the versions at the end."""
     place = schema.get_field_index(source.vector_column)
     kind = plain(schema.field(place).type)
-    if not is_list(kind) or not pa.types.is_floating(kind.value_type):
-        kind = pa.list_(pa.from_numpy_dtype(source.dtype))
-    elif pa.types.is_fixed_size_list(kind):
-        kind = pa.list_(kind.value_type, dim)
+    value = pa.from_numpy_dtype(dtype)
+    if pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type):
+        kind = pa.list_(value, dim)
+    elif not is_list(kind) or kind.value_type != value:
+        kind = pa.large_list(value) if pa.types.is_large_list(kind) else pa.list_(value)
     schema = schema.set(place, pa.field(source.vector_column, kind))
     if source.version_column in schema.names:
         schema = schema.remove(schema.get_field_index(source.version_column))

@@ -33,14 +33,19 @@ class Target(abc.ABC):
     follows = False  # whether `publish` can make files while later rows are still written
     meta_name, version_name = "meta.json", "version.npy"
 
-    def __init__(self, source: Gallery, workdir):
+    def __init__(self, source: Gallery, workdir, dtype=None):
+        """Take the source, the upgrade's directory, and the stored type; None: the source's.
+
+        Raises UserError for a type that the form cannot store.
+        """
         self.source, self.workdir = source, Path(workdir)
+        self.dtype = self.storable(dtype)
         self.final, self.partial = self.workdir / "gallery", self.workdir / "gallery.partial"
         self.vectors = self.versions = None
 
-    @property
-    def dtype(self) -> np.dtype:
-        return self.source.dtype
+    def storable(self, dtype) -> np.dtype:
+        """Return the type in which vectors are stored for a wanted one; None: none is wanted."""
+        return np.dtype(self.source.dtype if dtype is None else dtype)
 
     @abc.abstractmethod
     def lay_out(self, dim: int, metric: str) -> None:

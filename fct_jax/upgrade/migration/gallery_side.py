@@ -23,6 +23,7 @@ class GallerySide(Side):
     """A gallery of any form; its upgraded copy is ``WORKDIR/gallery``."""
 
     in_parts = True
+    chooses_dtype = True
 
     @staticmethod
     def open(where, settings):

@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from fct_jax.errors import UserError
+from fct_jax.errors import UserError, unknown
 from fct_jax.storage.files import write_synced
 from fct_jax.upgrade.galleries.base import Options, split_columns
 
@@ -14,7 +14,8 @@ _NAMES = ("map", "gallery", "probe")  # settings that name something on disk
 # Settings that a plan depends on, and further ones that a translation depends on. A map is
 # recognised by its fingerprint, wherever it is.
 _PLANNED = ("map_fingerprint", "gallery", "probe", "id_column", "vector_column", "duplicates")
-_TRANSLATED = ("batch_size", "on_bad", "output")
+_TRANSLATED = ("batch_size", "dtype", "on_bad", "output")
+DTYPES = ("float16", "float32")  # types of new vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Settings:
       map, gallery, probe: paths, or other names that `load_map` and `open_gallery` understand.
       map_fingerprint: fingerprint of the map, which identifies it wherever it is.
       batch_size: number of vectors translated together; the last bits of the result depend on it.
+      dtype: type of new vectors, "float16" or "float32"; None: the gallery's own.
       id_column, vector_column: columns of the gallery; None: found by their kind.
       on_bad: "quarantine" sets unusable vectors aside, up to one in a thousand; "raise" stops.
       duplicates: "first" or "last" keeps that row of a repeated id; "raise" stops.
@@ -36,6 +38,7 @@ class Settings:
     gallery: str | None = None
     probe: str | None = None
     batch_size: int = 4096
+    dtype: str | None = None
     id_column: str | None = None
     vector_column: str | None = None
     on_bad: str = "quarantine"
@@ -51,6 +54,8 @@ class Settings:
                 f"output={self.output} is not the URI of an object store, such as s3://bucket/new; "
                 "on disk the new gallery is in the upgrade's directory"
             )
+        if self.dtype not in (None, *DTYPES):
+            raise unknown("dtype", self.dtype, DTYPES)
         self.open_options()
 
     def open_options(self) -> dict:

@@ -80,9 +80,11 @@ class Side(abc.ABC):
 
     Attributes:
       in_parts: whether several processes can translate it.
+      chooses_dtype: whether the type of new vectors is a choice.
     """
 
     in_parts = False
+    chooses_dtype = False
 
     def __init__(self, workdir: Path, opened: Opened):
         self.workdir, self.opened = workdir, opened

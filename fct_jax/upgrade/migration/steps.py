@@ -50,11 +50,19 @@ _WAITING = 1 << 27  # bytes of translated vectors that may wait for the disk
 class Migration(Batches):
     """The steps from a source gallery to a new-space one, each recorded when it is done."""
 
-    def __init__(self, workdir, source: Gallery, mapping, batch_size: int, output=None):
-        """Open the journal; ``output``: URI of the new gallery, or None for ``WORKDIR/gallery``."""
+    def __init__(
+        self, workdir, source: Gallery, mapping, batch_size: int, output=None, dtype=None
+    ):
+        """Open the journal.
+
+        Args:
+          workdir, source, mapping, batch_size: the upgrade's directory and settings.
+          output: URI of the new gallery, or None for ``WORKDIR/gallery``.
+          dtype: type of its vectors, as for `Target`.
+        """
         super().__init__(workdir, mapping)
         self.source, self.batch_size, self.chunk = source, batch_size, BLOCKS * batch_size
-        self.target = target_for(source, self.workdir, output)
+        self.target = target_for(source, self.workdir, output, dtype)
         unit = self.target.unit(mapping.metric)
         self.translator = Translator(source, mapping, batch_size, unit, self.target.dtype)
         self.meta = {}

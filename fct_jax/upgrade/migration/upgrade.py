@@ -145,6 +145,7 @@ class Upgrade:
         cost_per_million_tokens: float | None = Asking.cost_per_million_tokens,
         probe=None,
         batch_size: int | None = None,
+        dtype: str | None = None,
         id_column: str | None = None,
         vector_column: str | None = None,
         on_bad: str | None = None,
@@ -157,6 +158,7 @@ class Upgrade:
         Args:
           map, gallery, probe, batch_size, id_column, vector_column, on_bad, duplicates: as in
             `plan`; remembered settings can be omitted.
+          dtype: type of the new gallery's vectors, "float16" or "float32"; None: the old one's.
           reembed: source of new vectors: an EmbeddingSet's directory; ``module:function``, or
             a function from ids (n,) to vectors (n, D), with None in place of missing ones; or
             the URL of an endpoint like OpenAI's ``/v1/embeddings``. None: only translate.
@@ -217,6 +219,7 @@ class Upgrade:
             gallery,
             probe=probe,
             batch_size=batch_size,
+            dtype=dtype,
             id_column=id_column,
             vector_column=vector_column,
             on_bad=on_bad,
@@ -326,6 +329,8 @@ class Upgrade:
             if not known:
                 raise UserError(f"{self.workdir} knows no {what} yet; give {what}")
         kind = side_of(settings.gallery)
+        if settings.dtype is not None and not kind.chooses_dtype:
+            raise UserError(f"dtype={settings.dtype}: a store has the type of its own vectors")
         source = kind.open(gallery, settings)
         try:
             mapping = load_map(self._object if unnamed else settings.map)

@@ -16,13 +16,15 @@ def place_for(workdir: Path, output: str | None) -> Place:
     return Folder(local) if output is None else Bucket(output, local)
 
 
-def target_for(source: Gallery, workdir: Path, output: str | None) -> Target:
+def target_for(source: Gallery, workdir: Path, output: str | None, dtype=None) -> Target:
     """Return the target of an upgrade: files beside its journal, or objects at ``output``.
+
+    dtype: type of the stored vectors, as for `Target`.
 
     Raises UserError if a gallery of this form cannot be written there.
     """
     if output is None:
-        return source.writer(source, workdir)
+        return source.writer(source, workdir, dtype)
     if source.writer is not ParquetTarget:
         raise UserError(
             f"output={output}: only a Parquet gallery is written to an object store, but "
@@ -31,7 +33,7 @@ def target_for(source: Gallery, workdir: Path, output: str | None) -> Target:
     ours, theirs = output.rstrip("/") + "/", source.name.rstrip("/") + "/"
     if ours.startswith(theirs) or theirs.startswith(ours):
         raise UserError(f"output={output} is not apart from the gallery, which is never changed")
-    return BucketTarget(source, workdir, output)
+    return BucketTarget(source, workdir, output, dtype)
 
 
 class BucketTarget(ParquetTarget):
@@ -41,8 +43,8 @@ class BucketTarget(ParquetTarget):
     files on disk.
     """
 
-    def __init__(self, source: Gallery, workdir: Path, output: str):
-        super().__init__(source, workdir)
+    def __init__(self, source: Gallery, workdir: Path, output: str, dtype=None):
+        super().__init__(source, workdir, dtype)
         self.place, self.output = Bucket(output, Path(workdir) / FOLDER), output
 
     @property

@@ -21,8 +21,9 @@ from fct_jax.upgrade.parts.publishing import Elsewhere, Publishing
 
 def migration_of(workdir: Path, opened: Opened) -> Migration:
     """Return the migration of an upgrade's directory."""
-    settings = opened.settings
-    return Migration(workdir, opened.source, opened.mapping, settings.batch_size, settings.output)
+    source, mapping, settings = opened.source, opened.mapping, opened.settings
+    size, output, dtype = settings.batch_size, settings.output, settings.dtype
+    return Migration(workdir, source, mapping, size, output, dtype)
 
 
 class Running:
