@@ -39,7 +39,9 @@ def main(words) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--items", type=int, default=10**7)
     parser.add_argument("--only", default=",".join(KINDS), help="integers or text")
-    parser.add_argument("--folder", default=".", help="folder for galleries and temporary files")
+    parser.add_argument(
+        "--folder", default=tempfile.gettempdir(), help="folder for galleries and temporary files"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     given = parser.parse_args(words)
     os.environ["TMPDIR"] = str(Path(given.folder).resolve())  # of the measured processes

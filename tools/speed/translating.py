@@ -55,7 +55,9 @@ def main(words) -> None:
     parser.add_argument("--rounds", type=int, default=2, help="runs of each, the fastest counts")
     parser.add_argument("--only", default=f"{','.join(FORMS)},fct", help="comma-separated forms")
     parser.add_argument("--dims", default=",".join(map(str, OUT)), help="new dimensions")
-    parser.add_argument("--folder", default=".", help="folder on the disk to measure")
+    parser.add_argument(
+        "--folder", default=tempfile.gettempdir(), help="folder on the disk to measure"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     given = parser.parse_args(words)
     wanted = given.only.split(",")
