@@ -46,6 +46,8 @@ def add_arguments(parser) -> None:
                         "this quality")  # fmt: skip
     parser.add_argument("--items-per-second", type=float, help="speed of the new model")
     parser.add_argument("--cost-per-1000", type=float, help="price of 1,000 new embeddings")
+    parser.add_argument("--cost-per-core-hour", type=float, help="price of an hour of a core, for "
+                        "the cost of translating")  # fmt: skip
     parser.add_argument("--serve", help="way of serving that the forecast is made for")
     parser.add_argument("--seed", type=int, help="seed of a random order")
 

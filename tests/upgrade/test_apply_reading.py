@@ -41,8 +41,11 @@ def rows_read(monkeypatch):
 
 
 def test_a_gallery_is_read_twice_by_plan_and_apply(tmp_path, rows_read):
-    """It is read once to plan and once to translate, besides samples of 256 rows per batch."""
-    count, samples = 20_000, 600 + 256 * 5
+    """It is read once to plan and once to translate, besides samples of 256 rows per batch.
+
+    A plan also times one block.
+    """
+    count, samples = 20_000, 600 + 256 * 5 + 4096
     ids, old, new = tiny.vectors(count)
     path = as_set(tmp_path / "old", old, ids, fingerprint="old-model")
     where = as_set(tmp_path / "new", new, ids)

@@ -100,7 +100,13 @@ def places(order: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def check_budget(wanted) -> None:
     """Check the budgets of `planning.Wanted`. Raises UserError for impossible values."""
-    for key in ("budget_items", "budget_money", "target_quality", "cost_per_1000"):
+    for key in (
+        "budget_items",
+        "budget_money",
+        "target_quality",
+        "cost_per_1000",
+        "cost_per_core_hour",
+    ):
         value = getattr(wanted, key)
         if value is not None and not 0 <= value < np.inf:
             raise UserError(f"{key} must be 0 or more, not {value}")

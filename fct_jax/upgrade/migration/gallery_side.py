@@ -7,6 +7,7 @@ from fct_jax.errors import UserError
 from fct_jax.runtime.plugins import is_import_name
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import Gallery, open_gallery
+from fct_jax.upgrade.migration.estimate import estimated
 from fct_jax.upgrade.migration.planning import Plan, Wanted, make_plan, read_plan
 from fct_jax.upgrade.migration.preflight import check_before, check_new_vectors
 from fct_jax.upgrade.migration.reading import Certificate, read_through, write_quarantine
@@ -46,7 +47,10 @@ class GallerySide(Side):
         guards.check_gallery_fits(gallery, mapping)
         with lock_of(self.workdir):
             _, lookup = guards.check_known_pairs(gallery, mapping)
-            return self._planned(wanted, lookup)
+            made = self._planned(wanted, lookup)
+            size = self.opened.settings.batch_size
+            estimated(gallery, mapping, size, gallery.dtype, len(made), wanted).show()
+            return made
 
     def apply(self, run: Run) -> Gallery:
         opened = self.opened

@@ -34,6 +34,7 @@ class Wanted:
         limit.
       items_per_second, cost_per_1000: speed and price of the new model, for times and costs; None:
         unknown.
+      cost_per_core_hour: price of an hour of a core, for the cost of translating; None: 0.05.
       serve: way of serving that the forecast is made for, a name in `fct_jax.upgrade.ways.WAYS`.
       seed: seed of a random order.
     """
@@ -45,6 +46,7 @@ class Wanted:
     target_quality: float | None = None
     items_per_second: float | None = None
     cost_per_1000: float | None = None
+    cost_per_core_hour: float | None = None
     serve: str = "translated"
     seed: int = 0
 

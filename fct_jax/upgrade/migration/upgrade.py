@@ -49,6 +49,7 @@ class Upgrade:
         target_quality: float | None = Wanted.target_quality,
         items_per_second: float | None = Wanted.items_per_second,
         cost_per_1000: float | None = Wanted.cost_per_1000,
+        cost_per_core_hour: float | None = Wanted.cost_per_core_hour,
         serve: str = Wanted.serve,
         seed: int = Wanted.seed,
         probe=None,
@@ -72,6 +73,7 @@ class Upgrade:
           budget_items, budget_money, target_quality: limits, of which the smallest counts; None is
             no limit. ``target_quality`` is the forecast quality on the probe.
           items_per_second, cost_per_1000: speed and price of the new model, for times and costs.
+          cost_per_core_hour: price of an hour of a core, for the cost of translating; None: 0.05.
           serve: way of serving that the forecast is made for (`fct_jax.upgrade.ways.WAYS`).
           seed: seed of a random order.
           probe: folder of queries for measuring quality; see `Probe`.
@@ -97,6 +99,7 @@ class Upgrade:
             target_quality,
             items_per_second,
             cost_per_1000,
+            cost_per_core_hour,
             serve,
             seed,
         )
