@@ -50,9 +50,7 @@ _WAITING = 1 << 27  # bytes of translated vectors that may wait for the disk
 class Migration(Batches):
     """The steps from a source gallery to a new-space one, each recorded when it is done."""
 
-    def __init__(
-        self, workdir, source: Gallery, mapping, batch_size: int, output=None, dtype=None
-    ):
+    def __init__(self, workdir, source: Gallery, mapping, batch_size: int, output=None, dtype=None):
         """Open the journal.
 
         Args:
