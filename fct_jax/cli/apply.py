@@ -12,16 +12,16 @@ batch. After a kill or an interrupt the same command resumes; the old gallery is
   fct-jax apply upgrade --reembed 'http://host:8000/v1/embeddings?model=NAME' --texts texts.jsonl
   fct-jax apply upgrade --map map --gallery gallery    # translate only, without a plan
 
-A large gallery is translated by several processes, on one host or many; each takes its part of the
-pieces, and what is published counts. `fct-jax status` shows all of them.
+A large gallery can be translated by several processes, on one host or many; each takes its part of
+the pieces, and whatever is published counts. `fct-jax status` shows all of them.
 
   for n in 1 2 3 4; do fct-jax apply upgrade --map map --gallery gallery --part $n/4 & done; wait
-  srun fct-jax apply upgrade --part auto               # in a SLURM array or a Kubernetes Job
+  fct-jax apply upgrade --part auto                    # in a SLURM array or a Kubernetes Job
   fct-jax apply upgrade --engine ray --address auto --reembed mymodel:embed --gpus-per-worker 1
 
-Of a store (--gallery postgresql://…, qdrant://…, lancedb://…, milvus://…) the new vectors go into a
-table or collection beside it, whose index is built once; what the application writes meanwhile is
-brought over. Readers are sent there by `fct-jax switch`.
+For a store (--gallery postgresql://…, qdrant://…, lancedb://…, milvus://…) the new vectors go into
+a table or collection beside it, whose index is built once; what the application writes meanwhile is
+brought over. `fct-jax switch` then sends the readers there.
 
   fct-jax apply upgrade --map map --gallery qdrant://host:6333/items && fct-jax switch upgrade
 """
