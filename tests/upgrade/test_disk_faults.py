@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import shutil
-import subprocess
 import tempfile
 import threading
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_galleries as tiny
+from disks import disk
 from tiny_galleries import contents
 
 from fct_jax import cli
@@ -36,22 +36,6 @@ def words(made, form, workdir, *more):
     (paths, new, *_), mapping = made
     given = ["--map", mapping, "--gallery", paths[form], "--reembed", new, "--batch-size", "64"]
     return list(map(str, ["apply", workdir, *given, "--batch-items", "500", *more]))
-
-
-@contextlib.contextmanager
-def disk(folder, size):
-    """Context of a separate file system in a folder; yields a function that changes it."""
-    folder.mkdir(exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, timeout=60)
-    if done.returncode:
-        pytest.skip(f"no file system may be mounted here: {done.stderr.strip()}")
-    try:
-        yield lambda options: subprocess.run(
-            ["mount", "-o", f"remount,{options}", str(folder)], check=True, timeout=60
-        )
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=60)
 
 
 def one_line(capsys, *expected):

@@ -81,9 +81,12 @@ class Place(abc.ABC):
     def publish_bytes(self, name: str, data: bytes, again: bool = False) -> bool:
         """Publish a small file; return False if the name is taken."""
         partial = self.partial(name)
-        with disk_errors(partial):
-            partial.write_bytes(data)
+        try:
+            with disk_errors(partial):
+                partial.write_bytes(data)
             return self.publish(name, partial, again)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def partial(self, name: str) -> Path:
         """Return the path of a local file that nobody else writes."""

@@ -170,14 +170,12 @@ def test_workers_and_drivers_are_killed(tmp_path):
     driver = Driver(tmp_path / "2.log", up, *ray, *again)
     driver.until(lambda: batches() > 2)
     driver.kill_worker("_Model")
-    driver.until(lambda: batches() > 5)
-    driver.kill()
-    said = Driver(tmp_path / "3.log", up, *ray, *again).done()
+    said = driver.done()
     assert "ray::" not in said and "(pid=" not in said and len(said.splitlines()) < 60
     Driver(tmp_path / "one.log", tmp_path / "one", *given, *again).done()
     assert tree(up / "gallery") == tree(tmp_path / "one" / "gallery")
-    # Nothing that was recorded is asked for again: at most what was in flight in two kills.
+    # Both upgrades ask for the sample and for every item once; the lost worker's call is repeated.
     total = sum(map(int, asked.read_text().split()))
-    assert total <= 2 * (COUNT + 600) + 2 * 100
+    assert total <= 2 * (COUNT + 300) + 100
     meta = json.loads((up / "gallery" / "_meta.json").read_text())
     assert meta["state"] == "finished"
