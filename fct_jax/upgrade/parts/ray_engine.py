@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import queue
+import socket
 from collections import deque
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from fct_jax.upgrade.parts.running import Running
 
 # Ray gives its processes 30 and 60 seconds to start, which is too short on a busy machine.
 _PATIENCE = {"RAY_raylet_start_wait_time_s": "600", "RAY_worker_register_timeout_seconds": "600"}
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",
+}
 _TRIES = 3  # of a piece or a call whose worker is lost
 _OBJECTS = 100 << 20  # bytes; vectors go through files, not through Ray's memory
 
@@ -102,8 +107,8 @@ class RayWorkers(Workers):
         most = int(there.get("GPU", 0) / gpus) if gpus else int(there.get("CPU", 1))
         if gpus and most < (self._engine.workers or 1):
             raise UserError(
-                f"{self._engine.workers or 1} workers with {gpus:g} GPUs each are more than the "
-                f"{there.get('GPU', 0):g} GPUs of the Ray cluster"
+                f"the Ray cluster has GPUs: {there.get('GPU', 0):g}; needed for each worker: "
+                f"{gpus:g}, workers: {self._engine.workers or 1}"
             )
         return self._engine.workers or max(most, 1)
 
@@ -140,6 +145,7 @@ def opened(engine: Engine):
         os.environ.setdefault(name, value)
     import ray
 
+    _check_reachable(engine.address)
     paths = [str(Path.cwd()), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     here = {"num_cpus": engine.workers, "object_store_memory": _OBJECTS, "include_dashboard": False}
@@ -161,3 +167,14 @@ def opened(engine: Engine):
     finally:
         if begun:
             ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise UserError if nobody answers at ``host:port``, for which Ray waits for minutes."""
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        return  # no address, or a word such as auto
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"nobody answers at {address}: {error.strerror or error}") from None

@@ -54,6 +54,13 @@ def test_ray_is_missing(tmp_path, monkeypatch, capsys):
     assert "pip install 'fct_jax[ray]'" in capsys.readouterr().err
 
 
+def test_no_cluster_at_an_address():
+    pytest.importorskip("ray", reason="Ray: pip install 'fct_jax[ray]'")
+    wrong = Engine("ray", "ray://127.0.0.1:1").opened()
+    with pytest.raises(UserError, match="nobody answers at ray://127.0.0.1:1: .*refused"), wrong:
+        pass
+
+
 class Driver:
     """The command in a process of its own, with its output in a file."""
 
