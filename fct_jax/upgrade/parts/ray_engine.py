@@ -23,7 +23,6 @@ _PATIENCE = {"RAY_raylet_start_wait_time_s": "600", "RAY_worker_register_timeout
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
 }
 _TRIES = 3  # of a piece or a call whose worker is lost
 _OBJECTS = 100 << 20  # bytes; vectors go through files, not through Ray's memory
