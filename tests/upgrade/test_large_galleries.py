@@ -33,6 +33,21 @@ def test_rows_are_those_of_the_array():
     np.testing.assert_array_equal(np.asarray(rows), expected)
 
 
+def test_what_is_computed_from_a_block_computes_it_once():
+    calls = []
+
+    def doubled(vectors):
+        calls.append(len(vectors))
+        return 2 * vectors
+
+    rows = Rows(np.arange(12.0).reshape(6, 2), 2).through(doubled, 2)
+    further = rows.through(lambda v: v + 1, 2)
+    for part in (slice(0, 4), slice(4, 6)):
+        np.testing.assert_array_equal(further[part], rows[part] + 1)
+    assert calls == [4, 2]
+    np.testing.assert_array_equal(rows[np.array([5])], [[20, 22]])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("threshold", [None, 0.5])
 def test_an_assessment_of_files_is_that_in_memory(threshold, tmp_path, monkeypatch):

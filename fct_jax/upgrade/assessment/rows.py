@@ -1,6 +1,7 @@
 """Vectors of a gallery that stays on disk while it is assessed."""
 
 import dataclasses
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -38,15 +39,24 @@ class Rows:
           function: computes vectors (n, D) from stored ones (n, E); None: they are the same.
         """
         self._stored, self._rows, self._function = stored, rows, function
+        self._last = threading.local()
         self.shape = len(stored if rows is None else rows), dim
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows) -> np.ndarray:
-        rows = rows if self._rows is None else self._rows[rows]
-        found = np.asarray(self._stored[rows], np.float32)
-        return found if self._function is None else self._function(found)
+        wanted = (rows.start, rows.stop) if isinstance(rows, slice) else None
+        if wanted is not None and getattr(self._last, "rows", None) == wanted:
+            return self._last.found
+        found = self._stored[rows if self._rows is None else self._rows[rows]]
+        found = np.asarray(found, np.float32)
+        if self._function is None:
+            return found
+        found = self._function(found)
+        # Vectors that are computed from these are often read next, by the same thread.
+        self._last.rows, self._last.found = wanted, found
+        return found
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         found = np.empty(self.shape, dtype or self.dtype)
