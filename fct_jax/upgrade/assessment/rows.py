@@ -46,7 +46,7 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, rows) -> np.ndarray:
-        wanted = (rows.start, rows.stop) if isinstance(rows, slice) else None
+        wanted = (rows.start, rows.stop, rows.step) if isinstance(rows, slice) else None
         if wanted is not None and getattr(self._last, "rows", None) == wanted:
             return self._last.found
         found = self._stored[rows if self._rows is None else self._rows[rows]]
