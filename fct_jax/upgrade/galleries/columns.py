@@ -276,8 +276,9 @@ def ids_of(chunks: Iterable[pa.Array], count: int, name: str) -> tuple[np.ndarra
     """Return ids (count,), integers or text, and the rows (n,) where they are null.
 
     UUIDs become text of 36 characters in lower case, and other bytes are taken as UTF-8. Many ids
-    lie in a temporary file. Raises UserError if the kinds of chunks differ, or if bytes are not
-    text.
+    are kept in a temporary file.
+
+    Raises UserError if the kinds of chunks differ, or if bytes are not text.
     """
     ids, null, row, kinds = None, [np.empty(0, np.int64)], 0, {}
     for chunk in map(plain_array, chunks):

@@ -65,7 +65,7 @@ def read_traffic(path, gallery: Gallery) -> np.ndarray:
     ids, given = load_traffic(path)
     weights = spilled.empty(len(gallery), np.float64)
     weights[:] = 0
-    # Ids of one kind are compared where they lie; others are converted, which needs memory.
+    # Ids of one kind are compared where they are; others are converted, which needs memory.
     same = (ids.dtype.kind == "U") == (gallery.ids.dtype.kind == "U") and ids.dtype.kind in "Uiu"
     look = find_rows if same else rows_of_ids
     absent, some = 0, []

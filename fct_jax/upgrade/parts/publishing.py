@@ -71,6 +71,7 @@ class Publishing:
         ours = {
             **identity,
             "count": len(self.translator.source),
+            "dtype": self.translator.dtype.name,
             "borders": [piece.start for piece in self.pieces],
             "stamps": self._stamps,
         }
@@ -94,8 +95,8 @@ class Publishing:
             named = [key for key in differ if key != "borders"]  # which follow from the others
             shown = "; ".join(f"{k}: {theirs.get(k)!r} there, {ours[k]!r} now" for k in named)
             raise UserError(
-                f"{place.name} holds parts of another gallery, map or batch size ({shown}); give "
-                "the same ones, or choose another directory"
+                f"{place.name} holds parts of another gallery, map, batch size or type ({shown}); "
+                "give the same ones, or choose another directory"
             )
         return theirs["content"]
 

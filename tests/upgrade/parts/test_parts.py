@@ -206,8 +206,10 @@ def test_mistakes(words, galleries, tmp_path, capsys):
     assert cli.main([*other, "--part", "2/3"]) == 1
     assert "map_fingerprint" in said(capsys)
     (tmp_path / "up" / "upgrade.json").unlink()  # as on a host with a directory of its own
-    assert cli.main([*other, "--part", "2/3"]) == 1
-    assert "holds parts of another gallery, map or batch size (map:" in said(capsys)
+    for more, differs in ((other, "map:"), (words("--dtype", "float32"), "dtype: 'float16' there")):
+        assert cli.main([*more, "--part", "2/3"]) == 1
+        line = said(capsys)
+        assert f"holds parts of another gallery, map, batch size or type ({differs}" in line
 
 
 @pytest.mark.parametrize("links", [True, False])
