@@ -13,6 +13,7 @@ from fct_jax.upgrade.assessment.preparing import prepare
 from fct_jax.upgrade.assessment.report import Assessment
 from fct_jax.upgrade.assessment.runs import write_runs
 from fct_jax.upgrade.assessment.settings import check_settings, checked_shares, is_plain
+from fct_jax.upgrade.assessment.stored_types import recall_by_type
 from fct_jax.upgrade.assessment.streamed import Streamed
 from fct_jax.upgrade.assessment.verdict import (
     Bootstrap,
@@ -193,6 +194,7 @@ def assess(
         replays=replays,
         deep_enough=deep_enough,
         cutoffs=cut or {},
+        stored=_stored(world, made.metric),
         settings=settings,
         baseline=curves.baseline[0],
     )
@@ -201,6 +203,13 @@ def assess(
     if out is not None:
         report.write(Path(out))
     return report
+
+
+def _stored(world, metric: str) -> dict[str, float]:
+    """Return `recall_by_type` of translated vectors, if there are any."""
+    if "translated" not in world.items:
+        return {}
+    return recall_by_type(world.items["translated"], world.queries["new"], metric)
 
 
 def _with_translate(measured: dict, named: dict) -> dict:

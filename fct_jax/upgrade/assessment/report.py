@@ -11,6 +11,7 @@ from fct_jax.runtime.report import Curve, Panel, Report
 from fct_jax.runtime.tables import Table, percent
 from fct_jax.storage.files import new_directory
 from fct_jax.upgrade.assessment.points import Budget, Point
+from fct_jax.upgrade.assessment.stored_types import STORED
 from fct_jax.upgrade.assessment.verdict import Verdict
 from fct_jax.upgrade.assessment.world import KEEP, TRANSLATE, WHOLE
 from fct_jax.upgrade.ways.calibration import Calibration
@@ -38,6 +39,7 @@ class Assessment:
       replays: {cascade: vectors made on demand, and the gap to the new model}.
       deep_enough: {cascade: the smallest depth with a gap of at most a point, or None}.
       cutoffs: {direction: the converted threshold}.
+      stored: {type: recall@10 of the neighbours among translated vectors in float32}.
       settings: arguments of the call.
       baseline: point that gains are measured against, "keep" or "translate".
     """
@@ -56,6 +58,7 @@ class Assessment:
     replays: dict[str, dict] = dataclasses.field(default_factory=dict)
     deep_enough: dict[str, int | None] = dataclasses.field(default_factory=dict)
     cutoffs: dict[str, dict] = dataclasses.field(default_factory=dict)
+    stored: dict[str, float] = dataclasses.field(default_factory=dict)
     settings: dict = dataclasses.field(default_factory=dict)
     baseline: str = KEEP
 
@@ -135,6 +138,8 @@ class Assessment:
             tables.append(self._replay_table(brief))
         if self.cutoffs:
             tables.append(self._cutoff_table())
+        if self.stored:
+            tables.append(self._stored_table())
         if not brief:
             tables.append(self._point_table())
         return Report(
@@ -173,6 +178,7 @@ class Assessment:
                 "replays": self.replays,
                 "deep_enough": self.deep_enough,
                 "cutoffs": self.cutoffs,
+                "stored": self.stored,
             },
         )
 
@@ -316,6 +322,13 @@ class Assessment:
         columns = ["scores", "cut-off", "agree before", "after", "recall before", "after ",
                    "gained", "lost"]  # fmt: skip
         return Table("The service's cut-off (%)", columns, rows)
+
+    def _stored_table(self) -> Table:
+        rows = [
+            [name, f"{STORED[name][1]:g}", percent(recall)] for name, recall in self.stored.items()
+        ]
+        columns = ["stored as", "bytes a dimension", "recall@10"]
+        return Table("Neighbours of float32 that translated vectors keep (%)", columns, rows)
 
     def _panels(self) -> list[Panel]:
         levels = {p.way: 100 * p.values[self.target] for p in self.points if p.way in (KEEP, WHOLE)}

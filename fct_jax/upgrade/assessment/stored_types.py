@@ -1,0 +1,58 @@
+"""The neighbours that are lost when vectors are stored in fewer bits."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fct_jax.evaluate.search import knn
+
+_ITEMS, _QUERIES, _NEAREST = 20_000, 500, 10  # the most that are looked at
+
+
+def _float16(vectors: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return vectors.astype(np.float16).astype(np.float32)
+
+
+def _int8(vectors: np.ndarray) -> np.ndarray:
+    """Round each dimension to 255 even steps between its smallest and its largest value."""
+    low, high = vectors.min(axis=0), vectors.max(axis=0)
+    step = np.where(high > low, (high - low) / 254, 1).astype(np.float32)
+    return np.rint((vectors - low) / step) * step + low
+
+
+def _binary(vectors: np.ndarray) -> np.ndarray:
+    """Keep the sign of each value, as the embedding services' binary types do."""
+    return np.where(vectors > 0, np.float32(1), np.float32(-1))
+
+
+# type -> (function that gives vectors (n, D) as they are after storing, bytes of a dimension)
+STORED: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
+    "float16": (_float16, 2),
+    "int8": (_int8, 1),
+    "binary": (_binary, 1 / 8),
+}
+
+
+def recall_by_type(vectors, queries: np.ndarray, metric: str) -> dict[str, float]:
+    """Return the recall@10 of float32's neighbours for each type of stored vectors.
+
+    Queries stay float32. For "binary" nearness is the product with the signs, whatever the metric.
+
+    Args:
+      vectors: (N, D) gallery vectors; at most 20,000 evenly spread ones are looked at.
+      queries: (Q, D) float32; at most 500.
+      metric: "l2" or "cosine".
+    """
+    rows = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _ITEMS)).astype(np.int64))
+    items = np.asarray(vectors[rows], np.float32)
+    queries = np.asarray(queries[:_QUERIES], np.float32)
+    nearest = min(_NEAREST, len(items))
+    _, expected = knn(queries, items, nearest, metric=metric)
+    recalls = {}
+    for name, (stored, _) in STORED.items():
+        how = "cosine" if name == "binary" else metric
+        _, found = knn(queries, stored(items), nearest, metric=how)
+        hits = (found[:, :, None] == expected[:, None, :]).any(axis=2)
+        recalls[name] = float(hits.mean())
+    return recalls

@@ -1,0 +1,39 @@
+"""Neighbours that are lost by storing vectors in fewer bits, against plain loops."""
+
+import numpy as np
+import pytest
+
+from fct_jax.upgrade.assessment.stored_types import STORED, recall_by_type
+
+
+def nearest(query, vectors, metric):
+    if metric == "cosine":
+        score = -(vectors @ query) / np.linalg.norm(vectors, axis=1)
+    else:
+        score = ((vectors - query) ** 2).sum(axis=1)
+    return set(np.argsort(score, kind="stable")[:10].tolist())
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_recall_by_definition(metric):
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((300, 24)).astype(np.float32)
+    queries = rng.standard_normal((40, 24)).astype(np.float32)
+    found = recall_by_type(vectors, queries, metric)
+    assert list(found) == ["float16", "int8", "binary"]
+    for name, recall in found.items():
+        stored = STORED[name][0](vectors)
+        how = "cosine" if name == "binary" else metric
+        kept = [len(nearest(q, vectors, metric) & nearest(q, stored, how)) for q in queries]
+        assert recall == pytest.approx(np.mean(kept) / 10, abs=0.01)
+    assert found["float16"] > found["int8"] > found["binary"]
+
+
+def test_stored_values():
+    rng = np.random.default_rng(1)
+    vectors = (rng.standard_normal((500, 6)) * [1, 10, 1e-3, 0, 5, 100] + 3).astype(np.float32)
+    rounded = STORED["int8"][0](vectors)
+    assert max(len(np.unique(column)) for column in rounded.T) <= 255
+    spread = np.ptp(vectors, axis=0)
+    assert (np.abs(rounded - vectors) <= spread / 508 + 1e-5).all()
+    assert set(np.unique(STORED["binary"][0](vectors - 3))) == {-1, 1}
