@@ -317,7 +317,7 @@ class Curves:
                 left = _undamped(way.left(now), way, plain)
                 done = left if way.done is None else _undamped(way.done(now), way, plain)
                 migrated = states[_state_of(spot)].migrated
-                found[spot.name] = Wish(left, done, migrated, self.depth)
+                found[_list_of(spot)] = Wish(left, done, migrated, self.depth)
             elif _first_stage(way) not in found:
                 left = _undamped(way.left(now), way, plain)
                 found[_first_stage(way)] = Wish(left, left, none, width)
@@ -339,7 +339,7 @@ class Curves:
         for spot in spots:
             way, now = spot.way, self._seen_by(spot, affine, rows)
             if way.reranked is None:
-                found[spot.name] = self._judged(spot.name, rows, lists[spot.name], relevance)
+                found[spot.name] = self._judged(spot.name, rows, lists[_list_of(spot)], relevance)
                 continue
             first = _first_stage(way)
             if first not in recalled:
@@ -368,6 +368,11 @@ class Curves:
 
 def _state_of(spot: Spot) -> tuple[str, float]:
     return (spot.order if 0 < spot.share < 1 else ""), spot.share
+
+
+def _list_of(spot: Spot) -> tuple[str, str, float]:
+    """Return the name of a spot's list; no order matters before and after the re-embedding."""
+    return spot.way.label, *_state_of(spot)
 
 
 def _deepest(spots: Sequence[Spot]) -> int:
