@@ -32,6 +32,8 @@ def add_gallery(parser) -> None:
                         "aside (at most one in a thousand), or stop at the first")  # fmt: skip
     parser.add_argument("--duplicates", choices=("raise", "first", "last"), help="keep the first "
                         "or the last row of a repeated id, or stop")  # fmt: skip
+    parser.add_argument("--in-place", action="store_true", help="give each row of a store a second "
+                        "vector, instead of making a sibling with rows of its own")  # fmt: skip
 
 
 def add_arguments(parser) -> None:

@@ -90,6 +90,12 @@ class PostgresApp(App):
     def put_new(self, target, ids, rows):
         self.put(ids, rows, target.name, "vector", "id")
 
+    def put_second(self, target, ids, rows):
+        column = target.uri.params["vector"]
+        for one, row in zip(ids, rows, strict=True):
+            text = f"update items set {column} = %s where key = %s"
+            self.db.execute(text, (str(row.tolist()), one))
+
     def delete(self, ids):
         cast = {"int": "bigint", "uuid": "uuid", "text": "text"}[self.kind]
         self.db.execute(f"delete from items where key = any(%s::{cast}[])", (list(ids),))
@@ -197,6 +203,17 @@ class LanceApp(App):
         merge = table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
         rows = self.table(ids, rows, np.asarray(rows).shape[1])
         merge.execute(rows, timeout=datetime.timedelta(seconds=LONG))
+
+    def put_second(self, target, ids, rows):
+        # The application deletes and adds whole rows, without our columns.
+        import pyarrow as pa
+
+        old, column = self.rows(), target.uri.params["vector"]
+        self.delete(ids)
+        made = self.table(ids, np.stack([old[one] for one in ids]))
+        flat = pa.array(np.asarray(rows, np.float32).ravel())
+        second = pa.FixedSizeListArray.from_arrays(flat, np.shape(rows)[1])
+        self.db.open_table("items").add(made.append_column(column, second))
 
     def put_new(self, target, ids, rows):
         # The application writes rows of its own, without our columns.

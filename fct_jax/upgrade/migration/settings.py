@@ -14,7 +14,7 @@ _NAMES = ("map", "gallery", "probe")  # settings that name something on disk
 # Settings that a plan depends on, and further ones that a translation depends on. A map is
 # recognised by its fingerprint, wherever it is.
 _PLANNED = ("map_fingerprint", "gallery", "probe", "id_column", "vector_column", "duplicates")
-_TRANSLATED = ("batch_size", "dtype", "on_bad", "output")
+_TRANSLATED = ("batch_size", "dtype", "on_bad", "output", "in_place")
 DTYPES = ("float16", "float32")  # types of new vectors
 
 
@@ -31,6 +31,7 @@ class Settings:
       on_bad: "quarantine" sets unusable vectors aside, up to one in a thousand; "raise" stops.
       duplicates: "first" or "last" keeps that row of a repeated id; "raise" stops.
       output: URI of the new gallery in an object store; None: ``gallery`` in the directory.
+      in_place: whether a store's new vectors go to the same rows, beside the old ones.
     """
 
     map: str | None = None
@@ -44,6 +45,7 @@ class Settings:
     on_bad: str = "quarantine"
     duplicates: str = "raise"
     output: str | None = None
+    in_place: bool = False
 
     def check(self) -> None:
         """Raise UserError for an impossible setting."""

@@ -58,6 +58,7 @@ class Upgrade:
         vector_column: str | None = None,
         on_bad: str | None = None,
         duplicates: str | None = None,
+        in_place: bool | None = None,
     ) -> Plan:
         """Decide which items to re-embed, in which order, and forecast the resulting quality.
 
@@ -83,6 +84,8 @@ class Upgrade:
             and writes them to ``quarantine.jsonl``; "raise" stops at the first.
           duplicates: "first" or "last" keeps that row of a repeated id; "raise" (the default)
             stops.
+          in_place: for a store: add a second vector to each row (a column, or a named vector)
+            instead of making a sibling with rows of its own, which is the default and faster.
 
         Returns:
           The plan, which is also in ``WORKDIR/plan``.
@@ -116,6 +119,7 @@ class Upgrade:
             vector_column=vector_column,
             on_bad=on_bad,
             duplicates=duplicates,
+            in_place=in_place,
         )
         with self._closing(side, gallery):
             return side.plan(wanted)
@@ -153,14 +157,15 @@ class Upgrade:
         vector_column: str | None = None,
         on_bad: str | None = None,
         duplicates: str | None = None,
+        in_place: bool | None = None,
     ):
         """Translate the gallery and re-embed the plan's items, from where the last run stopped.
 
         Without a plan, a plan of all items is made first.
 
         Args:
-          map, gallery, probe, batch_size, id_column, vector_column, on_bad, duplicates: as in
-            `plan`; remembered settings can be omitted.
+          map, gallery, probe, batch_size, id_column, vector_column, on_bad, duplicates, in_place:
+            as in `plan`; remembered settings can be omitted.
           dtype: type of the new gallery's vectors, "float16" or "float32"; None: the old one's.
           reembed: source of new vectors: an EmbeddingSet's directory; ``module:function``, or
             a function from ids (n,) to vectors (n, D), with None in place of missing ones; or
@@ -228,6 +233,7 @@ class Upgrade:
             on_bad=on_bad,
             duplicates=duplicates,
             output=output,
+            in_place=in_place,
         )
         with self._closing(side, gallery, at_end=False):
             if not side.in_parts and (part is not None or engine is not None):

@@ -65,6 +65,7 @@ class Store(abc.ABC):
       normalises: whether the store scales vectors to unit length, so that lengths are lost.
       id_kind: "int", "uuid" or "text"; ids are int64 for the first and text for the others.
       meta: known facts about the vectors' space (``fingerprint``, ``source``, …).
+      in_place: whether it is the second vector of the same rows, beside the old one.
       errors: exceptions that its client raises if a server is unavailable or refuses a request.
     """
 
@@ -75,6 +76,7 @@ class Store(abc.ABC):
     normalises: bool = False
     id_kind: str
     meta: dict
+    in_place: bool = False
     errors: tuple[type[Exception], ...] = (OSError,)
 
     def __repr__(self) -> str:
@@ -159,7 +161,8 @@ class Store(abc.ABC):
         """Return the store of the same rows for another model; make it if it does not exist.
 
         It is in the same database and has no vector index yet; its name is made from this store's
-        name and ``meta["fingerprint"]``.
+        name and ``meta["fingerprint"]``. With ``meta["in_place"]`` it is a second vector in the
+        same rows, where the database can have one; deleting its rows removes that vector only.
         """
 
     @abc.abstractmethod
@@ -259,10 +262,14 @@ class Store(abc.ABC):
 
         return search_half(self, new, queries_old, queries_new, k, affine, way=way, exact=exact)
 
-    def sibling_name(self, meta: dict) -> str:
-        """Return a name that every database accepts and that is always the same for a model."""
+    def sibling_name(self, meta: dict, name: str | None = None) -> str:
+        """Return a name that every database accepts and that is always the same for a model.
+
+        name: old name that it is made from; None: that of the store.
+        """
         tag = "".join(c for c in str(meta.get("fingerprint", "new")) if c.isalnum())[:12].lower()
-        return f"{self.name[:48]}__{tag or 'new'}"  # PostgreSQL cuts names after 63 bytes
+        # PostgreSQL cuts names after 63 bytes.
+        return f"{(self.name if name is None else name)[:48]}__{tag or 'new'}"
 
     def same_dim(self, found: "Store", dim: int) -> "Store":
         """Return a sibling. Raises UserError if it exists with another dimension."""
@@ -290,6 +297,12 @@ def client(module: str, extra: str):
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
         raise UserError(f"this store needs {module}: pip install 'fct_jax[{extra}]'") from None
+
+
+def second(vector: str) -> tuple[str, str]:
+    """Return the names of version and token that belong to a vector in place."""
+    tag = vector.rpartition("__")[2]
+    return f"{VERSION}__{tag}", f"{SEEN}__{tag}"
 
 
 def one_metric(uri: Uri, indexed: list[str], default: str) -> str:

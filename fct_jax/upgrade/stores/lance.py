@@ -9,6 +9,7 @@ import datetime
 import json
 import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from fct_jax.upgrade.stores.base import (
     one_metric,
     plain,
     ranked,
+    second,
 )
 from fct_jax.upgrade.stores.lance_pointer import LancePointer
 from fct_jax.upgrade.stores.uri import Uri, parse
@@ -67,8 +69,9 @@ class LanceStore(Store):
         from fct_jax.upgrade.stores.lance_order import Ordered
 
         self._ordered = Ordered(self, self.id_column, [self.id_column], row_ids=True)
-        columns = [self.id_column, *([VERSION, SEEN] if self.is_sibling else [])]
-        self._ordered_states = Ordered(self, self.id_column, columns)
+        columns = [self.id_column, *(self._own if self.is_sibling else [])]
+        some = f"{self._vector} is not null" if self.in_place else None
+        self._ordered_states = Ordered(self, self.id_column, columns, where=some)
         self._known_version = self._highest = None
 
     def _describe(self) -> None:
@@ -83,8 +86,12 @@ class LanceStore(Store):
         if not (types.is_integer(id_type) or types.is_string(id_type)):
             raise UserError(f"{self.uri}: ids are {id_type}; integers and text are supported")
         self.dim, self.id_kind = kind.list_size, "int" if types.is_integer(id_type) else "text"
-        self.is_sibling = SEEN in schema.names
-        self.meta = json.loads((schema.metadata or {}).get(b"fct_jax", b"{}"))
+        own = second(self._vector)
+        self.in_place = set(own) <= set(schema.names)
+        self._own = list(own if self.in_place else (VERSION, SEEN))
+        self.is_sibling = self._own[1] in schema.names
+        described = schema.field(self._vector) if self.in_place else schema
+        self.meta = json.loads((described.metadata or {}).get(b"fct_jax", b"{}"))
         indices = [index for index in self.table.list_indices() if self._vector in index.columns]
         kinds = [self.table.index_stats(index.name).distance_type for index in indices]
         indexed = [ours for theirs, ours in _OURS.items() if theirs in kinds]
@@ -124,9 +131,7 @@ class LanceStore(Store):
         return self._batch(found.sort_by(self.id_column), None)  # in the form for `write`
 
     def _batch(self, found, after) -> Batch:
-        extra = found.drop_columns(
-            [name for name in (self._vector, VERSION, SEEN) if name in found.column_names]
-        )
+        extra = found.drop_columns(self._not_copied(found.column_names))
         values = self._values(found)
         tokens = content_tokens(values, extra.to_pylist())
         return Batch(self.id_array(found[self.id_column].to_pylist()), values, tokens, after, extra)
@@ -136,7 +141,7 @@ class LanceStore(Store):
         ids = self.id_array(rows[self.id_column].to_pylist())
         tokens = np.zeros(len(ids), np.int64)
         if self.is_sibling and len(ids):
-            tokens = rows[SEEN].fill_null(0).to_numpy()
+            tokens = rows[self._own[1]].fill_null(0).to_numpy()
         last = plain(ids[-1]) if len(ids) else after
         return Batch(ids, np.zeros((len(ids), 0), np.float32), tokens, last)
 
@@ -147,11 +152,16 @@ class LanceStore(Store):
     def _of(self, ids, columns):
         """Return the rows of some ids, unordered; if ``columns`` is None, with all columns."""
         some = ",".join(map(self.literal, ids)) or "null"
-        query = self.latest().search().where(f"{self.id_column} in ({some})")
+        some = f"{self.id_column} in ({some})"
+        query = (
+            self.latest()
+            .search()
+            .where(f"{some} and {self._vector} is not null" if self.in_place else some)
+        )
         return (query if columns is None else query.select(columns)).to_arrow()
 
     def states(self, ids):
-        columns = [VERSION, SEEN] if self.is_sibling else []
+        columns = self._own if self.is_sibling else []
         return self._as_states(self._of(ids, [self.id_column, *columns]))
 
     def states_in_order(self, ids):
@@ -162,7 +172,7 @@ class LanceStore(Store):
     def _as_states(self, rows) -> dict:
         columns = rows.to_pydict()
         none = [None] * len(rows)
-        pairs = zip(columns.get(VERSION, none), columns.get(SEEN, none), strict=True)
+        pairs = zip(*(columns.get(name, none) for name in self._own), strict=True)
         return dict(zip(columns[self.id_column], pairs, strict=True))
 
     def fetch(self, ids):
@@ -177,9 +187,11 @@ class LanceStore(Store):
             self._vector: pa.FixedSizeListArray.from_arrays(
                 pa.array(np.asarray(vectors, np.float32).ravel()), self.dim
             ),
-            VERSION: pa.array([int(version)] * len(ids)),
-            SEEN: pa.array(np.asarray(tokens, np.int64)),
+            self._own[0]: pa.array([int(version)] * len(ids)),
+            self._own[1]: pa.array(np.asarray(tokens, np.int64)),
         }
+        if self.in_place:
+            schema = pa.schema([schema.field(name) for name in new])
         columns = [
             new[field.name].cast(field.type)
             if field.name in new
@@ -189,13 +201,19 @@ class LanceStore(Store):
             for field in schema
         ]
         rows = pa.table(columns, schema=schema)
-        if self._lies_behind(ids[0]):
+        if not self.in_place and self._lies_behind(ids[0]):
             result = self._tried(lambda: self.table.add(rows))
             done = np.ones(len(ids), bool)
         else:
-            older = f"target.{SEEN} <> source.{SEEN} or target.{VERSION} < source.{VERSION}"
-            some = f"target.{SEEN} is not null" if over else older
+            ver, seen = self._own
+            older = f"target.{seen} <> source.{seen} or target.{ver} < source.{ver}"
+            some = f"target.{seen} is not null" if over else older
+            if self.in_place:  # rows without a second vector are there, too
+                some = f"target.{self._vector} is null or (target.{seen} is not null and ({some}))"
             merge = self.table.merge_insert(self.id_column).when_matched_update_all(where=some)
+            if self.in_place:
+                self._tried(lambda: merge.execute(rows, timeout=_TIMEOUT))
+                return self._done(ids, version, tokens)
             merge = merge.when_not_matched_insert_all()
             result = self._tried(lambda: merge.execute(rows, timeout=_TIMEOUT))
             done = self._done(ids, version, tokens)
@@ -236,8 +254,12 @@ class LanceStore(Store):
                 self.table.checkout_latest()
 
     def delete(self, ids):
-        some = ",".join(map(self.literal, ids))
-        self._tried(lambda: self.table.delete(f"{self.id_column} in ({some})"))
+        some = f"{self.id_column} in ({','.join(map(self.literal, ids))})"
+        if self.in_place:
+            none = dict.fromkeys([self._vector, *self._own])
+            self._tried(lambda: self.table.update(some, none))
+        else:
+            self._tried(lambda: self.table.delete(some))
 
     def search(self, queries, k, *, only=None, exact=False):
         hits, table = [], self.latest()
@@ -249,7 +271,9 @@ class LanceStore(Store):
             if exact:
                 asked = asked.bypass_vector_index()
             if only is not None:
-                asked = asked.where(f"{VERSION} = {int(only)}", prefilter=True)
+                asked = asked.where(f"{self._own[0]} = {int(only)}", prefilter=True)
+            elif self.in_place:
+                asked = asked.where(f"{self._vector} is not null", prefilter=True)
             rows = asked.to_arrow()
             scores = self._scores(rows["_distance"].to_numpy())
             hits.append(zip(scores.tolist(), rows[self.id_column].to_pylist(), strict=True))
@@ -274,7 +298,10 @@ class LanceStore(Store):
 
     def sibling(self, dim, meta):
         pa, name = self._pa, self.sibling_name(meta)
-        kept = [f for f in self.table.schema if f.name not in (self._vector, VERSION, SEEN)]
+        if meta.get("in_place"):
+            return self._second(int(dim), meta)
+        names = self._not_copied(self.table.schema.names)
+        kept = [f for f in self.table.schema if f.name not in names]
         # These columns are nullable, because the application's own inserts lack them.
         added = [
             pa.field(self._vector, pa.list_(pa.float32(), int(dim))),
@@ -287,6 +314,31 @@ class LanceStore(Store):
             self.db.create_table(name, schema=schema)
         uri = parse(self.uri.with_name(name))
         return self.same_dim(LanceStore(uri, self.db), dim)
+
+    def _second(self, dim: int, meta: dict):
+        """Return the sibling in place, whose columns are added if they do not exist."""
+        pa, name = self._pa, self.sibling_name(meta, self._vector)
+        meta = {**meta, "source": str(self.uri), "metric": self.metric}
+        version, seen = second(name)
+        self.table.checkout_latest()
+        if seen not in self.table.schema.names:
+            described = {"fct_jax": json.dumps(meta)}
+            added = [
+                pa.field(name, pa.list_(pa.float32(), dim), metadata=described),
+                pa.field(version, pa.int8()),
+                pa.field(seen, pa.int64()),
+            ]
+            self._tried(lambda: self.table.add_columns(added))
+        place, _, table = str(self.uri).partition("#")
+        params = {"id": self.id_column, "metric": self.metric, "vector": name}
+        uri = parse(f"{place.partition('?')[0]}?{urlencode(params)}#{table}")
+        return self.same_dim(LanceStore(uri, self.db), dim)
+
+    def _not_copied(self, names) -> list[str]:
+        """Return the columns of vectors, versions and tokens among names, also those in place."""
+        tags = [name.removeprefix(SEEN) for name in names if name.startswith(f"{SEEN}__")]
+        mine = (VERSION, SEEN, self._vector)
+        return [n for n in names if n in mine or n.endswith(tuple(tags) or ("\0",))]
 
     def sample(self, n, seed=0):
         table, rng = self.latest(), np.random.default_rng(seed)
@@ -315,7 +367,8 @@ class LanceStore(Store):
         return rows.tolist()
 
     def of_app(self):
-        query = self.latest().search().where(f"{SEEN} is null").select([self.id_column])
+        some = f"{self._own[1]} is null and {self._vector} is not null"
+        query = self.latest().search().where(some).select([self.id_column])
         return self.id_array(query.to_arrow()[self.id_column].to_pylist())
 
     def pointer(self):

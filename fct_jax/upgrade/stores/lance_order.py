@@ -18,8 +18,12 @@ WINDOW = 1 << 19
 class Ordered:
     """Some columns of a table, window by window; each window shows one version of the table."""
 
-    def __init__(self, store, key: str, columns: list[str], row_ids: bool = False):
-        """Take a store with ``latest()``, the newest table, and ``literal(id)``, for conditions."""
+    def __init__(self, store, key: str, columns: list[str], row_ids: bool = False, where=None):
+        """Take a store with ``latest()``, the newest table, and ``literal(id)``, for conditions.
+
+        where: a condition that rows must meet, or None.
+        """
+        self._where = where
         self._store, self._key, self._columns, self._row_ids = store, key, columns, row_ids
         self._rows = self._last = self.table = None
         self._at, self._cut = 0, False
@@ -54,8 +58,11 @@ class Ordered:
     def _fill(self, sign: str, position) -> None:
         self.table = self._store.latest()
         query = self.table.search().select(self._columns).with_row_id(self._row_ids)
+        some = [self._where] if self._where else []
         if position is not None:
-            query = query.where(f"{self._key} {sign} {self._store.literal(position)}")
+            some.append(f"{self._key} {sign} {self._store.literal(position)}")
+        if some:
+            query = query.where(" and ".join(some))
         kept, size, self._cut = [], 0, False
         for batch in query.to_batches():
             kept.append(pa.table(batch))

@@ -206,6 +206,11 @@ class MilvusStore(Store):
         return made
 
     def sibling(self, dim, meta):
+        if meta.get("in_place"):
+            raise UserError(
+                f"{self.uri}: a second vector in place is not supported in Milvus; upgrade without "
+                "in_place, into a collection beside it"
+            )
         name, types = self.sibling_name(meta), self._milvus.DataType
         if not self.db.has_collection(name):
             meta = {**meta, "source": str(self.uri)}

@@ -13,7 +13,16 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.storage.ids import listed
-from fct_jax.upgrade.stores.base import SEEN, VERSION, Batch, Store, client, one_metric, plain
+from fct_jax.upgrade.stores.base import (
+    SEEN,
+    VERSION,
+    Batch,
+    Store,
+    client,
+    one_metric,
+    plain,
+    second,
+)
 from fct_jax.upgrade.stores.pgcopy import pack, unpack
 from fct_jax.upgrade.stores.pointer import Pointer
 from fct_jax.upgrade.stores.postgres_search import METRICS, Searching
@@ -24,14 +33,17 @@ _LIBPQ = ("host", "port", "sslmode", "sslrootcert", "connect_timeout", "options"
 _ID_KINDS = {"int2": "int", "int4": "int", "int8": "int", "uuid": "uuid"}
 _ID_KINDS |= dict.fromkeys(("text", "varchar", "bpchar"), "text")
 _STATE = "fct_jax"  # our table of metas and pointers
+_LOCK = 5  # seconds that adding a column may wait for other transactions
 _TRIGGER = """
-create or replace function fct_jax_written_by_app() returns trigger language plpgsql as $$
+create or replace function {name}() returns trigger language plpgsql as $$
 begin
   if current_setting('fct_jax.writing', true) is distinct from 'on' then
-    new.{seen} := null; new.{ver} := 1;
+    new.{seen} := null; new.{ver} := case when new.{v} is null then null else 1 end;
   end if;
   return new;
-end $$"""
+end $$;
+create or replace trigger {name} before insert or update of {v}
+on {table} for each row execute function {name}()"""
 
 
 class PostgresStore(Searching, Store):
@@ -48,9 +60,8 @@ class PostgresStore(Searching, Store):
         if not self.name:
             raise UserError(f"{uri} names no table; add ?table=…&id=…&vector=…")
         columns = {"id": uri.params.get("id", "id"), "v": uri.params.get("vector", "embedding")}
-        columns |= {"ver": VERSION, "seen": SEEN}
         self.names = {name: self.sql.Identifier(column) for name, column in columns.items()}
-        self._id_column = columns["id"]
+        self._id_column, self._vector = columns["id"], columns["v"]
         self.names["t"] = self.sql.Identifier(*self.name.split("."))
         self.db = connection or self._connect()
         try:
@@ -102,12 +113,21 @@ class PostgresStore(Searching, Store):
             known = ", ".join(_ID_KINDS)
             raise UserError(f"{self.uri}: ids of type {self.id_type} are not known ({known})")
         self.id_kind, self.half = _ID_KINDS[self.id_type], kind == "halfvec"
-        self.dim, self._is_sibling = int(dim), SEEN in found
+        own = second(vector_column)
+        self.in_place = set(own) <= set(found)
+        version, seen = own if self.in_place else (VERSION, SEEN)
+        self.names |= {"ver": self.sql.Identifier(version), "seen": self.sql.Identifier(seen)}
+        self.dim, self._is_sibling = int(dim), seen in found
+        self._kinds = {name: kind for name, (kind, _) in found.items()}
+        # Writes in place change xmin, too.
+        shared = any(name.startswith(f"{SEEN}__") for name in found)
+        self._token = self._hash("s.{v}", vector_column) if shared else "s.xmin::text::bigint"
         if self.dim < 1:  # declared without a dimension
             row = self.ask("select vector_dims({v}) from {t} where {v} is not null limit 1")
             self.dim = (row.fetchone() or [0])[0]
         self.metric = one_metric(self.uri, self._indexed_metrics(vector_column), "cosine")
-        self.meta = self.state(f"meta:{self.name}") or {}
+        self._meta_key = f"meta:{self.name}{'.' + vector_column if self.in_place else ''}"
+        self.meta = self.state(self._meta_key) or {}
 
     def _indexed_metrics(self, column: str) -> list[str]:
         """Return the metrics of the indexes on a column of this very table."""
@@ -153,7 +173,7 @@ class PostgresStore(Searching, Store):
 
     def page(self, after, limit, vectors=True, *, join="", where="true", **names):
         seen = "s.{seen}" if self._is_sibling else "null::bigint"
-        token, vector = ("s.xmin::text::bigint", "s.{v}") if vectors else (seen, "null")
+        token, vector = (self._token, "s.{v}") if vectors else (seen, "null")
         text = (
             f"copy (select s.{{id}}, {token}, {vector} from {{t}} s {join} where s.{{v}} is not "
             f"null and {where} {'' if after is None else 'and s.{id} > {after}'} "
@@ -179,9 +199,10 @@ class PostgresStore(Searching, Store):
     def read(self, after=None, limit=None, *, missing_in=None):
         if not self.shares_server(missing_in):
             return super().read(after, limit, missing_in=missing_in)
-        other = {"other": missing_in.names["t"], "key": missing_in.names["id"]}
-        join = "left join {other} o on o.{key} = s.{id}"
-        where = "(o.{key} is null or o.{seen} <> s.xmin::text::bigint)"
+        columns = {"other": "t", "key": "id", "new": "v", "had": "seen"}
+        other = {name: missing_in.names[column] for name, column in columns.items()}
+        join = "left join {other} o on o.{key} = s.{id} and o.{new} is not null"
+        where = f"(o.{{key}} is null or o.{{had}} <> {self._token})"
         return self.page(after, limit or self.batch_rows, join=join, where=where, **other)
 
     def shares_server(self, other) -> bool:
@@ -219,14 +240,10 @@ class PostgresStore(Searching, Store):
             copied = self.sql.SQL("copy {stage} from stdin (format binary)").format(**names)
             with self.db.cursor() as cursor, cursor.copy(copied) as copy:
                 copy.write(pack(ids, tokens, vectors, self.id_type))
-            # Rows are written in the order of ids, so that two writers cannot deadlock.
-            self.ask(
-                "insert into {t} as o ({id}, {v}, {ver}, {seen}) select id, vector, {version}, "
-                "token from {stage} order by id on conflict ({id}) do update set {v} = "
-                "excluded.{v}, {ver} = excluded.{ver}, {seen} = excluded.{seen} where "
-                + ("o.{seen} is not null" if over else older),
-                **names,
-            )
+            if self.in_place:
+                self._update(over, **names)
+            else:
+                self._insert("o.{seen} is not null" if over else older, **names)
             rows = self.ask(
                 "select s.id from {stage} s join {t} o on o.{id} = s.id and o.{seen} = s.token "
                 "and o.{ver} = {version}",
@@ -235,8 +252,38 @@ class PostgresStore(Searching, Store):
             done = {self.key(one) for (one,) in rows}
         return np.array([plain(one) in done for one in ids], bool)
 
+    # Rows are written in the order of ids, so that two writers cannot deadlock.
+
+    def _insert(self, where: str, **names) -> None:
+        """Insert the staged rows into a side table, or replace the rows that meet a condition."""
+        self.ask(
+            "insert into {t} as o ({id}, {v}, {ver}, {seen}) select id, vector, {version}, token "
+            "from {stage} order by id on conflict ({id}) do update set {v} = excluded.{v}, "
+            "{ver} = excluded.{ver}, {seen} = excluded.{seen} where " + where,
+            **names,
+        )
+
+    def _update(self, over: bool, **names) -> None:
+        """Set the second vectors of the staged rows whose old vectors have not changed since."""
+        older = "o.{seen} <> s.token or o.{ver} < {version}"
+        old = {"old": self.sql.Identifier(self.meta["old"])}
+        locked = "select o.{id} from {t} o join {stage} s on s.id = o.{id} order by o.{id}"
+        self.ask(locked + " for update of o", **names)
+        self.ask(
+            "update {t} o set {v} = s.vector, {ver} = {version}, {seen} = s.token from {stage} s "
+            f"where o.{{id}} = s.id and {self._hash('o.{old}', self.meta['old'])} = s.token and "
+            f"(o.{{v}} is null or (o.{{seen}} is not null and ({'true' if over else older})))",
+            **old,
+            **names,
+        )
+
+    def _hash(self, vector: str, column: str) -> str:
+        """Return the token of a row that is written in place: xmin would change with each write."""
+        return f"('x' || left(md5({self._kinds[column]}_send({vector})), 16))::bit(64)::bigint"
+
     def delete(self, ids):
-        self._of("delete from {t} where", ids)
+        gone = "update {t} set {v} = null where" if self.in_place else "delete from {t} where"
+        self._of(gone, ids)
 
     def _check_unique(self) -> None:
         """Raise UserError if ids are repeated, as may be without a unique index."""
@@ -257,24 +304,49 @@ class PostgresStore(Searching, Store):
     def sibling(self, dim, meta):
         self._check_unique()
         meta = {**meta, "source": str(self.uri)}
-        params = {**self.uri.params, "table": self.sibling_name(meta), "id": "id"}
-        params |= {"vector": "vector", "metric": self.metric}
-        uri = parse(f"{str(self.uri).partition('?')[0]}?{urlencode(params, safe='/:')}")
-        table = self.sql.Identifier(*params["table"].split("."))
+        params, place = {**self.uri.params}, str(self.uri).partition("?")[0]
+        if meta.get("in_place"):
+            params |= {"vector": self.sibling_name(meta, self._vector), "metric": self.metric}
+            self._add_column(params["vector"], int(dim), {**meta, "old": self._vector})
+            self._token = self._hash("s.{v}", self._vector)
+        else:
+            params |= {"table": self.sibling_name(meta), "id": "id", "vector": "vector"}
+            params["metric"] = self.metric
+            self._add_table(params["table"], int(dim), meta)
+        uri = parse(f"{place}?{urlencode(params, safe='/:')}")
+        return self.same_dim(PostgresStore(uri, self.db), dim)
+
+    def _add_table(self, name: str, dim: int, meta: dict) -> None:
+        table = self.sql.Identifier(*name.split("."))
         with self.db.transaction():
-            self.ask(_TRIGGER)
             self.ask(
                 f"create table if not exists {{table}} (id {self.id_type} primary key, "
-                f"vector vector({int(dim)}), {{ver}} smallint default 1, {{seen}} bigint)",
+                f"vector vector({dim}), {{ver}} smallint default 1, {{seen}} bigint)",
                 table=table,
             )
-            self.ask(
-                "create or replace trigger fct_jax_written_by_app before insert or update on "
-                "{table} for each row execute function fct_jax_written_by_app()",
-                table=table,
-            )
-            self.put_state(f"meta:{params['table']}", meta)
-        return self.same_dim(PostgresStore(uri, self.db), dim)
+            self._add_trigger("fct_jax_written_by_app", table, "vector")
+            self.put_state(f"meta:{name}", meta)
+
+    def _add_column(self, name: str, dim: int, meta: dict) -> None:
+        columns = dict(zip(("ver", "seen"), second(name), strict=True))
+        columns = {key: self.sql.Identifier(column) for key, column in columns.items()}
+        columns |= {"new": self.sql.Identifier(name), "t": self.names["t"]}
+        text = (
+            f"alter table {{t}} add column if not exists {{new}} vector({dim}), add column if not "
+            "exists {ver} smallint, add column if not exists {seen} bigint"
+        )
+        with self.db.transaction():
+            # The lock is short, but behind a long transaction everybody else would wait for it.
+            self.ask(f"set local lock_timeout = '{_LOCK}s'")
+            self.db.execute(self.sql.SQL(text).format(**columns))
+            self._add_trigger(f"fct_jax_{name}", self.names["t"], name)
+            self.put_state(f"meta:{self.name}.{name}", meta)
+
+    def _add_trigger(self, name: str, table, vector: str) -> None:
+        version, seen = second(vector) if "__" in vector else (VERSION, SEEN)
+        named = {"ver": version, "seen": seen, "v": vector, "name": name[:63]}
+        named = {key: self.sql.Identifier(value) for key, value in named.items()}
+        self.db.execute(self.sql.SQL(_TRIGGER).format(**named, table=table))
 
     def sample(self, n, seed=0):
         table = self.names["t"].as_string(self.db)

@@ -44,12 +44,13 @@ class Searching:
         """Build an HNSW index, unless the vectors have more than 4,000 dimensions."""
         if self.dim > _INDEXED_HALF:
             return
-        kind = self._type.partition("(")[0]
+        kind, name = self._type.partition("(")[0], self.name.split(".")[-1]
+        name = self._vector if self.in_place else name
         column = "{v}" if kind == ("halfvec" if self.half else "vector") else f"({self._column})"
         self.ask(
             f"create index if not exists {{index}} on {{t}} using hnsw "
             f"({column} {kind}_{METRICS[self.metric][1]})",
-            index=self.sql.Identifier(f"{self.name.split('.')[-1]}_hnsw"),
+            index=self.sql.Identifier(f"{name[:58]}_hnsw"),
         )
         self.ask("analyze {t}")
 

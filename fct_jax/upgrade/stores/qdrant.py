@@ -9,10 +9,12 @@ import json
 import os
 import time
 import uuid
+from urllib.parse import quote
 
 import numpy as np
 
 from fct_jax.errors import UserError
+from fct_jax.upgrade.stores import qdrant_second
 from fct_jax.upgrade.stores.base import (
     BATCH_ROWS,
     SEEN,
@@ -23,6 +25,7 @@ from fct_jax.upgrade.stores.base import (
     content_tokens,
     plain,
     ranked,
+    second,
 )
 from fct_jax.upgrade.stores.qdrant_pointer import QdrantPointer
 from fct_jax.upgrade.stores.sampling import sample
@@ -38,8 +41,8 @@ class QdrantStore(Store):
     def __init__(self, uri: Uri, connection=None):
         uri.only("vector", "https")
         self.models = client("qdrant_client.models", "qdrant")
-        self.uri, self._vector = uri, uri.params.get("vector", "")
-        self._which = [self._vector] if self._vector else True
+        self.uri, self.vector = uri, uri.params.get("vector", "")
+        self._which = [self.vector] if self.vector else True
         self.name = uri.name or uri.path.strip("/")
         self.db = connection or _connect(uri)
         self.errors = (
@@ -55,23 +58,27 @@ class QdrantStore(Store):
         except self.errors as error:
             raise UserError(f"cannot open {uri}: {str(error).partition(chr(10))[0]}") from None
         params = config.params.vectors
+        self._named = isinstance(params, dict) and bool(self.vector)
         if isinstance(params, dict):
-            if self._vector not in params:
+            if self.vector not in params:
                 known = ", ".join(params)
                 raise UserError(f"{uri}: choose a vector with ?vector=…; known: {known}")
-            params = params[self._vector]
+            params = params[self.vector]
         if params.multivector_config:
             raise UserError(f"{uri} holds several vectors a point, which are not supported")
-        self.dim, self._distance = params.size, params.distance
-        if self._distance.value not in _METRICS:
-            raise UserError(f"{uri}: distance {self._distance.value} is not supported")
-        self.metric = _METRICS[self._distance.value]
+        self.dim, self.distance = params.size, params.distance
+        if self.distance.value not in _METRICS:
+            raise UserError(f"{uri}: distance {self.distance.value} is not supported")
+        self.metric = _METRICS[self.distance.value]
         self.normalises = self.metric == "cosine"
-        self.meta = json.loads((config.metadata or {}).get("fct_jax", "{}"))
+        described, own = config.metadata or {}, f"fct_jax:{self.vector}"
+        self.in_place = own in described
+        self._ver, self._seen = second(self.vector) if self.in_place else (VERSION, SEEN)
+        self.meta = json.loads(described.get(own if self.in_place else "fct_jax", "{}"))
         self.id_kind = self._find_id_kind()
 
     @property
-    def _is_server(self) -> bool:
+    def is_server(self) -> bool:
         return bool(self.uri.host) and self.uri.host != ":memory:"
 
     def _find_id_kind(self) -> str:
@@ -83,14 +90,24 @@ class QdrantStore(Store):
         return "uuid" if texts else self.meta.get("id_kind", "int")
 
     def count(self):
-        return self.db.count(self.name, exact=True).count
+        return self.db.count(self.name, self._some(), exact=True).count
+
+    def _some(self, *conditions, ids=None):
+        """Return the filter for points that have the vector and meet conditions, or None."""
+        m, must = self.models, list(conditions)
+        if self._named:
+            must.append(m.HasVectorCondition(has_vector=self.vector))
+        if ids is not None:
+            must.append(m.HasIdCondition(has_id=ids))
+        return m.Filter(must=must) if must else None
 
     def page(self, after, limit, vectors=True):
         found, _ = self.db.scroll(
             self.name,
+            self._some(),
             limit=limit,
             offset=None if after is None else self._behind(after),
-            with_payload=True if vectors else [SEEN, VERSION],
+            with_payload=True if vectors else [self._seen, self._ver],
             with_vectors=vectors and self._which,
         )
         return self._batch(found, after, vectors)
@@ -101,15 +118,14 @@ class QdrantStore(Store):
     def _batch(self, found, after, vectors=True) -> Batch:
         ids = [point.id for point in found]
         rows = [dict(point.payload or {}) for point in found]
-        tokens = [row.pop(SEEN, 0) for row in rows]
-        for row in rows:
-            row.pop(VERSION, None)
+        tokens = [row.get(self._seen) or 0 for row in rows]
+        rows = [{k: v for k, v in row.items() if not _is_ours(k)} for row in rows]
         if vectors:
             values = np.array([self._of(point) for point in found], np.float32)
             values = values.reshape(-1, self.dim)
             # Each search in the client's local mode rescales vectors to unit length in place, so
             # their last bits change by themselves.
-            same = values if self._is_server else np.round(values, 2) + 0.0
+            same = values if self.is_server else np.round(values, 2) + 0.0
             tokens = content_tokens(same, rows)
         else:
             values, rows = np.zeros((len(ids), 0), np.float32), None
@@ -121,16 +137,19 @@ class QdrantStore(Store):
         return after + 1 if self.id_kind == "int" else str(uuid.UUID(int=uuid.UUID(after).int + 1))
 
     def _of(self, point):
-        return point.vector[self._vector] if self._vector else point.vector
+        return point.vector[self.vector] if isinstance(point.vector, dict) else point.vector
 
     def _points(self, ids, **what):
         wanted = [plain(one) for one in ids]
+        if self._named and wanted:  # points that lack the vector are left out
+            some = self._some(ids=wanted)
+            return self.db.scroll(self.name, some, limit=len(wanted), **what)[0]
         return self.db.retrieve(self.name, wanted, **what) if wanted else []
 
     def states(self, ids):
-        points = self._points(ids, with_payload=[VERSION, SEEN])
+        points = self._points(ids, with_payload=[self._ver, self._seen])
         rows = {point.id: point.payload or {} for point in points}
-        return {one: (row.get(VERSION), row.get(SEEN)) for one, row in rows.items()}
+        return {one: (row.get(self._ver), row.get(self._seen)) for one, row in rows.items()}
 
     def fetch(self, ids):
         points = self._points(ids, with_payload=False, with_vectors=self._which)
@@ -138,6 +157,14 @@ class QdrantStore(Store):
 
     def write(self, ids, vectors, version, tokens, extra=None, *, over=False):
         m, allowed, points = self.models, self.writable(ids, version, tokens, over), []
+        if self.in_place:
+            held = self.db.retrieve(self.name, [plain(one) for one in ids], with_payload=False)
+            held = {point.id for point in held}
+            allowed &= [plain(one) in held for one in ids]  # others have been deleted
+            if allowed.any():
+                args = (ids[allowed], vectors[allowed], version, tokens[allowed])
+                qdrant_second.write(self, *args)
+            return allowed
         for place in np.flatnonzero(allowed):
             row = {**(extra[place] if extra else {}), VERSION: int(version)}
             row[SEEN] = int(tokens[place])
@@ -151,19 +178,19 @@ class QdrantStore(Store):
 
     def delete(self, ids):
         wanted = [plain(one) for one in ids]
+        if self.in_place:
+            return qdrant_second.delete(self, wanted)
         self.db.delete(self.name, self.models.PointIdsList(points=wanted), wait=True)
 
     def search(self, queries, k, *, only=None, exact=False):
         m, some = self.models, None
         if only is not None:
             match = m.MatchValue(value=int(only))
-            some = m.Filter(must=[m.FieldCondition(key=VERSION, match=match)])
+            some = m.Filter(must=[m.FieldCondition(key=self._ver, match=match)])
         # The local mode always compares every row, and warns if asked to.
-        how = m.SearchParams(exact=True) if exact and self._is_server else None
+        how = m.SearchParams(exact=True) if exact and self.is_server else None
         asked = [
-            m.QueryRequest(
-                query=query, limit=k, filter=some, using=self._vector or None, params=how
-            )
+            m.QueryRequest(query=query, limit=k, filter=some, using=self.vector or None, params=how)
             for query in np.asarray(queries, np.float32).tolist()
         ]
         answers = self.db.query_batch_points(self.name, asked) if asked else []
@@ -183,13 +210,19 @@ class QdrantStore(Store):
 
     def sibling(self, dim, meta):
         m, name = self.models, self.sibling_name(meta)
-        self._check_server()
+        if meta.get("in_place"):
+            self._check_server((1, 18))
+            name = qdrant_second.add(self, int(dim), meta)
+            place, mark, rest = self.uri.without("vector").partition("#")
+            uri = f"{place}{'&' if '?' in place else '?'}vector={quote(name)}{mark}{rest}"
+            return self.same_dim(QdrantStore(parse(uri), self.db), dim)
+        self._check_server((1, 16))
         if not self.db.collection_exists(name):
             meta = {**meta, "source": str(self.uri), "id_kind": self.id_kind}
             config = self.db.get_collection(self.name).config
             self.db.create_collection(
                 name,
-                vectors_config=m.VectorParams(size=int(dim), distance=self._distance),
+                vectors_config=m.VectorParams(size=int(dim), distance=self.distance),
                 # 0 turns indexing off, so that no graph is built during bulk writing.
                 optimizers_config=m.OptimizersConfigDiff(indexing_threshold=0),
                 metadata={"fct_jax": json.dumps(meta)},
@@ -201,7 +234,7 @@ class QdrantStore(Store):
             )
             schema = self.db.get_collection(self.name).payload_schema
             fields = {key: found.params or found.data_type for key, found in schema.items()}
-            if self._is_server:
+            if self.is_server:
                 fields[VERSION] = m.PayloadSchemaType.INTEGER  # for searches in one version
             for key, kind in fields.items():
                 self.db.create_payload_index(name, key, field_schema=kind, wait=True)
@@ -213,7 +246,7 @@ class QdrantStore(Store):
 
     def of_app(self):
         m, found, after = self.models, [], None
-        app = m.Filter(must=[m.IsEmptyCondition(is_empty=m.PayloadField(key=SEEN))])
+        app = self._some(m.IsEmptyCondition(is_empty=m.PayloadField(key=self._seen)))
         while True:
             points, after = self.db.scroll(
                 self.name, app, limit=BATCH_ROWS, offset=after, with_payload=False
@@ -230,12 +263,18 @@ class QdrantStore(Store):
             _LOCAL.pop(self.uri.path, None)
             self.db.close()
 
-    def _check_server(self) -> None:
+    def _check_server(self, least: tuple[int, int]) -> None:
         """Raise UserError if the server would ignore the conditions that guard a write."""
-        if self._is_server:
+        if self.is_server:
             version = self.db.info().version
-            if tuple(map(int, version.split(".")[:2])) < (1, 16):
-                raise UserError(f"{self.uri} runs Qdrant {version}; writing needs 1.16 or newer")
+            if tuple(map(int, version.split(".")[:2])) < least:
+                newer = ".".join(map(str, least))
+                raise UserError(f"{self.uri} runs Qdrant {version}; this needs {newer} or newer")
+
+
+def _is_ours(field: str) -> bool:
+    """Return whether a field of the payload is a version or token of an upgrade."""
+    return field in (VERSION, SEEN) or field.startswith((f"{VERSION}__", f"{SEEN}__"))
 
 
 def _connect(uri: Uri):

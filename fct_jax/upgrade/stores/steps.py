@@ -74,6 +74,7 @@ class StoreMigration(Batches):
     def __init__(self, workdir, source: Store, mapping, settings: Settings):
         super().__init__(workdir, mapping, StoreProgress)
         self.source, self.batch_size, self.target = source, settings.batch_size, None
+        self.in_place = settings.in_place
         bad = {one: reason for one, reason in self.progress.bad}
         self.screen = Screen(source, settings.on_bad, bad)
         begin = self.progress.begin
@@ -91,6 +92,7 @@ class StoreMigration(Batches):
             "transformation": self.map.fingerprint,
             "old_fingerprint": self.map.old_fingerprint or self.source.meta.get("fingerprint"),
             "dimension": self.map.dim_out,
+            **({"in_place": True} if self.in_place else {}),
         }
         self._check_metric()
         self.target = self._sibling(meta)
