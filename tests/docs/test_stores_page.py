@@ -27,6 +27,7 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 MODELS = """
 import sys
 sys.path.insert(0, {helpers!r})
+import time
 import numpy as np
 from store_apps import COUNT, ids, vectors
 from fct_jax import load_map
@@ -34,11 +35,17 @@ from fct_jax import load_map
 OLD = dict(zip(ids("int", 0, COUNT), vectors(COUNT, 1)))
 h = load_map({map!r})
 NEW = dict(zip(OLD, h.transform(np.stack(list(OLD.values())))[0]))
-MODELS = {{
-    None: lambda texts: np.stack([OLD[int(text)] for text in texts]),
-    "old": lambda texts: np.stack([OLD[int(text)] for text in texts]),
-    "new": lambda texts: np.stack([NEW[int(text)] for text in texts]),
-}}
+
+
+def model(vectors):
+    def embed(texts):
+        time.sleep({seconds})  # otherwise the service would keep a core busy
+        return np.stack([vectors[int(text)] for text in texts])
+
+    return embed
+
+
+MODELS = {{None: model(OLD), "old": model(OLD), "new": model(NEW)}}
 QUERIES = [(str(one), one) for one in list(OLD)[::7]]
 """
 
@@ -56,7 +63,7 @@ def world(tmp_path, monkeypatch):
         for name, rows in (("old", old), ("new", new.astype(np.float32)))
     ]
     upgrade.fit(*sets, method="ridge", metric="cosine", out="map")
-    models = MODELS.format(helpers=str(HELPERS), map=str(tmp_path / "map"))
+    models = MODELS.format(helpers=str(HELPERS), map=str(tmp_path / "map"), seconds=0.03)
     Path("my_models.py").write_text(models)
     doc_blocks_of("A service that goes on answering")
     return tmp_path
@@ -130,6 +137,8 @@ def test_the_ten_minutes(store, world, monkeypatch):
         assert served.now["generation"] == 2 and served.now["store"] == app.uri
         assert served.failures == 0, served.reasons
         assert min(served.answers.values()) >= 20
+        for opened in served.stores.values():
+            opened.close()
     sys.modules.pop("service"), sys.modules.pop("my_models")
 
 

@@ -82,7 +82,7 @@ def running(command: list[str], folder: Path, ready, **environment):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGTERM)
         try:
-            child.wait(20)
+            child.wait(5)
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()

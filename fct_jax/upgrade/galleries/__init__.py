@@ -1,6 +1,7 @@
 """The forms of galleries: each is a row of FORMS and one file with reader and writer."""
 
 from fct_jax.upgrade.galleries.forms import (
+    OBJECT_STORES,
     Form,
     either,
     folder_with,
@@ -88,7 +89,7 @@ FORMS: dict[str, Form] = {
         ),
         Form(
             "shards",
-            "a folder of numbered .npy files",
+            "a folder of numbered .npy files (also s3://, gs://, hf://)",
             numbered_npy,
             f"{_HERE}.shards:ShardsGallery",
         ),
@@ -98,7 +99,7 @@ FORMS: dict[str, Form] = {
             either(
                 suffix(".parquet"),
                 folder_with("**/*.parquet"),
-                uri("s3", "gs", "gcs", "hf", "file"),
+                uri(*OBJECT_STORES),
             ),
             f"{_HERE}.parquet:ParquetGallery",
         ),

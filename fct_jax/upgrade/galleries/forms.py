@@ -64,6 +64,9 @@ def folder_with(pattern: str) -> Callable[[Path], bool]:
     return lambda path: isinstance(path, Path) and path.is_dir() and any(path.glob(pattern))
 
 
+OBJECT_STORES = ("s3", "gs", "gcs", "hf", "file")  # schemes of URIs whose files can be read
+
+
 def uri(*schemes: str) -> Callable[[Path], bool]:
     """Return a test for texts such as ``s3://bucket/folder``."""
     return lambda path: isinstance(path, str) and path.partition("://")[0] in schemes
@@ -86,7 +89,18 @@ def either(*tests: Callable[[Path], bool]) -> Callable[[Path], bool]:
     return lambda path: any(test(path) for test in tests)
 
 
-def numbered_npy(path: Path) -> bool:
-    """Return whether a path is a folder of numbered .npy files, or holds such folders."""
+def numbered_npy(path) -> bool:
+    """Return whether a path or URI is a folder of numbered .npy files, or holds such folders."""
+    if isinstance(path, str):
+        return uri(*OBJECT_STORES)(path) and _remote_npy(path)
     found = (folder_with(pattern)(path) for pattern in ("*[0-9].npy", "*/*[0-9].npy"))
     return any(found)
+
+
+def _remote_npy(where: str) -> bool:
+    from fct_jax.upgrade.galleries.places import Folder
+
+    if where.endswith(".parquet"):
+        return False
+    folder = Folder.at(where)
+    return any(each.numbered(".npy") for each in (folder, *folder.folders()))

@@ -19,13 +19,13 @@ from fct_jax.storage.files import sync_directory, sync_files
 from fct_jax.upgrade.galleries.base import VERSIONS, Options
 from fct_jax.upgrade.galleries.columns import is_list, plain, plain_array
 from fct_jax.upgrade.galleries.names import natural
+from fct_jax.upgrade.galleries.places import of_uri
 from fct_jax.upgrade.galleries.rows import Awaited, Rows, empty_npy, npy_rows
 from fct_jax.upgrade.galleries.tables import ROWS, Part, TableGallery
 from fct_jax.upgrade.galleries.target import Target
 
 VERSION_COLUMN = "fct_version"
 _META = ("_meta.json", "meta.json")  # Parquet readers skip names that begin with _
-_CLIENTS = {"hf": "huggingface_hub"}  # Python packages of the schemes that need one
 _GROUP_BYTES = 1 << 28  # largest written row group; larger groups of a source are divided
 
 
@@ -210,7 +210,7 @@ def located(path) -> tuple[pa.fs.FileSystem, str, list[str]]:
         # FileSelector is not used, because it follows circular links.
         found = [f"{at}/{name}" for at, _, names in os.walk(root) for name in names]
     else:
-        store, root, info = _of_uri(str(path))
+        store, root, info = of_uri(str(path))
         if info.type == pa.fs.FileType.File:
             return store, root, [root]
         if info.type == pa.fs.FileType.NotFound:
@@ -218,24 +218,6 @@ def located(path) -> tuple[pa.fs.FileSystem, str, list[str]]:
         found = [f.path for f in store.get_file_info(pa.fs.FileSelector(root, recursive=True))]
     kept = [f for f in found if f.endswith(".parquet") and not _hidden(os.path.relpath(f, root))]
     return store, root, sorted(kept, key=lambda f: natural(os.path.relpath(f, root)))
-
-
-def _of_uri(uri: str) -> tuple:
-    """Return the file system of a URI, the path in it, and what is there. Raises UserError."""
-    scheme, _, rest = uri.partition("://")
-    asked = uri
-    if scheme in ("gs", "gcs") and "retry_limit_seconds" not in rest:
-        # Its own limit is a quarter of an hour.
-        asked += f"{'&' if '?' in rest else '?'}retry_limit_seconds=30"
-    try:
-        store, root = pa.fs.FileSystem.from_uri(asked)
-        return store, root, store.get_file_info(root)
-    except ImportError:
-        needed = _CLIENTS.get(scheme, "fsspec")
-        raise UserError(f"{uri} needs {needed}: pip install {needed}") from None
-    except Exception as error:  # clients raise exceptions of their own: no route, no credentials
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"{uri} cannot be read: {said}") from None
 
 
 def _hidden(name: str) -> bool:

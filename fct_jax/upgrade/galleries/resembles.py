@@ -48,7 +48,10 @@ def resembles(path, forms) -> str:
     *others, last = [form.what for form in forms]
     known = f"give {', '.join(others)} or {last}"
     if "://" in str(path):
-        return f": of URIs, s3://, gs://, hf:// and file:// are read as Parquet; {known}"
+        return (
+            ": of URIs, s3://, gs://, hf:// and file:// are read, as Parquet or numbered .npy "
+            f"files; {known}"
+        )
     path = Path(path)
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -6,10 +6,11 @@ This is the layout of LAION's embeddings and of clip-retrieval:
     ROOT/text_emb/text_emb_0.npy, …
     ROOT/metadata/metadata_0.parquet, …
 
-The path is ROOT or one of its folders; shards without metadata have row numbers as ids.
+The path is ROOT or one of its folders, on disk or in an object store; shards without metadata have
+row numbers as ids.
 """
 
-from pathlib import Path
+from posixpath import basename, dirname
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,17 +19,17 @@ from fct_jax.errors import UserError
 from fct_jax.upgrade.galleries import columns
 from fct_jax.upgrade.galleries.arrays import ArraysGallery, pick
 from fct_jax.upgrade.galleries.base import Options
-from fct_jax.upgrade.galleries.names import natural, numbered
-from fct_jax.upgrade.galleries.npy import npy_array
+from fct_jax.upgrade.galleries.names import numbered
+from fct_jax.upgrade.galleries.places import Folder
 
 
 class ShardsGallery(ArraysGallery):
     """Shards in the order of their numbers; each has the metadata file of the same number."""
 
     def __init__(self, path, options: Options):
-        path = Path(path)
-        where, folders = path, _folders(path)
-        if not _shards(path):
+        where = Folder.at(path)
+        if not _shards(where):
+            folders = {f.name: f for f in where.folders() if _shards(f)}
             name = pick(options.vector_column, dict.fromkeys(folders, ()), (), "vectors", str(path))
             if name is None and len(folders) > 1:
                 raise UserError(
@@ -37,58 +38,59 @@ class ShardsGallery(ArraysGallery):
                 )
             where = folders[name or next(iter(folders))]
         shards = _shards(where)
-        arrays = [npy_array(shard) for shard in shards]
+        arrays = [where.array(shard) for shard in shards]
         tables = _tables(where)
         ids = None
         if tables:
             sizes = [array.shape[0] for array in arrays]
-            ids = _ids(path, shards, sizes, tables, options)
+            ids = _ids(where, shards, sizes, tables, options)
         super().__init__(path, arrays, ids, {})
+        self._where = str(path)
+
+    @property
+    def name(self) -> str:
+        return self._where
 
 
-def _shards(folder: Path) -> list[Path]:
-    found = [f for f in folder.glob("*.npy") if numbered(f.name) and not f.stem.endswith("_ids")]
-    return sorted(found, key=lambda f: natural(f.name))
+def _shards(folder: Folder) -> list[str]:
+    return [path for path in folder.numbered(".npy") if not path.endswith("_ids.npy")]
 
 
-def _folders(root: Path) -> dict[str, Path]:
-    """Return the folders of shards in a root, by name."""
-    return {f.name: f for f in sorted(root.iterdir()) if f.is_dir() and _shards(f)}
-
-
-def _tables(folder: Path) -> list[Path]:
+def _tables(folder: Folder) -> list[str]:
     """Return the metadata files of a folder of shards, in it or in ``metadata`` beside it."""
-    for where in (folder, folder / "metadata", folder.parent / "metadata"):
-        found = [f for f in where.glob("*.parquet") if numbered(f.name)] if where.is_dir() else []
-        if found:
-            return sorted(found, key=lambda f: natural(f.name))
+    for where in (folder, folder.within("metadata"), folder.beside("metadata")):
+        if found := where.numbered(".parquet"):
+            return found
     return []
 
 
 def _ids(
-    path, shards: list[Path], sizes: list[int], tables: list[Path], options
+    where: Folder, shards: list[str], sizes: list[int], tables: list[str], options
 ) -> np.ndarray | None:
-    by_number = {numbered(table.name): table for table in tables}
+    by_number = {numbered(basename(table)): table for table in tables}
     chunks, column = [], None
     for shard, size in zip(shards, sizes, strict=True):
-        table = by_number.get(numbered(shard.name))
+        name = basename(shard)
+        table = by_number.get(numbered(name))
         if table is None:
             raise UserError(
-                f"{path}: {shard.name} has no metadata file of the same number in "
-                f"{tables[0].parent}"
+                f"{where.path}: {name} has no metadata file of the same number in "
+                f"{dirname(tables[0])}"
             )
-        with pq.ParquetFile(table) as reader:
+        with pq.ParquetFile(table, filesystem=where.store) as reader:
             if column is None:
-                column = columns.choose_ids(reader.schema_arrow, str(table), options)
+                column = columns.choose_ids(reader.schema_arrow, table, options)
             if reader.metadata.num_rows != size:
                 raise UserError(
-                    f"{path}: {table.name} has {reader.metadata.num_rows} rows, "
-                    f"but {shard.name} has {size} vectors"
+                    f"{where.path}: {basename(table)} has {reader.metadata.num_rows} rows, "
+                    f"but {name} has {size} vectors"
                 )
             if column is None:
                 return None
             chunks += reader.read([column]).column(0).chunks
-    ids, null = columns.ids_of(chunks, sum(sizes), str(path))
+    ids, null = columns.ids_of(chunks, sum(sizes), where.path)
     if len(null):
-        raise UserError(f"{path}: {len(null)} ids in {column!r} are null, first in row {null[0]}")
+        raise UserError(
+            f"{where.path}: {len(null)} ids in {column!r} are null, first in row {null[0]}"
+        )
     return ids

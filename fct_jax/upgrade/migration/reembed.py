@@ -13,7 +13,6 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.ids import Finder, first_ten
 from fct_jax.storage.named import vectors_of
 from fct_jax.upgrade.migration.retrying import Patience, again_of
-from fct_jax.upgrade.migration.settings import expanded
 from fct_jax.upgrade.migration.spending import Spending
 from fct_jax.upgrade.stores import is_store, open_store
 
@@ -239,7 +238,7 @@ def open_reembed(where, asking: Asking | None = None) -> NewVectors:
     if is_store(where):
         return _of_store(open_store(where))
     if not callable(where) and not is_import_name(where):
-        return _of_set(vectors_of(expanded(where), "reembed"))
+        return _of_set(vectors_of(where, "reembed"))
     function = where if callable(where) else imported(str(where), "function")
     name = getattr(where, "__name__", "the function") if callable(where) else str(where)
     if not callable(function):
