@@ -324,7 +324,7 @@ class PostgresStore(Searching, Store):
                 f"vector vector({dim}), {{ver}} smallint default 1, {{seen}} bigint)",
                 table=table,
             )
-            self._add_trigger("fct_jax_written_by_app", table, "vector")
+            self._add_trigger(f"fct_jax_{name}", table, "vector")
             self.put_state(f"meta:{name}", meta)
 
     def _add_column(self, name: str, dim: int, meta: dict) -> None:
