@@ -1,6 +1,7 @@
 """The interface of every store: read by key, guarded writes, search, a sibling and a pointer."""
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -165,9 +166,11 @@ class Store(abc.ABC):
         same rows, where the database can have one; deleting its rows removes that vector only.
         """
 
-    @abc.abstractmethod
     def sample(self, n: int, seed: int = 0) -> Batch:
         """Return n rows (or all) drawn in the store; equal seeds and rows give equal samples."""
+        from fct_jax.upgrade.stores.sampling import sample  # for stores that cannot draw themselves
+
+        return sample(self, n, seed)
 
     @abc.abstractmethod
     def of_app(self) -> np.ndarray:
@@ -280,6 +283,22 @@ class Store(abc.ABC):
             )
         return found
 
+    def refuse_unknown(self, what: str, known) -> None:
+        """Raise UserError if the store's name is not among the known ones."""
+        if self.name not in known:
+            some = ", ".join(known) or "none"
+            raise UserError(f"{self.uri}: no {what} {self.name!r}; known: {some}")
+
+    def bare(self, ids, tokens, last) -> Batch:
+        """Return a batch of ids (a list) and tokens without vectors; a missing token is 0."""
+        tokens = np.array([token or 0 for token in tokens], np.int64)
+        return Batch(self.id_array(ids), np.zeros((len(ids), 0), np.float32), tokens, last)
+
+    def drawn(self, ids) -> Batch:
+        """Return the existing rows of a sample's ids."""
+        there, vectors = self.get(ids)
+        return Batch(ids[there], vectors, np.zeros(there.sum(), np.int64), None)
+
     def no_ids(self) -> np.ndarray:
         """Return an empty array of ids."""
         return np.zeros(0, np.int64 if self.id_kind == "int" else "U1")
@@ -287,6 +306,16 @@ class Store(abc.ABC):
     def id_array(self, ids) -> np.ndarray:
         """Return ids as an array: int64, or text."""
         return np.array(ids, np.int64 if self.id_kind == "int" else np.str_)
+
+
+@contextlib.contextmanager
+def opening(uri: Uri, *errors: type[Exception]):
+    """Convert a client's errors, within a context that opens a store, to a one-line UserError."""
+    try:
+        yield
+    except errors as error:
+        reason = str(getattr(error, "message", error)).strip().partition("\n")[0]
+        raise UserError(f"cannot open {uri}: {reason}") from None
 
 
 def client(module: str, extra: str):

@@ -21,11 +21,11 @@ from fct_jax.upgrade.stores.base import (
     Store,
     client,
     content_tokens,
+    opening,
     plain,
     ranked,
 )
 from fct_jax.upgrade.stores.milvus_pointer import MilvusPointer
-from fct_jax.upgrade.stores.sampling import sample
 from fct_jax.upgrade.stores.uri import Uri, parse
 
 _METRICS = {"COSINE": "cosine", "IP": "ip", "L2": "l2"}
@@ -43,16 +43,12 @@ class MilvusStore(Store):
         self._milvus = _pymilvus()
         self.errors = (self._milvus.MilvusException,)
         self.uri, self.name = uri, uri.name or uri.path.strip("/")
-        try:
+        with opening(uri, *self.errors):
             self.db = connection or self._connect()
-            if not self.db.has_collection(self.name):
-                known = ", ".join(self.db.list_collections())
-                raise UserError(f"{uri}: no collection {self.name!r}; known: {known or 'none'}")
+            if not self.db.has_collection(self.name):  # which also knows aliases
+                self.refuse_unknown("collection", self.db.list_collections())
             self._describe(self.db.describe_collection(self.name))
             self.db.load_collection(self.name)
-        except self._milvus.MilvusException as error:
-            reason = str(getattr(error, "message", error)).partition("\n")[0]
-            raise UserError(f"cannot open {uri}: {reason}") from None
 
     def _connect(self):
         uri = self.uri
@@ -135,10 +131,10 @@ class MilvusStore(Store):
 
     def _batch(self, rows: list[dict], after, vectors: bool = True) -> Batch:
         ids = [row.pop(self._key) for row in rows]
-        tokens = np.array([row.pop(SEEN, 0) or 0 for row in rows], np.int64)
+        tokens = [row.pop(SEEN, 0) for row in rows]
         last = ids[-1] if ids else after
         if not vectors:
-            return Batch(self.id_array(ids), np.zeros((len(ids), 0), np.float32), tokens, last)
+            return self.bare(ids, tokens, last)
         for row in rows:
             row.pop(VERSION, None)
         values = np.array([row.pop(self._vector) for row in rows], np.float32)
@@ -236,9 +232,6 @@ class MilvusStore(Store):
                 properties={"fct_jax": json.dumps(meta)},
             )
         return self.same_dim(MilvusStore(parse(self.uri.with_name(name)), self.db), dim)
-
-    def sample(self, n, seed=0):
-        return sample(self, n, seed)
 
     def of_app(self):
         found, after = [], None

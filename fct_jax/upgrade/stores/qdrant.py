@@ -23,12 +23,12 @@ from fct_jax.upgrade.stores.base import (
     Store,
     client,
     content_tokens,
+    opening,
     plain,
     ranked,
     second,
 )
 from fct_jax.upgrade.stores.qdrant_pointer import QdrantPointer
-from fct_jax.upgrade.stores.sampling import sample
 from fct_jax.upgrade.stores.uri import Uri, parse
 
 _METRICS = {"Cosine": "cosine", "Dot": "ip", "Euclid": "l2"}
@@ -50,13 +50,11 @@ class QdrantStore(Store):
             client("httpx", "qdrant").HTTPError,
             OSError,
         )
-        try:
-            if not self.db.collection_exists(self.name):
-                known = ", ".join(c.name for c in self.db.get_collections().collections)
-                raise UserError(f"{uri}: no collection {self.name!r}; known: {known or 'none'}")
+        with opening(uri, *self.errors):
+            known = [found.name for found in self.db.get_collections().collections]
+            if not self.db.collection_exists(self.name):  # which also knows aliases
+                self.refuse_unknown("collection", known)
             config = self.db.get_collection(self.name).config
-        except self.errors as error:
-            raise UserError(f"cannot open {uri}: {str(error).partition(chr(10))[0]}") from None
         params = config.params.vectors
         self._named = isinstance(params, dict) and bool(self.vector)
         if isinstance(params, dict):
@@ -118,19 +116,15 @@ class QdrantStore(Store):
     def _batch(self, found, after, vectors=True) -> Batch:
         ids = [point.id for point in found]
         rows = [dict(point.payload or {}) for point in found]
-        tokens = [row.get(self._seen) or 0 for row in rows]
-        rows = [{k: v for k, v in row.items() if not _is_ours(k)} for row in rows]
-        if vectors:
-            values = np.array([self._of(point) for point in found], np.float32)
-            values = values.reshape(-1, self.dim)
-            # Each search in the client's local mode rescales vectors to unit length in place, so
-            # their last bits change by themselves.
-            same = values if self.is_server else np.round(values, 2) + 0.0
-            tokens = content_tokens(same, rows)
-        else:
-            values, rows = np.zeros((len(ids), 0), np.float32), None
         last = ids[-1] if ids else after
-        return Batch(self.id_array(ids), values, np.array(tokens, np.int64), last, rows)
+        if not vectors:
+            return self.bare(ids, [row.get(self._seen) for row in rows], last)
+        rows = [{k: v for k, v in row.items() if not _is_ours(k)} for row in rows]
+        values = np.array([self._of(point) for point in found], np.float32).reshape(-1, self.dim)
+        # Each search in the client's local mode rescales vectors to unit length in place, so their
+        # last bits change by themselves.
+        same = values if self.is_server else np.round(values, 2) + 0.0
+        return Batch(self.id_array(ids), values, content_tokens(same, rows), last, rows)
 
     def _behind(self, after):
         """Return the next possible id, because Qdrant's offset is the first id of the page."""
@@ -240,9 +234,6 @@ class QdrantStore(Store):
                 self.db.create_payload_index(name, key, field_schema=kind, wait=True)
         uri = parse(self.uri.without("vector")).with_name(name)  # its vector has no name
         return self.same_dim(QdrantStore(parse(uri), self.db), dim)
-
-    def sample(self, n, seed=0):
-        return sample(self, n, seed)
 
     def of_app(self):
         m, found, after = self.models, [], None

@@ -30,9 +30,7 @@ def sample(store: Store, n: int, seed: int) -> Batch:
                 ids = [ids[place] for place in np.sort(rng.permutation(len(ids))[:n])]
                 vectors = np.stack([found[one] for one in ids])
                 return Batch(store.id_array(ids), vectors, np.zeros(n, np.int64), None)
-    ids = _drawn(store, n, rng)
-    there, vectors = store.get(ids)
-    return Batch(ids[there], vectors, np.zeros(there.sum(), np.int64), None)
+    return store.drawn(_drawn(store, n, rng))
 
 
 def _drawn(store: Store, n: int, rng) -> np.ndarray:

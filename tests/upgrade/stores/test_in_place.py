@@ -207,7 +207,7 @@ def test_where_there_is_no_second_vector(make_app, open_store):
 
 
 def test_long_transactions_do_not_block_everybody(make_app, open_store, monkeypatch):
-    monkeypatch.setattr("fct_jax.upgrade.stores.postgres._LOCK", 1)
+    monkeypatch.setattr("fct_jax.upgrade.stores.postgres_write._LOCK", 1)
     app, other = make_app("postgres").filled(), make_app("postgres")
     store = open_store(app.uri)
     with other.db.transaction():
