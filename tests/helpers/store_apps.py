@@ -78,6 +78,10 @@ class PostgresApp(App):
             "select tablename from pg_tables where tablename like 'items\\_\\_%'"
         ).fetchall():
             self.db.execute(f'drop table "{name}"')
+        for (name,) in self.db.execute(
+            "select proname from pg_proc where proname like 'fct\\_jax\\_%'"
+        ).fetchall():
+            self.db.execute(f'drop function "{name}" cascade')
 
     def put(self, ids, rows, table="items", column="embedding", key="key"):
         with self.db.cursor() as cursor:

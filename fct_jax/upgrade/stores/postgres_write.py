@@ -140,7 +140,7 @@ class Writing:
             # The lock is short, but behind a long transaction everybody else would wait for it.
             self.ask(f"set local lock_timeout = '{_LOCK}s'")
             self.db.execute(self.sql.SQL(text).format(**columns))
-            self._add_trigger(f"fct_jax_{name}", self.names["t"], name)
+            self._add_trigger(f"fct_jax_{name}_{self.name}", self.names["t"], name)
             self.put_state(f"meta:{self.name}.{name}", meta)
 
     def _add_trigger(self, name: str, table, vector: str) -> None:

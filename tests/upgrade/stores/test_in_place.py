@@ -24,7 +24,7 @@ from fct_jax.upgrade.stores import TRANSLATED
 from fct_jax.upgrade.stores.migrate import catch_up, migrate
 
 META = {"fingerprint": "abc123", "in_place": True}
-STORES = ["postgres", "qdrant", "lance"]
+STORES = ["postgres", pytest.param("qdrant", marks=pytest.mark.slow), "lance"]
 
 
 def run(*words) -> int:
