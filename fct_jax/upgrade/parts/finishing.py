@@ -12,7 +12,6 @@ from fct_jax.upgrade.galleries.rows import npy_rows
 from fct_jax.upgrade.migration.reading import Certificate, stamps_of
 from fct_jax.upgrade.migration.steps import Migration
 from fct_jax.upgrade.parts.pieces import Piece
-from fct_jax.upgrade.parts.progress import here
 from fct_jax.upgrade.parts.publishing import Elsewhere, Publishing
 
 
@@ -67,10 +66,10 @@ class Finishing:
                 f"{found.content}, not {content}; move {work.workdir}/plan and "
                 f"{publishing.place.name} away, and begin again"
             )
-        elsewhere = publishing.place.claim(here(work.workdir))
+        elsewhere = publishing.place.claim(work.workdir)
         if elsewhere is not None:
             raise Elsewhere(
-                f"{publishing.place.name} was finished by {elsewhere}; go on in that directory"
+                f"{publishing.place.name} was finished by {elsewhere}; continue in that directory"
             )
         if adopts:
             publishing.place.hand_over(target)

@@ -74,8 +74,8 @@ class Place(abc.ABC):
         """Return who has made the pieces a gallery, if several directories may do so."""
         return None
 
-    def claim(self, name: str) -> str | None:
-        """Say who makes the pieces a gallery; return who has said so before, if it is another."""
+    def claim(self, workdir: Path) -> str | None:
+        """Say which directory makes the pieces a gallery; return another that was first."""
         return None
 
     def publish_bytes(self, name: str, data: bytes, again: bool = False) -> bool:
@@ -194,6 +194,17 @@ def _named(partial: Path, path: Path) -> bool:
     return True
 
 
+def name_of(workdir: Path) -> str:
+    """Return the name of an upgrade's directory: the host that used it first, and its path there.
+
+    It is kept in the directory, which may be mounted on another host after a kill.
+    """
+    place, name = Folder(workdir), "name.txt"
+    if place.read(name) is None:
+        place.publish_bytes(name, f"{socket.gethostname()}:{workdir.resolve()}".encode())
+    return place.read(name).decode()
+
+
 class Bucket(Place):
     """A prefix in an object store: ``s3://``, ``gs://`` or ``az://``.
 
@@ -288,7 +299,8 @@ class Bucket(Place):
         found = self.read(_DONE)
         return None if found is None else found.decode()
 
-    def claim(self, name):
+    def claim(self, workdir):
+        name = name_of(workdir)
         self.publish_bytes(_DONE, name.encode())
         theirs = self.finished_by()
         return None if theirs == name else theirs

@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 import json
-import socket
-from pathlib import Path
 
 from fct_jax.upgrade.parts.places import Place
 
@@ -40,11 +38,6 @@ class Pieces:
             f"{self.done:,} of {self.count:,} pieces published, {self.writing:,} being written, "
             f"{left:,} missing{by}"
         )
-
-
-def here(workdir: Path) -> str:
-    """Return host and directory of an upgrade."""
-    return f"{socket.gethostname()}:{workdir.resolve()}"
 
 
 def progress_of(place: Place) -> Pieces | None:

@@ -37,7 +37,7 @@ from fct_jax.upgrade.parts.progress import LAYOUT
 
 
 class Elsewhere(UserError):
-    """The gallery was finished from another directory, which goes on with it."""
+    """The gallery was finished from another directory, which continues with it."""
 
 
 class Publishing:

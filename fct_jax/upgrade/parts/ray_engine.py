@@ -1,7 +1,7 @@
 """Pieces and models on Ray, which only schedules: what is published counts.
 
 A worker is an actor. If one is lost, Ray starts another, which makes the piece again; if the driver
-is lost, the same command goes on with the pieces that are missing.
+is lost, the same command makes the pieces that are missing.
 """
 
 import contextlib

@@ -15,7 +15,8 @@ from fct_jax.upgrade.parts.bucket import place_for
 from fct_jax.upgrade.parts.engines import Workers
 from fct_jax.upgrade.parts.finishing import Finishing
 from fct_jax.upgrade.parts.numbers import Part
-from fct_jax.upgrade.parts.progress import LAYOUT, here
+from fct_jax.upgrade.parts.places import name_of
+from fct_jax.upgrade.parts.progress import LAYOUT
 from fct_jax.upgrade.parts.publishing import Elsewhere, Publishing
 
 
@@ -157,10 +158,10 @@ class Running:
         return True
 
     def _check_owner(self) -> None:
-        """Raise Elsewhere if another directory goes on with the gallery, which may change it."""
+        """Raise Elsewhere if another directory continues with the gallery, and may change it."""
         by = self.place.finished_by()
-        if by not in (None, here(self.workdir)):
-            raise Elsewhere(f"{self.place.name} was finished by {by}; go on in that directory")
+        if by is not None and by != name_of(self.workdir):
+            raise Elsewhere(f"{self.place.name} was finished by {by}; continue in that directory")
 
     def _make(self, pieces) -> None:
         for piece in pieces:

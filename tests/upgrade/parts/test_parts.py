@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from fct_jax.upgrade.migration.status import Status
 from fct_jax.upgrade.migration.steps import lock_of
 from fct_jax.upgrade.migration.upgrade import Upgrade
 from fct_jax.upgrade.parts.numbers import Part
-from fct_jax.upgrade.parts.places import Folder
+from fct_jax.upgrade.parts.places import Folder, name_of
 from fct_jax.upgrade.parts.running import Running
 
 REPOSITORY = Path(__file__).parents[3]
@@ -210,6 +211,13 @@ def test_mistakes(words, galleries, tmp_path, capsys):
         assert cli.main([*more, "--part", "2/3"]) == 1
         line = said(capsys)
         assert f"holds parts of another gallery, map, batch size or type ({differs}" in line
+
+
+def test_a_directory_keeps_its_name_on_another_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "pod-3")
+    assert name_of(tmp_path) == f"pod-3:{tmp_path}"
+    monkeypatch.setattr(socket, "gethostname", lambda: "pod-3-again")
+    assert name_of(tmp_path) == f"pod-3:{tmp_path}"
 
 
 @pytest.mark.parametrize("links", [True, False])
