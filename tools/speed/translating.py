@@ -108,6 +108,11 @@ def measure(form: str, kind: str, dim: int, rows: int, rounds: int, where: str) 
         write_gallery(folder / "old", stored, kind, rows)
         plains, ours, peak = [], [], 0.0
         for number in range(rounds):
+            up = folder / f"up{number}"
+            with AnonymousMemory() as memory, Timed() as own:
+                Upgrade(up).apply(mapping, place(folder / "old", stored), unchecked=True)
+            peak = peak or memory.most  # before the plain loop has left memory in the process
+            shutil.rmtree(up)
             weight = None if form == "fct" else mapping.weights["weight"]
             with Timed() as plain:
                 if form == "fct":
@@ -115,11 +120,6 @@ def measure(form: str, kind: str, dim: int, rows: int, rounds: int, where: str) 
                 else:
                     PLAIN[form](place(folder / "old", form), folder / "plain", weight, kind)
             shutil.rmtree(folder / "plain", ignore_errors=True)
-            up = folder / f"up{number}"
-            with AnonymousMemory() as memory, Timed() as own:
-                Upgrade(up).apply(mapping, place(folder / "old", stored), unchecked=True)
-            peak = max(peak, memory.most)
-            shutil.rmtree(up)
             plains.append(plain)
             ours.append(own)
         plain, own = (min(runs, key=lambda run: run.seconds) for runs in (plains, ours))

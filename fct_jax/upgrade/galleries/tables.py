@@ -12,6 +12,7 @@ from fct_jax.upgrade.galleries import columns
 from fct_jax.upgrade.galleries.base import Gallery, Options
 
 ROWS = 1 << 14  # decoded together
+_FEW = 1 << 9  # decoded together where single rows are wanted
 _IDS = 1 << 16
 
 
@@ -62,7 +63,7 @@ class TableGallery(Gallery):
         ids, self._null_ids = self._ids()
         super().__init__(path, ids, 0, meta)
         self.options, self.numbered = options, self.id_column is None
-        self._first, self._batches, self._held = 0, None, None
+        self._first, self._batches, self._held, self._size = 0, None, None, ROWS
         self._decode = self._decoder()
         self.dim, self.dtype = self._decode.dim, self._decode.dtype
 
@@ -93,6 +94,14 @@ class TableGallery(Gallery):
             at += len(column)
         return found
 
+    def rows(self, rows) -> np.ndarray:
+        # What lies between the rows of different groups is not decoded.
+        self._held, self._size = None, _FEW
+        try:
+            return super().rows(rows)
+        finally:
+            self._held, self._size = None, ROWS
+
     def spread_rows(self, count: int) -> np.ndarray:
         """Return the first rows of some groups; later rows are reached only by decoding these."""
         sizes = np.diff(self._group_starts)
@@ -105,10 +114,11 @@ class TableGallery(Gallery):
 
     def _from(self, row: int) -> pa.Array:
         """Return some rows from ``row`` on; reading forwards continues at the last place."""
-        if self._held is None or row < self._first or self._group(row) > self._group_after() + 1:
+        near = 1 if self._size == ROWS else 0  # to go on needs no file to be opened
+        if self._held is None or row < self._first or self._group(row) > self._group_after() + near:
             group = self._group(row)
             self._first = int(self._group_starts[group])
-            self._batches = self._columns([self.vector_column], group, ROWS)
+            self._batches = self._columns([self.vector_column], group, self._size)
             self._held = next(self._batches).column(0)
         while row >= self._first + len(self._held):
             self._first += len(self._held)

@@ -44,7 +44,7 @@ from fct_jax.upgrade.migration.translating import Translator
 from fct_jax.upgrade.migration.writing import ChunkWriter, Following
 from fct_jax.upgrade.parts.bucket import target_for
 
-_WAITING = 1 << 27  # bytes of translated vectors that may wait for the disk
+_WAITING = 1 << 26  # bytes of translated vectors that may wait for the disk
 
 
 class Migration(Batches):
