@@ -34,6 +34,7 @@ _TRY_SECONDS = 5.0  # for one attempt to connect
 _PAUSE = 0.1  # seconds between two attempts
 _HELLO_SECONDS = 10.0  # for the first line of a connection
 _LAST_SECONDS = 1.5  # for the others to leave before process 0, whom they ask
+_CLOSE_SECONDS = 10.0  # for what is under way to end when all connections are closed
 _LONGEST_PATH = 90  # bytes of the name of a socket; systems allow a little over 100
 
 
@@ -111,7 +112,7 @@ class Links:
     def close(self) -> None:
         """Close all connections; the others notice unless they have been told."""
         with contextlib.suppress(TimeoutError):
-            self._run(self._close_all(), timeout=2 * _LAST_SECONDS)
+            self._run(self._close_all(), timeout=2 * _CLOSE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -145,7 +146,7 @@ class Links:
             writer.transport.abort()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         if others:
-            await asyncio.wait(others, timeout=_LAST_SECONDS)
+            await asyncio.wait(others, timeout=_CLOSE_SECONDS)
 
     async def _tell(self, message: dict) -> None:
         for writer in list(self._writers.values()):
