@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import time
 import zlib
@@ -72,6 +73,7 @@ def main(words) -> None:
     if unknown or given.rows < 1000 or given.kill_every <= 0:
         parser.error("--engines are parts, ray or both, --rows at least 1000, --kill-every above 0")
     given.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the processes of a step end, too
     made = Run(given.folder, given.rows, given.kill_every, given.kills).all(given.engines)
     found[str(given.rows)] = {"machine": _machine(), "when": time.strftime("%Y-%m-%d"), **made}
     (given.out / "scale.json").write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
@@ -205,7 +207,7 @@ class Step:
 
 
 def _worker_of_ray(watched: Watched) -> int | None:
-    workers = watched.alive("ray::")
+    workers = watched.alive("ray::_Translator")  # not Ray's own processes, without which it ends
     return workers[0] if workers else None
 
 
