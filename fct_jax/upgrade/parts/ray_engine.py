@@ -12,6 +12,7 @@ import socket
 from collections import deque
 from pathlib import Path
 
+import fct_jax
 from fct_jax.errors import UserError
 from fct_jax.runtime.plugins import imported
 from fct_jax.runtime.progress import Bar
@@ -162,6 +163,7 @@ def opened(engine: Engine):
             said = " ".join(str(error).split())[:300]
             raise UserError(f"Ray cannot be started or reached: {said}") from None
     try:
+        _check_installed(ray)
         yield RayWorkers(ray, engine)
     finally:
         if begun:
@@ -177,3 +179,21 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise UserError(f"nobody answers at {address}: {error.strerror or error}") from None
+
+
+def _check_installed(ray) -> None:
+    """Raise UserError unless a worker has this version of the package."""
+
+    def version():  # defined here, so that Ray sends its code
+        try:
+            import fct_jax
+        except ModuleNotFoundError as error:
+            return f"no module {error.name}"
+        return fct_jax.__version__
+
+    found = ray.get(ray.remote(version).options(num_cpus=0).remote())
+    if found != fct_jax.__version__:
+        raise UserError(
+            f"the workers of Ray have fct_jax: {found}; this process has {fct_jax.__version__}; "
+            "install the same version on every node, or set PYTHONPATH"
+        )
