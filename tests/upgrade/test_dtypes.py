@@ -49,3 +49,9 @@ def test_types_that_cannot_be(made, tmp_path):
         Upgrade(tmp_path / "c").apply(mapping, paths["set"], dtype="float16", unchecked=True)
     with pytest.raises(UserError, match="dtype=float16: a store has the type of its own"):
         Upgrade(tmp_path / "d").apply(mapping, "postgresql://host/db?table=x", dtype="float16")
+
+
+def test_in_place_is_for_stores(made, tmp_path):
+    with pytest.raises(UserError, match="in_place is for stores; the new vectors of files make a"):
+        Upgrade(tmp_path / "up").apply(tiny.plain_map(), made[0]["set"], in_place=True)
+    Upgrade(tmp_path / "up").apply(tiny.plain_map(), made[0]["set"], unchecked=True)

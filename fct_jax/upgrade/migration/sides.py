@@ -81,10 +81,12 @@ class Side(abc.ABC):
     Attributes:
       in_parts: whether several processes can translate it.
       chooses_dtype: whether the type of new vectors is a choice.
+      in_place: whether new vectors can go to the rows of the old ones.
     """
 
     in_parts = False
     chooses_dtype = False
+    in_place = False
 
     def __init__(self, workdir: Path, opened: Opened):
         self.workdir, self.opened = workdir, opened

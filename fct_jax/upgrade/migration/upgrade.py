@@ -340,6 +340,8 @@ class Upgrade:
         kind = side_of(settings.gallery)
         if settings.dtype is not None and not kind.chooses_dtype:
             raise UserError(f"dtype={settings.dtype}: a store has the type of its own vectors")
+        if settings.in_place and not kind.in_place:
+            raise UserError("in_place is for stores; the new vectors of files make a new gallery")
         source = kind.open(gallery, settings)
         try:
             mapping = load_map(self._object if unnamed else settings.map)

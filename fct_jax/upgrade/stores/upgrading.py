@@ -26,6 +26,8 @@ _BLOCK = 1 << 16
 class StoreSide(Side):
     """A store, whose rows the application may change at any time; its upgrade makes a sibling."""
 
+    in_place = True
+
     @staticmethod
     def open(where, settings):
         if settings.id_column or settings.vector_column:
