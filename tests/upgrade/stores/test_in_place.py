@@ -24,7 +24,7 @@ from fct_jax.upgrade.stores import TRANSLATED
 from fct_jax.upgrade.stores.migrate import catch_up, migrate
 
 META = {"fingerprint": "abc123", "in_place": True}
-STORES = ["postgres", pytest.param("qdrant", marks=pytest.mark.slow), "lance"]
+STORES = ["postgres", *(pytest.param(one, marks=pytest.mark.slow) for one in ("qdrant", "lance"))]
 
 
 def run(*words) -> int:

@@ -57,7 +57,7 @@ def test_what_the_application_wrote_to_the_new_store_alone(switched, open_store,
     np.testing.assert_allclose([have[i] for i in (*changed, *added)], rows, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("switched", ["postgres", "lance"], indirect=True)
+@pytest.mark.parametrize("switched", ["postgres"], indirect=True)
 def test_a_calibration_is_added_after_the_switch(switched, open_store, tmp_path):
     app, upgrade, target = switched
     pointer = open_store(app.uri).pointer()

@@ -274,18 +274,17 @@ class TestLance:
     @pytest.mark.slow
     def test_windows_smaller_than_the_table(self, make_app, open_store, tmp_path, monkeypatch):
         monkeypatch.setattr("fct_jax.upgrade.stores.lance_order.WINDOW", 100)
-        for kind in ("int", "text"):
-            app = make_app("lance", kind).filled()
-            app.delete(ids(kind, 3, 9))
-            store = open_store(app.uri)
-            target = store.sibling(NEW, META)
-            migrate(store, target, plain_map, tmp_path / f"{kind}.jsonl", limit=64)
-            assert set(app.rows(target)) == set(app.rows())
-            app.delete(ids(kind, 100, 400))
-            app.put(ids(kind, 700, 705), vectors(5, 3))
-            caught = catch_up(store, target, plain_map, limit=64)
-            assert (caught.written, caught.deleted, caught.passes) == (5, 300, 2)
-            assert set(app.rows(target)) == set(app.rows())
+        app = make_app("lance", "text").filled()
+        app.delete(ids("text", 3, 9))
+        store = open_store(app.uri)
+        target = store.sibling(NEW, META)
+        migrate(store, target, plain_map, tmp_path / "journal.jsonl", limit=64)
+        assert set(app.rows(target)) == set(app.rows())
+        app.delete(ids("text", 100, 400))
+        app.put(ids("text", 700, 705), vectors(5, 3))
+        caught = catch_up(store, target, plain_map, limit=64)
+        assert (caught.written, caught.deleted, caught.passes) == (5, 300, 2)
+        assert set(app.rows(target)) == set(app.rows())
 
     def test_the_application_can_still_insert(self, make_app, open_store, tmp_path):
         app = make_app("lance").filled()
