@@ -22,7 +22,7 @@ def test_recall_by_definition(metric):
     found = recall_by_type(vectors, queries, metric)
     assert list(found) == ["float16", "int8", "binary"]
     for name, recall in found.items():
-        stored = STORED[name][0](vectors)
+        stored = STORED[name].after(vectors)
         how = "cosine" if name == "binary" else metric
         kept = [len(nearest(q, vectors, metric) & nearest(q, stored, how)) for q in queries]
         assert recall == pytest.approx(np.mean(kept) / 10, abs=0.01)
@@ -32,8 +32,8 @@ def test_recall_by_definition(metric):
 def test_stored_values():
     rng = np.random.default_rng(1)
     vectors = (rng.standard_normal((500, 6)) * [1, 10, 1e-3, 0, 5, 100] + 3).astype(np.float32)
-    rounded = STORED["int8"][0](vectors)
+    rounded = STORED["int8"].after(vectors)
     assert max(len(np.unique(column)) for column in rounded.T) <= 255
     spread = np.ptp(vectors, axis=0)
     assert (np.abs(rounded - vectors) <= spread / 508 + 1e-5).all()
-    assert set(np.unique(STORED["binary"][0](vectors - 3))) == {-1, 1}
+    assert set(np.unique(STORED["binary"].after(vectors - 3))) == {-1, 1}

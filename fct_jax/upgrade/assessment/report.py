@@ -325,7 +325,8 @@ class Assessment:
 
     def _stored_table(self) -> Table:
         rows = [
-            [name, f"{STORED[name][1]:g}", percent(recall)] for name, recall in self.stored.items()
+            [name, f"{STORED[name].width:g}", percent(recall)]
+            for name, recall in self.stored.items()
         ]
         columns = ["stored as", "bytes a dimension", "recall@10"]
         return Table("Neighbours of float32 that translated vectors keep (%)", columns, rows)

@@ -1,5 +1,6 @@
 """The neighbours that are lost when vectors are stored in fewer bits."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -26,11 +27,25 @@ def _binary(vectors: np.ndarray) -> np.ndarray:
     return np.where(vectors > 0, np.float32(1), np.float32(-1))
 
 
-# type -> (function that gives vectors (n, D) as they are after storing, bytes of a dimension)
-STORED: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
-    "float16": (_float16, 2),
-    "int8": (_int8, 1),
-    "binary": (_binary, 1 / 8),
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A type in which vectors are stored.
+
+    Attributes:
+      after: function that returns vectors (n, D) as they are after storing.
+      width: bytes of a dimension.
+      metric: the only metric of the type; None for the gallery's own.
+    """
+
+    after: Callable[[np.ndarray], np.ndarray]
+    width: float
+    metric: str | None = None
+
+
+STORED = {
+    "float16": Stored(_float16, 2),
+    "int8": Stored(_int8, 1),
+    "binary": Stored(_binary, 1 / 8, "cosine"),
 }
 
 
@@ -50,9 +65,8 @@ def recall_by_type(vectors, queries: np.ndarray, metric: str) -> dict[str, float
     nearest = min(_NEAREST, len(items))
     _, expected = knn(queries, items, nearest, metric=metric)
     recalls = {}
-    for name, (stored, _) in STORED.items():
-        how = "cosine" if name == "binary" else metric
-        _, found = knn(queries, stored(items), nearest, metric=how)
+    for name, stored in STORED.items():
+        _, found = knn(queries, stored.after(items), nearest, metric=stored.metric or metric)
         hits = (found[:, :, None] == expected[:, None, :]).any(axis=2)
         recalls[name] = float(hits.mean())
     return recalls
