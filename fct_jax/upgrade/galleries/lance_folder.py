@@ -41,5 +41,12 @@ class LancePart(Part):
         self.groups = [min(_GROUP, count - start) for start in range(0, count, _GROUP)]
 
     def batches(self, names: list[str], group: int, size: int) -> Iterator[pa.RecordBatch]:
-        start = group * _GROUP
-        yield from self._fragment.scanner(columns=names, batch_size=size, offset=start).to_batches()
+        start, limit = group * _GROUP, None
+        if size < _GROUP:
+            # A scan reads far ahead, which single rows do not need.
+            limit = size
+        for first in range(start, sum(self.groups), limit or sum(self.groups)):
+            scanner = self._fragment.scanner(
+                columns=names, batch_size=size, offset=first, limit=limit
+            )
+            yield from scanner.to_batches()
