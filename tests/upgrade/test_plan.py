@@ -1,6 +1,5 @@
 """Plans: the order of items, their number for a budget, and the forecast."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -16,8 +15,7 @@ from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.migration.budget import Forecast
-from fct_jax.upgrade.migration.estimate import estimated
-from fct_jax.upgrade.migration.planning import Wanted, ranked, read_plan
+from fct_jax.upgrade.migration.planning import ranked, read_plan
 from fct_jax.upgrade.migration.probe import Probe
 from fct_jax.upgrade.migration.upgrade import Upgrade
 
@@ -387,21 +385,3 @@ def test_a_plan_that_is_sorted_on_disk_is_the_same(made, tmp_path, monkeypatch, 
     monkeypatch.setattr(spilled, "_LARGE", 64)
     monkeypatch.setattr(spilled.blocks, "__defaults__", (23,))
     assert planned("on-disk") == in_memory
-
-
-def test_what_an_upgrade_takes(made, tmp_path, capsys):
-    paths, *_ = made
-    wanted = Wanted(items_per_second=10.0, cost_per_1000=2.0, cost_per_core_hour=3.0)
-    found = estimated(open_gallery(paths["set"]), tiny.plain_map(), 64, np.float32, 90, wanted)
-    assert found.vectors == COUNT and found.sample >= 64 and found.cpu > 0
-    assert found.core_hours == pytest.approx(COUNT * found.cpu / 3600)
-    shown = dataclasses.replace(found, vectors=10**8, cpu=7.2e-5, cores=4, items=90_000)
-    # 10⁸ × 72 µs are 2 core hours, so half an hour of 4 cores; 90,000 items are 2.5 hours.
-    assert shown.table().rows == [
-        ["translate", "100,000,000", "4", "0.5", "6.00"],
-        ["re-embed", "90,000", "", "2.5", "180.00"],
-    ]
-    Upgrade(tmp_path).plan(tiny.plain_map(), paths["set"], items_per_second=5.0)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "What it takes" in said and "a core hour costs 0.05" in said
-    assert "Give cost_per_1000 of the new model" in said
