@@ -1,5 +1,6 @@
 """The run at scale: a small one from end to end, its measuring of processes, and its table."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -78,9 +79,12 @@ def test_the_table_follows_from_the_largest_run(tmp_path):
     }
     prices = Prices(cores=10, core_hour=0.1, disk=1e9, gpu_rate=1000.0, gpu_hour=2.0, share=0.1)
     rows = [line.split("|") for line in table(found, prices).splitlines()]
-    # 10⁸ rows: 100 × 90 CPU seconds = 2.5 core hours; 4,000 bytes a row are 400 s at 1 GB/s.
-    assert [cell.strip() for cell in rows[2][1:6]] == ["10⁸", "2.5", "0.2", "$0.25", "3"]
-    assert [cell.strip() for cell in rows[4][7:9]] == ["2,778", "$5,556"]
+    # 10⁸ rows: 100 × 30 CPU seconds of one process; 100 × 60 of ten cores, who wait for 200 GB.
+    assert [cell.strip() for cell in rows[2][1:7]] == ["10⁸", "0.8", "1.7", "0.2", "$0.25", "3"]
+    assert [cell.strip() for cell in rows[3][1:6]] == ["10⁹", "8.3", "16.7", "1.7", "$2.50"]
+    assert [cell.strip() for cell in rows[4][8:10]] == ["2,778", "$5,556"]
+    dear = dataclasses.replace(prices, disk=1e8)  # 2,000 bytes of 10⁹ rows take 5.6 hours
+    assert "| 16.7 | 5.6 | $6.39 |" in table(found, dear)
     draw(found, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
