@@ -170,7 +170,7 @@ def _cells(step: dict, topology: str) -> list[str]:
     if not step["fits"]:
         return [f"**{memory}**", "does not fit", "", "", "", ""]
     milliseconds = f"{step['seconds'] * 1e3:.3g} ms"
-    moved = [f"{count} {kind}" for kind, (count, _) in step["collectives"].items()]
+    moved = [f"{count} {kind}" for kind, (count, _) in sorted(step["collectives"].items())]
     total = sum(size for _, size in step["collectives"].values())
     return [
         memory,

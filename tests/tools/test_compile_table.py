@@ -46,7 +46,7 @@ def test_cells():
         "memory",
         "38 %",
         "51,200 images/s",
-        "50 all-reduce, 54 all-gather; 50 MB",
+        "54 all-gather, 50 all-reduce; 50 MB",
     ]
     assert other[-1] == "not compiled yet: `--compile --only resnet50 --topology v4:2x2x4`"
 
