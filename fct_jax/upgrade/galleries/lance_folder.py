@@ -41,11 +41,10 @@ class LancePart(Part):
         self.groups = [min(_GROUP, count - start) for start in range(0, count, _GROUP)]
 
     def batches(self, names: list[str], group: int, size: int) -> Iterator[pa.RecordBatch]:
-        start, limit = group * _GROUP, None
-        if size < _GROUP:
-            # A scan reads far ahead, which single rows do not need.
-            limit = size
-        for first in range(start, sum(self.groups), limit or sum(self.groups)):
+        count = sum(self.groups)
+        # A scan reads far ahead, which single rows do not need.
+        limit = size if size < _GROUP else None
+        for first in range(group * _GROUP, count, limit or count):
             scanner = self._fragment.scanner(
                 columns=names, batch_size=size, offset=first, limit=limit
             )
