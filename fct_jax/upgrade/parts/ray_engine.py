@@ -12,7 +12,6 @@ import socket
 from collections import deque
 from pathlib import Path
 
-import fct_jax
 from fct_jax.errors import UserError
 from fct_jax.runtime.plugins import imported
 from fct_jax.runtime.progress import Bar
@@ -189,11 +188,11 @@ def _check_installed(ray) -> None:
             import fct_jax
         except ModuleNotFoundError as error:
             return f"no module {error.name}"
-        return fct_jax.__version__
+        return f"fct_jax {fct_jax.__version__}"
 
-    found = ray.get(ray.remote(version).options(num_cpus=0).remote())
-    if found != fct_jax.__version__:
+    found, own = ray.get(ray.remote(version).options(num_cpus=0).remote()), version()
+    if found != own:
         raise UserError(
-            f"the workers of Ray have fct_jax: {found}; this process has {fct_jax.__version__}; "
-            "install the same version on every node, or set PYTHONPATH"
+            f"a worker of Ray has {found}, but this process has {own}; install the same version "
+            "on every node, or set PYTHONPATH"
         )

@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_galleries as tiny
 
+import fct_jax
 from fct_jax import cli
 from fct_jax.errors import UserError
 from fct_jax.upgrade.migration.upgrade import Upgrade
 from fct_jax.upgrade.parts.engines import Engine
+from fct_jax.upgrade.parts.ray_engine import _check_installed
 
 REPOSITORY = Path(__file__).parents[3]
 HELPERS = REPOSITORY / "tests" / "helpers"
@@ -59,6 +62,38 @@ def test_no_cluster_at_an_address():
     wrong = Engine("ray", "ray://127.0.0.1:1").opened()
     with pytest.raises(UserError, match="nobody answers at ray://127.0.0.1:1: .*refused"), wrong:
         pass
+
+
+class OneWorker:
+    """Stands for Ray with one worker, on whose node ``fct_jax`` is ``package``."""
+
+    def __init__(self, package):
+        self._package = package
+
+    def remote(self, function):
+        self._function = function
+        return self
+
+    def options(self, num_cpus):
+        return types.SimpleNamespace(remote=self._call)
+
+    def get(self, reference):
+        return reference
+
+    def _call(self):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "fct_jax", self._package)
+            return self._function()
+
+
+def test_workers_have_another_version_or_none():
+    _check_installed(OneWorker(fct_jax))
+    for package, found in (
+        (types.SimpleNamespace(__version__="9.9"), "fct_jax 9.9"),
+        (None, "no module fct_jax"),
+    ):
+        with pytest.raises(UserError, match=f"a worker of Ray has {found}, but this process has"):
+            _check_installed(OneWorker(package))
 
 
 class Driver:
