@@ -29,6 +29,21 @@ def test_recall_by_definition(metric):
     assert found["float16"] > found["int8"] > found["binary"]
 
 
+def test_the_own_item_is_no_neighbour():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((40, 3)).astype(np.float32)
+    vectors[20:] *= 1e5  # float16 cannot hold them
+    own = np.arange(40)[::-1]
+    found = recall_by_type(vectors, vectors[::-1], "l2", own)
+    assert list(found) == ["int8", "binary"]
+    stored, kept = STORED["int8"].after(vectors), []
+    for row, query in enumerate(vectors):
+        far = np.where(np.arange(40)[:, None] == row, np.float32(np.inf), 0)
+        kept.append(len(nearest(query, vectors + far, "l2") & nearest(query, stored + far, "l2")))
+    assert found["int8"] == pytest.approx(np.mean(kept) / 10, abs=0.01)
+    assert recall_by_type(vectors[:1], vectors[:1], "l2", own[-1:]) == {}
+
+
 def test_stored_values():
     rng = np.random.default_rng(1)
     vectors = (rng.standard_normal((500, 6)) * [1, 10, 1e-3, 0, 5, 100] + 3).astype(np.float32)

@@ -209,7 +209,7 @@ def _stored(world, metric: str) -> dict[str, float]:
     """Return `recall_by_type` of translated vectors, if there are any."""
     if "translated" not in world.items:
         return {}
-    return recall_by_type(world.items["translated"], world.queries["new"], metric)
+    return recall_by_type(world.items["translated"], world.queries["new"], metric, world.own)
 
 
 def _with_translate(measured: dict, named: dict) -> dict:
