@@ -51,10 +51,10 @@ class Settings:
         """Raise UserError for an impossible setting."""
         if self.batch_size < 1:
             raise UserError(f"batch_size must be 1 or more, not {self.batch_size}")
-        if self.output is not None and "://" not in self.output:
+        if self.output is not None and not self.output.startswith(("s3://", "gs://")):
             raise UserError(
-                f"output={self.output} is not the URI of an object store, such as s3://bucket/new; "
-                "on disk the new gallery is in the upgrade's directory"
+                f"output={self.output} is not the URI of an object store, s3://… or gs://…; on "
+                "disk the new gallery is in the upgrade's directory"
             )
         if self.dtype not in (None, *DTYPES):
             raise unknown("dtype", self.dtype, DTYPES)

@@ -206,7 +206,7 @@ def name_of(workdir: Path) -> str:
 
 
 class Bucket(Place):
-    """A prefix in an object store: ``s3://``, ``gs://`` or ``az://``.
+    """A prefix in an object store: ``s3://`` or ``gs://``.
 
     Credentials and endpoints are those of the environment (``AWS_ACCESS_KEY_ID``,
     ``AWS_ENDPOINT_URL`` …). Readers of Parquet skip names that begin with ``_``.

@@ -139,6 +139,7 @@ def test_mistakes(bucket, tmp_path):
         ("s3://vectors/old/new", "is not apart from the gallery"),
         ("s3://nowhere/new", "s3://nowhere/new: "),
         ("somewhere", "is not the URI of an object store"),
+        ("az://vectors/new", "is not the URI of an object store, s3://… or gs://…"),
     ):
         with pytest.raises(UserError, match=expected):
             Upgrade(tmp_path / "up").apply(tiny.plain_map(), OLD, output=output, **given)
@@ -148,9 +149,9 @@ def test_mistakes(bucket, tmp_path):
     path = tiny.write_gallery("set", tmp_path / "set", ids, old)
     with pytest.raises(UserError, match="only a Parquet gallery is written to an object store"):
         Upgrade(tmp_path / "set-up").apply(tiny.plain_map(), path, output=NEW, **given)
-    # Files that change between parts are noticed by their size and time.
+    # Files that change between parts are noticed by their size and time (in whole seconds here).
     Upgrade(tmp_path / "a").apply(tiny.plain_map(), OLD, output=NEW, part="1/3", **given)
-    tiny.write_parquet(folder, ids, old + 1)
+    tiny.write_parquet(folder, ids[:-1], old[:-1])
     bucket.put(folder, "old")
     with pytest.raises(UserError, match="has changed since the first part began"):
         Upgrade(tmp_path / "b").apply(tiny.plain_map(), OLD, output=NEW, part="2/3", **given)
