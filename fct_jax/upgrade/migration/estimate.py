@@ -19,7 +19,7 @@ CORE_HOUR = 0.05  # assumed price of an hour of a core
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What translating a whole gallery and re-embedding the planned items needs.
+    """The time and money of translating a whole gallery and re-embedding the planned items.
 
     Attributes:
       vectors, cores: number of vectors, and cores that this process may use.
