@@ -1,5 +1,6 @@
 """Writing with pgvector: guarded rows in a side table or a second column, which are made here."""
 
+import zlib
 from urllib.parse import urlencode
 
 import numpy as np
@@ -20,6 +21,14 @@ begin
 end $$;
 create or replace trigger {name} before insert or update of {v}
 on {table} for each row execute function {name}()"""
+
+
+def _short(name: str) -> str:
+    """Return a name within PostgreSQL's 63 bytes, of which no two long names share one."""
+    given = name.encode()
+    if len(given) <= 63:
+        return name
+    return f"{given[:54].decode(errors='ignore')}_{zlib.crc32(given):08x}"
 
 
 class Writing:
@@ -145,6 +154,6 @@ class Writing:
 
     def _add_trigger(self, name: str, table, vector: str) -> None:
         version, seen = second(vector) if "__" in vector else (VERSION, SEEN)
-        named = {"ver": version, "seen": seen, "v": vector, "name": name[:63]}
+        named = {"ver": version, "seen": seen, "v": vector, "name": _short(name)}
         named = {key: self.sql.Identifier(value) for key, value in named.items()}
         self.db.execute(self.sql.SQL(_TRIGGER).format(**named, table=table))

@@ -51,9 +51,9 @@ class QdrantStore(Store):
             OSError,
         )
         with opening(uri, *self.errors):
-            known = [found.name for found in self.db.get_collections().collections]
             if not self.db.collection_exists(self.name):  # which also knows aliases
-                self.refuse_unknown("collection", known)
+                known = self.db.get_collections().collections
+                self.refuse_unknown("collection", [found.name for found in known])
             config = self.db.get_collection(self.name).config
         params = config.params.vectors
         self._named = isinstance(params, dict) and bool(self.vector)

@@ -361,3 +361,14 @@ def test_tokens_tell_rows_apart():
     nudged = content_tokens(np.nextafter(rows, 2), [{"a": n, "b": "x"} for n in range(50)])
     assert len({*first.tolist(), *other.tolist(), *nudged.tolist()}) == 150
     assert first.min() > 0
+
+
+def test_names_of_triggers_stay_apart():
+    """PostgreSQL would cut both names to the same 63 bytes."""
+    from fct_jax.upgrade.stores.postgres_write import _short
+
+    long = "fct_jax_" + "ü" * 40
+    names = [_short(long + end) for end in ("a", "b")]
+    assert names[0] != names[1]
+    assert all(len(name.encode()) <= 63 for name in names)
+    assert _short("fct_jax_items") == "fct_jax_items"
