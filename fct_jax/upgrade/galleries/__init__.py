@@ -89,13 +89,13 @@ FORMS: dict[str, Form] = {
         ),
         Form(
             "shards",
-            "a folder of numbered .npy files (also s3://, gs://, hf://)",
+            "a folder of numbered .npy files",
             numbered_npy,
             f"{_HERE}.shards:ShardsGallery",
         ),
         Form(
             "parquet",
-            "a .parquet file or a folder of such files (also s3://, gs://, hf://)",
+            "a .parquet file or a folder of such files (both also s3://, gs://, hf://)",
             either(
                 suffix(".parquet"),
                 folder_with("**/*.parquet"),
