@@ -75,8 +75,8 @@ def examine(
         reached; the message says which, and what to do.
 
     Example:
-      >>> found = examine("localhost:0", 0, 1)  # doctest: +SKIP
-      >>> found.faults  # doctest: +SKIP
+      >>> found = examine("localhost:0", 0, 1)
+      >>> found.faults
       []
     """
     place, local_devices = processes.given(coordinator, process_id, num_processes), None
