@@ -1,16 +1,13 @@
 """Orders of re-embedding: each by its definition, the sums with traffic, and orders of others."""
 
-import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from newer_examples import EXAMPLES
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.orders import ORDERS, Items, Order, backfill_order, find_order, times_traffic
-
-GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden" / "newer" / "examples.json"
 
 
 def items(n=60, seed=0, **more):
@@ -92,9 +89,7 @@ def test_classes_without_labels_are_cells():
 
 
 def test_class_mean_is_the_published_example():
-    if not GOLDEN.is_file():
-        pytest.skip("the shared golden arrays are not there")
-    case = json.loads(GOLDEN.read_text())["lambda_orth.backfill_order"]
+    case = EXAMPLES["lambda_orth.backfill_order"]
     vectors, labels = np.array(case["F_o"]), np.array(case["labels"])
     for metric, expected in (("l2", case["order"]), ("cosine", case["order_cosine"])):
         known = Items(len(vectors), metric=metric, transformed=vectors, classes=labels)

@@ -124,3 +124,9 @@ def write_probe(folder, ids, new, count=80):
     queries = new[:count] + 0.05 * rng.standard_normal((count, new.shape[1])).astype(np.float32)
     EmbeddingSet.of(new, ids, meta={"fingerprint": "new-model"}).write(folder / "new")
     EmbeddingSet.of(queries, meta={"fingerprint": "new-model"}).write(folder / "query")
+
+
+def tree(folder) -> dict[str, bytes]:
+    """Return the content of every file of a directory and its subfolders."""
+    files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

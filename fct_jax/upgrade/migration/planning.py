@@ -137,15 +137,7 @@ def make_plan(
                 "gallery": gallery.name,
                 "count": len(gallery),
                 "gallery_ids": digest_of(gallery.ids),
-                "map": mapping.fingerprint,
-                "order": asked.name,
-                "serve": wanted.serve,
-                "seed": wanted.seed,
-                "traffic": None if wanted.traffic is None else str(wanted.traffic),
-                "items": items,
-                "cut": reason,
-                "cost_per_1000": wanted.cost_per_1000,
-                "items_per_second": wanted.items_per_second,
+                **settings_of(wanted, asked, mapping, items, reason),
                 "checked": dataclasses.asdict(certificate),
                 "forecast": dataclasses.asdict(found),
             },
@@ -154,6 +146,21 @@ def make_plan(
         (partial / "plan.json").write_text(json.dumps(made.description, indent=2) + "\n")
     show(made.description, found)
     return made
+
+
+def settings_of(wanted, asked, mapping, items: int, reason: str) -> dict:
+    """Return the part of ``plan.json`` that says by which settings a plan was made and cut."""
+    return {
+        "map": mapping.fingerprint,
+        "order": asked.name,
+        "serve": wanted.serve,
+        "seed": wanted.seed,
+        "traffic": None if wanted.traffic is None else str(wanted.traffic),
+        "items": items,
+        "cut": reason,
+        "cost_per_1000": wanted.cost_per_1000,
+        "items_per_second": wanted.items_per_second,
+    }
 
 
 def _moved_first(order: np.ndarray, first: np.ndarray) -> np.ndarray:

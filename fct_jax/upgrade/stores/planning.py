@@ -17,7 +17,7 @@ from fct_jax.storage.files import new_directory
 from fct_jax.storage.ids import Finder
 from fct_jax.upgrade.checks.guards import sound, without
 from fct_jax.upgrade.migration.budget import cut, forecast
-from fct_jax.upgrade.migration.planning import Wanted, order_of, ranked, show
+from fct_jax.upgrade.migration.planning import Wanted, order_of, ranked, settings_of, show
 from fct_jax.upgrade.migration.traffic import load_traffic
 from fct_jax.upgrade.stores.base import Store
 from fct_jax.upgrade.stores.id_file import IdFile
@@ -112,15 +112,7 @@ def make_store_plan(
             "gallery": str(store.uri),
             "id_kind": store.id_kind,
             "count": count,
-            "map": mapping.fingerprint,
-            "order": asked.name,
-            "serve": wanted.serve,
-            "seed": wanted.seed,
-            "traffic": None if wanted.traffic is None else str(wanted.traffic),
-            "items": items,
-            "cut": reason,
-            "cost_per_1000": wanted.cost_per_1000,
-            "items_per_second": wanted.items_per_second,
+            **settings_of(wanted, asked, mapping, items, reason),
             # An order that needs no vectors reads none; `apply` then checks them.
             "checked": {"bad": len(screen.bad) if _reads_vectors(asked) else None},
             "forecast": dataclasses.asdict(whole),

@@ -35,15 +35,9 @@ HELPERS = REPOSITORY / "tests" / "helpers"
 COUNT = 2000
 
 
-def tree(folder) -> dict[str, bytes]:
-    """Return the content of every file of a directory and its subfolders."""
-    files = (p for p in sorted(Path(folder).rglob("*")) if p.is_file())
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
-
-
 def results(workdir) -> dict[str, bytes]:
     """Return what an upgrade has made: the gallery, log-variances, unusable rows."""
-    found = {f"gallery/{name}": data for name, data in tree(workdir / "gallery").items()}
+    found = {f"gallery/{name}": data for name, data in tiny.tree(workdir / "gallery").items()}
     for name in ("uncertainty.npy", "quarantine.jsonl"):
         found[name] = (workdir / name).read_bytes()
     return found
@@ -108,7 +102,7 @@ def test_shards_are_assembled(tmp_path):
     translate(path, tmp_path / "one")
     for number in (2, 3, 1):
         translate(path, tmp_path / "up", f"{number}/3")
-    assert tree(tmp_path / "up" / "gallery") == tree(tmp_path / "one" / "gallery")
+    assert tiny.tree(tmp_path / "up" / "gallery") == tiny.tree(tmp_path / "one" / "gallery")
 
 
 @pytest.mark.parametrize("count", [999, 1024 + 16 + 3])
@@ -133,7 +127,7 @@ def test_borders_inside_blocks(tmp_path, count):
     apply(tmp_path / "one")
     for number in (1, 2, 3):
         apply(tmp_path / "up", f"{number}/3")
-    assert tree(tmp_path / "up" / "gallery") == tree(tmp_path / "one" / "gallery")
+    assert tiny.tree(tmp_path / "up" / "gallery") == tiny.tree(tmp_path / "one" / "gallery")
 
 
 @pytest.mark.slow

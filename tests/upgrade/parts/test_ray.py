@@ -25,11 +25,6 @@ HELPERS = REPOSITORY / "tests" / "helpers"
 COUNT = 3000
 
 
-def tree(folder) -> dict[str, bytes]:
-    files = (p for p in sorted(Path(folder).rglob("*")) if p.is_file())
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
-
-
 def test_settings_of_an_engine(tmp_path, capsys):
     ids, old, _ = tiny.vectors(20)
     path = tiny.write_gallery("set", tmp_path / "old", ids, old)
@@ -215,7 +210,7 @@ def test_workers_and_drivers_are_killed(tmp_path):
     said = driver.done()
     assert "ray::" not in said and "(pid=" not in said and len(said.splitlines()) < 60
     Driver(tmp_path / "one.log", tmp_path / "one", *given, *again).done()
-    assert tree(up / "gallery") == tree(tmp_path / "one" / "gallery")
+    assert tiny.tree(up / "gallery") == tiny.tree(tmp_path / "one" / "gallery")
     # Both upgrades ask for the sample and for every item once; the lost worker's call is repeated.
     total = sum(map(int, asked.read_text().split()))
     assert total <= 2 * (COUNT + 300) + 100
