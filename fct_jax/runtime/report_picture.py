@@ -9,7 +9,10 @@ from matplotlib.figure import Figure
 from fct_jax.runtime.report_svg import groups_of
 
 # Colour-blind readers can distinguish these colours.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
+_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"),
+    *("#56B4E9", "#882255", "#999933", "#332288", "#7A4B1E"),
+)
 _LEVELS = ("0.65", "0.2")
 _SIDE_BY_SIDE = 3  # panels in a row
 

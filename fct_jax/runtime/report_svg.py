@@ -8,7 +8,7 @@ WIDTH, HEIGHT = 420, 290  # in the units of the drawing: about one CSS pixel on 
 LEFT, RIGHT, TOP, BOTTOM = 44, 16, 12, 40
 # Lengths of dashes and gaps in turn, in line widths.
 _DASHES = {"-": (), "--": (3, 2), ":": (1, 1.5), "-.": (3, 1.5, 1, 1.5)}
-COLOURS = 8  # classes c0 … c7 of the style sheet
+COLOURS = 10  # classes c0 … c9 of the style sheet
 
 
 def groups_of(panels: Sequence) -> dict[str, int]:
