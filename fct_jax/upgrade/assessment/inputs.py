@@ -97,7 +97,7 @@ def derived_queries(
     made, notes, backward = {}, [], found.backward
     itself = bool(len(inside)) and queries.own is not None  # nothing else to fit on
     trained = backward is not None and metric == "cosine"
-    kinds = {"bridged"} if trained else wanted
+    kinds = {"bridged"} if trained or metric != "cosine" else wanted  # those that are fitted here
     if itself and wanted & kinds:
         left_out = ", ".join(way.name for way in ways if wanted & kinds & set(way.queries))
         reason = "the items are the queries, and no other pairs are known"
