@@ -13,27 +13,26 @@ _MOST_STEPS = 64
 def candidates(config, chips: int) -> Iterator[dict]:
     """Yield changes of a config that save memory, cheapest first; each includes those before it.
 
-    They are bfloat16 activations, then recomputed activations, then a classifier split over chips,
+    They are bfloat16 activations, then a classifier split over chips, then recomputed activations,
     then fewer cached views, then ever smaller micro-batches.
     """
     changes = {}
     if config.compute_dtype == "float32":
         changes["compute_dtype"] = "bfloat16"
         yield dict(changes)
-    if not config.remat:
-        changes["remat"] = True
-        yield dict(changes)
     if config.task == "compatible" and config.mesh.model == 1 and chips % 4 == 0:
         changes["mesh.model"] = 4
+        yield dict(changes)
+    if not config.remat:
+        changes["remat"] = True
         yield dict(changes)
     views = config.get("views", 1) // 2
     while views:
         changes["views"] = views
         yield dict(changes)
         views //= 2
-    parts = chips // changes.get("mesh.model", config.mesh.model)
     steps = config.accumulate_steps * 2
-    while steps <= _MOST_STEPS and config.batch_size % (parts * steps) == 0:
+    while steps <= _MOST_STEPS and config.batch_size % (chips * steps) == 0:
         yield {**changes, "accumulate_steps": steps}
         steps *= 2
 

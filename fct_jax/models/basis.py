@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from fct_jax import models
 from fct_jax.losses.bt2 import bt2_embedding
-from fct_jax.models.linear import Linear
+from fct_jax.models.linear import Classifier, Linear
 
 
 class BasisChange(nn.Module):
@@ -49,5 +49,5 @@ class BasisChange(nn.Module):
             for name, dim in (("new_basis", dim_new), ("old_basis", self.old_dim))
         )
         made = bt2_embedding(outputs[:, :dim_new], branch, *bases, extra=self.extra)
-        logits = Linear(self.num_classes, use_bias=False, name="classifier")(made.full)
+        logits = Classifier(self.num_classes, name="classifier")(made.full)
         return logits, made.full

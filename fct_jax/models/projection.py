@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fct_jax.models.batch_norm import BatchNorm
-from fct_jax.models.linear import Linear
+from fct_jax.models.linear import Classifier, Linear
 from fct_jax.models.resnet import Trunk
 
 
@@ -32,7 +32,7 @@ class ProjectionHead(nn.Module):
         projected = Linear(self.embedding_dim, use_bias=False, name="projection")(features)
         self.sow("intermediates", "projected", projected)
         embedding = BatchNorm(name="projection_bn")(projected, not train)
-        logits = Linear(self.num_classes, use_bias=False, name="classifier")(embedding)
+        logits = Classifier(self.num_classes, name="classifier")(embedding)
         return logits, embedding
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from fct_jax.losses.numerics import normalize
 from fct_jax.models.batch_norm import BatchNorm
 from fct_jax.models.convolution import Conv
-from fct_jax.models.linear import Linear
+from fct_jax.models.linear import Classifier
 from fct_jax.models.pooling import max_pool
 
 
@@ -177,5 +177,5 @@ class ResNet(nn.Module):
             embedding = normalize(embedding)
         if not self.has_classifier:
             return embedding[:, :0], embedding
-        logits = Linear(self.num_classes, use_bias=False, name="classifier")(embedding)
+        logits = Classifier(self.num_classes, name="classifier")(embedding)
         return logits, embedding

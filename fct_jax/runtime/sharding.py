@@ -10,9 +10,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from fct_jax.errors import UserError
 from fct_jax.runtime import processes
 
+AXES = ("data", "model")  # both split the batch
+
 
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
-    """Return all devices as a grid: batches are split over "data", large classifiers over "model".
+    """Return all devices as a grid: all share a batch, those along "model" a large classifier.
 
     Args:
       data: devices along "data"; -1: as many as there are.
@@ -29,7 +31,7 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
             f"config.mesh data={data}, model={model} does not fit {devices} devices; "
             f"nearest: data={devices}, model=1"
         )
-    mesh = jax.make_mesh((data, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    mesh = jax.make_mesh((data, model), AXES, axis_types=(AxisType.Auto,) * 2)
     if processes.count() > 1:
         _connect(mesh)
     return mesh
@@ -41,7 +43,7 @@ def _connect(mesh: Mesh) -> None:
     CPUs allow 30 seconds for that, and one process may compile for longer than another.
     """
     processes.barrier("mesh")
-    for axes in (("data", "model"), ("data",), ("model",)):
+    for axes in (AXES, ("data",), ("model",)):
         ones = np.ones(math.prod(mesh.shape[axis] for axis in axes), np.float32)
         split = NamedSharding(mesh, PartitionSpec(axes))
         array = jax.make_array_from_callback(ones.shape, split, ones.__getitem__)
@@ -85,8 +87,8 @@ def of_state(state, mesh: Mesh):
 
 
 def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Return the sharding that splits ``axis`` over the devices."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    """Return the sharding that splits ``axis`` over all devices, in the order of the mesh."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
 
 
 def batch_parts(size: int) -> int:
@@ -94,8 +96,21 @@ def batch_parts(size: int) -> int:
 
     One outside of a mesh (``jax.set_mesh``), or if the devices do not divide the batch.
     """
-    parts = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+    parts = math.prod(jax.sharding.get_abstract_mesh().shape.values())
     return 1 if size % parts else parts
+
+
+def for_classes(samples: jax.Array) -> jax.Array:
+    """Return samples (N, …) as a classifier needs them whose classes are split over "model".
+
+    Devices along "model" get each other's samples, and their gradients' sums go back to each
+    sample's own device. Use it in a traced step under ``jax.set_mesh``; elsewhere, and where
+    classifiers are whole, it changes nothing.
+    """
+    whole = jax.sharding.get_abstract_mesh().shape.get("model", 1) == 1
+    if whole or batch_parts(samples.shape[0]) == 1:
+        return samples
+    return jax.lax.with_sharding_constraint(samples, PartitionSpec("data"))
 
 
 def gathered(array: jax.Array) -> jax.Array:

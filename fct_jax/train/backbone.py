@@ -12,7 +12,7 @@ from fct_jax import data, losses, models
 from fct_jax.data.readers import splits_of
 from fct_jax.embed.images import source_config
 from fct_jax.errors import UserError
-from fct_jax.runtime import plugins
+from fct_jax.runtime import plugins, sharding
 from fct_jax.train.image_batches import image_feed, preprocessing_of
 from fct_jax.train.pretrained import with_pretrained
 from fct_jax.train.validation import ranks, validation_batches
@@ -78,10 +78,10 @@ class Backbone:
         (logits, _), new = self._module.apply(
             variables, images, train=True, mutable=["batch_stats"]
         )
-        loss = losses.label_smoothed_cross_entropy(
-            logits, batch["label"], self._config.label_smoothing
-        ).mean()
-        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+        labels = sharding.for_classes(batch["label"])
+        smoothing = self._config.label_smoothing
+        loss = losses.label_smoothed_cross_entropy(logits, labels, smoothing).mean()
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
         return loss, (new["batch_stats"], {"accuracy": accuracy})
 
     @property
@@ -97,13 +97,14 @@ class Backbone:
         for images, labels in validation_batches(
             self._validation, self._preprocessing, self._config, self._mesh
         ):
-            sums += self._correct(variables, images, labels, cut=cut)
+            with jax.set_mesh(self._mesh):
+                sums += self._correct(variables, images, labels, cut=cut)
         loss, top1, top5, count = (float(value) for value in sums)
         return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count} if count else {}
 
     def _count_correct(self, variables, images, labels, cut):
         """Return sums over a batch: loss, hits of the best and of the five best classes, images."""
-        variables = self.export(cut(variables))
+        variables, labels = self.export(cut(variables)), sharding.for_classes(labels)
         logits = self._class_scores(variables, self._preprocessing.on_device(images, None))
         # An old model is validated on all classes, and knows only its own.
         known = (labels >= 0) & (labels < logits.shape[-1])

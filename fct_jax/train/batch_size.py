@@ -18,7 +18,7 @@ def resolved(config: ConfigDict, mesh) -> ConfigDict:
 
     Args:
       config: config of a training task.
-      mesh: the devices; those along "model" share a batch.
+      mesh: the devices, which share a batch.
 
     Raises:
       UserError: sizes that are not positive integers, a batch that cannot be divided over devices
@@ -26,7 +26,7 @@ def resolved(config: ConfigDict, mesh) -> ConfigDict:
 
     Source of the scaling: Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 2.1.
     """
-    parts, steps = mesh.shape["data"], config.accumulate_steps
+    parts, steps = mesh.size, config.accumulate_steps
     for key, least in (("accumulate_steps", 1), ("batch_size", 0), ("per_device_batch_size", 0)):
         _check_count(f"config.{key}", config[key], least)
     _check_count("config.optimizer.lr_reference_batch", config.optimizer.lr_reference_batch, 0)
@@ -69,14 +69,14 @@ def micro_batches(config: ConfigDict) -> MicroBatches:
 
 def summary(config: ConfigDict, mesh) -> str:
     """Return one line for the log; ``config`` is the result of :func:`resolved`."""
-    parts, model, steps = mesh.shape["data"], mesh.shape["model"], config.accumulate_steps
+    parts, model, steps = mesh.size, mesh.shape["model"], config.accumulate_steps
     devices = f"{parts} device{'s' if parts > 1 else ''}"
-    if model > 1:
-        devices = f"{parts} group{'s' if parts > 1 else ''} of {model} devices"
     text = f"batch {config.batch_size:,} = {devices} × {config.batch_size // (parts * steps):,}"
     if steps > 1:
         seen = config.batch_size // steps
         text += f" × {steps} accumulated (BatchNorm and losses between samples see {seen:,})"
+    if model > 1:
+        text += f"; a classifier over {model}"
     return f"{text}; lr {config.optimizer.lr:.4g}"
 
 

@@ -173,7 +173,7 @@ class StreamFeed:
 def rows_of_process(batch_size: int, mesh) -> np.ndarray:
     """Return, ascending, the rows of a global batch that this process's devices hold.
 
-    Devices along "model" share rows, and a process's devices need not be neighbours in the mesh.
+    A process's devices need not be neighbours in the mesh.
     """
     places = sharding.split_batch(mesh).addressable_devices_indices_map((batch_size,))
     return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places.values()]))

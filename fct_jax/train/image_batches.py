@@ -109,7 +109,7 @@ def sampler_of(config: ConfigDict, labels, count: int, mesh) -> Sampler:
 
 def _check_last(config: ConfigDict, sampler: Sampler, count: int, mesh) -> None:
     """Raise UserError if devices and micro-batches do not divide the epoch's last batch."""
-    parts, steps = mesh.shape["data"], config.get("accumulate_steps", 1)
+    parts, steps = mesh.size, config.get("accumulate_steps", 1)
     left = sampler.last_size % (parts * steps)
     if left:
         over = f"{parts} devices" + (f" × {steps} micro-batches" if steps > 1 else "")

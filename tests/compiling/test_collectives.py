@@ -17,6 +17,10 @@ SUMMED = {"reduce_sum", "conv_general_dilated", "dot_general"}
 
 
 def collectives(folder, *words) -> list[tuple[str, int, str]]:
+    return [each for each in instructions(folder, *words) if each[0] != "convolution"]
+
+
+def instructions(folder, *words) -> list[tuple[str, int, str]]:
     script = Path(cluster.__file__).parent / "count_collectives.py"
     with cluster.started(lambda index: [script, *words], 1, folder, devices=8) as running:
         codes, outputs = cluster.finished(running, folder, LONG)
@@ -62,7 +66,17 @@ def test_one_more_is_found(tmp_path):
 
 def test_a_split_classifier_stays_split(tmp_path):
     """Of 9,350 classes x 32, devices exchange sums over classes and a few columns of padding."""
-    found = [each for each in collectives(tmp_path, "split") if "bn" not in each[2]]
+    everything = instructions(tmp_path, "split")
+    # Each of the eight devices computes the network for its own two of 16 images.
+    maps = [size for kind, size, source in everything if kind == "convolution" and source]
+    assert set(maps) == {2 * 8 * 8 * 4 * 4}
+    found = [each for each in everything if each[0] != "convolution"]
+    moments = [each for each in found if each[0] == "all-gather" and "/concatenate" in each[2]]
+    assert len(moments) == BATCH_NORMS + 1  # the last is that of the embeddings
+    # Four devices share the embeddings and labels of their eight images.
+    assert [each[:2] for each in found if "projection_bn/add" in each[2]] == [["all-gather", 1024]]
+    assert [each[:2] for each in found if "/squeeze" in each[2]] == [["all-gather", 32]]
+    found = [each for each in found if "bn" not in each[2] and "/squeeze" not in each[2]]
     part = 9350 // 4 * 32 * 4  # bytes of the columns of a device
     kinds = Counter(kind for kind, _, _ in found)
     # The best class of each image, for the accuracy.

@@ -90,7 +90,7 @@ def test_settings_that_save_memory():
     found = list(candidates(read("digits_compatible", "batch_size=64"), 4))
     assert found[:3] == [
         {"compute_dtype": "bfloat16"},
-        {"compute_dtype": "bfloat16", "remat": True},
-        {"compute_dtype": "bfloat16", "remat": True, "mesh.model": 4},
+        {"compute_dtype": "bfloat16", "mesh.model": 4},
+        {"compute_dtype": "bfloat16", "mesh.model": 4, "remat": True},
     ]
-    assert [each["accumulate_steps"] for each in found[3:]] == [2, 4, 8, 16, 32, 64]
+    assert [each["accumulate_steps"] for each in found[3:]] == [2, 4, 8, 16]

@@ -189,7 +189,7 @@ def test_a_kept_last_batch_comes_in_a_call_of_its_own():
 
 def test_a_last_batch_that_the_devices_do_not_divide_is_refused():
     config = ml_collections.ConfigDict({"batch_size": 8, "seed": 0, "last_batch": "keep"})
-    mesh = types.SimpleNamespace(shape={"data": 4})
+    mesh = types.SimpleNamespace(size=4)
     assert sampler_of(config, None, 20, mesh).last_size == 4
     with pytest.raises(UserError, match=r"has 6 of 22 images, which 4 devices .*leave out 2 im"):
         sampler_of(config, None, 22, mesh)
@@ -266,7 +266,7 @@ feed = image_feed(source, Preprocessing(size=8), config, mesh)
 for step, (_, call) in zip(range(3), feed.calls(0)):
     np.testing.assert_array_equal(call["index"][0], order[step])
     for shard in call["index"].addressable_shards:
-        assert shard.data.shape == (1, 4)
+        assert shard.data.shape == (1, 2)
     assert call["image"].sharding.is_equivalent_to(sharding.split_batch(mesh, 1), 5)
 feed.close()
 
@@ -276,15 +276,15 @@ feed = image_feed(source, Preprocessing(size=8), config, mesh)
 *_, (_, call) = feed.calls(feed.steps_per_epoch)
 last = order[-1][order[-1] >= 0]
 np.testing.assert_array_equal(call["index"][0], last)
-assert {shard.data.shape for shard in call["index"].addressable_shards} == {(1, len(last) // 2)}
+assert {shard.data.shape for shard in call["index"].addressable_shards} == {(1, len(last) // 4)}
 feed.close()
 config.data.classes, config.batch_size = "0-2", 200  # 299 images
 try:
     image_feed(open_source(config.data, "train"), Preprocessing(size=8), config, mesh)
 except UserError as error:
-    assert "has 99 of 299 images, which 2 devices do not divide" in str(error), error
+    assert "has 99 of 299 images, which 4 devices do not divide" in str(error), error
 else:
-    raise AssertionError("an odd batch was shared by two devices")
+    raise AssertionError("an odd batch was shared by four devices")
 assert jax.device_count() == 4
 """
 

@@ -49,7 +49,7 @@ def run(data: int, model: int, labels) -> tuple[dict, list]:
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((data, model), ("data", "model"), axes, devices=devices)
     config = tiny_compatible.config(
-        base_loss="arcface", model__name="tiny_compatible:FlatModel", model__width=64
+        batch_size=40, base_loss="arcface", model__name="tiny_compatible:FlatModel", model__width=64
     )
     task = with_padded_classes(Wide(config, mesh), mesh)
     key = jax.random.key(0)
@@ -65,7 +65,8 @@ def run(data: int, model: int, labels) -> tuple[dict, list]:
 
     backbone.validation_batches = batches
     batch = next(batches(None, None, config, mesh))
-    program = task._correct.lower(variables, *batch, cut=task._cut).compile()
+    with jax.set_mesh(mesh):
+        program = task._correct.lower(variables, *batch, cut=task._cut).compile()
     found = {
         "metrics": task.evaluate(variables),
         "collectives": collectives(program.as_text()),

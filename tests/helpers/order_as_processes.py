@@ -64,7 +64,7 @@ def recorded(feed, step: int, until: int):
 
 def main(out: Path, positions: dict, process: int) -> None:
     """Go on from saved positions, {name: [step, position]}, to the second epoch."""
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(model=2)
     for name, feed in feeds(mesh).items():
         step, position = positions[name]
         feed.seek(position)

@@ -17,7 +17,7 @@ import numpy as np
 from fct_jax import config as configs
 from fct_jax import losses
 from fct_jax.data.sampling import Shuffled
-from fct_jax.models.linear import Linear
+from fct_jax.models.linear import Classifier, Linear
 from fct_jax.runtime import sharding
 from fct_jax.train.checkpoint import Checkpoints
 from fct_jax.train.feeds import ResidentFeed
@@ -42,7 +42,7 @@ class Model(nn.Module):
     @nn.compact
     def __call__(self, x):
         embedding = Linear(DIM, name="projection")(x)
-        return Linear(self.classes, use_bias=False, name="classifier")(embedding), embedding
+        return Classifier(self.classes, name="classifier")(embedding), embedding
 
 
 class Task:
@@ -76,10 +76,11 @@ class Task:
         logits, embedding = self._model.apply(variables, batch["x"])
         assert logits.shape == (BATCH, self._classes)
         kernel = params["classifier"]["kernel"]
-        logits = losses.base_logits(self._kind, embedding, kernel.T, batch["label"], 30.0, 0.3)
-        loss = losses.label_smoothed_cross_entropy(logits, batch["label"], 0.1).mean()
-        loss += 1e-3 * losses.center_loss(embedding, batch["label"], params["metric"]["centers"])
-        return loss, ({}, {"accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["label"])})
+        embedding, labels = map(sharding.for_classes, (embedding, batch["label"]))
+        logits = losses.base_logits(self._kind, embedding, kernel.T, labels, 30.0, 0.3)
+        loss = losses.label_smoothed_cross_entropy(logits, labels, 0.1).mean()
+        loss += 1e-3 * losses.center_loss(embedding, labels, params["metric"]["centers"])
+        return loss, ({}, {"accuracy": jnp.mean(jnp.argmax(logits, -1) == labels)})
 
     def export(self, variables):
         return variables
@@ -96,7 +97,7 @@ def run(classes: int, data: int, model: int, folder: Path) -> tuple[dict, dict]:
     options.schedule.warmup_epochs = 0
     task = with_padded_classes(Task(classes, kind, mesh), mesh)
     optimizer = build_optimizer(options, 4, 2)
-    steps = compile_steps(task, optimizer, 0)
+    steps = compile_steps(task, optimizer, 0, mesh=mesh)
     state = fresh_state(task, optimizer, 0, mesh)
     seen = {"shards": {}, "losses": [], "collectives": []}
     for path, array in jax.tree_util.tree_leaves_with_path(state):
@@ -109,7 +110,7 @@ def run(classes: int, data: int, model: int, folder: Path) -> tuple[dict, dict]:
         for count, call in task.feed.calls(step):
             arguments = state, task.feed.data, (), call
             if not step:
-                program = steps.program.lower(*arguments, count, key=steps.key, freeze=False)
+                program = steps.lower(*arguments, freeze=False, platform="cpu")
                 seen["collectives"] = collectives(program.compile().as_text())
             state, sums = steps(*arguments, count, freeze=False)
             seen["losses"].append(float(sums["loss"]))

@@ -13,7 +13,7 @@ from fct_jax.train.accumulate import MicroBatches
 
 
 def mesh(data, model=1):
-    return SimpleNamespace(shape={"data": data, "model": model})
+    return SimpleNamespace(shape={"data": data, "model": model}, size=data * model)
 
 
 def config(**changes):
@@ -47,10 +47,13 @@ def test_per_device_batch_and_scaled_rate():
     assert batch.resolved(given, mesh(8)).batch_size == 1024
 
 
-def test_devices_along_model_share_a_batch():
+def test_devices_that_share_a_classifier_have_images_of_their_own():
     found = batch.resolved(config(batch_size=0, per_device_batch_size=5), mesh(2, 4))
-    assert found.batch_size == 10
-    assert batch.summary(found, mesh(2, 4)) == "batch 10 = 2 groups of 4 devices × 5; lr 0.1"
+    assert found.batch_size == 40
+    said = "batch 40 = 8 devices × 5; a classifier over 4; lr 0.1"
+    assert batch.summary(found, mesh(2, 4)) == said
+    with pytest.raises(UserError, match="42 does not divide over 8 devices; nearest: 40"):
+        batch.resolved(config(batch_size=42), mesh(2, 4))
 
 
 def test_the_same_global_batch_on_other_devices_is_the_same_config():

@@ -144,6 +144,7 @@ class Compatible(Backbone):
         del freeze_batch_norm
         images = self._preprocessing.on_device(batch["image"], batch["flip"])
         mix_key = None if self._row.classified is None else jax.random.fold_in(key, 1)
+        batch = {**batch, "label": sharding.for_classes(batch["label"])}
         outputs, new = self._module.apply(
             _model_of(variables),
             self.augmented(images, key),
@@ -222,7 +223,7 @@ class Compatible(Backbone):
         return logits
 
     def _base_logits(self, embedding, classifier, labels):
-        config = self._config
+        config, embedding = self._config, sharding.for_classes(embedding)
         return losses.base_logits(
             config.base_loss, embedding, classifier, labels, config.scale, config.margin
         )
