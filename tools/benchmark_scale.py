@@ -6,15 +6,23 @@
 
 A run makes a gallery of --rows × 384 float16 vectors, translates it by the plain NumPy loop, plans
 to re-embed 1 % of it, translates it in two parts side by side and once more on Ray, re-embeds the
-1 %, and rolls back. Every --kill-every seconds a part, or a worker or the driver of Ray, is killed
-with SIGKILL and started again. The two translations and the one after the rollback must have the
-same bytes. The last part publishes the gallery; it has no readers to switch, as a store has.
+1 %, and rolls back. The two translations and the one after the rollback must have the same bytes.
+Files have no readers to switch, so the first --store-rows rows go into a LanceDB table as well,
+which is planned, translated into another table, re-embedded, switched to, and switched back from.
 
-Rows a second are by the clock, kills and starts included. CPU seconds are those of all processes;
-peak memory is the largest sum of their anonymous memory; bytes per row are those that they read and
-wrote by calls (files that are mapped are missing) and, apart, what reached the disk; a row that a
-killed process had computed counts again. Each run is added to OUT/scale.json, and OUT/growth.png
-shows all of them. --folder needs three times the gallery's size (768 bytes a row).
+Every --kill-every seconds, whatever step it is, a process is killed with SIGKILL once it has begun
+to work, and started again: a part, a worker or the driver of Ray, or the command. What has no
+record to resume from (plan, rollback, switch) is killed once at most.
+
+Rows a second are by the clock, kills and starts included; for re-embedding and rolling back they
+are the items. CPU seconds are those of all processes; peak memory is the largest sum of their
+anonymous memory; bytes per row are those that they read and wrote by calls (files that are mapped
+are missing) and, apart, those of the pages that they read from disk or changed: a file system with
+large pages counts the whole page, of up to 2 MB, of which it writes only the changed blocks. A row
+that a killed process had computed counts again. "At work again" is the time from a kill until the
+new process has written a MiB, or read 64 MiB where it hardly writes. Each run is added to
+OUT/scale.json, and OUT/growth.png shows all of them. --folder needs three times the gallery's size
+(768 bytes a row), or the gallery and 7,680 bytes for each row of the store.
 """
 
 import json
@@ -32,10 +40,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a m
 from fct_jax.errors import UserError
 from tools.scale.gallery import GALLERY, check_space
 from tools.scale.growth import Prices, draw, table
-from tools.scale.watching import Watched
+from tools.scale.store import uri
+from tools.scale.watching import READ, WRITTEN, Kills, Watched
 from tools.script import Parser, read_json, status
 
 QUICK = 100_000
+ENGINES = "parts", "ray", "store"
 STEPS = {
     "plain loop": "the plain NumPy loop",
     "plan": "plan, which reads and translates once",
@@ -43,6 +53,19 @@ STEPS = {
     "ray": "apply --engine ray",
     "re-embed 1 %": "apply --reembed, made-up vectors of a function",
     "rollback": "rollback --to 0",
+    "store: plain loop": "LanceDB: the plain loop into another table",
+    "store: plan": "LanceDB: plan",
+    "store: apply": "LanceDB: apply",
+    "store: re-embed 1 %": "LanceDB: apply --reembed",
+    "store: switch": "LanceDB: switch",
+    "store: switch back": "LanceDB: switch --back",
+}
+REEMBED = "--reembed", "tools.scale.gallery:embed"
+COMMANDS = {  # whether a killed one resumes, and how to see that it has begun to work
+    "plan": (False, READ),
+    "apply": (True, WRITTEN),
+    "rollback": (False, WRITTEN),
+    "switch": (False, READ),
 }
 
 
@@ -56,8 +79,9 @@ def main(words) -> None:
     parser.add_argument("--out", type=Path, default=Path("scale"), help="folder of scale.json")
     parser.add_argument("--kill-every", type=float, default=60, help="seconds between two kills")
     parser.add_argument("--kills", type=int, default=8, help="largest number of kills in a step")
-    parser.add_argument("--engines", default="parts,ray", help="parts, ray or both")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} rows, a kill in 3 s")
+    parser.add_argument("--engines", default=",".join(ENGINES), help="some of these")
+    parser.add_argument("--store-rows", type=int, help=f"rows of the store ({QUICK:,})")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} rows, a kill every 3 s")
     parser.add_argument("--table", action="store_true", help="print what follows from scale.json")
     Prices.add_arguments(parser)
     given = parser.parse_args(words)
@@ -69,12 +93,17 @@ def main(words) -> None:
         return
     if given.quick:
         given.rows, given.kill_every, given.kills = QUICK, 3, 1
-    unknown = set(given.engines.split(",")) - {"parts", "ray"}
+    if given.store_rows is None:
+        given.store_rows = min(given.rows, QUICK)
+    unknown = set(given.engines.split(",")) - {*ENGINES}
     if unknown or given.rows < 1000 or given.kill_every <= 0:
-        parser.error("--engines are parts, ray or both, --rows at least 1000, --kill-every above 0")
+        parser.error("--engines are parts, ray, store, --rows at least 1000, --kill-every above 0")
+    if not 1000 <= given.store_rows <= given.rows:
+        parser.error(f"--store-rows are from 1000 to --rows ({given.rows:,})")
     given.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the processes of a step end, too
-    made = Run(given.folder, given.rows, given.kill_every, given.kills).all(given.engines)
+    run = Run(given.folder, given.rows, given.store_rows, Kills(given.kill_every), given.kills)
+    made = run.all(given.engines)
     found[str(given.rows)] = {"machine": _machine(), "when": time.strftime("%Y-%m-%d"), **made}
     (given.out / "scale.json").write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
     draw(found, given.out / "growth.png")
@@ -102,9 +131,9 @@ def report(rows: int, made: dict) -> str:
 class Run:
     """One run, whose steps are processes of their own."""
 
-    def __init__(self, folder: Path, rows: int, every: float, kills: int):
+    def __init__(self, folder: Path, rows: int, store_rows: int, kills: Kills, most: int):
         self.folder, self.rows = folder.resolve() / f"rows-{rows}", rows
-        self._every, self._kills = every, kills
+        self._store_rows, self._kills, self._most = store_rows, kills, most
         self.gallery, self.map = self.folder / "gallery", self.folder / "map"
         self.steps: dict[str, dict] = {}
         self.notes: list[str] = []
@@ -115,7 +144,7 @@ class Run:
             raise UserError(f"{self.folder} exists already; remove it, or give another --folder")
         self.folder.mkdir(parents=True)
         try:
-            check_space(self.folder, self.rows)
+            check_space(self.folder, self.rows, self._store_rows if "store" in engines else 0)
             with self._watched() as watched:
                 watched.run(
                     "-m", "tools.scale.gallery", "gallery", str(self.gallery), f"{self.rows}"
@@ -123,10 +152,15 @@ class Run:
                 watched.run("-m", "tools.scale.gallery", "map", str(self.map))
             self._plain()
             sums = {name: getattr(self, f"_{name}")() for name in engines.split(",")}
-            same = len(set(sums.values()) - {None}) == 1
-            if not same:
+            sums = {name: found for name, found in sums.items() if found is not None}
+            if len(set(sums.values())) > 1:
                 raise UserError(f"the translations differ: CRC-32 {sums}")
-            return {"steps": self.steps, "notes": self.notes, "crc32": sums}
+            return {
+                "steps": self.steps,
+                "notes": self.notes,
+                "crc32": sums,
+                "store_rows": self._store_rows,
+            }
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -142,22 +176,19 @@ class Run:
         """Upgrade with two parts, re-embed, and roll back; return the checksum."""
         up = self.folder / "parts"
         budget = max(1, self.rows // 100)
-        with self._step("plan") as watched:
-            watched.run("-m", "fct_jax", "plan", *self._named(up), "--budget-items", str(budget))
+        self._command("plan", "plan", *self._named(up), "--budget-items", str(budget))
         parts = [
             ("-m", "fct_jax", "apply", str(up), "--part", f"{i}/2", "--unchecked") for i in (1, 2)
         ]
         with self._step("two parts") as watched:
-            watched.survive(parts, self._every, self._kills)
+            watched.survive(parts, self._kills, self._most)
         if not (up / "gallery" / "vectors.npy").is_file():
             raise UserError(f"both parts ended, but {up}/gallery is not there")
         translated = _checksum(up)
-        with self._step("re-embed 1 %", budget) as watched:
-            watched.run("-m", "fct_jax", "apply", str(up), "--reembed", "tools.scale.gallery:embed")
+        self._command("re-embed 1 %", "apply", str(up), *REEMBED, rows=budget)
         if _checksum(up) == translated:
             raise UserError("re-embedding has changed no byte")
-        with self._step("rollback", budget) as watched:
-            watched.run("-m", "fct_jax", "rollback", str(up), "--to", "0")
+        self._command("rollback", "rollback", str(up), "--to", "0", rows=budget)
         if _checksum(up) != translated:
             raise UserError("the gallery after the rollback is not the translated one")
         shutil.rmtree(up)
@@ -172,10 +203,42 @@ class Run:
                 return None
         command = ("-m", "fct_jax", "apply", *self._named(up), "--engine", "ray", "--unchecked")
         with self._step("ray") as watched:
-            watched.survive([command], self._every, self._kills, _worker_of_ray)
+            # Ray's own processes are left alone, because it ends without them.
+            watched.survive([command], self._kills, self._most, victims="ray::_Translator")
         made = _checksum(up)
         shutil.rmtree(up)
         return made
+
+    def _store(self) -> None:
+        """Upgrade a LanceDB table, send its readers to the new one, and back."""
+        with self._watched() as watched:
+            if watched.start("-c", "import lancedb").wait():
+                self.notes.append("LanceDB is not installed, so no store was measured.")
+                return
+            folder, up, rows = self.folder / "store", self.folder / "up", self._store_rows
+            module, mapping = "tools.scale.store", str(self.map)
+            watched.run("-m", module, "table", str(folder), str(self.gallery), str(rows))
+        with self._step("store: plain loop", rows) as watched:
+            watched.run("-m", module, "plain", str(folder), mapping)
+        budget = max(1, rows // 100)
+        named = (str(up), "--map", mapping, "--gallery", uri(folder))
+        self._command("store: plan", "plan", *named, "--budget-items", str(budget), rows=rows)
+        self._command("store: apply", "apply", str(up), "--unchecked", rows=rows)
+        self._command("store: re-embed 1 %", "apply", str(up), *REEMBED, rows=budget)
+        for name, *back in (("switch",), ("switch back", "--back")):
+            self._command(f"store: {name}", "switch", str(up), *back, rows=rows)
+            with self._watched() as watched:
+                said = "back" if back else "switched"
+                watched.run("-m", module, said, str(folder), mapping, str(rows))
+        for path in (folder, up):
+            shutil.rmtree(path)
+
+    def _command(self, step: str, command: str, *words: str, rows: int = 0) -> None:
+        """Run one command of `fct-jax` as a step that is killed, by default of all rows."""
+        resumes, begun = COMMANDS[command]
+        with self._step(step, rows) as watched:
+            most = self._most if resumes else min(1, self._most)
+            watched.survive([("-m", "fct_jax", command, *words)], self._kills, most, begun)
 
     def _named(self, up: Path) -> tuple[str, ...]:
         return str(up), "--map", str(self.map), "--gallery", str(self.gallery)
@@ -204,11 +267,6 @@ class Step:
         self._watched.__exit__(kind, *exception)
         if kind is None:
             self._run.steps[self._name] = self._watched.figures(self._rows)
-
-
-def _worker_of_ray(watched: Watched) -> int | None:
-    workers = watched.alive("ray::_Translator")  # not Ray's own processes, without which it ends
-    return workers[0] if workers else None
 
 
 def _checksum(up: Path) -> str:

@@ -9,23 +9,27 @@ import pytest
 from tools import benchmark_scale
 from tools.scale import gallery
 from tools.scale.growth import Prices, draw, table
-from tools.scale.watching import Watched
+from tools.scale.watching import Kills, Watched
 from tools.script import status
 
 STEPS = ("plain loop", "plan", "two parts", "re-embed 1 %", "rollback")
+STORE = ("plain loop", "plan", "apply", "re-embed 1 %", "switch", "switch back")
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_quick_run_survives_a_kill(tmp_path, capsys):
-    words = ["--quick", "--engines", "parts", "--folder", str(tmp_path / "data")]
+    pytest.importorskip("lancedb", reason="a store is upgraded, too")
+    words = ["--quick", "--engines", "parts,store", "--store-rows", "4000"]
+    words += ["--folder", str(tmp_path / "data")]
     words += ["--out", str(tmp_path / "out")]
     assert status(benchmark_scale.main, words) == 0
     found = json.loads((tmp_path / "out" / "scale.json").read_text())["100000"]
-    assert tuple(found["steps"]) == tuple(sorted(STEPS))
+    assert set(found["steps"]) == {*STEPS, *(f"store: {name}" for name in STORE)}
     for step in found["steps"].values():
         assert step["cpu_seconds"] > 0 and step["peak_mb"] > 10
-    assert found["steps"]["two parts"]["kills"] == len(found["steps"]["two parts"]["resumed_after"])
+        assert len(step["resumed_after"]) <= step["kills"] <= 1
+    assert sum(step["kills"] for step in found["steps"].values()) > 1
     # Every row is read and written at least once: 768 bytes of float16.
     assert found["steps"]["two parts"]["written_per_row"] > 768
     assert found["steps"]["plain loop"]["read_per_row"] > 768
@@ -44,7 +48,7 @@ def test_processes_are_measured_killed_and_started_again(tmp_path):
         "p.open('ab').write(bytes(3 << 20)); time.sleep(3 if again else 3600)"
     )
     with Watched(tmp_path / "log.txt") as watched:
-        watched.survive([("-c", code, str(tmp_path / "made"))], every=0.2, most=1)
+        watched.survive([("-c", code, str(tmp_path / "made"))], Kills(every=0.2), most=1)
     assert watched.kills == 1 and len(watched.resumed) == 1
     figures = watched.figures(rows=1 << 20)
     assert figures["written_per_row"] == pytest.approx(6, abs=0.5)  # both processes
@@ -92,7 +96,8 @@ def test_the_table_follows_from_the_largest_run(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--engines", "spark"], "parts, ray or both"),
+        (["--engines", "spark"], "parts, ray, store"),
+        (["--rows", "2000", "--store-rows", "3000"], "from 1000 to --rows (2,000)"),
         (["--rows", "10"], "at least 1000"),
         (["--table"], "measure first"),
         (["--rows", "1000000000000"], "GB free, but 1,000,000,000,000 rows need 2304000.0 GB"),

@@ -20,12 +20,17 @@ SEED, SEED_OF_MODEL = 0, 1
 PAIRS = 4000  # that the map is fitted on: other rows than those of the gallery
 NOISE = 0.1
 GALLERY = "FCT_SCALE_GALLERY"  # environment variable with the gallery's directory
+STORED = 5 * DIM * 4  # bytes a row: table, plain copy, new table, and what is replaced in them
 COPIES = 3  # of the gallery that are on disk at a time: itself, its pieces, and the result
 
 
-def check_space(folder: Path, rows: int) -> None:
-    """Raise UserError if the disk has not enough room for a run."""
-    needed, free = COPIES * rows * DIM * 2, shutil.disk_usage(folder).free
+def check_space(folder: Path, rows: int, of_store: int = 0) -> None:
+    """Raise UserError if the disk has not enough room for a run with ``of_store`` rows in a store.
+
+    The galleries of the files' steps are removed before the store is made.
+    """
+    free = shutil.disk_usage(folder).free
+    needed = max(COPIES * rows * DIM * 2, rows * DIM * 2 + of_store * STORED)
     if needed > 0.95 * free:
         raise UserError(
             f"{folder} has {free / 1e9:.1f} GB free, but {rows:,} rows need {needed / 1e9:.1f} GB; "

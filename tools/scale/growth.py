@@ -80,7 +80,10 @@ def _a_row(run: dict, name: str) -> tuple[float, float]:
 
 
 def draw(found: dict, path: Path) -> None:
-    """Draw CPU seconds a million rows and bytes a row against the number of rows."""
+    """Draw CPU seconds a million rows and bytes a row against the number of rows.
+
+    The steps of the store are left out, as they have rows of their own number.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -88,7 +91,9 @@ def draw(found: dict, path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
     sizes = sorted(found, key=int)
-    names = dict.fromkeys(name for size in sizes for name in found[size]["steps"])
+    names = dict.fromkeys(
+        name for size in sizes for name in found[size]["steps"] if not name.startswith("store")
+    )
     for name in names:
         some = [size for size in sizes if name in found[size]["steps"]]
         steps = [found[size]["steps"][name] for size in some]

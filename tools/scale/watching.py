@@ -18,17 +18,38 @@ from pathlib import Path
 from fct_jax.errors import UserError
 
 MARK = "FCT_SCALE_MARK"
+WRITTEN = "written", 1 << 20  # bytes by which a process has begun to work
+READ = (
+    "read",
+    1 << 26,
+)  # likewise if it hardly writes; Python itself reads 20 to 50 MiB at its start
 _EVERY = 0.1  # seconds between two looks
-_BEGUN = 1 << 20  # bytes written by a process that has begun to work
 _TICKS = os.sysconf("SC_CLK_TCK")
 ROOT = Path(__file__).parent.parent.parent
+
+
+class Kills:
+    """Says when the next kill is due, by the clock, through all steps of a run."""
+
+    def __init__(self, every: float):
+        self._every = every
+        self.again()
+
+    def again(self) -> None:
+        """Wait again from now on."""
+        self._next = time.monotonic() + self._every
+
+    @property
+    def due(self) -> bool:
+        """Return whether it is time to kill."""
+        return time.monotonic() >= self._next
 
 
 class Watched:
     """Context that measures all processes which `start` starts.
 
     Attributes:
-      resumed: seconds from each start after a kill until the process had written a MiB.
+      resumed: seconds from each kill until the process that was started for it had begun to work.
       kills: number of processes that were killed.
     """
 
@@ -46,7 +67,7 @@ class Watched:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Watched":
-        self._start = time.perf_counter()
+        self._start, self._device_before = time.perf_counter(), self._device()
         self._thread.start()
         return self
 
@@ -76,52 +97,51 @@ class Watched:
             end = self.log.read_text(errors="replace")[-1500:]
             raise UserError(f"{' '.join(command)} ended with status {process.returncode}: {end}")
 
-    def survive(self, commands, every: float, most: int, victims=None) -> None:
-        """Run commands beside each other until all succeed; kill one every ``every`` seconds.
+    def survive(self, commands, kills: "Kills", most: int, begun=WRITTEN, victims="") -> None:
+        """Run commands beside each other until all succeed; kill one whenever a kill is due.
 
         Args:
           commands: arguments of Python.
-          every: seconds between two kills. A process is killed only after it has begun to write,
-            and is started again at once.
+          kills: says when a kill is due. A process is killed only after it has begun to work, and
+            is started again at once.
           most: number of kills, after which none is killed any more.
-          victims: function that returns the pid of another process to kill at every second kill,
-            or None; nothing is started for it.
+          begun: (figure, least value) by which a process has begun to work.
+          victims: beginning of the command line of processes that are killed at every second
+            kill instead, and that others start again.
         """
-        running = {i: (self.start(*command), None) for i, command in enumerate(commands)}
-        due, turn = time.monotonic() + every, 0
-        while running:
+        tasks = [_Task(self, command, begun) for command in commands]
+        lost: tuple[float, set] | None = None  # when a victim was killed, and those of that time
+        while tasks := [task for task in tasks if not task.look()]:
             time.sleep(_EVERY)
-            for i, (process, since) in list(running.items()):
-                if since is not None and self.written(process.pid) > _BEGUN:
-                    self.resumed.append(time.monotonic() - since)
-                    running[i] = process, None
-                if process.poll() is None:
-                    continue
-                self.check(process, commands[i])
-                del running[i]
-            if time.monotonic() < due or self.kills >= most or not running:
+            if lost is not None and any(
+                self.begun(pid, begun) for pid in {*self.alive(victims)} - lost[1]
+            ):
+                self.resumed.append(time.monotonic() - lost[0])
+                lost = None
+            if not kills.due or self.kills >= most:
                 continue
-            other = victims(self) if victims is not None and self.kills % 2 == 0 else None
-            if other is not None:
-                os.kill(other, signal.SIGKILL)
-            else:
-                i = sorted(running)[turn % len(running)]
-                process = running[i][0]
-                if self.written(process.pid) <= _BEGUN:
-                    continue
-                turn += 1
+            others = self.alive(victims) if victims and self.kills % 2 == 0 else []
+            ready = [task for task in tasks if task.begun()]
+            if others:
+                lost = time.monotonic(), {*others}
                 self._look()  # the figures of what is killed now
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                running[i] = self.start(*commands[i]), time.monotonic()
+                os.kill(others[0], signal.SIGKILL)
+            elif ready:
+                self._look()
+                ready[self.kills % len(ready)].kill()
+            else:
+                continue
             self.kills += 1
-            due = time.monotonic() + every
+            kills.again()
 
-    def written(self, pid: int) -> int:
-        """Return the bytes that a process has written so far."""
-        with contextlib.suppress(OSError, ValueError):
-            return _facts(pid)["written"]
-        return 0
+    def begun(self, pid: int, least: tuple[str, int]) -> bool:
+        """Return whether a process, or one that it has started, has begun to work."""
+        name, value = least
+        family, grown = {pid}, True
+        while grown:
+            more = {p for (p, _), facts in list(self._seen.items()) if facts["parent"] in family}
+            grown, family = not more <= family, family | more
+        return any(facts[name] > value for (p, _), facts in list(self._seen.items()) if p in family)
 
     def alive(self, name: str = "") -> list[int]:
         """Return the pids of the marked processes whose command line begins with a name."""
@@ -148,9 +168,18 @@ class Watched:
             "written_per_row": round(total("written") / rows, 1),
             "disk_read_per_row": round(total("disk_read") / rows, 1),
             "disk_written_per_row": round(total("disk_written") / rows, 1),
+            "device_written_per_row": round((self._device() - self._device_before) / rows, 1),
             "kills": self.kills,
             "resumed_after": [round(s, 1) for s in self.resumed],
         }
+
+    def _device(self) -> int:
+        """Return the bytes that all processes have written to the disk of the log; 0: unknown."""
+        number = self.log.parent.stat().st_dev
+        path = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat")
+        with contextlib.suppress(OSError):
+            return int(path.read_text().split()[6]) * 512
+        return 0
 
     def _watch(self) -> None:
         while not self._ended.wait(_EVERY):
@@ -178,6 +207,34 @@ class Watched:
         self._peak = max(self._peak, memory)
 
 
+class _Task:
+    """A command that is started again after each kill."""
+
+    def __init__(self, watched: Watched, command, begun):
+        self._watched, self._command, self._least = watched, command, begun
+        self._process, self._killed = watched.start(*command), None
+
+    def look(self) -> bool:
+        """Note when it has begun again; return whether it has succeeded. Raises UserError."""
+        if self._killed is not None and self.begun():
+            self._watched.resumed.append(time.monotonic() - self._killed)
+            self._killed = None
+        if self._process.poll() is None:
+            return False
+        self._watched.check(self._process, self._command)
+        return True
+
+    def begun(self) -> bool:
+        return self._watched.begun(self._process.pid, self._least)
+
+    def kill(self) -> None:
+        """Kill its process and those of its group, and start it again."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._killed = time.monotonic()
+        self._process = self._watched.start(*self._command)
+
+
 def _begun(pid) -> int:
     return int(_stat(pid)[19])
 
@@ -201,6 +258,7 @@ def _facts(pid: int) -> dict:
             key, _, value = line.partition(":")
             files[key] = value.split()[0] if value.split() else ""
     return {
+        "parent": int(fields[1]),
         "cpu": (int(fields[11]) + int(fields[12])) / _TICKS,
         "memory": int(files.get("RssAnon", 0)) << 10,
         "read": int(files["rchar"]),

@@ -8,7 +8,7 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import Bar
 from fct_jax.storage import checksums
-from fct_jax.upgrade.galleries.rows import npy_rows
+from fct_jax.upgrade.galleries.rows import Rows, npy_rows
 from fct_jax.upgrade.migration.reading import Certificate, stamps_of
 from fct_jax.upgrade.migration.steps import Migration
 from fct_jax.upgrade.parts.pieces import Piece
@@ -48,12 +48,13 @@ class Finishing:
             for piece in publishing.pieces:
                 if piece.stop <= done.rows:
                     continue
-                record = publishing.record(piece)
-                if record is None:
+                name = None if adopts else publishing.vectors_name(piece)
+                record = publishing.record(piece, but=name)
+                if record is None or not (adopts or self._copied(piece, record["files"].get(name))):
                     return self._missing(piece)
                 size = (piece.stop - piece.start) * source.dim * 4
                 total = checksums.combined(total, record["content"], size)
-                self._keep(piece, record, total, adopts)
+                self._keep(piece, record, total)
                 bar.advance(piece.stop - piece.start)
         for row, reason in done.bad:
             stored = source.stored(row)
@@ -77,16 +78,27 @@ class Finishing:
         publishing.place.remove()
         return []
 
-    def _keep(self, piece: Piece, record: dict, total: int, adopts: bool) -> None:
-        """Copy a piece's vectors, unless they are files of their own, and record the piece."""
+    def _copied(self, piece: Piece, seal: dict | None) -> bool:
+        """Copy a piece's vectors; return whether they are those that were published.
+
+        Their file is read once. Rows of a damaged one are replaced when the piece is made again.
+        """
+        work, into, count = self._work, self._work.target.vectors, piece.stop - piece.start
+        path = self._publishing.place.path / self._publishing.vectors_name(piece)
+        if seal is None or not path.is_file() or path.stat().st_size != seal["bytes"]:
+            return False
+        offset = seal["bytes"] - count * into.dim * into.dtype.itemsize
+        checksum = int(checksums.of_part(path, 0, offset), 16)
+        with contextlib.closing(Rows(path, offset, into.dim, into.dtype)) as made:
+            for start in range(0, count, work.chunk):
+                vectors = made.read(start, min(start + work.chunk, count))
+                checksum = into.write(piece.start + start, vectors, checksum)
+        into.sync()
+        return checksums.text(checksum) == seal["checksum"]
+
+    def _keep(self, piece: Piece, record: dict, total: int) -> None:
+        """Record a piece that is in the gallery."""
         work, place = self._work, self._publishing.place
-        if not adopts:
-            path = place.path / f"{place.records}{piece.name}.npy"
-            with contextlib.closing(npy_rows(path)) as made:
-                for start in range(0, piece.stop - piece.start, work.chunk):
-                    stop = min(start + work.chunk, piece.stop - piece.start)
-                    work.target.vectors.write(piece.start + start, made.read(start, stop))
-            work.target.vectors.sync()
         if work.map.has_uncertainty and piece.stop > piece.start:
             data = place.read(f"{place.records}{piece.name}.variance.npy")
             with contextlib.closing(npy_rows(work.workdir / "uncertainty.npy")) as rows:

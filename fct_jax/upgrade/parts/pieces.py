@@ -86,7 +86,13 @@ class PieceRows:
         self.content, self.bad, self.uncertainty = 0, [], []
         self._first = self._last = piece.start  # rows that are held
         self._held = np.empty((0, self.dim), self.dtype)
-        self._blocks = translator.stream(threads.ahead(self._sources()))
+        self._ahead = threads.ahead(self._sources())
+        self._blocks = translator.stream(self._ahead)
+
+    def close(self) -> None:
+        """Stop reading; otherwise the thread that reads might be the one that collects it."""
+        self._blocks.close()
+        self._ahead.close()
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows that begin where the last ones ended, in the stored type."""
@@ -139,13 +145,15 @@ class Versions:
         return np.full((stop - start, 1), TRANSLATED, np.uint8)
 
 
-def write_rows(path: Path, rows: PieceRows, piece: Piece, chunk: int) -> None:
-    """Write a piece's vectors to a .npy file."""
+def write_rows(path: Path, rows: PieceRows, piece: Piece, chunk: int) -> str:
+    """Write a piece's vectors to a .npy file; return its checksum, for which it is not read."""
     empty_npy(path, (piece.stop - piece.start, rows.dim), rows.dtype)
     with contextlib.closing(npy_rows(path)) as file:
+        checksum = int(checksums.of_part(path, 0, file.offset), 16)
         for start in range(piece.start, piece.stop, chunk):
             stop = min(start + chunk, piece.stop)
-            file.write(start - piece.start, rows.read(start, stop))
+            checksum = file.write(start - piece.start, rows.read(start, stop), checksum)
+    return checksums.text(checksum)
 
 
 def check_source(source, piece: Piece, last: bool) -> None:

@@ -56,8 +56,11 @@ class Place(abc.ABC):
         """
 
     @abc.abstractmethod
-    def seal(self, name: str) -> dict | None:
-        """Return facts that identify a file's content, or None if it is not there."""
+    def seal(self, name: str, checksum: str | None = None) -> dict | None:
+        """Return facts that identify a file's content, or None if it is not there.
+
+        checksum: that of the file, if this process has just written it; None: the file is read.
+        """
 
     @abc.abstractmethod
     def same(self, name: str, partial: Path) -> bool:
@@ -156,10 +159,11 @@ class Folder(Place):
             sync_directory(path.parent)
         return True
 
-    def seal(self, name):
+    def seal(self, name, checksum=None):
         path = self.path / name
         try:
-            return {"bytes": path.stat().st_size, "checksum": checksums.of_file(path)}
+            size = path.stat().st_size
+            return {"bytes": size, "checksum": checksum or checksums.of_file(path)}
         except FileNotFoundError:
             return None
 
@@ -276,7 +280,7 @@ class Bucket(Place):
             finally:
                 partial.unlink(missing_ok=True)
 
-    def seal(self, name):
+    def seal(self, name, checksum=None):
         with self._errors(name):
             try:
                 found = self._client.head(self._store, name)

@@ -100,14 +100,18 @@ class Publishing:
             )
         return theirs["content"]
 
-    def record(self, piece: Piece) -> dict | None:
-        """Return a piece's record if it is done: its files are there and agree with it."""
+    def record(self, piece: Piece, but: str | None = None) -> dict | None:
+        """Return a piece's record if it is done: its files are there and agree with it.
+
+        but: name of a file that the caller compares with the record.
+        """
         try:
             found = json.loads(self.place.read(self._record_name(piece)) or b"null")
             rows = found and (found["start"], found["stop"])
             if rows != (piece.start, piece.stop):
                 return None
-            agree = all(self.place.seal(name) == seal for name, seal in found["files"].items())
+            files = found["files"].items()
+            agree = all(name == but or self.place.seal(name) == seal for name, seal in files)
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
         return found if agree else None
@@ -125,12 +129,13 @@ class Publishing:
         place, begun = self.place, time.monotonic()
         rows = PieceRows(self.translator, piece)
         with contextlib.ExitStack() as stack:
+            stack.callback(rows.close)
             made = self._written(piece, rows, stack)
             check_source(self.translator.source, piece, piece is self.pieces[-1])
             if stamps_of(self.translator.source) != self._stamps:
                 name = self.translator.source.name
                 raise UserError(f"{name} was changed while it was read; repeat the command")
-            files = {name: self._publish(piece, name, path) for name, path in made.items()}
+            files = {name: self._publish(piece, name, *file) for name, file in made.items()}
             found = {
                 "start": piece.start,
                 "stop": piece.stop,
@@ -149,14 +154,18 @@ class Publishing:
             place.publish_bytes(self._record_name(piece), data, again=True)
         return found
 
-    def _written(self, piece: Piece, rows: PieceRows, stack) -> dict[str, Path]:
-        """Write a piece's files to local ones; return {published name: path}."""
+    def _written(self, piece: Piece, rows: PieceRows, stack) -> dict[str, tuple]:
+        """Write a piece's files to local ones; return {published name: (path, checksum or None)}.
+
+        A checksum is known where the vectors went to the file as they were computed.
+        """
         place, target, made = self.place, self.target, {}
 
         def partial(name: str) -> Path:
-            made[name] = place.partial(piece.name)
-            stack.callback(made[name].unlink, missing_ok=True)
-            return made[name]
+            path = place.partial(piece.name)
+            stack.callback(path.unlink, missing_ok=True)
+            made[name] = path, None
+            return path
 
         with disk_errors(place.scratch):
             for number in piece.files:
@@ -164,16 +173,22 @@ class Publishing:
                 target.write_file(number, path, rows, Versions())
             if not piece.files:
                 chunk = self.translator.batch_size * BLOCKS
-                write_rows(partial(f"{place.records}{piece.name}.npy"), rows, piece, chunk)
+                name = self.vectors_name(piece)
+                path = partial(name)
+                made[name] = path, write_rows(path, rows, piece, chunk)
             if rows.uncertainty:
                 path = partial(f"{place.records}{piece.name}.variance.npy")
                 with path.open("wb") as file:
                     np.save(file, np.concatenate(rows.uncertainty))
         return made
 
-    def _publish(self, piece: Piece, name: str, path: Path) -> dict:
+    def vectors_name(self, piece: Piece) -> str:
+        """Return the name of a piece's vectors, for a form whose vectors are rows of one file."""
+        return f"{self.place.records}{piece.name}.npy"
+
+    def _publish(self, piece: Piece, name: str, path: Path, checksum: str | None) -> dict:
         """Publish one file, unless its like is there; return its seal."""
-        place = self.place
+        place, ours = self.place, True
         if place.seal(name) is not None and not place.same(name, path):
             by = place.finished_by()
             if by is not None:  # by now the file may hold re-embedded vectors
@@ -182,8 +197,8 @@ class Publishing:
             console.print(f"{place.name}/{name} does not belong to {piece.name}; it is replaced")
             place.publish(name, path, again=True)
         else:
-            place.publish(name, path)
-        return place.seal(name)
+            ours = place.publish(name, path)
+        return place.seal(name, checksum if ours else None)
 
     def _record_name(self, piece: Piece) -> str:
         return f"{self.place.records}{piece.name}.json"

@@ -282,16 +282,21 @@ def test_a_gallery_that_changes_between_parts(tmp_path):
         translate(path, tmp_path / "up", "2/3")
 
 
-def test_a_damaged_piece_is_made_again(galleries, whole, tmp_path):
+@pytest.mark.parametrize("damage", [lambda data: data[:-1] + b"x", lambda data: data[:-1]])
+@pytest.mark.parametrize(
+    ("form", "files"), [("parquet", "gallery/*.parquet"), ("set", "piece-*[0-9].npy")]
+)
+def test_a_damaged_piece_is_made_again(galleries, whole, tmp_path, form, files, damage):
     """Its checksum is compared by the part that made it, and by the process that finishes."""
-    path = galleries[0]["parquet"]
+    path = galleries[0][form]
     for number in (1, 2):
         translate(path, tmp_path, f"{number}/3")
-    piece = next((tmp_path / "parts" / "gallery").glob("*.parquet"))
-    piece.write_bytes(piece.read_bytes()[:-1] + b"x")
+    piece, other = sorted((tmp_path / "parts").glob(files))[:2]
+    piece.write_bytes(damage(piece.read_bytes()))
+    other.unlink()
     next((tmp_path / "parts").glob("piece-*.json")).write_text("{")
     translate(path, tmp_path, "3/3")
-    assert results(tmp_path) == results(whole["parquet"])
+    assert results(tmp_path) == results(whole[form])
 
 
 def test_begun_by_one_process(tmp_path, galleries):
