@@ -8,9 +8,10 @@ import pytest
 from fct_jax.evaluate.orders import Items, find_order
 from fct_jax.upgrade.assessment import curves as module
 from fct_jax.upgrade.assessment import streamed
-from fct_jax.upgrade.assessment.curves import Curves, typical_queries
+from fct_jax.upgrade.assessment.curves import Curves, Wish, typical_queries
+from fct_jax.upgrade.assessment.lists import Lists, best_lists, masks_of
 from fct_jax.upgrade.assessment.streamed import Streamed
-from fct_jax.upgrade.assessment.tops import Best, Scores
+from fct_jax.upgrade.assessment.tops import Scores
 from fct_jax.upgrade.assessment.world import KEEP, WHOLE, World, spots_of
 from fct_jax.upgrade.maps.backward import Backward
 from fct_jax.upgrade.ways import WAYS, Mix
@@ -231,31 +232,57 @@ def test_a_gallery_is_read_once_however_many_points(lists, readings, monkeypatch
         assert (counted.read == readings).all()
 
 
-def test_best_items_are_those_of_a_sort():
+@pytest.mark.parametrize("shares", [(0.4,), (0.0, 0.4, 1.0)])
+def test_best_items_are_those_of_a_sort(shares):
+    """Each list is that of a plain sort, with ties, signs and sums that bounds must allow for."""
     rng = np.random.default_rng(0)
-    old, new = (rng.integers(0, 9, (7, 5000)).astype(np.float32) for _ in range(2))  # many equal
-    scores, migrated = Scores({"old": old, "new": new}), rng.random(5000) < 0.4
-    own = np.array([-1, 0, 1, 2, 3, 4, 4999])
+    names = ("old", "new", "third")
+    by_pair = {name: rng.integers(-4, 5, (7, 5000)).astype(np.float32) for name in names}  # ties
+    by_pair["new"][:, 3000:] += 3  # an unlike part, which bounds skip at first
+    scores, own = Scores(by_pair), np.array([-1, 0, 1, 2, 3, 4, 4999])
     factor, shift = rng.integers(1, 4, 7).astype(np.float32), np.arange(7, dtype=np.float32)
-    left, done = Mix({"old": factor}, shift), Mix({"new": 2.0, "old": factor})
-    total = np.where(
-        migrated, 2 * new + factor[:, None] * old, factor[:, None] * old + shift[:, None]
-    )
+    mixes = [
+        Mix({"old": factor}, shift),
+        Mix({"new": 2.0, "old": factor}),
+        Mix({"old": -1.0, "new": 1.0}, shift),
+        Mix({"old": 1.0, "new": factor, "third": -2.0}),
+    ]
+    masks = [rng.random(5000) < share for share in shares]
     for k, items in ((1, 5000), (10, 5000), (300, 4000), (500, 4000), (60, 50)):
-        found, rows = scores.best(left, done, migrated, own, items, k)
-        for q in range(7):
-            ranking = plain_ranking(total[q, :items], own[q])[:k]
-            got = rows[q][rows[q] >= 0]
-            assert got.tolist() == ranking
-            np.testing.assert_array_equal(found[q, : len(got)], total[q, ranking])
-            assert np.isneginf(found[q, len(got) :]).all()
-        best = Best(np.empty((7, k), np.float32), np.empty((7, k), np.int32))
+        wishes = {
+            (i, j, m): Wish(left, done, mask, k + i)
+            for i, left in enumerate(mixes)
+            for j, done in enumerate(mixes)
+            for m, mask in enumerate(masks)
+        }
+        found = best_lists(by_pair, wishes, own, items)
+        lists = Lists(wishes, masks_of([wishes]), names, own)
         for start in range(0, items, 1700):
-            here = slice(start, min(start + 1700, items))
-            block = Scores({"old": old[:, here], "new": new[:, here]})
-            best.add(block, left, done, migrated[here], own, start, here.stop - start)
-        for got, expected in zip(best.ranked(), (found, rows), strict=True):
-            np.testing.assert_array_equal(got, expected)
+            part = slice(start, min(start + 1700, items))
+            room = np.empty((lists.slots, 7, part.stop - start), np.float32)
+            room[:3] = [by_pair[name][:, part] for name in names]
+            lists.add(room, np.stack([mask[part] for mask in masks_of([wishes])]), start)
+        for name, got in lists.ranked().items():
+            for one, other in zip(got, found[name], strict=True):
+                np.testing.assert_array_equal(one, other)
+        for (i, j, m), wish in wishes.items():
+            sums = [
+                sum(np.asarray(f).reshape(-1, 1) * by_pair[n] for n, f in mixes[x].factors.items())
+                + np.broadcast_to(mixes[x].shift, 7)[:, None]
+                for x in (i, j)
+            ]
+            total = np.where(masks[m], sums[1], sums[0])
+            ways = [found[i, j, m]]
+            if i == j == 1:
+                sorted_ = scores.best(wish.left, wish.done, wish.migrated, own, items, wish.width)
+                ways.append(sorted_)
+            for q in range(7):
+                ranking = plain_ranking(total[q, :items], own[q])[: wish.width]
+                for values, rows in ways:
+                    assert rows[q][rows[q] >= 0].tolist() == ranking
+                    np.testing.assert_array_equal(values[q, : len(ranking)], total[q, ranking])
+                    assert np.isneginf(values[q, len(ranking) :]).all()
+    old, new = by_pair["old"], by_pair["new"]
     columns = np.sort(rng.permutation(5000)[:400])
     largest = scores.largest(Mix({"old": factor, "new": 2.0}), columns, 12)
     expected = np.sort(factor[:, None] * old[:, columns] + 2 * new[:, columns], axis=1)[:, ::-1]

@@ -268,16 +268,22 @@ class Curves:
 
     def _measure(self, spots, states, typical, asked, rows: np.ndarray):
         """Return {name: {metric: (q,)}} of some queries, and the candidates of cascades."""
+        from fct_jax.upgrade.assessment.lists import best_lists
+        from fct_jax.upgrade.assessment.tops import FEW
+
         world, scores = self._world, self._scores(asked, rows)
         affine = {
             name: self._affine(scores, rows, states[name], spreads)
             for name, spreads in typical.items()
         }
-        own = self._own(rows)
-        lists = {
-            name: scores.best(wish.left, wish.done, wish.migrated, own, world.count, wish.width)
-            for name, wish in self._wishes(spots, states, affine, rows).items()
-        }
+        wishes, own = self._wishes(spots, states, affine, rows), self._own(rows)
+        if world.count > FEW * max(wish.width for wish in wishes.values()):
+            lists = best_lists(scores.by_pair, wishes, own, world.count)
+        else:
+            lists = {
+                name: scores.best(wish.left, wish.done, wish.migrated, own, world.count, wish.width)
+                for name, wish in wishes.items()
+            }
         return self._judge(spots, affine, rows, lists, scores.at)
 
     def _own(self, rows: np.ndarray) -> np.ndarray:

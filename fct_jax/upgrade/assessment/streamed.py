@@ -8,6 +8,7 @@ rounding (a test compares them).
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +18,12 @@ from fct_jax.upgrade.assessment.curves import Curves, State
 from fct_jax.upgrade.assessment.world import Spot, World
 from fct_jax.upgrade.ways import Mix
 
+if TYPE_CHECKING:
+    from fct_jax.upgrade.assessment.lists import Lists
+
 ROWS = 1 << 15  # gallery rows in a block
 PREPARED = 1 << 12  # of these, rows that one thread reads and prepares together
-QUERIES = 64  # queries whose scores with a block are held by one thread
+QUERIES = 256  # queries whose scores with a few items are held by one thread
 LISTS = 1 << 30  # bytes of lists, beyond which the queries are divided and the gallery read again
 GATHERED = 1 << 22  # numbers of candidates' vectors that are held together
 
@@ -51,36 +55,39 @@ class Streamed(Curves):
 
     def _search(self, spots, states, asked, affine, batches, progress) -> list:
         """Return what `_measure` does, for each batch of queries, after one pass of the gallery."""
-        from fct_jax.upgrade.assessment.tops import Best
+        from fct_jax.upgrade.assessment.lists import Lists, masks_of
 
-        world = self._world
-        wishes = [
+        world, groups = self._world, self._sharing()
+        pairs = [name for names in groups for name in names]
+        wished = [
             self._wishes(spots, states, mine, rows)
             for mine, rows in zip(affine, batches, strict=True)
         ]
-        bests = [
-            {name: Best(*_empty(len(rows), wish.width)) for name, wish in wished.items()}
-            for wished, rows in zip(wishes, batches, strict=True)
+        masks = masks_of(wished)
+        lists = [
+            Lists(wishes, masks, pairs, self._own(rows))
+            for wishes, rows in zip(wished, batches, strict=True)
         ]
         for start in range(0, world.count, ROWS):
             stop = min(start + ROWS, world.count)
             items = self._block(start, stop)
-            block = {name: (asked[name], items[name]) for name in items}
+            here = np.stack([mask[start:stop] for mask in masks])
 
-            def add(i: int, block=block, start=start, stop=stop) -> None:
-                scores, own = self._scores(block, batches[i]), self._own(batches[i])
-                for name, wish in wishes[i].items():
-                    here = wish.migrated[start:stop]
-                    bests[i][name].add(scores, wish.left, wish.done, here, own, start, stop - start)
+            def add(i: int, items=items, here=here, start=start) -> None:
+                rows = batches[i]
+                sides = [
+                    (np.concatenate([asked[name][rows] for name in names]), items[names[0]])
+                    for names in groups
+                ]
+                _add(lists[i], sides, len(rows), here, start)
 
             for _ in threads.in_order(add, range(len(batches))):
                 pass
             progress(stop - start)
 
         def judge(i: int):
-            lists = {name: best.ranked() for name, best in bests[i].items()}
             at = functools.partial(self._at, asked, batches[i])
-            return self._judge(spots, affine[i], batches[i], lists, at)
+            return self._judge(spots, affine[i], batches[i], lists[i].ranked(), at)
 
         return list(threads.in_order(judge, range(len(batches))))
 
@@ -106,6 +113,13 @@ class Streamed(Curves):
                     found[name][first - start : first - start + len(items)] = items
                     copied[address] = found[name]
         return found
+
+    def _sharing(self) -> list[list[str]]:
+        """Return the names of pairs, those of the same prepared items together."""
+        found: dict[tuple, list[str]] = {}
+        for name, (_, of, space) in self._spaces().items():
+            found.setdefault((of, id(space)), []).append(name)
+        return list(found.values())
 
     def _factors(self, state: State, asked, batches) -> list:
         """Return the factors of each batch of queries in a state."""
@@ -160,8 +174,23 @@ def _read(world: World, rows, kinds=None) -> dict[str, np.ndarray]:
     }
 
 
-def _empty(queries: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.empty((queries, width), np.float32), np.empty((queries, width), np.int32)
+def _add(lists: "Lists", sides, queries: int, masks: np.ndarray, start: int) -> None:
+    """Add the items of a block, whose first row is ``start``, to the lists of some queries.
+
+    sides: for each group of pairs with the same items, the ``queries`` queries of all its pairs
+    (pairs * q, E) and the items (m, E), prepared; masks: as for `Lists.add`.
+    """
+    from fct_jax.upgrade.assessment.lists import STRETCH
+
+    total = masks.shape[1]
+    room = np.empty((lists.slots, queries, STRETCH), np.float32)
+    for first in range(0, total, STRETCH):
+        part, at = slice(first, min(first + STRETCH, total)), 0
+        flat = room.reshape(-1, STRETCH)[:, : part.stop - first]
+        for asked, items in sides:
+            np.matmul(asked, items[part].T, out=flat[at : at + len(asked)])
+            at += len(asked)
+        lists.add(room[:, :, : part.stop - first], masks[:, part], start + first)
 
 
 def _bytes(wishes) -> int:

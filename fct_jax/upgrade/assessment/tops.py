@@ -1,8 +1,6 @@
-"""The best items of a batch of queries, from scores that are computed once.
+"""Scores of a batch of queries with items, for each pair of spaces, computed once for all points.
 
-An assessment needs the best items of the same queries at sixty or more points: ways of serving
-times orders times shares. Here the scores of a few queries with all items are held for each pair
-of spaces, and every point is one pass over them.
+Where most of the items are results, they are sorted here; otherwise see `lists`.
 """
 
 import numpy as np
@@ -11,8 +9,7 @@ from numba import njit
 from fct_jax.upgrade.ways import Mix
 
 CHUNK = 2048  # items whose scores are computed together
-PART = 64  # of these, so many are skipped at once if none is among the best
-_FEW = 12  # items for each result, up to which all are sorted
+FEW = 12  # items for each result, up to which all are sorted
 _LOW = np.int64(0xFFFFFFFF)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -27,19 +24,16 @@ class Scores:
     def best(self, left: Mix, done: Mix, migrated, own, items: int, k: int):
         """Return the k best of the first ``items`` items, (q, k) scores float32 and rows int32.
 
+        All of them are sorted, which is faster than a heap of the best for up to `FEW` times k.
+
         left, done: the mix of items that are not re-embedded, and of re-embedded ones.
         migrated: (items,) bool; own: (q,) rows that are not results, −1 for none.
         Scores descend; of equal scores the lower row comes first; −inf and −1 fill the end.
         """
         scores = np.empty((self._count, k), np.float32)
         rows = np.empty((self._count, k), np.int32)
-        if items > _FEW * k:
-            best = Best(scores, rows)
-            best.add(self, left, done, migrated, own, 0, items)
-            return best.ranked()
         migrated = np.asarray(migrated, np.float32)  # 0 and 1: a factor
         terms = *self._terms(left), *self._terms(done), migrated, own, items
-        # Most of the items are results: sorting all is faster than a heap of the best.
         keys = np.empty((self._count, items), np.int64)
         _keys(*terms, keys)
         return _sorted(keys, scores, rows)
@@ -74,50 +68,6 @@ class Scores:
         return parts[0], factors[0], parts[1], factors[1], self._whole(mix.shift)
 
 
-class Best:
-    """The best items of a batch of queries, from blocks of a gallery in the order of its rows."""
-
-    def __init__(self, scores: np.ndarray, rows: np.ndarray):
-        """Take arrays (q, k) to fill, float32 and int32 or int64."""
-        self._scores, self._rows = scores, rows
-        scores[:], rows[:] = -np.inf, -1
-
-    def add(self, block: Scores, left: Mix, done: Mix, migrated, own, start: int, items: int):
-        """Add the first ``items`` items of a block whose first row is ``start``.
-
-        left, done, own: as for `Scores.best`; migrated: (items,) bool.
-        """
-        migrated = np.asarray(migrated, np.float32)  # 0 and 1: a factor
-        terms = *block._terms(left), *block._terms(done), migrated, own - start, items
-        _add_best(*terms, start, self._scores, self._rows)
-
-    def ranked(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best, (q, k) scores and rows, as `Scores.best` does; nothing is added then."""
-        _rank(self._scores, self._rows)
-        return self._scores, self._rows
-
-
-@njit(nogil=True, cache=True)
-def _sink(scores, rows, place, size):
-    """Restore the heap below a place: the worst result is at the top."""
-    score, row = scores[place], rows[place]
-    while True:
-        child = 2 * place + 1
-        if child >= size:
-            break
-        other = child + 1
-        if other < size and (
-            scores[other] < scores[child]
-            or (scores[other] == scores[child] and rows[other] > rows[child])
-        ):
-            child = other
-        if scores[child] > score or (scores[child] == score and rows[child] < row):
-            break
-        scores[place], rows[place] = scores[child], rows[child]
-        place = child
-    scores[place], rows[place] = score, row
-
-
 @njit(nogil=True, cache=True)
 def _fill(chunk, migrated, left, done, by, shift, by_done, shift_done):
     for j in range(len(left)):
@@ -148,54 +98,6 @@ def _scored(
         _add(chunk, _ONE - here, second[q, start:stop], times[q])
     if second_done.shape[1] > 0:
         _add(chunk, here, second_done[q, start:stop], times_done[q])
-
-
-@njit(nogil=True, cache=True)
-def _add_best(
-    first, by, second, times, shift,
-    first_done, by_done, second_done, times_done, shift_done,
-    migrated, own, items, row, scores, rows,
-):  # fmt: skip
-    """Update each query's heap of the best; ``row`` is the gallery row of the first item."""
-    k = scores.shape[1]
-    chunk = np.empty(CHUNK, np.float32)
-    for q in range(len(scores)):
-        heap, names = scores[q], rows[q]
-        for start in range(0, items, CHUNK):
-            stop = min(start + CHUNK, items)
-            _scored(
-                q, start, stop, first, by, second, times, shift,
-                first_done, by_done, second_done, times_done, shift_done, migrated, chunk,
-            )  # fmt: skip
-            # Rows ascend, so a later row with an equal score ranks lower.
-            for part in range(0, stop - start, PART):
-                end = min(part + PART, stop - start)
-                if not _any_above(chunk[part:end], heap[0]):
-                    continue
-                for j in range(part, end):
-                    if chunk[j] > heap[0] and start + j != own[q]:
-                        heap[0], names[0] = chunk[j], row + start + j
-                        _sink(heap, names, 0, k)
-
-
-@njit(nogil=True, cache=True)
-def _any_above(scores, least):
-    """Return whether a score is larger; without a branch, so that it is vectorised."""
-    above = 0
-    for j in range(len(scores)):
-        above += scores[j] > least
-    return above > 0
-
-
-@njit(nogil=True, cache=True)
-def _rank(scores, rows):
-    """Turn each query's heap into a list, the best first."""
-    for q in range(len(scores)):
-        heap, names = scores[q], rows[q]
-        for size in range(scores.shape[1] - 1, 0, -1):  # the worst goes to the end
-            heap[0], heap[size] = heap[size], heap[0]
-            names[0], names[size] = names[size], names[0]
-            _sink(heap, names, 0, size)
 
 
 @njit(nogil=True, cache=True)
