@@ -105,6 +105,8 @@ def compare_orders(
         whole_old = dataclasses.replace(whole_old, labels=columns["labels"])
     found = (load_map(map) if isinstance(map, str | Path) else map).forward().for_dim(whole_old.dim)
     metric, _ = metric_of(metric, whole_new)
+    for side in (whole_old, whole_new):
+        side.check_finite()
     check_fit(found, whole_old, whole_new)
     rng = np.random.default_rng(seed)
     unseen, seen, _ = unfitted_rows(found, whole_old, rng)

@@ -13,6 +13,7 @@ from fct_jax.evaluate.distances import (
     check_metric,
     check_same_width,
     distances,
+    unit_rows,
 )
 from fct_jax.evaluate.search import knn
 from fct_jax.upgrade.maps.kmeans import kmeans, nearest_centre
@@ -22,6 +23,7 @@ DOUBTFUL = 0.3  # the source advises re-embedding items with a lower confidence
 _PAIRS = 5000  # random pairs of training vectors that represent all pairs
 _NEIGHBOURS = 32
 BLOCK = 8192  # rows worked through at a time
+_IN_CACHE = 256  # rows whose float64 values stay in a core's cache
 
 
 def translation_confidence(
@@ -110,16 +112,33 @@ def class_mean_distance(
         as_vectors("translated", translated)  # raises
     labels = as_labels("labels", labels, len(translated))
     names, which = np.unique(labels, return_inverse=True)
-    means = np.zeros((len(names), translated.shape[1]))
+    sums = np.zeros((len(names), translated.shape[1]))
     for rows in _blocks(len(translated), block):
-        part = as_vectors(f"translated from row {rows.start}", translated[rows])
-        order = np.argsort(which[rows], kind="stable")
-        present, first = np.unique(which[rows][order], return_index=True)
-        means[present] += np.add.reduceat(part[order].astype(np.float64), first)
-    means /= np.bincount(which)[:, None]
+        _add(sums, as_vectors(f"translated from row {rows.start}", translated[rows]), which[rows])
+    return _from_means(translated, sums, which, metric, block)
+
+
+def _add(sums: np.ndarray, vectors: np.ndarray, which: np.ndarray) -> None:
+    """Add each vector (n, D) to its row of the sums (K, D) float64."""
+    order = np.argsort(which, kind="stable")
+    present, first = np.unique(which[order], return_index=True)
+    sums[present] += np.add.reduceat(vectors[order].astype(np.float64), first)
+
+
+def _from_means(translated, sums, which, metric: str, block: int) -> np.ndarray:
+    """Return the distances (N,) of vectors to the means of their classes, from the sums (K, D)."""
+    means = sums / np.maximum(np.bincount(which, minlength=len(sums)), 1)[:, None]
+    if metric == "cosine":
+        means = unit_rows(means)
     found = np.empty(len(translated))
     for rows in _blocks(len(translated), block):
-        found[rows] = distances(translated[rows], means[which[rows]], metric)
+        vectors = translated[rows]
+        for some in _blocks(len(vectors), _IN_CACHE):
+            part, mean = vectors[some], means[which[rows][some]]
+            if metric == "cosine":
+                found[rows][some] = 1.0 - np.sum(unit_rows(part) * mean, axis=-1)
+            else:
+                found[rows][some] = distances(part, mean)
     return found
 
 
@@ -134,7 +153,7 @@ def cell_mean_distance(
 ) -> np.ndarray:
     """Return `class_mean_distance` with k-means cells in place of classes, for unlabelled items.
 
-    This variant is ours.
+    Vectors are read twice, and those of the sample once more. This variant is ours.
 
     Args:
       translated: (N, D), h(old).
@@ -148,18 +167,18 @@ def cell_mean_distance(
     """
     if np.ndim(translated) != 2 or not len(translated):
         as_vectors("translated", translated)  # raises
+    check_metric(metric)
     if cells < 1:
         raise UserError(f"the number of cells must be at least 1, not {cells}")
     rows = np.random.default_rng(seed).permutation(len(translated))[:sample]
     centres = kmeans(translated[np.sort(rows)], cells, seed=seed).centres
-    assigned = np.concatenate(
-        [_nearest(translated[part], centres) for part in _blocks(len(translated), block)]
-    )
-    return class_mean_distance(translated, assigned, metric=metric, block=block)
-
-
-def _nearest(vectors, centres):
-    return nearest_centre(as_vectors("translated", vectors), centres)[0]
+    assigned = np.empty(len(translated), np.int64)
+    sums = np.zeros((len(centres), translated.shape[1]))
+    for rows in _blocks(len(translated), block):
+        part = as_vectors(f"translated from row {rows.start}", translated[rows])
+        assigned[rows] = nearest_centre(part, centres)[0]
+        _add(sums, part, assigned[rows])
+    return _from_means(translated, sums, assigned, metric, block)
 
 
 def _blocks(count: int, size: int) -> list[slice]:

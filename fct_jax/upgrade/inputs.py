@@ -80,7 +80,7 @@ def take(found: EmbeddingSet, rows: np.ndarray) -> EmbeddingSet:
     )
 
 
-def row_hashes(vectors, block: int = 1 << 16) -> np.ndarray:
+def row_hashes(vectors, block: int = 1 << 8) -> np.ndarray:
     """Return (N,) uint64 hashes of the rows as float32; equal rows have equal hashes."""
     factors = np.random.default_rng(2022).integers(1, 2**63, vectors.shape[1], np.uint64) * 2 + 1
     hashes = np.empty(len(vectors), np.uint64)

@@ -100,7 +100,9 @@ def translated(found: Map, old) -> "tuple[np.ndarray | Rows, np.ndarray | None]"
     """
     if not isinstance(old, Rows):
         return found.transform(old)
-    moved = old.through(lambda vectors: found.transform(vectors)[0], found.dim_out)
+    # Readers want vectors only, without the regressor's log-variances.
+    plain = Map(found.description, found.function) if found.uncertainty else found
+    moved = old.through(lambda vectors: plain.transform(vectors)[0], found.dim_out)
     if not found.has_uncertainty:
         return moved, None
     parts = (

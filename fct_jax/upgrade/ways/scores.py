@@ -7,9 +7,11 @@ import numpy as np
 
 from fct_jax.evaluate.distances import check_metric, unit_rows
 from fct_jax.evaluate.nearest import best, nearest
+from fct_jax.storage import spilled
 from fct_jax.upgrade.stores.affine import without_own
 
 BLOCK = 1 << 16  # gallery rows read together
+_IN_CACHE = 256  # rows whose float64 values stay in a core's cache
 _NEIGHBOURS = 5  # nearest neighbours of an item in the crowd
 _LOOKED_AT = 1000  # vectors whose length is measured
 _UNIT = 5e-3  # tolerance of unit length, enough for float16
@@ -82,7 +84,10 @@ class Space:
     def _plain_items(self, vectors) -> np.ndarray:
         rows = np.asarray(vectors, np.float32)
         if self.metric == "cosine":
-            return unit_rows(rows).astype(np.float32)
+            unit = np.empty(rows.shape, np.float32)
+            for part in spilled.blocks(len(rows), _IN_CACHE):
+                unit[part] = unit_rows(rows[part])
+            return unit
         rows = rows - self.centre
         half = np.einsum("nd,nd->n", rows, rows, dtype=np.float64) / 2
         return np.concatenate([rows, -half[:, None].astype(np.float32)], axis=1)
