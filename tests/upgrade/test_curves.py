@@ -232,8 +232,7 @@ def test_a_gallery_is_read_once_however_many_points(lists, readings, monkeypatch
         assert (counted.read == readings).all()
 
 
-@pytest.mark.parametrize("shares", [(0.4,), (0.0, 0.4, 1.0)])
-def test_best_items_are_those_of_a_sort(shares):
+def test_best_items_are_those_of_a_sort():
     """Each list is that of a plain sort, with ties, signs and sums that bounds must allow for."""
     rng = np.random.default_rng(0)
     names = ("old", "new", "third")
@@ -247,8 +246,8 @@ def test_best_items_are_those_of_a_sort(shares):
         Mix({"old": -1.0, "new": 1.0}, shift),
         Mix({"old": 1.0, "new": factor, "third": -2.0}),
     ]
-    masks = [rng.random(5000) < share for share in shares]
-    for k, items in ((1, 5000), (10, 5000), (300, 4000), (500, 4000), (60, 50)):
+    masks = [rng.random(5000) < share for share in (0.0, 0.4, 1.0)]
+    for k, items in ((1, 5000), (300, 4000), (60, 50)):
         wishes = {
             (i, j, m): Wish(left, done, mask, k + i)
             for i, left in enumerate(mixes)
@@ -277,9 +276,10 @@ def test_best_items_are_those_of_a_sort(shares):
                 sorted_ = scores.best(wish.left, wish.done, wish.migrated, own, items, wish.width)
                 ways.append(sorted_)
             for q in range(7):
-                ranking = plain_ranking(total[q, :items], own[q])[: wish.width]
+                ranking = np.argsort(-total[q, :items], kind="stable")
+                ranking = ranking[ranking != own[q]][: wish.width]
                 for values, rows in ways:
-                    assert rows[q][rows[q] >= 0].tolist() == ranking
+                    np.testing.assert_array_equal(rows[q][rows[q] >= 0], ranking)
                     np.testing.assert_array_equal(values[q, : len(ranking)], total[q, ranking])
                     assert np.isneginf(values[q, len(ranking) :]).all()
     old, new = by_pair["old"], by_pair["new"]
