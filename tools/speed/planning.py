@@ -10,14 +10,18 @@ vectors, which does not count here. Ids are integers, or UUIDs as text (144 byte
 
 Memory is the peak of anonymous memory beyond what the process had after a plan of 10,000 items;
 mapped files, whose pages the system takes back as needed, are not in it. Half as many items are
-planned, too: the difference shows how memory grows, and what 100 million items need.
+planned, too: the difference shows how memory grows, and what 100 million items need. So many or
+more are planned alone. Disk is the peak of what all files take: gallery and plan in the folder, and
+temporary files.
 """
 
+import contextlib
 import json
 import multiprocessing
-import os
+import stat
 import sys
 import tempfile
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -44,24 +48,25 @@ def main(words) -> None:
     )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     given = parser.parse_args(words)
-    os.environ["TMPDIR"] = str(Path(given.folder).resolve())  # of the measured processes
     context, results = multiprocessing.get_context("spawn"), []
-    print(f"{'ids':<10}{'items':>12}{'seconds':>9}{'CPU s':>8}{'MB':>7}{'bytes/item':>12}"
-          f"{'MB at 1e8':>11}")  # fmt: skip
+    print(f"{'ids':<10}{'items':>12}{'seconds':>9}{'CPU s':>8}{'MB':>7}{'disk GB':>9}"
+          f"{'bytes/item':>12}{'MB at 1e8':>11}")  # fmt: skip
     for kind in given.only.split(","):
         found = []
-        for items in (given.items // 2, given.items):
+        for items in (given.items // 2, given.items) if given.items < _ASKED else (given.items,):
             with ProcessPoolExecutor(1, mp_context=context) as fresh_process:
                 made = fresh_process.submit(measure, kind, items, given.folder)
                 found.append(made.result())
-        small, large = found
-        slope = (large["peak_mb"] - small["peak_mb"]) / (large["items"] - small["items"])
-        large["bytes_per_item"] = slope * 2**20
-        large["mb_at_1e8"] = large["peak_mb"] + slope * (_ASKED - large["items"])
+        small, large = found[0], found[-1]
+        if small is not large:
+            slope = (large["peak_mb"] - small["peak_mb"]) / (large["items"] - small["items"])
+            large["bytes_per_item"] = slope * 2**20
+            large["mb_at_1e8"] = large["peak_mb"] + slope * (_ASKED - large["items"])
         results.append(large)
+        grown = "".join(f"{large.get(name, float('nan')):{form}}" for name, form in
+                        (("bytes_per_item", "12.1f"), ("mb_at_1e8", "11.0f")))  # fmt: skip
         print(f"{kind:<10}{large['items']:>12,}{large['seconds']:>9.1f}{large['cpu']:>8.1f}"
-              f"{large['peak_mb']:>7.0f}{large['bytes_per_item']:>12.1f}"
-              f"{large['mb_at_1e8']:>11.0f}", flush=True)  # fmt: skip
+              f"{large['peak_mb']:>7.0f}{large['disk_gb']:>9.2f}{grown}", flush=True)  # fmt: skip
     if given.out is not None:
         given.out.write_text(json.dumps(results, indent=2) + "\n")
 
@@ -74,12 +79,14 @@ def measure(kind: str, items: int, where: str) -> dict:
 
     silence()
     with tempfile.TemporaryDirectory(dir=where) as folder:
-        folder = Path(folder)
+        folder = Path(folder).resolve()
+        tempfile.tempdir = str(folder / "temporary")
+        Path(tempfile.tempdir).mkdir()
         write_gallery(folder / "warm", kind, 10_000)
         write_gallery(folder / "old", kind, items)
         mapping = stand_in()
         Upgrade(folder / "warm-up").plan(mapping, folder / "warm", traffic=folder / "warm.npy")
-        with AnonymousMemory() as memory, Timed() as plan:
+        with Disk(folder) as disk, AnonymousMemory() as memory, Timed() as plan:
             Upgrade(folder / "up").plan(mapping, folder / "old", traffic=folder / "old.npy")
     return {
         "ids": kind,
@@ -87,7 +94,38 @@ def measure(kind: str, items: int, where: str) -> dict:
         "seconds": plan.seconds,
         "cpu": plan.cpu,
         "peak_mb": memory.peak_mb,
+        "disk_gb": disk.most / 1e9,
     }
+
+
+class Disk:
+    """Context that measures the most bytes that files take (Linux): ``most``.
+
+    These are the files in a folder and those that the process has open, such as temporary files
+    without a name.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder, self.most, self._ended = folder, 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Disk":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.2):
+            taken = {}
+            for path in (*self._folder.rglob("*"), *Path("/proc/self/fd").iterdir()):
+                with contextlib.suppress(OSError):  # it is gone
+                    found = path.stat()
+                    if stat.S_ISREG(found.st_mode):
+                        taken[found.st_dev, found.st_ino] = found.st_blocks * 512
+            self.most = max(self.most, sum(taken.values()))
 
 
 def stand_in():
