@@ -25,12 +25,13 @@ import numpy as np
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import as_vectors, check_metric, check_same_width, distances
 from fct_jax.runtime.plugins import find
-from fct_jax.storage import sorting
+from fct_jax.storage import sorting, spilled
 from fct_jax.upgrade.confidence import cell_mean_distance, class_mean_distance, nearest_distances
 
 TRAFFIC = "traffic"
 _CELLS = 64  # k-means cells for items without classes
 _PER_CELL = 64  # items per centre that k-means is fitted on
+_ROWS_READ = 8192  # vectors worked through at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,8 @@ class Order:
                 f"not {score.shape}"
             )
         self._check_known(score)
+        if items.n > sorting.BLOCK:
+            return sorting.descending(lambda a, b: (score[a:b],), items.n)
         return np.argsort(-score, kind="stable")
 
     def _keys_of(self, items: Items, start: int, stop: int) -> tuple[np.ndarray, ...]:
@@ -191,9 +194,21 @@ def _uncertainty(items: Items) -> np.ndarray:
 
 
 def _true_error(items: Items) -> np.ndarray:
-    new, moved = as_vectors("new", items.new), as_vectors("transformed", items.transformed)
-    check_same_width("new", new, "transformed", moved)
-    return distances(new, moved, items.metric)
+    found = spilled.empty(items.n, np.float64)
+    for part in spilled.blocks(max(items.n, 1), _ROWS_READ):
+        sides = []
+        for name in ("new", "transformed"):
+            vectors = getattr(items, name)
+            if np.ndim(vectors) == 2:
+                vectors, name = vectors[part], _numbered(name, part)
+            sides.append(as_vectors(name, vectors))
+        check_same_width("new", sides[0], "transformed", sides[1])
+        found[part] = distances(*sides, items.metric)
+    return found
+
+
+def _numbered(name: str, part: slice) -> str:
+    return f"{name} from row {part.start:,}" if part.start else name
 
 
 def _strangeness(items: Items) -> np.ndarray:

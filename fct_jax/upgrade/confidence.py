@@ -16,6 +16,7 @@ from fct_jax.evaluate.distances import (
     unit_rows,
 )
 from fct_jax.evaluate.search import knn
+from fct_jax.storage import spilled
 from fct_jax.upgrade.maps.kmeans import kmeans, nearest_centre
 
 SPREADS = ("mean", "std", "local")
@@ -77,13 +78,14 @@ def nearest_distances(vectors, training_vectors, count: int, *, block: int = BLO
     An exact search in float32 finds the neighbours; their distances are then computed in float64.
     """
     training = as_vectors("training_vectors", training_vectors)
-    found = np.empty((len(vectors), count))
+    found = spilled.empty((len(vectors), count), np.float64)
     for part in _blocks(len(vectors), block):
         asked = as_vectors(f"vectors from row {part.start}", vectors[part])
         _, rows = knn(asked, training, count)
         for column in range(count):
             found[part, column] = distances(asked, training[rows[:, column]])
-    return np.sort(found, axis=1)
+        found[part].sort(axis=1)
+    return found
 
 
 def class_mean_distance(
@@ -130,7 +132,7 @@ def _from_means(translated, sums, which, metric: str, block: int) -> np.ndarray:
     means = sums / np.maximum(np.bincount(which, minlength=len(sums)), 1)[:, None]
     if metric == "cosine":
         means = unit_rows(means)
-    found = np.empty(len(translated))
+    found = spilled.empty(len(translated), np.float64)
     for rows in _blocks(len(translated), block):
         vectors = translated[rows]
         for some in _blocks(len(vectors), _IN_CACHE):
@@ -172,7 +174,7 @@ def cell_mean_distance(
         raise UserError(f"the number of cells must be at least 1, not {cells}")
     rows = np.random.default_rng(seed).permutation(len(translated))[:sample]
     centres = kmeans(translated[np.sort(rows)], cells, seed=seed).centres
-    assigned = np.empty(len(translated), np.int64)
+    assigned = spilled.empty(len(translated), np.int64)
     sums = np.zeros((len(centres), translated.shape[1]))
     for rows in _blocks(len(translated), block):
         part = as_vectors(f"translated from row {rows.start}", translated[rows])

@@ -1,12 +1,21 @@
 """Galleries that stay on disk while they are assessed: the same figures, read block by block."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from fct_jax.evaluate import orders
+from fct_jax.evaluate.orders import ORDERS, Items
+from fct_jax.storage import sorting
 from fct_jax.upgrade import assess, fit
 from fct_jax.upgrade.assessment import rows as module
 from fct_jax.upgrade.assessment import streamed
 from fct_jax.upgrade.assessment.rows import Rows
+from fct_jax.upgrade.ways import calibration, judged_weights, scores
+from fct_jax.upgrade.ways.calibration import Weights
+from fct_jax.upgrade.ways.judged_weights import fit_weights
+from fct_jax.upgrade.ways.relevance import by_labels
 
 
 def pairs(count: int, seed: int = 0):
@@ -48,6 +57,62 @@ def test_what_is_computed_from_a_block_computes_it_once():
     np.testing.assert_array_equal(rows[np.array([5])], [[20, 22]])
 
 
+class Counted(Rows):
+    """Rows of which only few may be read together."""
+
+    most = 0
+
+    def __getitem__(self, rows):
+        found = super().__getitem__(rows)
+        self.most = max(self.most, len(found))
+        return found
+
+    def __array__(self, dtype=None, copy=None):
+        raise AssertionError("all rows are read at once")
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_orders_by_vectors_read_blocks_of_rows(metric, monkeypatch):
+    """All orders are those of the vectors in memory, with ties, and are sorted on disk."""
+    old, new, labels = pairs(900)
+    old[700:720] = old[:20]
+    new[700:720] = new[:20]
+    old, new = old.astype(np.float32), new.astype(np.float32)
+    translated = np.roll(new, 1, axis=1)
+    known = Items(900, 3, metric, old=old, new=new, transformed=translated, training=old[100:150])
+    names = ("confidence", "class_mean", "distance")
+    expected = [ORDERS[name].rank(known) for name in names]
+    by_class = ORDERS["class_mean"].rank(dataclasses.replace(known, classes=labels))
+    monkeypatch.setattr(sorting, "BLOCK", 250)
+    monkeypatch.setattr(orders, "_ROWS_READ", 64)
+    large = {name: Counted(v, v.shape[1]) for name, v in
+             (("old", old), ("new", new), ("transformed", translated))}  # fmt: skip
+    for name, wanted in zip(names, expected, strict=True):
+        on_disk = dataclasses.replace(known, **large)
+        np.testing.assert_array_equal(ORDERS[name].rank(on_disk), wanted)
+    on_disk = dataclasses.replace(known, **large, classes=labels)
+    np.testing.assert_array_equal(ORDERS["class_mean"].rank(on_disk), by_class)
+    assert large["new"].most == 64
+
+
+def test_judged_weights_are_learnt_from_blocks_of_rows(monkeypatch):
+    """They are those learnt in memory."""
+    old, new, labels = pairs(450)
+    query_old, query_new, query_labels = pairs(60, seed=1)
+    old, new = old.astype(np.float32), new.astype(np.float32)
+    for module_, name in ((scores, "BLOCK"), (calibration, "REFERENCE")):
+        monkeypatch.setattr(module_, name, 100)
+    monkeypatch.setattr(judged_weights, "_TOGETHER", 64)
+    relevant = by_labels(query_labels, labels[50:])
+    on_disk = [Counted(vectors[50:], vectors.shape[1]) for vectors in (old, new)]
+    memory, disk = (
+        fit_weights((old[:50], new[:50]), query_old, query_new, *sides, relevant, metric="cosine")
+        for sides in ((old[50:], new[50:]), on_disk)
+    )
+    assert memory == disk != Weights()
+    assert max(rows.most for rows in on_disk) <= 300  # a query's candidates
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("threshold", [None, 0.5])
 def test_an_assessment_of_files_is_that_in_memory(threshold, tmp_path, monkeypatch):
@@ -65,6 +130,7 @@ def test_an_assessment_of_files_is_that_in_memory(threshold, tmp_path, monkeypat
             mapping, str(tmp_path / "old.npy"), str(tmp_path / "new.npy"), query_old=query_old,
             query_new=query_new, labels=labels, query_labels=query_labels, resamples=20,
             depth=50, threshold=threshold, out=tmp_path / f"report-{large}",
+            judged_calibration=0.5 if threshold else 0.0,
         )  # fmt: skip
         found.append(made)
     memory, disk = found

@@ -147,7 +147,8 @@ def calibrate(
     More items are better: use a sample at first, and later all re-embedded items.
 
     Args:
-      old, new: (R, do), (R, dn) vectors of the same items; at most 16,384 of them are used.
+      old, new: (R, do), (R, dn) vectors of the same items; at most 16,384 of them are used, and
+        read from a memory map.
       query_old, query_new: (Q, do), (Q, dn) typical queries, by both models; without them items of
         the sample serve as queries.
       metric, old_metric: "l2" or "cosine", of the new and of the old space. "" chooses cosine for
@@ -170,7 +171,7 @@ def calibrate(
             f"there are {len(old)} old and {len(new)} new vectors"
         )
     order = np.random.default_rng(seed).permutation(len(old))[:REFERENCE]
-    old, new = np.asarray(old)[order], np.asarray(new)[order]
+    old, new = (v[order] if hasattr(v, "shape") else np.asarray(v)[order] for v in (old, new))
     weights = weights or Weights()
     new_metric, why = chosen_metric(metric, new)
     old_metric, old_why = chosen_metric(old_metric or metric, old)

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 
+from fct_jax.storage import spilled
 from fct_jax.upgrade.ways.calibration import Calibration, Weights, calibrate
 from fct_jax.upgrade.ways.relevance import Relevance
 from fct_jax.upgrade.ways.scores import chosen_metric, crowding
@@ -15,6 +16,7 @@ _SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # randomly re-embedded shares of 
 _BALANCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # weight of the new space when fused
 _DAMPINGS = (0.0, 0.25, 0.5)
 _FEW_CANDIDATES = 1.645  # standard errors needed if there are only two alternatives
+_TOGETHER = 1 << 14  # rows read together
 _SCALES = (0.6, 0.8, 1.0, 1.25, 1.6)
 _SHIFTS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
@@ -42,13 +44,14 @@ def fit_weights(
     Args:
       pairs: (R, do), (R, dn) other items by both models, for the calibration.
       query_old, query_new: (Q, do), (Q, dn) judged queries.
-      old, new: (N, do), (N, dn) the gallery by both models.
+      old, new: (N, do), (N, dn) the gallery by both models; anything that gives rows as an array
+        does, such as a memory map. Only some blocks of rows are held.
       relevance: relevance of the Q queries.
       metric, old_metric: as in `calibrate`.
       own: (Q,) rows that do not count.
       seed: seed of the migrations.
     """
-    both = np.concatenate([pairs[0], old]), np.concatenate([pairs[1], new])
+    both = _Both(pairs[0], old), _Both(pairs[1], new)
     old_metric, _ = chosen_metric(old_metric or metric, both[0])
     metric, _ = chosen_metric(metric, both[1])
 
@@ -58,7 +61,9 @@ def fit_weights(
     plain, damped = made(Weights()), made(Weights(damping=_DAMPINGS[-1]))
     rows = _candidates(plain, query_old, query_new, old, new, own)
     raw = _raw_scores(plain, query_old, query_new, old, new, rows)
-    crowded = crowding(damped.old, old)[rows], crowding(damped.new, new)[rows]
+    some, place = np.unique(np.maximum(rows, 0), return_inverse=True)
+    place = place.reshape(rows.shape)
+    crowded = [_crowding(s, v, some)[place] for s, v in ((damped.old, old), (damped.new, new))]
     relevant = relevance.gains(rows) > 0
     rng = np.random.default_rng(seed)
     masks = [(rng.random(len(old)) < share)[rows] for share in _SHARES]
@@ -99,6 +104,32 @@ def fit_weights(
     balance, scale, shift = _clearly_best(found, (0.5, 1.0, 0.0))
     weights = _balanced(weights, balance)
     return dataclasses.replace(weights, fused_scale=scale, fused_shift=shift)
+
+
+class _Both:
+    """Vectors (M, D) and the rows of a gallery (N, D) after them, which are read when wanted."""
+
+    def __init__(self, first: np.ndarray, second):
+        self._first, self._second = first, second
+        self.shape = len(first) + len(second), second.shape[1]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(len(self)))
+        kind = np.result_type(self._first.dtype, self._second.dtype)
+        found, other = np.empty((len(rows), self.shape[1]), kind), rows >= len(self._first)
+        found[~other] = self._first[rows[~other]]
+        found[other] = self._second[rows[other] - len(self._first)]
+        return found
+
+
+def _crowding(space, vectors, rows: np.ndarray) -> np.ndarray:
+    """Return `crowding` of some rows (n,) of a gallery, (n,)."""
+    parts = (rows[part] for part in spilled.blocks(len(rows), _TOGETHER))
+    return np.concatenate([crowding(space, vectors[part]) for part in parts])
 
 
 def _balanced(weights: Weights, balance: float) -> Weights:
