@@ -16,6 +16,7 @@ from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.galleries.embedding_set import SetGallery
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.migration.reading import stamps_of
+from fct_jax.upgrade.migration.translating import Translator
 from fct_jax.upgrade.migration.upgrade import Upgrade
 
 COUNT = 300
@@ -211,3 +212,20 @@ def test_rows_that_the_reader_cannot_read_are_set_aside(tmp_path):
         (1200, ids[1200], "null in 'vector'"),
     ]
     assert all("part-0.parquet" in s["where"] for s in said)
+
+
+@pytest.mark.parametrize(("form", "read"), [("set", 5), ("parquet", 3 * COUNT)])
+def test_a_few_rows_are_read_alone_and_translated_as_in_their_block(tmp_path, form, read):
+    """A row's bytes are those of the whole block, also beside an unusable row, or if it is one."""
+    ids, old, _ = tiny.vectors(COUNT)
+    old[17] = np.nan
+    path = tiny.write_gallery(form, tmp_path / "old", ids, old)
+    gallery, counted = open_gallery(path, on_bad="quarantine"), []
+    whole = Translator(gallery, tiny.plain_map(), 16, True, np.float16)
+    expected = whole.rows(0, COUNT)
+    stored = gallery.read_stored
+    gallery.read_stored = lambda a, b: counted.append(b - a) or stored(a, b)
+    for rows in ([3, 17, 299], [17], [0]):
+        found = whole.some(np.array(rows), 0, COUNT)
+        assert found.tobytes() == expected[rows].tobytes()
+    assert sum(counted) == read

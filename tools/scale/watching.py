@@ -49,7 +49,8 @@ class Watched:
     """Context that measures all processes which `start` starts.
 
     Attributes:
-      resumed: seconds from each kill until the process that was started for it had begun to work.
+      resumed: seconds from each kill until the process that was started for it had begun to work,
+        or had ended.
       kills: number of processes that were killed.
     """
 
@@ -222,6 +223,8 @@ class _Task:
         if self._process.poll() is None:
             return False
         self._watched.check(self._process, self._command)
+        if self._killed is not None:  # little was left
+            self._watched.resumed.append(time.monotonic() - self._killed)
         return True
 
     def begun(self) -> bool:

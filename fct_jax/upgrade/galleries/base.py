@@ -81,6 +81,7 @@ class Gallery(abc.ABC):
       versions: (N,) uint8, indices in `VERSIONS`, or None without such a column.
       labels: (N,) integers, or None.
       numbered: whether ids are row numbers, because there are no others.
+      scattered: whether a row can be read alone, without the rows beside it.
       bad: the unusable rows found so far.
     """
 
@@ -91,6 +92,7 @@ class Gallery(abc.ABC):
     versions: np.ndarray | None = None
     labels: np.ndarray | None = None
     numbered: bool = False
+    scattered: bool = False
 
     def __init__(self, path, ids: np.ndarray, dim: int, meta: dict):
         self.path, self.ids, self.dim, self.meta = Path(path), ids, int(dim), meta

@@ -29,6 +29,7 @@ class SetGallery(Gallery):
     """An EmbeddingSet. Its blocks are read, because mapped pages would count as memory."""
 
     writer = SetTarget
+    scattered = True
 
     def __init__(self, path, options: Options):
         found = EmbeddingSet.read(path, unfinished=options.unfinished, verify=False, unique=False)

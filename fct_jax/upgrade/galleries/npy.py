@@ -19,6 +19,8 @@ class NpyGallery(ArraysGallery):
     and ``ids`` or have the names that the user gives; its vectors are held in memory.
     """
 
+    scattered = True
+
     def __init__(self, path, options: Options):
         path = Path(path)
         beside = path.with_suffix(".meta.json")

@@ -210,7 +210,7 @@ class Migration(Batches):
                 start = int(number) * self.chunk
                 stop = min(start + self.chunk, len(self.source))
                 here = rows[chunks == number]
-                self.target.put(here, self.translator.rows(start, stop)[here - start], TRANSLATED)
+                self.target.put(here, self.translator.some(here, start, stop), TRANSLATED)
                 bar.advance(len(here))
         if len(places):
             self.publish(plan, places)

@@ -12,6 +12,8 @@ from fct_jax.upgrade.galleries.base import Gallery
 from fct_jax.upgrade.maps import lengths
 from fct_jax.upgrade.migration.reading import Taken
 
+_FEW = 8  # if at most every eighth row is needed, they are read one by one
+
 
 class Made(NamedTuple):
     """One translated block.
@@ -47,6 +49,23 @@ class Translator:
         good = guards.sound(vectors)
         wrong = [[start + int(row), ""] for row in np.flatnonzero(~good)]
         return self.mapped(start, guards.without(vectors, good), wrong)[0]
+
+    def some(self, rows: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Return stored h(old) of ascending rows of a range, as `rows` gives them.
+
+        If they are few, only they are read, where the gallery allows it, and one of them stands
+        for each of the others: a row's bytes depend on its place, not on the rows beside it.
+        """
+        places = rows - start
+        if not self.source.scattered or len(rows) * _FEW > stop - start:
+            return self.rows(start, stop)[places]
+        old = self.source.rows(rows)
+        good = guards.sound(old)
+        vectors = np.zeros((stop - start, self.source.dim), np.float32)
+        vectors[:] = old[np.argmax(good)] if good.any() else 0
+        vectors[places] = guards.without(old, good)
+        wrong = [[int(row), ""] for row in rows[~good]]
+        return self.mapped(start, vectors, wrong)[0][places]
 
     def mapped(
         self, start: int, vectors: np.ndarray, bad: list
