@@ -16,6 +16,7 @@ from fct_jax.upgrade.galleries.rows import empty_npy, npy_rows
 from fct_jax.upgrade.galleries.target import Target
 from fct_jax.upgrade.migration.reading import BLOCKS, Taken, screened
 from fct_jax.upgrade.migration.translating import Translator
+from fct_jax.upgrade.parts.shards import ShardsOfPiece
 
 _MOST = 16  # chunks of the translation in a piece: a lost piece costs about a minute
 _PIECES = 64  # a small gallery is cut into about as many, so that 16 parts share it evenly
@@ -78,6 +79,7 @@ class PieceRows:
       content: CRC-32 of the source's rows so far, as float32.
       bad: [row, reason] of the unusable ones so far.
       uncertainty: log-variances so far, one array for each block; [] if the map gives none.
+      shards: the checksums that the source has of its rows.
     """
 
     def __init__(self, translator: Translator, piece: Piece):
@@ -86,6 +88,7 @@ class PieceRows:
         self.content, self.bad, self.uncertainty = 0, [], []
         self._first = self._last = piece.start  # rows that are held
         self._held = np.empty((0, self.dim), self.dtype)
+        self.shards = ShardsOfPiece(translator.source, piece)
         self._ahead = threads.ahead(self._sources())
         self._blocks = translator.stream(self._ahead)
 
@@ -122,7 +125,10 @@ class PieceRows:
         for first in range(piece.start // size * size, piece.stop, size):
             last = min(first + size, len(source))
             start, stop = max(first, piece.start), min(last, piece.stop)
-            before, own, after = np.split(source.read(first, last), [start - first, stop - first])
+            values = source.read(first, last, stored=self.shards.stored)
+            self.shards.take(start, values[start - first : stop - first])
+            values = values.astype(np.float32, copy=False)
+            before, own, after = np.split(values, [start - first, stop - first])
             self.content = zlib.crc32(np.ascontiguousarray(own), self.content)
             own, bad = screened(source, start, own)
             if bad:
@@ -154,12 +160,3 @@ def write_rows(path: Path, rows: PieceRows, piece: Piece, chunk: int) -> str:
             stop = min(start + chunk, piece.stop)
             checksum = file.write(start - piece.start, rows.read(start, stop), checksum)
     return checksums.text(checksum)
-
-
-def check_source(source, piece: Piece, last: bool) -> None:
-    """Compare the checksums of the source's own shards that begin in a piece. Raises UserError."""
-    if source.meta.get("shards"):
-        start, stop = source.stored(piece.start) if piece.start else 0, None
-        if not last:
-            stop = source.stored(piece.stop)
-        checksums.check_rows(source.path, source.meta, start, stop)

@@ -28,7 +28,6 @@ from fct_jax.upgrade.parts.pieces import (
     Piece,
     PieceRows,
     Versions,
-    check_source,
     pieces_of,
     write_rows,
 )
@@ -131,7 +130,7 @@ class Publishing:
         with contextlib.ExitStack() as stack:
             stack.callback(rows.close)
             made = self._written(piece, rows, stack)
-            check_source(self.translator.source, piece, piece is self.pieces[-1])
+            rows.shards.finish(self.translator.batch_size)
             if stamps_of(self.translator.source) != self._stamps:
                 name = self.translator.source.name
                 raise UserError(f"{name} was changed while it was read; repeat the command")
