@@ -1,9 +1,12 @@
 """Translating a gallery in pieces: one part of them, what is left of them, or all on an engine."""
 
+import contextlib
+import time
 from pathlib import Path
 
 from fct_jax.errors import UserError
 from fct_jax.runtime.progress import Bar, console
+from fct_jax.storage.files import Lock
 from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.migration.planning import Plan
@@ -18,6 +21,8 @@ from fct_jax.upgrade.parts.numbers import Part
 from fct_jax.upgrade.parts.places import name_of
 from fct_jax.upgrade.parts.progress import LAYOUT
 from fct_jax.upgrade.parts.publishing import Elsewhere, Publishing
+
+_WAIT = 0.5  # seconds between two looks at what another part does
 
 
 def migration_of(workdir: Path, opened: Opened) -> Migration:
@@ -78,15 +83,41 @@ class Running:
                 f"{self.workdir} is being translated by one process; repeat the command without "
                 "--part to finish it, or choose another directory"
             )
-        certificate: Certificate | None = None
-        if not begun:
-            certificate = check(plan)
-            self.publishing.place.prepare()
-        content = None if certificate is None else certificate.content
-        self._content = self.publishing.begin(self._work.identity(), content)
+        with self._turn() as first:
+            if first and self.is_over():
+                return False
+            certificate: Certificate | None = None
+            if first:
+                certificate = check(plan)
+                self.publishing.place.prepare()
+            content = None if certificate is None else certificate.content
+            self._content = self.publishing.begin(self._work.identity(), content)
         self._opened.remember(self.workdir)
         self.place.tidy()
         return True
+
+    @contextlib.contextmanager
+    def _turn(self):
+        """Yield whether this process is the first, which checks; others wait until it has done so.
+
+        To check, the whole gallery may have to be read.
+        """
+        lock = Lock(self.workdir.resolve() / "first-part")
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        said = False
+        while not self.begun and not lock.held:
+            try:
+                lock.take()
+            except UserError:
+                if not said:
+                    console.print("another part is checking the gallery; this one waits")
+                said = True
+                time.sleep(_WAIT)
+        try:
+            yield not self.begun
+        finally:
+            if lock.held:
+                lock.remove()
 
     def run(self, part: Part) -> bool:
         """Make the part's pieces that are missing, and finish if all are there.

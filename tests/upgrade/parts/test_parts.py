@@ -1,10 +1,12 @@
 """Parts of a translation: the bytes of one process, killed, started twice, watched, refused."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -23,6 +25,8 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.maps.functions import Linear
 from fct_jax.upgrade.maps.map import Map
+from fct_jax.upgrade.migration.settings import Settings
+from fct_jax.upgrade.migration.sides import Opened
 from fct_jax.upgrade.migration.status import Status
 from fct_jax.upgrade.migration.steps import lock_of
 from fct_jax.upgrade.migration.upgrade import Upgrade
@@ -265,6 +269,31 @@ def test_another_part_has_just_finished(tmp_path, few, monkeypatch):
     assert len(translate(few, up, "2/2")) == 60
 
 
+def test_one_part_checks_the_gallery(tmp_path, few):
+    """Others that start meanwhile wait for it, and if it fails, the next one checks."""
+    checked, failing = [], threading.Event()
+
+    def check(plan):
+        checked.append(time.monotonic())
+        time.sleep(0.2)
+        if len(checked) == 1:
+            failing.set()
+            raise UserError("the first one fails")
+
+    def begin():
+        with contextlib.suppress(UserError):
+            settings = Settings(map="map", gallery=str(few))
+            opened = Opened(settings, open_gallery(few), tiny.plain_map(), None, False)
+            Running(tmp_path / "up", opened).begin(None, check)
+
+    threads = [threading.Thread(target=begin) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert failing.is_set() and len(checked) == 2
+
+
 def test_a_finished_part_needs_no_lock(tmp_path, few):
     """Of two parts that end at the same moment, neither fails because the other has the lock."""
     for number in (1, 2):
@@ -282,7 +311,9 @@ def test_a_gallery_that_changes_between_parts(tmp_path):
         translate(path, tmp_path / "up", "2/3")
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1] + b"x", lambda data: data[:-1]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1] + b"x", lambda data: data[:-1]], ids=("changed", "short")
+)
 @pytest.mark.parametrize(
     ("form", "files"), [("parquet", "gallery/*.parquet"), ("set", "piece-*[0-9].npy")]
 )
