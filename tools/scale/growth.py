@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from fct_jax.upgrade.migration.estimate import CORE_HOUR
+
 SIZES = {100_000_000: "10⁸", 1_000_000_000: "10⁹", 10_000_000_000: "10¹⁰"}
 
 
@@ -18,7 +20,7 @@ class Prices:
     """
 
     cores: int = 64
-    core_hour: float = 0.04
+    core_hour: float = CORE_HOUR  # as `fct-jax plan` assumes it
     disk: float = 1e9
     gpu_rate: float = 2000.0
     gpu_hour: float = 2.0

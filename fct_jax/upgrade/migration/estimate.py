@@ -25,6 +25,7 @@ class Estimate:
       vectors, cores: number of vectors, and cores that this process may use.
       cpu: measured CPU seconds of a translated vector, with reading, checks and checksums.
       sample: number of vectors that were translated to measure it.
+      read, written: bytes of an old vector, and of a new one with its log-variance.
       core_hour: price of an hour of a core.
       items: number of planned items.
       items_per_second, cost_per_1000: speed and price of the new model, None: unknown.
@@ -34,6 +35,8 @@ class Estimate:
     cores: int
     cpu: float
     sample: int
+    read: int
+    written: int
     core_hour: float
     items: int
     items_per_second: float | None
@@ -52,18 +55,22 @@ class Estimate:
         if self.cost_per_1000 is not None:
             cost = f"{self.items * self.cost_per_1000 / 1000:,.2f}"
         rows = [
-            ["translate", f"{self.vectors:,}", str(self.cores),
+            ["translate", f"{self.vectors:,}", _number(self.core_hours), str(self.cores),
              _number(self.core_hours / self.cores), f"{self.core_hours * self.core_hour:,.2f}"],
-            ["re-embed", f"{self.items:,}", "", hours, cost],
+            ["re-embed", f"{self.items:,}", "", "", hours, cost],
         ]  # fmt: skip
-        return Table("What it takes", ["step", "vectors", "cores", "hours", "cost"], rows)
+        columns = ["step", "vectors", "core hours", "cores", "hours", "cost"]
+        return Table("What it takes", columns, rows)
 
     def show(self) -> None:
         """Print the table and its assumptions."""
         self.table().show(console)
         said = (
             f"Translating took {self.cpu * 1e6:,.1f} µs of a core for each of {self.sample:,} "
-            f"vectors; a core hour costs {self.core_hour:g}, and disks keep up."
+            f"vectors; a core hour costs {self.core_hour:g}. It is assumed that disks keep up "
+            f"with {_number(self.vectors * self.read / 1e9)} GB that are read and "
+            f"{_number(self.vectors * self.written / 1e9)} GB that are written; parts (--part) "
+            "do both twice where the new gallery is one file."
         )
         missing = [
             name
@@ -78,8 +85,8 @@ class Estimate:
         console.print(said)
 
 
-def _number(hours: float) -> str:
-    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.2g}"
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if value >= 10 else f"{value:.2g}"
 
 
 def estimated(gallery: Gallery, mapping, batch_size: int, dtype, items: int, wanted) -> Estimate:
@@ -110,6 +117,8 @@ def estimated(gallery: Gallery, mapping, batch_size: int, dtype, items: int, wan
         threads.available(),
         cpu / size,
         size,
+        gallery.dim * gallery.dtype.itemsize,
+        mapping.dim_out * np.dtype(dtype).itemsize + 4 * mapping.has_uncertainty,
         CORE_HOUR if wanted.cost_per_core_hour is None else wanted.cost_per_core_hour,
         items,
         wanted.items_per_second,
