@@ -257,7 +257,9 @@ class Run:
         return str(up), "--map", str(self.map), "--gallery", str(self.gallery)
 
     def _watched(self) -> Watched:
-        environment = {GALLERY: str(self.gallery), "FCT_PROGRESS": "0"}
+        # Ray's workers would give way to all other work on the machine.
+        environment = {"FCT_PROGRESS": "0", "RAY_worker_niceness": "0"}
+        environment[GALLERY] = str(self.gallery)
         return Watched(self.folder / "log.txt", environment)
 
     def _step(self, name: str, rows: int = 0) -> "Step":
