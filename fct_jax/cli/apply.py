@@ -36,8 +36,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--texts", help="text that an endpoint embeds for each id: a .jsonl file "
                         "with id and text, or module:function; without it the ids are "
                         "embedded")  # fmt: skip
-    parser.add_argument("--dtype", choices=("float16", "float32"), help="type of the new gallery's "
-                        "vectors; without it that of the old gallery's")  # fmt: skip
+    parser.add_argument("--dtype", help="how the new gallery stores its vectors: float32, "
+                        "float16, int8 or binary (one bit a dimension), whose recall assess states;"
+                        " without it as the old gallery does")  # fmt: skip
     parser.add_argument("--model", help="the endpoint's model, by its name on the server")
     parser.add_argument("--parallel", type=int, help="number of requests or calls at a time")
     parser.add_argument("--per-request", type=int, help="items in one request to an endpoint")

@@ -81,7 +81,12 @@ class EmbeddingSet:
 
     @classmethod
     def read(
-        cls, path, unfinished: bool = False, verify: bool = True, unique: bool = True
+        cls,
+        path,
+        unfinished: bool = False,
+        verify: bool = True,
+        unique: bool = True,
+        coded: bool = False,
     ) -> "EmbeddingSet":
         """Open a directory; vectors stay on disk. Raises UserError if it is faulty.
 
@@ -91,6 +96,7 @@ class EmbeddingSet:
           verify: read every file once and compare it with its checksum, at about the speed of
             the disk; False only checks that every row exists.
           unique: refuse repeated ids; False is for callers that handle them.
+          coded: also open a gallery whose vectors are bytes or bits; the caller decodes them.
         """
         path = Path(path)
         if not (path / "vectors.npy").is_file():
@@ -111,10 +117,15 @@ class EmbeddingSet:
             name=str(path),
             numbered=ids is None,
         )
-        found.check(unique)
+        codes = meta.get("stored")
+        if codes and not coded:
+            raise UserError(
+                f"{path} holds vectors stored as {codes['type']}; open_gallery decodes them"
+            )
+        found.check(unique, bool(codes))
         if meta.get("count", len(found)) != len(found):
             raise UserError(f"{path} is incomplete: {len(found)} rows of {meta['count']}")
-        if meta.get("dimension", found.dim) != found.dim:
+        if not codes and meta.get("dimension", found.dim) != found.dim:
             raise UserError(f"{path} holds dimension {found.dim}; meta.json: {meta['dimension']}")
         if meta.get("dtype", str(vectors.dtype)) != str(vectors.dtype):
             raise UserError(f"{path} holds {vectors.dtype} vectors; meta.json: {meta['dtype']}")
@@ -158,9 +169,9 @@ class EmbeddingSet:
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
 
-    def check(self, unique: bool = True) -> None:
+    def check(self, unique: bool = True, coded: bool = False) -> None:
         """Check shapes, types, and, if ``unique``, that no id is repeated. Raises UserError."""
-        if self.vectors.ndim != 2 or self.vectors.dtype.kind != "f":
+        if self.vectors.ndim != 2 or self.vectors.dtype.kind not in ("iu" if coded else "f"):
             raise UserError(
                 f"{self.name}: vectors must be (N, D) floats, "
                 f"not {self.vectors.shape} {self.vectors.dtype}"
@@ -191,6 +202,11 @@ class EmbeddingSet:
         if self.uncertainty is not None and not np.isfinite(self.uncertainty).all():
             row = int(np.argmin(np.isfinite(self.uncertainty)))
             raise UserError(f"{self.name}: the uncertainty of id {self.ids[row]} is not finite")
+
+
+def is_coded(path: Path) -> bool:
+    """Return whether a directory's vectors are stored as bytes or bits, which must be decoded."""
+    return bool(_read_meta(path).get("stored"))
 
 
 def check_ids(name: str, ids: np.ndarray) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from fct_jax.errors import UserError
 from fct_jax.frozen.runs import is_model, is_run
-from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.storage.embedding_set import EmbeddingSet, is_coded
 
 
 def vectors_of(
@@ -58,7 +58,7 @@ def vectors_of(
     if is_model(where):
         return _embedded(where, role, data, split)
     path = Path(where).expanduser()
-    if (path / "vectors.npy").is_file():
+    if (path / "vectors.npy").is_file() and not is_coded(path):
         return EmbeddingSet.read(path)
     if path.suffix == ".npy" and path.is_file():
         return _of_npy(path)

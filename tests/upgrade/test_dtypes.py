@@ -40,7 +40,7 @@ def test_vectors_are_stored_in_the_chosen_type(made, tmp_path, form, dtype):
 
 def test_types_that_cannot_be(made, tmp_path):
     paths = made[0]
-    with pytest.raises(UserError, match="dtype=float16: a Faiss file of whole vectors holds"):
+    with pytest.raises(UserError, match="dtype=float16: a Faiss file holds float32, int8 or"):
         Upgrade(tmp_path / "a").apply(tiny.plain_map(), paths["faiss"], dtype="float16")
     with pytest.raises(UserError, match="unknown dtype 'half'"):
         Upgrade(tmp_path / "b").apply(tiny.plain_map(), paths["set"], dtype="half")

@@ -226,7 +226,7 @@ def write_gallery(folder: Path, form: str, kind: str, rows: int) -> None:
     values = vectors_of(kind)
     folder.mkdir()
     if form == "faiss":
-        from fct_jax.upgrade.galleries.faiss_file import vectors_offset, write_empty
+        from fct_jax.upgrade.galleries.faiss_layout import vectors_offset, write_empty
 
         write_empty(folder / "old.faiss", np.arange(rows), DIM, "l2")
         with (folder / "old.faiss").open("r+b") as file:
@@ -315,7 +315,7 @@ def plain_set(source: Path, folder: Path, weight: np.ndarray, kind: str) -> None
 
 def plain_faiss(source: Path, folder: Path, weight: np.ndarray, kind: str) -> None:
     """Read blocks of the vectors of a flat index, multiply, and write."""
-    from fct_jax.upgrade.galleries.faiss_file import vectors_offset
+    from fct_jax.upgrade.galleries.faiss_layout import vectors_offset
 
     flushed, rows = Flushed(folder), (source.stat().st_size - vectors_offset()) // (DIM * 4 + 8)
     with source.open("rb") as file, (folder / "vectors").open("wb") as made:

@@ -169,7 +169,7 @@ def _gallery(folder: Path, form: str, count: int) -> Path:
             pq.write_table(table, path / f"part-{number:04d}.parquet")
         return path
     if form == "faiss":
-        from fct_jax.upgrade.galleries.faiss_file import vectors_offset, write_empty
+        from fct_jax.upgrade.galleries.faiss_layout import vectors_offset, write_empty
 
         path = path / "old.faiss"
         write_empty(path, np.arange(count), DIM, "l2")

@@ -194,7 +194,7 @@ def assess(
         replays=replays,
         deep_enough=deep_enough,
         cutoffs=cut or {},
-        stored=_stored(world, made.metric),
+        stored=_stored(world, made.metric, made.found),
         settings=settings,
         baseline=curves.baseline[0],
     )
@@ -205,11 +205,13 @@ def assess(
     return report
 
 
-def _stored(world, metric: str) -> dict[str, float]:
+def _stored(world, metric: str, found) -> dict[str, float]:
     """Return `recall_by_type` of translated vectors, if there are any."""
     if "translated" not in world.items:
         return {}
-    return recall_by_type(world.items["translated"], world.queries["new"], metric, world.own)
+    known = None if found.known is None else found.known.new
+    items, queries = world.items["translated"], world.queries["new"]
+    return recall_by_type(items, queries, metric, world.own, known)
 
 
 def _with_translate(measured: dict, named: dict) -> dict:

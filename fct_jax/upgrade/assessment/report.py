@@ -11,9 +11,9 @@ from fct_jax.runtime.report import Curve, Panel, Report
 from fct_jax.runtime.tables import Table, percent
 from fct_jax.storage.files import new_directory
 from fct_jax.upgrade.assessment.points import Budget, Point
-from fct_jax.upgrade.assessment.stored_types import STORED
 from fct_jax.upgrade.assessment.verdict import Verdict
 from fct_jax.upgrade.assessment.world import KEEP, TRANSLATE, WHOLE
+from fct_jax.upgrade.galleries.stored import TYPES
 from fct_jax.upgrade.ways.calibration import Calibration
 from fct_jax.upgrade.ways.relevance import METRICS
 
@@ -325,7 +325,7 @@ class Assessment:
 
     def _stored_table(self) -> Table:
         rows = [
-            [name, f"{STORED[name].width:g}", percent(recall)]
+            [name, f"{TYPES[name].width:g}", percent(recall)]
             for name, recall in self.stored.items()
         ]
         columns = ["stored as", "bytes a dimension", "recall@10"]

@@ -21,6 +21,7 @@ from fct_jax.storage.ids import repeated
 from fct_jax.upgrade.galleries import FORMS
 from fct_jax.upgrade.galleries.quarantine import REPEATED, Quarantine, reasons
 from fct_jax.upgrade.galleries.resembles import resembles
+from fct_jax.upgrade.galleries.stored import Coding
 from fct_jax.upgrade.stores import is_store
 
 VERSIONS = ("translated", "new")
@@ -76,6 +77,7 @@ class Gallery(abc.ABC):
       dim: D.
       dtype: float type of new vectors, the type of the stored ones (float32 for integers
         and text); vectors that are read are float32.
+      coding: how vectors are stored that are not plain numbers, or None.
       exact: whether vectors are read exactly as stored; quantised indexes give approximations.
       meta: known facts about the vectors' space, as in an EmbeddingSet's ``meta.json``.
       versions: (N,) uint8, indices in `VERSIONS`, or None without such a column.
@@ -88,6 +90,7 @@ class Gallery(abc.ABC):
     form: str = ""
     writer: type
     dtype: np.dtype = np.dtype(np.float32)
+    coding: Coding | None = None
     exact: bool = True
     versions: np.ndarray | None = None
     labels: np.ndarray | None = None
@@ -143,13 +146,8 @@ class Gallery(abc.ABC):
             self.set_aside()
         return self
 
-    def read(self, start: int, stop: int, stored: bool = False) -> np.ndarray:
-        """Return the rows from start to stop, (stop − start, D) float32.
-
-        With ``stored`` they have the stored type (`dtype`).
-        """
-        if stored:
-            return self.read_exactly(start, stop)
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return the rows from start to stop, (stop − start, D) float32."""
         if not len(self._gone) or start >= stop:
             return self.read_stored(start, stop)
         first, last = self.stored(start), self.stored(stop - 1)
@@ -244,9 +242,11 @@ class Gallery(abc.ABC):
         """Return the rows in the given order, (len(rows), D) float32."""
         rows = np.asarray(rows, np.int64)
         found = np.empty((len(rows), self.dim), np.float32)
-        for place in np.argsort(rows, kind="stable"):  # forwards: tables are read in one pass
-            row = int(rows[place])
-            found[place] = self.read(row, row + 1)[0]
+        order = np.argsort(rows, kind="stable")  # forwards: tables are read in one pass
+        ends = np.flatnonzero(np.diff(rows[order]) != 1) + 1
+        for places in np.split(order, ends) if len(rows) else ():
+            first = int(rows[places[0]])  # of neighbours, which are read together
+            found[places] = self.read(first, first + len(places))
         return found
 
     def blocks(self, batch_size: int, start: int = 0):

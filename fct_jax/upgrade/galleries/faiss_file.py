@@ -1,7 +1,6 @@
-"""A Faiss file as a gallery, and the layout of a Faiss file that is filled in place."""
+"""A Faiss file as a gallery, and one that is filled in place."""
 
 import json
-import struct
 from pathlib import Path
 
 import faiss
@@ -11,32 +10,49 @@ from fct_jax.errors import UserError
 from fct_jax.runtime.progress import console
 from fct_jax.storage.embedding_set import check_state
 from fct_jax.upgrade.galleries.base import Gallery, Options
+from fct_jax.upgrade.galleries.faiss_layout import (
+    METRICS,
+    codes_of,
+    open_rows,
+    signed,
+    write_empty,
+)
 from fct_jax.upgrade.galleries.rows import Rows
+from fct_jax.upgrade.galleries.stored import Coding, StoredType, stored_type
 from fct_jax.upgrade.galleries.target import Target
 
 _EXACT = (faiss.IndexFlat, faiss.IndexHNSWFlat, faiss.IndexNSGFlat, faiss.IndexIVFFlat)
 _UNIT = 1e-2  # how far from 1 the length of a float16 unit vector may be
-_METRICS = {faiss.METRIC_INNER_PRODUCT: "cosine", faiss.METRIC_L2: "l2"}
+_MAPPED = (
+    faiss.IndexIDMap,
+    faiss.IndexIDMap2,
+    faiss.IndexBinaryIDMap,
+    faiss.IndexBinaryIDMap2,
+)
 
 
 class FaissTarget(Target):
     """``index.faiss``, whose vectors are written in place inside the file.
+
+    float32 gives a flat index, int8 a scalar quantiser, and binary a flat binary index.
 
     Faiss has no cosine metric; vectors are stored with length 1 and compared by inner product.
     """
 
     meta_name, version_name = "index.meta.json", "index.version.npy"
 
-    def storable(self, dtype) -> np.dtype:
-        if dtype is not None and np.dtype(dtype) != np.float32:
-            raise UserError(f"dtype={dtype}: a Faiss file of whole vectors holds float32")
-        return np.dtype(np.float32)
+    def storable(self, dtype) -> StoredType:
+        found = stored_type("float32" if dtype is None else dtype)
+        if found.name == "float16":
+            raise UserError(f"dtype={dtype}: a Faiss file holds float32, int8 or binary")
+        return found
 
     def lay_out(self, dim: int, metric: str) -> None:
-        write_empty(self.store / "index.faiss", self.source.ids, dim, metric)
+        path = self.store / "index.faiss"
+        write_empty(path, self.source.ids, dim, metric, self.coding)
 
     def open_vectors(self, dim: int) -> Rows:
-        return Rows(self.store / "index.faiss", vectors_offset(), dim, np.float32)
+        return open_rows(self.store / "index.faiss", dim, self.coding)
 
     def unit(self, metric: str) -> bool:
         return metric == "cosine"
@@ -64,26 +80,29 @@ class FaissGallery(Gallery):
             except ValueError as error:
                 raise UserError(f"{side} cannot be read: {error}") from None
         check_state(str(path), meta, options.unfinished)
-        self._index = _opened(path)
-        if self._index.metric_type not in _METRICS:
+        self.coding = Coding.of_meta(meta)
+        self._index = _opened(path, self.coding)
+        if self._index.metric_type not in METRICS:
             raise UserError(f"{path}: its metric is neither L2 nor the inner product")
         if self._index.ntotal == 0:
             raise UserError(f"{path} is empty")
         inner, ids = self._index, None
-        if isinstance(inner, faiss.IndexIDMap | faiss.IndexIDMap2):
-            ids = faiss.vector_to_array(inner.id_map)
-            inner = faiss.downcast_index(inner.index)
-        self._inner, self._flat, self._keys = inner, None, None
+        if isinstance(inner, _MAPPED):
+            ids, binary = faiss.vector_to_array(inner.id_map), isinstance(inner, faiss.IndexBinary)
+            inner = (faiss.downcast_IndexBinary if binary else faiss.downcast_index)(inner.index)
+        self._inner, self._keys = inner, None
+        self._flat = codes_of(inner, self.coding)
         self.exact = isinstance(inner, _EXACT)
-        if not self.exact:
+        if self._flat is None:
+            if isinstance(inner, faiss.IndexBinary):
+                raise UserError(f"{path}: the bits of a {type(inner).__name__} cannot be read")
+            self.coding = None  # another index than that of the description
+        if not self.exact and self.coding is None:
             console.print(
                 f"{path}: {type(inner).__name__} holds approximations of the vectors, so their "
                 "translations are approximations, too"
             )
-        if isinstance(inner, faiss.IndexFlat):
-            values = faiss.rev_swig_ptr(inner.get_xb(), inner.ntotal * inner.d)
-            self._flat = values.reshape(-1, inner.d)
-        else:
+        if self._flat is None:
             own = self._prepare(path)
             ids = own if ids is None else ids
         numbered = ids is None or (self._keys is None and inner is self._index)
@@ -96,6 +115,9 @@ class FaissGallery(Gallery):
             self.versions = np.load(path.with_suffix(".version.npy"), allow_pickle=False)
 
     def read_stored(self, start: int, stop: int) -> np.ndarray:
+        if self.coding is not None:
+            codes = np.array(self._flat[start:stop])
+            return self.coding.decode(signed(codes) if self.coding.type.scaled else codes)
         if self._flat is not None:
             return np.array(self._flat[start:stop], np.float32)
         if self._keys is not None:
@@ -148,41 +170,14 @@ def _listed(lists) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _opened(path: Path):
+def _opened(path: Path, coding: Coding | None):
     with path.open("rb") as file:
-        if file.read(2) == b"IB":
-            raise UserError(f"{path} holds binary vectors, which no map can translate")
+        binary = file.read(2) == b"IB"
+    if binary and (coding is None or coding.type.name != "binary"):
+        raise UserError(f"{path} holds binary vectors, which no map can translate")
     # Older releases of Faiss have no IFC flag and memory-map only inverted lists.
     flags = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
     try:
-        return faiss.read_index(str(path), flags)
+        return (faiss.read_index_binary if binary else faiss.read_index)(str(path), flags)
     except RuntimeError as error:
         raise UserError(f"{path} is not a Faiss index: {str(error).splitlines()[-1]}") from None
-
-
-def write_empty(path: Path, ids: np.ndarray, dim: int, metric: str) -> None:
-    """Write an IndexIDMap2 of an IndexFlat whose vectors are all zero.
-
-    The file is what ``faiss.write_index`` would write, but its vectors are a hole to be filled in
-    place, so the memory needed does not grow with their number.
-    """
-    count = len(ids)
-    metric_type = {name: number for number, name in _METRICS.items()}[metric]
-    inner = b"IxF2" if metric_type == faiss.METRIC_L2 else b"IxFI"
-    header = _head(b"IxM2", dim, count, metric_type) + _head(inner, dim, count, metric_type)
-    header += struct.pack("<Q", count * dim)
-    with path.open("wb") as file:
-        file.write(header)
-        file.seek(count * dim * 4, 1)
-        file.write(struct.pack("<Q", count))
-        np.ascontiguousarray(ids, "<i8").tofile(file)
-
-
-def vectors_offset() -> int:
-    """Return the byte at which the vectors of a file of `write_empty` start."""
-    return 2 * len(_head(b"IxM2", 0, 0, 0)) + 8
-
-
-def _head(name: bytes, dim: int, count: int, metric_type: int) -> bytes:
-    """Return the start of every index file: two unused numbers between count and trained."""
-    return name + struct.pack("<iqqqBi", dim, count, 1 << 20, 1 << 20, 1, metric_type)

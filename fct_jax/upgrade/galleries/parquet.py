@@ -20,7 +20,8 @@ from fct_jax.upgrade.galleries.base import VERSIONS, Options
 from fct_jax.upgrade.galleries.columns import is_list, plain, plain_array
 from fct_jax.upgrade.galleries.names import natural
 from fct_jax.upgrade.galleries.places import of_uri
-from fct_jax.upgrade.galleries.rows import Awaited, Rows, empty_npy, npy_rows
+from fct_jax.upgrade.galleries.rows import Awaited, Rows, npy_rows
+from fct_jax.upgrade.galleries.stored import Coding
 from fct_jax.upgrade.galleries.tables import ROWS, Part, TableGallery
 from fct_jax.upgrade.galleries.target import Target
 
@@ -44,7 +45,7 @@ class ParquetTarget(Target):
         return self.workdir / "store"
 
     def lay_out(self, dim: int, metric: str) -> None:
-        empty_npy(self.store / "vectors.npy", (len(self.source), dim), self.dtype)
+        self.empty_vectors(self.store / "vectors.npy", dim)
 
     def open(self, dim: int) -> None:
         if not self.store.is_dir() and self.made is not None:
@@ -82,10 +83,10 @@ class ParquetTarget(Target):
         partial = self.store.with_name(f"{self.store.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        empty_npy(partial / "vectors.npy", (len(self.source), dim), self.dtype)
+        self.empty_vectors(partial / "vectors.npy", dim)
         with contextlib.closing(npy_rows(partial / "vectors.npy")) as rows:
             for start in range(0, len(made), ROWS):
-                rows.write(start, made.read(start, min(start + ROWS, len(made))))
+                rows.write(start, made.read_exactly(start, min(start + ROWS, len(made))))
         np.save(partial / self.version_name, made.versions)
         sync_files(partial)
         partial.rename(self.store)
@@ -149,6 +150,9 @@ class ParquetGallery(TableGallery):
         versioned = known in names
         self.version_column = known if versioned else _free(VERSION_COLUMN, parts)
         super().__init__(path, parts, meta, options, taken=(known,) if versioned else ())
+        self.coding = Coding.of_meta(meta)
+        if self.coding is not None:
+            self.dim, self.exact = self.coding.dim_of(self.dim, meta, self._where), False
         if versioned:
             new = [
                 pc.equal(plain_array(batch.column(0)), VERSIONS[1]).to_numpy(zero_copy_only=False)
@@ -159,6 +163,19 @@ class ParquetGallery(TableGallery):
     @property
     def name(self) -> str:
         return self._where
+
+    def read_stored(self, start, stop):
+        values = super().read_stored(start, stop)
+        if self.coding is None:
+            return values
+        there = np.isfinite(values).all(axis=1)
+        codes = np.where(there[:, None], values, 0).astype(self.coding.type.dtype)
+        return np.where(there[:, None], self.coding.decode(codes), np.float32(np.nan))
+
+    def read_exactly(self, start, stop):
+        if self.coding is None:
+            return super().read_exactly(start, stop)
+        return super().read_stored(start, stop).astype(self.coding.type.dtype)
 
     def stamps(self):
         found = self.parts[0].store.get_file_info([part.file for part in self.parts])

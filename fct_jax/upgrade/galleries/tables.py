@@ -83,7 +83,8 @@ class TableGallery(Gallery):
         return f"{self.parts[part].name}, row {row - self.starts[part]}"
 
     def read_stored(self, start: int, stop: int) -> np.ndarray:
-        found, at = np.empty((max(stop - start, 0), self.dim), np.float32), start
+        shape = max(stop - start, 0), self._decode.dim
+        found, at = np.empty(shape, np.float32), start
         while at < stop:
             column = self._from(at)
             column = column.slice(0, min(len(column), stop - at))

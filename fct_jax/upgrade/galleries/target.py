@@ -12,7 +12,8 @@ from fct_jax.errors import UserError
 from fct_jax.storage.embedding_set import FORMAT_VERSION
 from fct_jax.storage.files import sync_directory, sync_files, write_synced
 from fct_jax.upgrade.galleries.base import TRANSLATED, VERSIONS, Gallery
-from fct_jax.upgrade.galleries.rows import Rows, npy_rows
+from fct_jax.upgrade.galleries.rows import Rows, empty_npy, npy_rows
+from fct_jax.upgrade.galleries.stored import Coding, StoredType, stored_type
 
 
 class Target(abc.ABC):
@@ -23,9 +24,9 @@ class Target(abc.ABC):
 
     Attributes:
       source: the gallery that is translated.
-      dtype: float type of the stored vectors.
+      coding: how the vectors are stored.
       folder: directory of the gallery; its name ends in ``.partial`` until it is translated.
-      vectors: Rows of D floats, while open.
+      vectors: Rows of the stored numbers, while open.
       versions: Rows of one uint8, indices in `VERSIONS`, while open.
     """
 
@@ -39,13 +40,25 @@ class Target(abc.ABC):
         Raises UserError for a type that the form cannot store.
         """
         self.source, self.workdir = source, Path(workdir)
-        self.dtype = self.storable(dtype)
+        self.coding = Coding(self.storable(dtype))
         self.final, self.partial = self.workdir / "gallery", self.workdir / "gallery.partial"
         self.vectors = self.versions = None
 
-    def storable(self, dtype) -> np.dtype:
-        """Return the type in which vectors are stored for a wanted one; None: none is wanted."""
-        return np.dtype(self.source.dtype if dtype is None else dtype)
+    def storable(self, dtype) -> StoredType:
+        """Return the type in which vectors are stored for a wanted one; None: none is wanted.
+
+        Raises UserError for a type that the form cannot store.
+        """
+        return stored_type(self.source.dtype if dtype is None else dtype)
+
+    def width(self, dim: int) -> int:
+        """Return the bytes of a stored vector of D dimensions."""
+        return self.coding.type.values(dim) * self.coding.type.dtype.itemsize
+
+    def empty_vectors(self, path: Path, dim: int) -> None:
+        """Make a .npy file for the stored vectors, without them."""
+        shape = len(self.source), self.coding.type.values(dim)
+        empty_npy(path, shape, self.coding.type.dtype)
 
     @abc.abstractmethod
     def lay_out(self, dim: int, metric: str) -> None:
@@ -91,7 +104,7 @@ class Target(abc.ABC):
     def create(self, dim: int, metric: str) -> None:
         """Lay out all files anew, also after a killed run. Raises UserError if the disk is full."""
         self.discard()
-        needed = self.copies * len(self.source) * dim * self.dtype.itemsize
+        needed = self.copies * len(self.source) * self.width(dim)
         free = shutil.disk_usage(self.workdir).free
         if free < needed:
             raise UserError(
@@ -125,7 +138,7 @@ class Target(abc.ABC):
         self.vectors = self.versions = None
 
     def put(self, rows: np.ndarray, vectors: np.ndarray, version: int) -> None:
-        """Write vectors first, then versions: a row never claims to be newer than it is."""
+        """Write encoded vectors first, then versions: a row never claims to be newer than it is."""
         self.vectors.put(rows, vectors)
         self.vectors.sync()
         self.versions.put(rows, np.full((len(rows), 1), version, np.uint8))

@@ -78,6 +78,7 @@ class Progress:
       rows: number of translated rows.
       reading: state from which the pass over the source resumes, as in `Reading`.
       bad: [row, reason] of each unusable vector of the rows.
+      clipped: number of values outside the scales of the stored type.
       translated: the record that all rows are translated and the gallery has its name, or None.
       stops: for every finished batch, the number of the plan's items that are done at its end.
       failed: places in the plan of items that could not be embedded so far; they stay translated.
@@ -91,7 +92,7 @@ class Progress:
     def __init__(self, records: list[dict]):
         self.begin = self.pending = self.rolling_back = self.plan = None
         self.layout = self.translated = self.reading = None
-        self.rows, self.bad = 0, []
+        self.rows, self.bad, self._clipped = 0, [], 0
         self.published = 0
         self.stops: list[int] = []
         self.spent = (0, 0)
@@ -134,6 +135,10 @@ class Progress:
         """Return the number of re-embedded items."""
         return self.reembedded_at(len(self.stops))
 
+    @property
+    def clipped(self) -> int:
+        return self._clipped + sum(record.get("clipped", 0) for record in self._batches)
+
     def since(self, batch: int) -> list[int]:
         """Return the places of items retried after ``batch``, including the pending batch."""
         later = [*self._batches[batch:], *([self.pending] if self.pending else [])]
@@ -144,11 +149,12 @@ class Progress:
 
     def _layout(self, record):
         self.layout = record
-        self.rows, self.reading, self.bad = 0, None, []
+        self.rows, self.reading, self.bad, self._clipped = 0, None, [], 0
 
     def _chunk(self, record):
         self.rows, self.reading = record["stop"], record["reading"]
         self.bad += record.get("bad", [])
+        self._clipped += record.get("clipped", 0)
 
     def _translated(self, record):
         self.translated = record

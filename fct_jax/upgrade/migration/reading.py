@@ -95,10 +95,12 @@ class Reading:
 
         Raises UserError as `take` and `check_bad` do.
         """
-        count = len(self._gallery)
+        gallery = self._gallery
+        count = len(gallery)
+        read = gallery.read if self._shards is None else gallery.read_exactly
         for start in range(self._row, count, size):
             known, stop = len(self.bad), min(start + size, count)
-            stored = self._gallery.read(start, stop, stored=self._shards is not None)
+            stored = read(start, stop)
             vectors = self.take(stored)
             if len(self.bad) > known:
                 self.check_bad()

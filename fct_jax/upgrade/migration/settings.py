@@ -8,6 +8,7 @@ from pathlib import Path
 from fct_jax.errors import UserError, unknown
 from fct_jax.storage.files import write_synced
 from fct_jax.upgrade.galleries.base import Options, split_columns
+from fct_jax.upgrade.galleries.stored import TYPES
 
 FORMAT_VERSION = 1
 _NAMES = ("map", "gallery", "probe")  # settings that name something on disk
@@ -15,7 +16,6 @@ _NAMES = ("map", "gallery", "probe")  # settings that name something on disk
 # recognised by its fingerprint, wherever it is.
 _PLANNED = ("map_fingerprint", "gallery", "probe", "id_column", "vector_column", "duplicates")
 _TRANSLATED = ("batch_size", "dtype", "on_bad", "output", "in_place")
-DTYPES = ("float16", "float32")  # types of new vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Settings:
       map, gallery, probe: paths, or other names that `load_map` and `open_gallery` understand.
       map_fingerprint: fingerprint of the map, which identifies it wherever it is.
       batch_size: number of vectors translated together; the last bits of the result depend on it.
-      dtype: type of new vectors, "float16" or "float32"; None: the gallery's own.
+      dtype: type of new vectors, a name in `TYPES`; None: the gallery's own.
       id_column, vector_column: columns of the gallery; None: found by their kind.
       on_bad: "quarantine" sets unusable vectors aside, up to one in a thousand; "raise" stops.
       duplicates: "first" or "last" keeps that row of a repeated id; "raise" stops.
@@ -56,8 +56,8 @@ class Settings:
                 f"output={self.output} is not the URI of an object store, s3://… or gs://…; on "
                 "disk the new gallery is in the upgrade's directory"
             )
-        if self.dtype not in (None, *DTYPES):
-            raise unknown("dtype", self.dtype, DTYPES)
+        if self.dtype not in (None, *TYPES):
+            raise unknown("dtype", self.dtype, TYPES)
         self.open_options()
 
     def open_options(self) -> dict:

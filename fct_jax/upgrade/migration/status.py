@@ -35,6 +35,7 @@ class Status:
       seconds_left: remaining time at this rate.
       unembedded: items that could not be embedded so far; see ``unembedded.jsonl``.
       quarantined: unusable source vectors, if they are checked; see ``quarantine.jsonl``.
+      clipped: number of values that the stored type clipped, because they are outside its scales.
       pieces: progress of a translation by several processes, or None.
       way: way of serving in which quality is measured.
       measure, measured, forecast: measure of the probe set, its value and its forecast, if any.
@@ -65,6 +66,7 @@ class Status:
     recall: float | None = None
     recall_half: float | None = None
     pieces: Pieces | None = None
+    clipped: int = 0
 
     def to_json(self) -> dict:
         """Return the values by name, as JSON values."""
@@ -91,6 +93,8 @@ class Status:
                 f"  {self.quarantined:,} unusable vectors set aside; see "
                 f"{self.workdir}/quarantine.jsonl"
             )
+        if self.clipped:
+            lines.append(f"  {self.clipped:,} values clipped, outside the range of the scales")
         if self.seconds_left:
             minutes, seconds = divmod(int(np.ceil(self.seconds_left)), 60)
             left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
@@ -149,6 +153,7 @@ def status_of(workdir: Path, settings: Settings, probe: str | None) -> Status:
         quarantined=len(done.bad) if done.ready else plan.get("checked", {}).get("bad", 0),
         way=way,
         pieces=pieces,
+        clipped=done.clipped,
     )
     if plan and plan["forecast"]["quality"] is not None:
         forecast = Forecast(**plan["forecast"])

@@ -28,6 +28,7 @@ from fct_jax.runtime import threads
 from fct_jax.runtime.progress import Bar
 from fct_jax.storage.checksums import digest_of
 from fct_jax.storage.files import Lock
+from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import NEW, TRANSLATED, Gallery
 from fct_jax.upgrade.galleries.rows import empty_npy
 from fct_jax.upgrade.migration.batches import Batches, write_array
@@ -40,7 +41,7 @@ from fct_jax.upgrade.migration.reading import (
     stamps_of,
     write_quarantine,
 )
-from fct_jax.upgrade.migration.translating import Translator
+from fct_jax.upgrade.migration.translating import Translator, counted
 from fct_jax.upgrade.migration.writing import ChunkWriter, Following
 from fct_jax.upgrade.parts.bucket import target_for
 
@@ -56,33 +57,38 @@ class Migration(Batches):
         Args:
           workdir, source, mapping, batch_size: the upgrade's directory and settings.
           output: URI of the new gallery, or None for ``WORKDIR/gallery``.
-          dtype: type of its vectors, as for `Target`.
+          dtype: name of the type of its vectors in `TYPES`; None: that of the source.
         """
         super().__init__(workdir, mapping)
         self.source, self.batch_size, self.chunk = source, batch_size, BLOCKS * batch_size
         self.target = target_for(source, self.workdir, output, dtype)
         unit = self.target.unit(mapping.metric)
-        self.translator = Translator(source, mapping, batch_size, unit, self.target.dtype)
+        self.coding = self.target.coding
+        self.translator = Translator(source, mapping, batch_size, unit, self.coding)
         self.meta = {}
         begin = self.progress.begin
         if begin is not None:
             self._check_same(begin)
             self.meta = begin["meta"]
+            self.coding.take(self.meta)
 
     def begin(self, new_meta: dict) -> None:
         """Record the source and the map; ``new_meta`` describes the re-embedded vectors."""
         described = {**self.map.description.get("new_meta", {}), **new_meta}
+        self.translator.learn()
         unit = self.map.unit_output or self.translator.unit
         known = {k: described[k] for k in ("model", "prefix") if k in described}
         meta = {
             "fingerprint": self.map.new_fingerprint or new_meta.get("fingerprint"),
             **known,
-            "normalized": unit,
+            # Rounding changes the lengths a little.
+            **({"normalized": unit} if self.coding.type.exact else {}),
             "metric": self.map.metric,
             "transformation": self.map.fingerprint,
             "old_fingerprint": self.map.old_fingerprint or self.source.fingerprint,
             "count": len(self.source),
             "dimension": self.map.dim_out,
+            **self.coding.to_meta(),
         }
         self.record("begin", **self.identity(), meta=meta)
         self.meta = meta
@@ -183,12 +189,23 @@ class Migration(Batches):
         self.target.open(self.map.dim_out)
 
     def put(self, plan: Plan, places: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        self.target.put(plan.rows[places], vectors, NEW)
+        self.target.put(plan.rows[places], self.coding.encode(vectors), NEW)
         return np.ones(len(places), bool)
 
+    def keep_pending(self, vectors, start, stop, **places):
+        scaled = self.scaled(vectors)
+        try:
+            self.coding.encode(scaled)
+        except FloatingPointError:
+            raise UserError(
+                f"new vectors hold values too large for {self.coding.type.name}"
+            ) from None
+        super().keep_pending(vectors, start, stop, **places, **counted(self.coding.clipped(scaled)))
+
     def pairs(self, plan: Plan, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = plan.rows[places]
-        return self.source.rows(rows), self.target.vectors.get(rows)
+        # Translated again, because rounded vectors would seem to be worse answers.
+        old = self.source.rows(plan.rows[places])
+        return old, self.map.transform(guards.without(old, guards.sound(old)))[0]
 
     def keep_plan(self, plan: Plan) -> None:
         write_array(self.workdir / "followed.npy", plan.rows)
@@ -236,11 +253,16 @@ class Migration(Batches):
             "form": self.source.form,
             "map": self.map.fingerprint,
             "batch_size": self.batch_size,
+            "dtype": self.coding.type.name,
         }
 
     def _check_same(self, begin: dict) -> None:
         ours = self.identity()
-        differ = [f"{k}: {begin[k]!r} there, {v!r} now" for k, v in ours.items() if begin[k] != v]
+        differ = [
+            f"{k}: {begin[k]!r} there, {v!r} now"
+            for k, v in ours.items()
+            if begin.get(k, v) != v  # earlier versions recorded no dtype
+        ]
         if differ:
             raise UserError(
                 f"{self.workdir} holds an upgrade of another gallery, map or batch size "

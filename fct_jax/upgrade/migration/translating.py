@@ -9,6 +9,7 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
 from fct_jax.upgrade.checks import guards
 from fct_jax.upgrade.galleries.base import Gallery
+from fct_jax.upgrade.galleries.stored import SAMPLE, Coding
 from fct_jax.upgrade.maps import lengths
 from fct_jax.upgrade.migration.reading import Taken
 
@@ -20,13 +21,21 @@ class Made(NamedTuple):
 
     Attributes:
       taken: the rows.
-      vectors: (n, D) h(old) as they are stored, zeros in place of unusable ones.
+      vectors: (n, ·) h(old) as they are stored, those of zeros in place of unusable ones.
       uncertainty: (n,) float32 log-variances, or None.
+      clipped: (n,) number of values that the stored type clips, or None if it never does.
     """
 
     taken: Taken
     vectors: np.ndarray
     uncertainty: np.ndarray | None
+    clipped: np.ndarray | None
+
+
+def counted(clipped: np.ndarray | None) -> dict[str, int]:
+    """Return the entry of a record for clipped values (n,), if there are any."""
+    total = 0 if clipped is None else int(clipped.sum())
+    return {"clipped": total} if total else {}
 
 
 class Translator:
@@ -36,12 +45,32 @@ class Translator:
       source, map: the gallery that is read, and the map.
       batch_size: number of rows in a block; ranges begin at a multiple of it.
       unit: whether the vectors are stored with length 1.
-      dtype: float type in which the vectors are stored.
+      coding: how the vectors are stored.
+      width: number of stored numbers of a vector.
     """
 
-    def __init__(self, source: Gallery, mapping, batch_size: int, unit: bool, dtype=np.float32):
+    def __init__(self, source: Gallery, mapping, batch_size: int, unit: bool, coding: Coding):
+        """Take the source, the map, and the settings.
+
+        Raises UserError if the stored type cannot hold vectors of the map's dimension.
+        """
         self.source, self.map, self.unit = source, mapping, unit
-        self.batch_size, self.dtype = batch_size, np.dtype(dtype)
+        self.batch_size, self.coding = batch_size, coding
+        self.width = coding.type.values(mapping.dim_out)
+
+    def learn(self) -> None:
+        """Learn what the stored type needs, from the map's known pairs and from the gallery.
+
+        A sample of the gallery is translated. Translations vary less than the vectors that
+        replace them, so known ones of these count, too.
+        """
+        if self.coding.known:
+            return
+        vectors = self.source.rows(self.source.spread_rows(SAMPLE))
+        made, _ = self.map.transform(vectors[guards.sound(vectors)], self.batch_size)
+        known = self.map.known
+        new = (made, None if known is None else known.new)
+        self.coding.learn(*(self.scaled(part) for part in new if part is not None))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return stored h(old) of a range of rows, zero for unusable ones."""
@@ -113,19 +142,18 @@ class Translator:
         if taken.bad:
             made = np.array(made)
             made[[row - taken.start for row, _ in taken.bad]] = 0
-        if made.dtype != self.dtype:
-            made = self._cast(taken, made)
         if uncertainty is not None:
             guards.check_uncertainty(self.source, uncertainty, taken.start)
-        return Made(taken, made, uncertainty)
+        clipped = self.coding.clipped(made)
+        return Made(taken, self._encoded(taken, made), uncertainty, clipped)
 
-    def _cast(self, taken: Taken, made: np.ndarray) -> np.ndarray:
+    def _encoded(self, taken: Taken, made: np.ndarray) -> np.ndarray:
+        kind = self.coding.type
         try:
-            with np.errstate(over="raise", under="ignore"):
-                return made.astype(self.dtype)
+            return self.coding.encode(made)
         except FloatingPointError:
-            fits = np.abs(made) <= np.finfo(self.dtype).max
-            raise self._unusable(f"values too large for {self.dtype}", taken, fits) from None
+            fits = np.abs(made) <= np.finfo(kind.dtype).max
+            raise self._unusable(f"values too large for {kind.name}", taken, fits) from None
 
     def _unusable(self, what: str, taken: Taken, good: np.ndarray) -> UserError:
         row = taken.start + int(np.argmin(good.all(axis=1)))

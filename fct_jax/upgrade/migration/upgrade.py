@@ -166,7 +166,8 @@ class Upgrade:
         Args:
           map, gallery, probe, batch_size, id_column, vector_column, on_bad, duplicates, in_place:
             as in `plan`; remembered settings can be omitted.
-          dtype: type of the new gallery's vectors, "float16" or "float32"; None: the old one's.
+          dtype: type in which the new gallery's vectors are stored, "float16", "float32", "int8"
+            or "binary" (see `fct_jax.upgrade.galleries.stored`); None: the old one's.
           reembed: source of new vectors: an EmbeddingSet's directory; ``module:function``, or
             a function from ids (n,) to vectors (n, D), with None in place of missing ones; or
             the URL of an endpoint like OpenAI's ``/v1/embeddings``. None: only translate.

@@ -9,7 +9,7 @@ import numpy as np
 
 from fct_jax.upgrade.galleries.rows import npy_rows
 from fct_jax.upgrade.galleries.target import Target
-from fct_jax.upgrade.migration.translating import Made
+from fct_jax.upgrade.migration.translating import Made, counted
 
 
 class ChunkWriter:
@@ -19,7 +19,7 @@ class ChunkWriter:
         """Take a `Migration`, whose target is open, and the first row to write."""
         self._work, self._row, self._begun = work, row, time.monotonic()
         self._next = row
-        self._checksum, self._bad, self._uncertainty = 0, [], []
+        self._checksum, self._bad, self._uncertainty, self._clipped = 0, [], [], []
 
     def write(self, made: Made) -> int:
         """Write one block; return the number of its rows. After an error no more are written."""
@@ -30,6 +30,8 @@ class ChunkWriter:
         self._bad += taken.bad
         if made.uncertainty is not None:
             self._uncertainty.append(made.uncertainty)
+        if made.clipped is not None:
+            self._clipped.append(made.clipped)
         if taken.stop - self._row >= work.chunk or taken.stop == len(work.source):
             self._record(taken)
         self._next = taken.stop
@@ -52,9 +54,10 @@ class ChunkWriter:
             reading=taken.state,
             seconds=round(now - self._begun, 3),
             **({"bad": self._bad} if self._bad else {}),
+            **counted(np.concatenate(self._clipped) if self._clipped else None),
         )
         self._row, self._begun = taken.stop, now
-        self._checksum, self._bad, self._uncertainty = 0, [], []
+        self._checksum, self._bad, self._uncertainty, self._clipped = 0, [], [], []
 
 
 class Following:

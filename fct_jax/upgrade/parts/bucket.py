@@ -19,7 +19,7 @@ def place_for(workdir: Path, output: str | None) -> Place:
 def target_for(source: Gallery, workdir: Path, output: str | None, dtype=None) -> Target:
     """Return the target of an upgrade: files beside its journal, or objects at ``output``.
 
-    dtype: type of the stored vectors, as for `Target`.
+    dtype: name of the type of the stored vectors, as for `Target`.
 
     Raises UserError if a gallery of this form cannot be written there.
     """

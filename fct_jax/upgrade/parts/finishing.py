@@ -37,6 +37,7 @@ class Finishing:
         done, source, target = work.progress, work.source, work.target
         adopts = target.file_starts() is not None
         if done.begin is None:
+            work.coding.scales = publishing.translator.coding.scales
             work.begin(self._new_meta)
         stamps = stamps_of(source)
         if done.layout is None or done.layout["stamps"] != stamps:
@@ -104,7 +105,7 @@ class Finishing:
             with contextlib.closing(npy_rows(work.workdir / "uncertainty.npy")) as rows:
                 rows.write(piece.start, np.load(io.BytesIO(data), allow_pickle=False)[:, None])
                 rows.sync()
-        some = {"bad": record["bad"]} if record["bad"] else {}
+        some = {key: record[key] for key in ("bad", "clipped") if record.get(key)}
         work.record(
             "chunk",
             start=piece.start,

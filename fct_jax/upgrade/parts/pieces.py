@@ -75,17 +75,18 @@ class PieceRows:
     computed, and those of the neighbours are left out.
 
     Attributes:
-      dim, dtype: size and stored type of the vectors.
+      dim, dtype: number and type of the stored numbers of a vector.
       content: CRC-32 of the source's rows so far, as float32.
       bad: [row, reason] of the unusable ones so far.
       uncertainty: log-variances so far, one array for each block; [] if the map gives none.
       shards: the checksums that the source has of its rows.
+      clipped: number of values so far that the stored type clips.
     """
 
     def __init__(self, translator: Translator, piece: Piece):
         self._translator, self._piece = translator, piece
-        self.dim, self.dtype = translator.map.dim_out, translator.dtype
-        self.content, self.bad, self.uncertainty = 0, [], []
+        self.dim, self.dtype = translator.width, translator.coding.type.dtype
+        self.content, self.bad, self.uncertainty, self.clipped = 0, [], [], 0
         self._first = self._last = piece.start  # rows that are held
         self._held = np.empty((0, self.dim), self.dtype)
         self.shards = ShardsOfPiece(translator.source, piece)
@@ -115,6 +116,8 @@ class PieceRows:
         own = slice(max(piece.start - first, 0), piece.stop - first)
         if made.uncertainty is not None:
             self.uncertainty.append(made.uncertainty[own])
+        if made.clipped is not None:
+            self.clipped += int(made.clipped[own].sum())
         return made.vectors[own]
 
     def _sources(self):

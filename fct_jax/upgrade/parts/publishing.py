@@ -70,15 +70,16 @@ class Publishing:
         ours = {
             **identity,
             "count": len(self.translator.source),
-            "dtype": self.translator.dtype.name,
             "borders": [piece.start for piece in self.pieces],
             "stamps": self._stamps,
         }
         place.make()
         name = f"{place.records}{LAYOUT}"
-        data = json.dumps({**ours, "content": content}, indent=2).encode()
         if place.read(name) is None:
-            place.publish_bytes(name, data)
+            coding = self.translator.coding
+            self.translator.learn()
+            data = {**ours, "content": content, **coding.to_meta()}
+            place.publish_bytes(name, json.dumps(data, indent=2).encode())
         try:
             theirs = json.loads(place.read(name))
         except (TypeError, ValueError) as error:
@@ -97,6 +98,7 @@ class Publishing:
                 f"{place.name} holds parts of another gallery, map, batch size or type ({shown}); "
                 "give the same ones, or choose another directory"
             )
+        self.translator.coding.take(theirs)  # of whoever was first
         return theirs["content"]
 
     def record(self, piece: Piece, but: str | None = None) -> dict | None:
@@ -126,6 +128,8 @@ class Publishing:
         Raises UserError if the gallery has changed, a vector is unusable, or the disk is full.
         """
         place, begun = self.place, time.monotonic()
+        if not self.translator.coding.known:  # a worker, which was not there when it began
+            self.translator.coding.take(json.loads(place.read(f"{place.records}{LAYOUT}")))
         rows = PieceRows(self.translator, piece)
         with contextlib.ExitStack() as stack:
             stack.callback(rows.close)
@@ -140,6 +144,7 @@ class Publishing:
                 "stop": piece.stop,
                 "content": rows.content,
                 "bad": rows.bad,
+                "clipped": rows.clipped,
                 "files": files,
                 "seconds": round(time.monotonic() - begun, 3),
                 "host": socket.gethostname(),
