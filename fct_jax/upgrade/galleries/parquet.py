@@ -27,7 +27,10 @@ from fct_jax.upgrade.galleries.target import Target
 
 VERSION_COLUMN = "fct_version"
 _META = ("_meta.json", "meta.json")  # Parquet readers skip names that begin with _
-_GROUP_BYTES = 1 << 28  # largest written row group; larger groups of a source are divided
+_MEMORY = 1 << 27  # bytes that pyarrow may need for a row group; larger ones are divided
+# Bytes of each value that pyarrow holds beside a column of vectors while it writes a row group: two
+# levels of a list, and a pointer to each float16 or a copy of each byte as a number of 32 bits.
+_BESIDE = {np.dtype(np.float16): 4 + 8, np.dtype(np.int8): 4 + 4, np.dtype(np.uint8): 4 + 4}
 
 
 class ParquetTarget(Target):
@@ -35,7 +38,7 @@ class ParquetTarget(Target):
 
     Parquet cannot be changed in place: rows are written to ``store`` beside the folder, and files
     are made from it, each completely or not at all. Compression, folders and row groups are the
-    source's, except that groups of more than 256 MiB are divided.
+    source's, except that groups whose writing would need more than 128 MiB are divided.
     """
 
     copies, meta_name, follows = 2, "_meta.json", True
@@ -267,19 +270,38 @@ def _write(source: ParquetGallery, number: int, path: Path, vectors, versions) -
     with part.opened() as reader:
         schema = _schema(part.schema, source, vectors.dim, vectors.dtype)
         others = [n for n in part.schema.names if n in schema.names and n != source.vector_column]
-        with pq.ParquetWriter(path, schema, compression=_codecs(reader, source)) as writer:
+        plain = others if vectors.dtype.kind == "f" else True
+        with pq.ParquetWriter(
+            path,
+            schema,
+            compression=_codecs(reader, source),
+            # Vectors of floats have neither repeated values nor ranges that anyone asks for.
+            use_dictionary=plain,
+            write_statistics=plain,
+        ) as writer:
             for group, rows in enumerate(part.groups):
                 if not rows:
                     continue
-                bytes_ = reader.metadata.row_group(group).total_byte_size
-                bytes_ += rows * vectors.dim * vectors.dtype.itemsize
-                size = max(1, min(rows, rows * _GROUP_BYTES // bytes_))
+                size = min(rows, _rows_at_once(reader, group, rows, vectors, source))
                 for held in _stretches(reader, group, rows, size, others):
                     kept = source.kept(first, first + held.num_rows)
                     at = int(source.served(first))
                     first += held.num_rows
                     made = _made(held.filter(pa.array(kept)), at, schema, source, vectors, versions)
                     writer.write_table(made, row_group_size=max(1, made.num_rows))
+
+
+def _rows_at_once(reader, group: int, rows: int, vectors, source) -> int:
+    """Return the number of rows that can be written together; at least one."""
+    found = reader.metadata.row_group(group)
+    held = [found.column(number) for number in range(found.num_columns)]
+    others = sum(
+        column.total_uncompressed_size
+        for column in held
+        if column.path_in_schema.split(".")[0] != source.vector_column
+    )
+    value = vectors.dtype.itemsize + _BESIDE.get(vectors.dtype, 4)
+    return max(1, rows * _MEMORY // (others + rows * vectors.dim * value))
 
 
 def _stretches(reader, group: int, rows: int, size: int, names: list[str]) -> Iterator[pa.Table]:
