@@ -6,6 +6,7 @@ are a hole, so the memory needed does not grow with their number. The layout fol
 """
 
 import struct
+import zlib
 from pathlib import Path
 
 import faiss
@@ -68,7 +69,9 @@ class ByteRows(Rows):
     """Rows of codes of int8, which are Faiss's bytes in the file."""
 
     def write(self, start, vectors, checksum=0):
-        return super().write(start, signed(vectors).view(np.int8), checksum)
+        codes = np.ascontiguousarray(vectors)
+        super().write(start, signed(codes).view(np.int8))
+        return zlib.crc32(codes, checksum)  # of what was given, as others see it
 
     def read(self, start, stop, into=None):
         return signed(super().read(start, stop, into)).view(np.int8)

@@ -128,7 +128,7 @@ class PieceRows:
         for first in range(piece.start // size * size, piece.stop, size):
             last = min(first + size, len(source))
             start, stop = max(first, piece.start), min(last, piece.stop)
-            values = source.read(first, last, stored=self.shards.stored)
+            values = (source.read_exactly if self.shards.stored else source.read)(first, last)
             self.shards.take(start, values[start - first : stop - first])
             values = values.astype(np.float32, copy=False)
             before, own, after = np.split(values, [start - first, stop - first])

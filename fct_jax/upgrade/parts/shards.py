@@ -41,7 +41,7 @@ class ShardsOfPiece:
         if self._running is not None:
             for start in range(piece.stop, self._last, size):
                 stop = min(start + size, self._last)
-                self._running.take(source.read(start, stop, stored=True))
+                self._running.take(source.read_exactly(start, stop))
         elif source.meta.get("shards") and not self.stored:
             start = source.stored(piece.start) if piece.start else 0
             stop = source.stored(piece.stop) if piece.stop < len(source) else None

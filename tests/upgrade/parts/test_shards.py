@@ -31,10 +31,10 @@ def compared(path) -> list[int]:
     source, found = open_gallery(path), []
     for number, (start, stop) in enumerate(itertools.pairwise(BORDERS)):
         shards = ShardsOfPiece(source, Piece(number, start, stop, range(0)))
+        read = source.read_exactly if shards.stored else source.read
         try:
             for first in range(start, stop, BLOCK):
-                last = min(first + BLOCK, stop)
-                shards.take(first, source.read(first, last, stored=shards.stored))
+                shards.take(first, read(first, min(first + BLOCK, stop)))
             shards.finish(BLOCK)
         except UserError as error:
             assert "is damaged in shard" in str(error)
