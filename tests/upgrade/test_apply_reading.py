@@ -14,6 +14,7 @@ from fct_jax.errors import UserError
 from fct_jax.storage import checksums
 from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.galleries.embedding_set import SetGallery
+from fct_jax.upgrade.galleries.stored import TYPES, Coding
 from fct_jax.upgrade.maps.map import Map
 from fct_jax.upgrade.migration.reading import stamps_of
 from fct_jax.upgrade.migration.translating import Translator
@@ -26,17 +27,17 @@ COUNT = 300
 def rows_read(monkeypatch):
     """Count the rows that galleries read, and the bytes that checksums read."""
     counted = {"rows": 0}
-    read, of_part = SetGallery.read, checksums.of_part
+    read, of_part = SetGallery._values, checksums.of_part
 
-    def counting(self, start, stop, **settings):
+    def counting(self, start, stop):
         counted["rows"] += stop - start
-        return read(self, start, stop, **settings)
+        return read(self, start, stop)
 
     def summing(path, start, stop):
         counted[path] = counted.get(path, 0) + stop - start
         return of_part(path, start, stop)
 
-    monkeypatch.setattr(SetGallery, "read", counting)
+    monkeypatch.setattr(SetGallery, "_values", counting)
     monkeypatch.setattr(checksums, "of_part", summing)
     return counted
 
@@ -221,7 +222,7 @@ def test_a_few_rows_are_read_alone_and_translated_as_in_their_block(tmp_path, fo
     old[17] = np.nan
     path = tiny.write_gallery(form, tmp_path / "old", ids, old)
     gallery, counted = open_gallery(path, on_bad="quarantine"), []
-    whole = Translator(gallery, tiny.plain_map(), 16, True, np.float16)
+    whole = Translator(gallery, tiny.plain_map(), 16, True, Coding(TYPES["float16"]))
     expected = whole.rows(0, COUNT)
     stored = gallery.read_stored
     gallery.read_stored = lambda a, b: counted.append(b - a) or stored(a, b)
