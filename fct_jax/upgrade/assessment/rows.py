@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fct_jax.storage import spilled
 from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.upgrade.inputs import take
 from fct_jax.upgrade.maps.map import Map
@@ -78,10 +79,14 @@ def part_of(found: EmbeddingSet, rows: np.ndarray) -> EmbeddingSet:
     """Return some rows of a set: in memory, or as `Rows` if they are more than `LARGE`."""
     if len(rows) <= LARGE:
         return take(found, rows)
-    some = None if len(rows) == len(found) else rows
+    if len(rows) == len(found):
+        return dataclasses.replace(found, vectors=Rows(found.vectors, found.dim), uncertainty=None)
+    ids = spilled.empty(len(rows), found.ids.dtype)  # text may need more memory than the vectors
+    for part in spilled.blocks(len(rows)):
+        ids[part] = found.ids[rows[part]]
     labels = None if found.labels is None else np.asarray(found.labels)[rows]
     return dataclasses.replace(
-        found, vectors=Rows(found.vectors, found.dim, some), ids=found.ids[rows], labels=labels,
+        found, vectors=Rows(found.vectors, found.dim, rows), ids=ids, labels=labels,
         uncertainty=None,
     )  # fmt: skip
 
