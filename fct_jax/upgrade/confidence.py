@@ -16,6 +16,7 @@ from fct_jax.evaluate.distances import (
     unit_rows,
 )
 from fct_jax.evaluate.search import knn
+from fct_jax.runtime import threads
 from fct_jax.storage import spilled
 from fct_jax.upgrade.maps.kmeans import kmeans, nearest_centre
 
@@ -132,8 +133,9 @@ def _from_means(translated, sums, which, metric: str, block: int) -> np.ndarray:
     means = sums / np.maximum(np.bincount(which, minlength=len(sums)), 1)[:, None]
     if metric == "cosine":
         means = unit_rows(means)
-    found = spilled.empty(len(translated), np.float64)
-    for rows in _blocks(len(translated), block):
+    found, blocks = spilled.empty(len(translated), np.float64), _blocks(len(translated), block)
+
+    def measure(rows: slice) -> None:
         vectors = translated[rows]
         for some in _blocks(len(vectors), _IN_CACHE):
             part, mean = vectors[some], means[which[rows][some]]
@@ -141,6 +143,9 @@ def _from_means(translated, sums, which, metric: str, block: int) -> np.ndarray:
                 found[rows][some] = 1.0 - np.sum(unit_rows(part) * mean, axis=-1)
             else:
                 found[rows][some] = distances(part, mean)
+
+    for _ in threads.in_order(measure, blocks):
+        pass
     return found
 
 
@@ -176,9 +181,14 @@ def cell_mean_distance(
     centres = kmeans(translated[np.sort(rows)], cells, seed=seed).centres
     assigned = spilled.empty(len(translated), np.int64)
     sums = np.zeros((len(centres), translated.shape[1]))
-    for rows in _blocks(len(translated), block):
+    blocks = _blocks(len(translated), block)
+
+    def assign(rows: slice) -> np.ndarray:
         part = as_vectors(f"translated from row {rows.start}", translated[rows])
         assigned[rows] = nearest_centre(part, centres)[0]
+        return part
+
+    for rows, part in zip(blocks, threads.in_order(assign, blocks), strict=True):
         _add(sums, part, assigned[rows])
     return _from_means(translated, sums, assigned, metric, block)
 
