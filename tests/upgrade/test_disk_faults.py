@@ -18,6 +18,7 @@ from tiny_galleries import contents
 from fct_jax import cli
 from fct_jax.errors import UserError
 from fct_jax.upgrade.galleries.base import open_gallery
+from fct_jax.upgrade.galleries.parquet import ParquetTarget
 from fct_jax.upgrade.galleries.rows import Rows
 from fct_jax.upgrade.migration.upgrade import Upgrade
 from fct_jax.upgrade.migration.writing import Following
@@ -86,6 +87,31 @@ def test_one_write_that_fails(made, tmp_path, form, monkeypatch):
         run.apply(*given, batch_size=64, unchecked=True)
     made_now = run.apply(*given, batch_size=64, unchecked=True)
     np.testing.assert_allclose(made_now.read(0, COUNT), old @ tiny.weight(), atol=1e-5)
+
+
+def test_a_killed_run_keeps_the_files_that_are_whole(made, tmp_path, monkeypatch):
+    paths, mapping = made[0][0], tiny.plain_map()
+    settings = {"batch_size": 64, "unchecked": True}
+    Upgrade(tmp_path / "whole").apply(mapping, paths["parquet"], **settings)
+    write, written = ParquetTarget.write_file, []
+
+    def failing(self, number, path, *rows):
+        if number == 2:
+            path.write_bytes(b"the begin of a file")
+            raise OSError(28, "No space left on device")
+        write(self, number, path, *rows)
+
+    monkeypatch.setattr(ParquetTarget, "write_file", failing)
+    with pytest.raises(OSError, match="No space"):
+        Upgrade(tmp_path / "up").apply(mapping, paths["parquet"], **settings)
+    monkeypatch.setattr(
+        ParquetTarget,
+        "write_file",
+        lambda self, *given: written.append(given[0]) or write(self, *given),
+    )
+    Upgrade(tmp_path / "up").apply()
+    assert written == [2, 3]
+    assert tiny.tree(tmp_path / "up" / "gallery") == tiny.tree(tmp_path / "whole" / "gallery")
 
 
 def test_files_are_not_made_to_the_end_after_an_error():

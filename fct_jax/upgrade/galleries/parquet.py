@@ -105,20 +105,26 @@ class ParquetTarget(Target):
         source, wanted = self.source, range(len(self.source.parts))
         if rows is not None:
             wanted = np.unique(np.searchsorted(source.starts, source.stored(rows), "right") - 1)
-        self.replace([int(number) for number in wanted], Awaited(self.vectors, ready))
+        numbers = [int(number) for number in wanted]
+        # A killed run's files are whole, and of the same vectors, because the layout is the same.
+        self.replace(numbers, Awaited(self.vectors, ready), again=ready is None)
         return len(wanted)
 
-    def replace(self, numbers: list[int], vectors) -> None:
-        """Make files of the gallery of these vectors, each completely or not at all."""
+    def replace(self, numbers: list[int], vectors, again: bool) -> None:
+        """Make files of the gallery of these vectors, each completely or not at all.
+
+        again: whether those that are there already are made, too.
+        """
         folders = set()
         for number in numbers:
             path = self.folder / self.file_name(number)
             partial = path.with_name(f".{path.name}.partial")
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.write_file(number, partial, vectors, self.versions)
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.rename(path)
+            if again or not path.is_file():
+                self.write_file(number, partial, vectors, self.versions)
+                with partial.open("rb+") as file:
+                    os.fsync(file.fileno())
+                partial.rename(path)
             folders.update(p for p in path.parents if p.is_relative_to(self.folder))
         for folder in folders:
             sync_directory(folder)

@@ -63,7 +63,7 @@ class ChunkWriter:
 class Following:
     """Context in which a target's files are made while later rows are still written.
 
-    All files are there when it ends without an error. After a kill they are made again.
+    All files are there when it ends without an error. After a kill only the missing ones are made.
     """
 
     def __init__(self, target: Target, row: int):

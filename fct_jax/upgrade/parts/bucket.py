@@ -58,7 +58,7 @@ class BucketTarget(ParquetTarget):
         self.place.make()
         self.place.publish_bytes(name, data, again=True)
 
-    def replace(self, numbers, vectors):
+    def replace(self, numbers, vectors, again):
         self.place.make()
         for number in numbers:
             name = self.file_name(number)
