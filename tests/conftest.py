@@ -22,16 +22,17 @@ GOLDEN = Path(__file__).parent / "golden"
 jax.config.update("jax_default_matmul_precision", "highest")
 
 # Tiny models take longer to compile than to run: compile fast, and each program only once, also for
-# subprocesses. Programs compiled with other flags (another instruction set) are cached separately.
+# subprocesses, down to single operations, which files and processes repeat most often. Programs
+# compiled with other flags (another instruction set) are cached separately.
 _QUICK = "--xla_backend_optimization_level=0"
 _given = os.environ.get("XLA_FLAGS", "").replace(_QUICK, "").split()
 os.environ["XLA_FLAGS"] = " ".join([*_given, _QUICK])
 _KIND = re.sub(r"[^a-zA-Z0-9_=]+", "-", " ".join(_given)).strip("-") or "usual"
 COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled" / _KIND
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", str(COMPILED))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
