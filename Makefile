@@ -22,8 +22,9 @@ quickstart: $(VENV)/.installed
 	$(RUN) fct_jax.evaluate --config configs/digits_evaluate.py --workdir $(DIGITS)/report
 	@$(RUN) tools.quickstart_check $(DIGITS)/report
 
-# Two workers; a file stays with one of them, since its tests share what they have trained.
-PYTEST := $(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two workers; a file stays with one of them, since its tests share what they have trained. Threads
+# of linear algebra on cores that both keep busy would wait for one another by spinning.
+PYTEST := OPENBLAS_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Everything but the tests marked slow.
 test: $(VENV)/.installed-test check
