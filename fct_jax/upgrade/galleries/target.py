@@ -101,12 +101,15 @@ class Target(abc.ABC):
         """Return the place of the rows."""
         return self.folder
 
-    def create(self, dim: int, metric: str) -> None:
-        """Lay out all files anew, also after a killed run. Raises UserError if the disk is full."""
+    def create(self, dim: int, metric: str, freed: int = 0) -> None:
+        """Lay out all files anew, also after a killed run. Raises UserError if the disk is full.
+
+        freed: bytes on disk that become free while the rows are written.
+        """
         self.discard()
         needed = self.copies * len(self.source) * self.width(dim)
         free = shutil.disk_usage(self.workdir).free
-        if free < needed:
+        if free + freed < needed:
             raise UserError(
                 f"{self.workdir} has {free / 1e9:.1f} GB free, "
                 f"but the new gallery needs {needed / 1e9:.1f} GB"

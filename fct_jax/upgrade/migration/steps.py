@@ -123,13 +123,14 @@ class Migration(Batches):
             self.target.publish()
         self.conclude(found)
 
-    def lay_out(self, stamps: dict, files: bool = True) -> None:
+    def lay_out(self, stamps: dict, files: bool = True, freed: int = 0) -> None:
         """Make the files of the translation at their full size; earlier ones are discarded.
 
         files: whether the gallery's own are among them; otherwise they are adopted later.
+        freed: bytes on disk that become free while they are filled.
         """
         if files:
-            self.target.create(self.map.dim_out, self.map.metric)
+            self.target.create(self.map.dim_out, self.map.metric, freed)
             self.describe("translating")
         else:
             self.target.discard()

@@ -18,8 +18,9 @@ from fct_jax.upgrade.parts.publishing import Elsewhere, Publishing
 class Finishing:
     """The last step of a translation in pieces, which one process at a time does.
 
-    Every piece is checked once. Where the vectors are rows of one file they are copied into it;
-    files that readers open are moved. A killed run is resumed after its last piece.
+    Every piece is checked once. Where the vectors are rows of one file they are copied into it,
+    and the piece's own file is removed; files that readers open are moved. A killed run is resumed
+    after its last piece.
     """
 
     def __init__(self, work: Migration, publishing: Publishing, new_meta: dict):
@@ -41,7 +42,9 @@ class Finishing:
             work.begin(self._new_meta)
         stamps = stamps_of(source)
         if done.layout is None or done.layout["stamps"] != stamps:
-            work.lay_out(stamps, files=not adopts)
+            # Each piece is removed once it is copied.
+            freed = 0 if adopts else publishing.bytes_but_largest()
+            work.lay_out(stamps, files=not adopts, freed=freed)
         if not adopts:
             target.open(work.map.dim_out)
         total = (done.reading or [0])[0]
@@ -56,6 +59,8 @@ class Finishing:
                 size = (piece.stop - piece.start) * source.dim * 4
                 total = checksums.combined(total, record["content"], size)
                 self._keep(piece, record, total)
+                if not adopts:
+                    publishing.remove_vectors(piece)
                 bar.advance(piece.stop - piece.start)
         for row, reason in done.bad:
             stored = source.stored(row)

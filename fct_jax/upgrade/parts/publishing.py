@@ -190,6 +190,16 @@ class Publishing:
         """Return the name of a piece's vectors, for a form whose vectors are rows of one file."""
         return f"{self.place.records}{piece.name}.npy"
 
+    def remove_vectors(self, piece: Piece) -> None:
+        """Remove the file of a piece's vectors, which are in the gallery now."""
+        (self.place.path / self.vectors_name(piece)).unlink(missing_ok=True)
+
+    def bytes_but_largest(self) -> int:
+        """Return the bytes of the published files of vectors without the largest one."""
+        names = {self.vectors_name(piece) for piece in self.pieces}
+        sizes = [size for name, (size, _) in self.place.names().items() if name in names]
+        return sum(sizes) - max(sizes, default=0)
+
     def _publish(self, piece: Piece, name: str, path: Path, checksum: str | None) -> dict:
         """Publish one file, unless its like is there; return its seal."""
         place, ours = self.place, True

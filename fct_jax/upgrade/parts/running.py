@@ -136,11 +136,12 @@ class Running:
         if self._work.progress.rows == publishing.pieces[-1].stop:
             return self.finish()  # all are checked already, and may have been moved
         mine = [publishing.pieces[n] for n in part.pieces(len(publishing.pieces))]
+        joined = self._work.progress.rows  # of whose pieces only the records are left
         total = sum(piece.stop - piece.start for piece in mine)
         with Bar(f"translating {part}", total, "vectors") as bar:
             for piece in mine:
                 try:
-                    if publishing.record(piece) is None:
+                    if piece.stop > joined and publishing.record(piece) is None:
                         publishing.make(piece)
                 except Elsewhere:
                     raise

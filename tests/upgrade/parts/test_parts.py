@@ -30,8 +30,9 @@ from fct_jax.upgrade.migration.sides import Opened
 from fct_jax.upgrade.migration.status import Status
 from fct_jax.upgrade.migration.steps import lock_of
 from fct_jax.upgrade.migration.upgrade import Upgrade
-from fct_jax.upgrade.parts.numbers import Part
+from fct_jax.upgrade.parts.finishing import Finishing
 from fct_jax.upgrade.parts.places import Folder, name_of
+from fct_jax.upgrade.parts.publishing import Publishing
 from fct_jax.upgrade.parts.running import Running
 
 REPOSITORY = Path(__file__).parents[3]
@@ -294,6 +295,31 @@ def test_one_part_checks_the_gallery(tmp_path, few):
     assert failing.is_set() and len(checked) == 2
 
 
+@pytest.mark.parametrize("form", ["set", "faiss"])
+def test_what_is_joined_is_removed(galleries, whole, tmp_path, form, monkeypatch):
+    """The pieces need no disk twice, and a part that starts again makes none of them again."""
+    keep, kept = Finishing._keep, []
+
+    def killed(self, piece, *arguments):
+        if len(kept) == 9:
+            raise KeyboardInterrupt
+        kept.append(piece)
+        keep(self, piece, *arguments)
+
+    path = galleries[0][form]
+    translate(path, tmp_path, "1/2")
+    monkeypatch.setattr(Finishing, "_keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        translate(path, tmp_path, "2/2")
+    monkeypatch.setattr(Finishing, "_keep", keep)
+    monkeypatch.setattr(Publishing, "make", Mock(side_effect=AssertionError("made again")))
+    left = {f"piece-{number:05d}.npy" for number in range(9, 63)}
+    assert {p.name for p in (tmp_path / "parts").glob("piece-*[0-9].npy")} == left
+    for part in ("1/2", "2/2"):
+        translate(path, tmp_path, part)
+    assert results(tmp_path) == results(whole[form])
+
+
 def test_a_finished_part_needs_no_lock(tmp_path, few):
     """Of two parts that end at the same moment, neither fails because the other has the lock."""
     for number in (1, 2):
@@ -349,33 +375,3 @@ def test_damaged_shards_of_the_source(tmp_path):
     with pytest.raises(UserError, match="vectors.npy is damaged in shard 0"):
         for number in (1, 2):
             translate(path, tmp_path / "up", f"{number}/2")
-
-
-@pytest.mark.parametrize(
-    ("environment", "text", "expected"),
-    [
-        ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "16"}, "auto", "part 6/16"),
-        (
-            {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "2"},
-            "auto/8",
-            "part 3/8",
-        ),
-        ({"JOB_COMPLETION_INDEX": "0", "JOB_COMPLETIONS": "4"}, "auto", "part 1/4"),
-        ({"JOB_COMPLETION_INDEX": "3"}, "auto/4", "part 4/4"),
-    ],
-)
-def test_numbers_of_schedulers(environment, text, expected):
-    assert str(Part.of(text, environment)) == expected
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"JOB_COMPLETION_INDEX": "3"}, "JOB_COMPLETIONS is not set; give the number"),
-        ({"SLURM_ARRAY_TASK_ID": "x", "SLURM_ARRAY_TASK_COUNT": "2"}, "invalid literal"),
-        ({"JOB_COMPLETION_INDEX": "4", "JOB_COMPLETIONS": "4"}, r"number 5 of 4\): parts count"),
-    ],
-)
-def test_schedulers_that_give_no_part(environment, expected):
-    with pytest.raises(UserError, match=expected):
-        Part.of("auto", environment)
