@@ -22,8 +22,8 @@ large pages counts the whole page, of up to 2 MB, of which it writes only the ch
 that a killed process had computed counts again. "At work again" is the time from a kill until the
 new process has written a MiB, or read 64 MiB where it hardly writes. Each run is added to
 OUT/scale.json, beside what other --engines gave for as many rows, and OUT/growth.png shows all of
-them. --folder needs three times the gallery's size (768 bytes a row), or the gallery and 7,680
-bytes for each row of the store.
+them. --folder needs 2.1 times the gallery's size (768 bytes a row), or the gallery and 7,680 bytes
+for each row of the store.
 """
 
 import json

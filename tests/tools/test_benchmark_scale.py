@@ -100,7 +100,7 @@ def test_the_table_follows_from_the_largest_run(tmp_path):
         (["--rows", "2000", "--store-rows", "3000"], "from 1000 to --rows (2,000)"),
         (["--rows", "10"], "at least 1000"),
         (["--table"], "measure first"),
-        (["--rows", "1000000000000"], "GB free, but 1,000,000,000,000 rows need 2304000.0 GB"),
+        (["--rows", "1000000000000"], "GB free, but 1,000,000,000,000 rows need 1612800.0 GB"),
     ],
 )
 def test_mistakes_are_one_line(words, message, tmp_path, capsys):

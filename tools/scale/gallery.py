@@ -21,7 +21,7 @@ PAIRS = 4000  # that the map is fitted on: other rows than those of the gallery
 NOISE = 0.1
 GALLERY = "FCT_SCALE_GALLERY"  # environment variable with the gallery's directory
 STORED = 5 * DIM * 4  # bytes a row: table, plain copy, new table, and what is replaced in them
-COPIES = 3  # of the gallery that are on disk at a time: itself, its pieces, and the result
+COPIES = 2.1  # of the gallery that are on disk at a time: itself, pieces and result, a piece twice
 
 
 def check_space(folder: Path, rows: int, of_store: int = 0) -> None:
