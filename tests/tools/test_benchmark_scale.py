@@ -29,7 +29,7 @@ def test_a_quick_run_survives_a_kill(tmp_path, capsys):
     for step in found["steps"].values():
         assert step["cpu_seconds"] > 0 and step["peak_mb"] > 10
         assert len(step["resumed_after"]) <= step["kills"] <= 1
-    assert sum(step["kills"] for step in found["steps"].values()) > 1
+    assert any(step["kills"] for step in found["steps"].values())
     # Every row is read and written at least once: 768 bytes of float16.
     assert found["steps"]["two parts"]["written_per_row"] > 768
     assert found["steps"]["plain loop"]["read_per_row"] > 768
