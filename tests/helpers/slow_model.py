@@ -12,9 +12,9 @@ from fct_jax.storage.ids import Finder
 
 
 def translate(old):
-    """Return h(old) of the tests' plain map, some blocks a second."""
+    """Return h(old) of the tests' plain map, a block in ``$SLOW`` seconds."""
     if len(old) > 1:
-        time.sleep(0.02)
+        time.sleep(float(os.environ.get("SLOW", "0.02")))
     return old @ tiny.weight()
 
 

@@ -145,10 +145,7 @@ class NewVectors:
         except UserError:
             raise
         except Exception as error:  # whatever a user's function raises
-            raise UserError(
-                f"{self.name} failed on {first_ten(ids)}: {type(error).__name__}: "
-                f"{' '.join(str(error).split())}"
-            ) from error
+            raise failed(self.name, ids, error) from error
         if not hasattr(answer, "__len__") or len(answer) != len(ids):
             shape = np.shape(answer) if isinstance(answer, np.ndarray) else f"{len(answer)} answers"
             kind = f"{answer.dtype} " if isinstance(answer, np.ndarray) else ""
@@ -200,6 +197,25 @@ def _in_order(
     return answers, None
 
 
+def failed(name: str, ids: np.ndarray, error: BaseException) -> UserError:
+    """Return the error of a function that was asked for some ids, in one line."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return UserError(f"{name} failed on {first_ten(ids)}: {said}")
+
+
+def name_of(where) -> str:
+    """Return the name of a function, or of ``module:function``, for messages."""
+    return getattr(where, "__name__", "the function") if callable(where) else str(where)
+
+
+def function_of(where) -> Callable:
+    """Return a function that is given as itself or by its name. Raises UserError."""
+    function = where if callable(where) else imported(str(where), "function")
+    if not callable(function):
+        raise UserError(f"reembed={where} is not a function")
+    return function
+
+
 def open_reembed(where, asking: Asking | None = None) -> NewVectors:
     """Open a source of new vectors.
 
@@ -239,11 +255,7 @@ def open_reembed(where, asking: Asking | None = None) -> NewVectors:
         return _of_store(open_store(where))
     if not callable(where) and not is_import_name(where):
         return _of_set(vectors_of(where, "reembed"))
-    function = where if callable(where) else imported(str(where), "function")
-    name = getattr(where, "__name__", "the function") if callable(where) else str(where)
-    if not callable(function):
-        raise UserError(f"reembed={where} is not a function")
-
+    function, name = function_of(where), name_of(where)
     stop = threading.Event()
     patience = Patience(asking.attempts, stop)
 

@@ -67,11 +67,11 @@ class Run:
             raise UserError(f"max_batches must be 0 or more, not {self.max_batches}")
         self.engine.check()
         if self.part is not None and self.engine.name is not None:
-            raise UserError("part divides the work by hand, engine by itself; give one of them")
+            raise UserError("--part divides the work by hand, --engine by itself; give one of them")
         if self.part is not None and self.reembed is not None:
             raise UserError(
                 "a part only translates; once all parts are done, one process re-embeds: give "
-                "reembed without part"
+                "--reembed without --part"
             )
 
 

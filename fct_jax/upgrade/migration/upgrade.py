@@ -238,7 +238,7 @@ class Upgrade:
         )
         with self._closing(side, gallery, at_end=False):
             if not side.in_parts and (part is not None or engine is not None):
-                raise UserError("a store is upgraded by one process, without part and engine")
+                raise UserError("a store is upgraded by one process, without --part and --engine")
             return side.apply(run)
 
     def status(self, *, probe=None, recall_queries: int = RECALL_QUERIES) -> Status:

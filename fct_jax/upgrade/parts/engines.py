@@ -26,7 +26,8 @@ class Workers(abc.ABC):
         """Return a function that asks ``where``, a function of ids or its name, on a worker.
 
         Also returns the number of workers: so many calls run at a time. Each worker loads the
-        function once, and keeps it.
+        function once, and keeps it. Raises UserError if there is no such function, or if the
+        engine has not enough GPUs.
         """
 
 
@@ -62,6 +63,10 @@ class Engine:
             raise UserError(f"workers must be 1 or more, not {self.workers}")
         if not 0 <= self.gpus_per_worker < float("inf"):
             raise UserError(f"gpus_per_worker must be 0 or more, not {self.gpus_per_worker}")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise UserError(
+                f"gpus_per_worker above 1 must be a whole number, not {self.gpus_per_worker}"
+            )
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Workers | None]:

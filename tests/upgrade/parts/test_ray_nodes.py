@@ -1,0 +1,127 @@
+"""A Ray cluster of two nodes with logical GPUs: cards, Ray's client, and the loss of a node."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_galleries as tiny
+from patience import LONG
+from ray_driver import HELPERS, Driver, environment
+
+from fct_jax.upgrade.migration.upgrade import Upgrade
+
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
+COUNT = 1500  # rows
+QUICK = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Start two nodes with a CPU each, the first with two logical GPUs and Ray's client."""
+    pytest.importorskip("ray", reason="Ray: pip install 'fct_jax[ray]'")
+    pytest.importorskip("grpc", reason="Ray's client: pip install 'ray[client]'")
+    folder = tmp_path_factory.mktemp("cluster")
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]  # of Ray's client
+    script = f"""
+import sys
+from ray.cluster_utils import Cluster
+both = {{"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}}
+head = {{"num_gpus": 2, "ray_client_server_port": {port}, "_system_config": {QUICK}, **both}}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+node = cluster.add_node(**both)
+print(cluster.address, node.all_processes["raylet"][0].process.pid, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+    log = (folder / "cluster.log").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", script],
+        env=environment(
+            FOLDER=str(folder), SLOW="0.1", RAY_raylet_start_wait_time_s="600", RAY_DEDUP_LOGS="0"
+        ),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
+    said = process.stdout.readline().split()
+    assert len(said) == 2, (folder / "cluster.log").read_text()
+    yield types.SimpleNamespace(
+        address=said[0], client=f"ray://127.0.0.1:{port}", raylet=int(said[1]), folder=folder
+    )
+    process.communicate(timeout=LONG)
+    log.close()
+
+
+def gallery(tmp_path) -> tuple[list, Path]:
+    """Write a gallery; return the words that translate it, and one process's translation."""
+    ids, old, _ = tiny.vectors(COUNT)
+    old[77] = np.nan
+    path = tmp_path / "old"
+    path.mkdir()
+    tiny.write_parquet(path, ids, old, sizes=(70, 0, 130, *[65] * 20))
+    Upgrade(tmp_path / "one").apply("slow_model:translate", path, unchecked=True, batch_size=16)
+    words = ["--map", "slow_model:translate", "--gallery", path, "--batch-size", "16"]
+    return [*words, "--unchecked", "--engine", "ray"], tmp_path / "one" / "gallery"
+
+
+def test_workers_share_the_cards(cluster):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", HELPERS / "ray_gpus.py", cluster.address],
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        env=environment(FOLDER=str(cluster.folder)),
+    )
+    assert done.returncode == 0, done.stderr
+    whole, halves, large, many, missing = json.loads(done.stdout)
+    assert sorted(card for card, _ in whole) == ["0", "1"]
+    assert sorted(card for card, _ in halves) == ["0", "0", "1", "1"]
+    assert len({process for _, process in halves}) == 4
+    cluster_has = "do not fit on the Ray cluster, whose nodes have GPUs: 2, 0; so many workers fit:"
+    assert missing.startswith("unknown function of ray_gpus: 'sen'; did you mean 'seen'?")
+    assert large == f"1 workers with GPUs: 4 {cluster_has} 0"
+    assert many == f"3 workers with GPUs: 1 {cluster_has} 2"
+
+
+def test_a_node_is_killed(cluster, tmp_path):
+    raylet = cluster.raylet
+    words, expected = gallery(tmp_path)
+    up = tmp_path / "up"
+
+    def pieces():
+        return len(list((up / "parts").glob("piece-*.json")))
+
+    def at_work(parent):
+        """Return whether a worker of a node is making a piece."""
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                    title = (stat.parent / "cmdline").read_bytes()
+                    if title.startswith(b"ray::_Translator.make"):
+                        return True
+            except OSError:
+                continue
+        return False
+
+    driver = Driver(tmp_path / "log", up, *words, "--address", cluster.address, "--workers", "2")
+    driver.until(lambda: pieces() > 2 and at_work(raylet))
+    assert 2 < pieces() < 18
+    os.kill(raylet, signal.SIGKILL)
+    driver.done()
+    assert tiny.tree(up / "gallery") == tiny.tree(expected)
+
+
+def test_by_the_client_of_ray(cluster, tmp_path):
+    words, expected = gallery(tmp_path)
+    up = tmp_path / "up"
+    Driver(tmp_path / "log", up, *words, "--address", cluster.client, "--workers", "1").done()
+    assert tiny.tree(up / "gallery") == tiny.tree(expected)
