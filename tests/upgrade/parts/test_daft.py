@@ -12,7 +12,6 @@ import tiny_galleries as tiny
 DOCS = Path(__file__).parents[3] / "docs" / "scale.md"
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_recipe(tmp_path):
     pytest.importorskip("daft", reason="Daft: pip install daft")

@@ -28,7 +28,9 @@ def test_settings_of_an_engine(tmp_path, capsys):
         ({"workers": 2}, "workers is a setting of an engine; give engine=ray"),
         ({"engine": "ray", "workers": 0}, "workers must be 1 or more"),
         ({"engine": "ray", "gpus_per_worker": -1}, "gpus_per_worker must be 0 or more"),
+        ({"engine": "ray", "gpus_per_worker": 1.5}, "above 1 must be a whole number, not 1.5"),
         ({"engine": "ray", "part": "1/2"}, "give one of them"),
+        ({"reembed": path, "part": "1/2"}, "give --reembed without --part"),
     ):
         with pytest.raises(UserError, match=expected):
             Upgrade(tmp_path / "up").apply(tiny.plain_map(), path, unchecked=True, **wrong)

@@ -1,7 +1,8 @@
 """Ray's workers and clusters that fail: one line each, the same as without Ray where it can be."""
 
+import socket
+import sys
 import threading
-import time
 import types
 
 import numpy as np
@@ -35,8 +36,7 @@ def limited(ids):
 
 @pytest.mark.parametrize(
     "name",
-    ["nowhere:f", "broken:f", "wrong:rises", "wrong:value", "wrong:raises", "wrong:odd"]
-    + ["wrong:limited"],
+    "nowhere:f broken:f wrong:rises wrong:value wrong:raises wrong:odd wrong:limited".split(),
 )
 def test_a_wrong_function_is_told_as_without_ray(name, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="Ray: pip install 'fct_jax[ray]'")
@@ -60,7 +60,7 @@ def test_a_wrong_function_is_told_as_without_ray(name, tmp_path, monkeypatch):
             raise error
 
         def ask(ids):
-            vectors, error = model.ask(ids)
+            _, error = model.ask(ids)
             assert type(error).__module__.startswith("fct_jax.")
             raise error
 
@@ -74,40 +74,71 @@ def test_a_wrong_function_is_told_as_without_ray(name, tmp_path, monkeypatch):
         assert str(error) == expected
 
 
-def test_a_function_that_ends_its_process(monkeypatch):
+def leave(ids):
+    """Ends its process, as a library does that finds no card."""
+    raise SystemExit(3)
+
+
+def test_a_function_that_ends_its_process():
     ray = pytest.importorskip("ray", reason="Ray: pip install 'fct_jax[ray]'")
     from fct_jax.upgrade.parts.ray_engine import _Model
 
-    model = _Model("exit", ray.cloudpickle.dumps(exit))
+    model = _Model("leave", ray.cloudpickle.dumps(leave))
     assert model.ready() is None
-    _, error = model.ask([5])
-    assert str(error).startswith("exit failed on 1 ids") or "exit failed on" in str(error)
+    _, error = model.ask(np.arange(2))
+    assert str(error) == "leave failed on 2 ids (0, 1): SystemExit: 3"
 
 
 class Lost(Exception):
-    pass
+    """Stands for the errors of Ray."""
 
 
 class Raised(Lost):
-    cause = None
+    """Stands for an error that a worker's method has raised."""
+
+    cause = ZeroDivisionError("by zero")
+
+
+class Reference:
+    def __init__(self, answer):
+        self.answer = answer
+
+
+class Worker:
+    """A worker that answers what it was given; an exception is raised, "" never comes."""
+
+    def __init__(self, *answers):
+        self._answers = list(answers)
+
+    def _next(self, *arguments):
+        return Reference(self._answers.pop(0))
+
+    @property
+    def ready(self):
+        return types.SimpleNamespace(remote=self._next)
+
+    make = ready
 
 
 class FakeRay:
-    """Stands for Ray: an actor's answer is what it holds, an exception is raised."""
+    """Stands for the module."""
 
     exceptions = types.SimpleNamespace(RayError=Lost, RayTaskError=Raised)
-    alive, killed = True, 0
+    alive = True
+
+    def __init__(self):
+        self.killed = []
 
     def wait(self, references, num_returns, timeout):
-        return [one for one in references if one.answer is not None], []
+        return [one for one in references if one.answer != ""], []
 
     def get(self, reference):
-        if isinstance(reference.answer, Exception):
+        if isinstance(reference.answer, Lost):
             raise reference.answer
-        return reference.answer[0]
+        return reference.answer
 
     def kill(self, actor):
-        self.killed += 1
+        self.killed.append(actor)
 
     def nodes(self):
         return [{"Alive": self.alive}]
@@ -115,20 +146,90 @@ class FakeRay:
     def cluster_resources(self):
         return {"CPU": 2.0}
 
-    def available_resources(self):
-        return {}
+    available_resources = dict
 
 
-def worker(ready, *answers):
-    """Return an actor that starts as told, and then gives some answers."""
-    remaining = list(answers)
+def pool(*workers):
+    """Return a pool of one worker, which the others replace, and its Ray."""
+    ray, waiting = FakeRay(), list(workers)
+    return ray_pool.Pool(ray, lambda: waiting.pop(0), 1, "CPU"), ray
 
-    def reference(answer):
-        reference = types.SimpleNamespace(answer=answer)
-        reference.__class__ = type("Reference", (types.SimpleNamespace,), {"__hash__": id})
-        return reference
 
-    return types.SimpleNamespace(
-        ready=types.SimpleNamespace(remote=lambda: reference(ready)),
-        make=types.SimpleNamespace(remote=lambda number: reference(remaining.pop(0))),
-    )
+def test_a_lost_worker_is_replaced():
+    first, second = Worker(None, "1", Lost("node")), Worker(None, "2", "3")
+    made, ray = pool(first, second)
+    assert [made.call("make", 0) for _ in range(3)] == ["1", "2", "3"]
+    assert ray.killed == [first]
+    made.close()
+    assert ray.killed == [first, second]
+    with pytest.raises(UserError, match="have been ended"):
+        made.call("make", 0)
+
+
+def test_workers_that_are_lost_again_and_again():
+    made, _ = pool(*[Worker(None, Lost("no\nmemory")) for _ in range(5)])
+    with pytest.raises(UserError, match="Ray lost a worker 4 times: no memory; repeat the command"):
+        made.call("make", 0)
+    made, _ = pool(*[Worker(Lost("no start")) for _ in range(5)])
+    with pytest.raises(UserError, match="Ray lost a worker 4 times: no start"):
+        made.wait()
+
+
+def test_errors_of_workers():
+    made, _ = pool(Worker(UserError("no such module"), None))
+    for _ in range(2):
+        with pytest.raises(UserError, match="no such module"):
+            made.wait()
+    made, _ = pool(Worker(None, Raised(), "1"))
+    with pytest.raises(ZeroDivisionError):
+        made.call("make", 0)
+    assert made.call("make", 0) == "1"
+
+
+def test_no_worker_starts(monkeypatch, capsys):
+    monkeypatch.setattr(ray_pool, "TOLD", 0.0)
+    monkeypatch.setattr(ray_pool, "LIMIT", 0.3)
+    made, ray = pool(Worker(""))
+    with pytest.raises(UserError, match="in 0.3 s: the cluster has CPU: 2, free: 0; repeat"):
+        made.wait()
+    assert capsys.readouterr().err.count("waiting for a worker of Ray to start") == 1
+    ray.alive = False
+    with pytest.raises(UserError, match="all nodes of the Ray cluster are lost"):
+        made.wait()
+
+
+class Cluster(FakeRay):
+    """Stands for the module before it is connected; ``init`` starts or reaches a cluster."""
+
+    _private = types.SimpleNamespace(worker=types.SimpleNamespace())
+
+    def __init__(self, init):
+        self._init = init
+
+    def is_initialized(self):
+        return False
+
+    def init(self, **settings):
+        self._init()
+
+
+def test_a_cluster_that_does_not_start(monkeypatch):
+    def raylet_is_dead():
+        raise Exception("The current node\ntimed out during startup")
+
+    monkeypatch.setitem(sys.modules, "ray", Cluster(raylet_is_dead))
+    with pytest.raises(UserError, match="on this machine: The current node timed out during star"):
+        Engine("ray").opened().__enter__()
+    with pytest.raises(UserError, match="cluster at auto cannot be used: The current node timed"):
+        Engine("ray", "auto").opened().__enter__()
+
+
+def test_an_address_of_something_else(monkeypatch):
+    released = threading.Event()
+    monkeypatch.setitem(sys.modules, "ray", Cluster(released.wait))
+    monkeypatch.setattr(ray_cluster, "REACHED", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"no Ray cluster has answered at {address} for 0.1 s"):
+            Engine("ray", address).opened().__enter__()
+    released.set()
