@@ -60,12 +60,12 @@ def add_arguments(parser) -> None:
                         "UPGRADE")  # fmt: skip
     parser.add_argument("--engine", help="ray: translate on the workers of a Ray cluster, and ask "
                         "a function for new vectors there")  # fmt: skip
-    parser.add_argument("--address", help="address of the cluster; without it Ray is started on "
-                        "this machine")  # fmt: skip
+    parser.add_argument("--address", help="address of the cluster: host:6379, auto, or "
+                        "ray://host:10001; without it Ray is started on this machine")  # fmt: skip
     parser.add_argument("--workers", type=int, help="number of workers of the engine; without it "
                         "one for each CPU, or GPU")  # fmt: skip
     parser.add_argument("--gpus-per-worker", type=float, help="GPUs of each worker that holds a "
-                        "model")  # fmt: skip
+                        "model; 0.5: two workers share one")  # fmt: skip
     parser.add_argument("--unchecked", action="store_true", help="continue even if there are no "
                         "known answers to check")  # fmt: skip
 

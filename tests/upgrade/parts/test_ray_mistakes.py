@@ -34,10 +34,10 @@ def limited(ids):
 """
 
 
-@pytest.mark.parametrize(
-    "name",
-    "nowhere:f broken:f wrong:rises wrong:value wrong:raises wrong:odd wrong:limited".split(),
-)
+NAMES = "nowhere:f broken:f wrong:rises wrong:value wrong:raises wrong:odd wrong:limited"
+
+
+@pytest.mark.parametrize("name", NAMES.split())
 def test_a_wrong_function_is_told_as_without_ray(name, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="Ray: pip install 'fct_jax[ray]'")
     from fct_jax.upgrade.parts.ray_engine import _Model
