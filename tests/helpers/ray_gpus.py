@@ -1,14 +1,15 @@
 """Ask workers of Ray, each with a share of a card, which one they see; print it as JSON.
 
-python ray_gpus.py ADDRESS FOLDER
+python ray_gpus.py ADDRESS
 """
 
 import json
 import os
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from slow_model import meet
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade.parts.engines import Engine
@@ -16,10 +17,7 @@ from fct_jax.upgrade.parts.engines import Engine
 
 def seen(ids):
     """Return the visible cards and the process, once so many workers as the id says are here."""
-    count, folder = int(ids[0]), Path(os.environ["FOLDER"])
-    (folder / f"{count}-{os.getpid()}").touch()
-    while len(list(folder.glob(f"{count}-*"))) < count:
-        time.sleep(0.05)
+    meet(Path(os.environ["MEET"]), f"seen-{ids[0]}", int(ids[0]))
     return [[os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()]]
 
 

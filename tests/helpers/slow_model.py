@@ -11,9 +11,21 @@ from fct_jax.storage.embedding_set import EmbeddingSet
 from fct_jax.storage.ids import Finder
 
 
+def meet(folder: Path, name: str, count: int) -> None:
+    """Wait until so many processes have come here."""
+    (folder / f"{name}-{os.getpid()}").touch()
+    while len(list(folder.glob(f"{name}-*"))) < count:
+        time.sleep(0.1)
+
+
 def translate(old):
-    """Return h(old) of the tests' plain map, a block in ``$SLOW`` seconds."""
+    """Return h(old) of the tests' plain map, a block in ``$SLOW`` seconds.
+
+    With ``$MEET``, a folder, the first two processes wait for each other before they begin.
+    """
     if len(old) > 1:
+        if "MEET" in os.environ:
+            meet(Path(os.environ["MEET"]), "translate", 2)
         time.sleep(float(os.environ.get("SLOW", "0.02")))
     return old @ tiny.weight()
 
