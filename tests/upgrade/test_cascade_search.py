@@ -1,15 +1,16 @@
-"""Blended queries, cascades and galleries that are re-embedded on demand, against plain loops."""
+"""Cascades, and how deep they must look, against plain loops."""
 
 import math
 
 import numpy as np
 import pytest
+from cascade_worlds import distinct, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import unit_rows
-from fct_jax.upgrade.ways import cascade_depth, interpolation, on_demand
+from fct_jax.upgrade.ways import cascade_depth
 from fct_jax.upgrade.ways.calibration import calibrate
 from fct_jax.upgrade.ways.cascade import cascade, continued, reranked, union
 
@@ -19,127 +20,6 @@ few = settings(max_examples=25, deadline=None)
 
 def unit(x):
     return x / max(np.linalg.norm(x), 1e-12)
-
-
-@given(seeds, st.floats(0, 1), st.integers(2, 5))
-@few
-def test_slerp_lies_on_the_arc_at_its_share_of_the_angle(seed, weight, dim):
-    rng = np.random.default_rng(seed)
-    old, bridged = rng.normal(size=(2, 4, dim))
-    got = interpolation.slerp(old, unit_rows(bridged), weight)
-    for u, v, q in zip(old, bridged, got, strict=True):
-        u, v = unit(u), unit(v)
-        theta = math.acos(np.clip(u @ v, -1, 1))
-        if theta > 3.1:
-            continue
-        np.testing.assert_allclose(np.linalg.norm(q), 1, atol=1e-9)
-        assert math.isclose(math.acos(np.clip(u @ q, -1, 1)), weight * theta, abs_tol=1e-6)
-
-
-@given(seeds, st.floats(0, 1), st.integers(1, 3), st.integers(1, 3))
-@few
-def test_a_shorter_old_space_is_the_padded_one_cut_off(seed, weight, do, more):
-    rng = np.random.default_rng(seed)
-    dn = do + more
-    new, old = unit_rows(rng.normal(size=(9, dn))), unit_rows(rng.normal(size=(9, do)))
-    # Padded with zeros to a square problem, as published.
-    u, _, vt = np.linalg.svd(new.T @ np.pad(old, ((0, 0), (0, more))))
-    asked_new, asked_old = unit_rows(rng.normal(size=(5, dn))), unit_rows(rng.normal(size=(5, do)))
-    whole = interpolation.slerp(np.pad(asked_old, ((0, 0), (0, more))), asked_new @ u @ vt, weight)
-    part = interpolation.slerp(
-        asked_old, asked_new @ interpolation.orthogonal_bridge(new, old), weight
-    )
-    np.testing.assert_allclose(part, whole[:, :do], atol=1e-7)
-
-
-@pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-7, 9.9e-6, 1.01e-5, 1e-3])
-def test_slerp_of_almost_equal_directions(angle):
-    u, v = np.array([[1.0, 0.0]]), np.array([[math.cos(angle), math.sin(angle)]])
-    got = interpolation.slerp(u, v, 0.3)
-    # Cosines cannot resolve angles below 1e-8; such angles are within the bound.
-    np.testing.assert_allclose(got, [[math.cos(0.3 * angle), math.sin(0.3 * angle)]], atol=1e-10)
-
-
-def test_slerp_of_opposite_and_of_zero_rows():
-    u = np.array([[0.6, 0.8]])
-    for weight in (0, 0.5, 1):
-        np.testing.assert_allclose(interpolation.slerp(u, -u, weight), u, atol=1e-12)
-        assert np.isfinite(interpolation.slerp(0 * u, u, weight)).all()
-        assert np.isfinite(interpolation.slerp(u, 0 * u, weight)).all()
-        assert np.isfinite(interpolation.nlerp(u, -u, weight)).all()
-    # Without a bridged query, the old query's ranking stays.
-    np.testing.assert_allclose(unit(interpolation.slerp(u, 0 * u, 0.5)[0]), u[0])
-    # Lengths above 1 have no effect.
-    v = np.array([[1.0, 0.0]])
-    np.testing.assert_allclose(
-        interpolation.slerp(5 * u, 7 * v, 0.4), interpolation.slerp(u, v, 0.4)
-    )
-    np.testing.assert_allclose(interpolation.midpoint(u, v)[0], unit(u[0] + v[0]))
-
-
-@given(seeds)
-@few
-def test_mixing_queries_ranks_like_mixing_scores(seed):
-    rng = np.random.default_rng(seed)
-    old, bridged = unit_rows(rng.normal(size=(6, 4))), unit_rows(rng.normal(size=(6, 4)))
-    gallery, weight = unit_rows(rng.normal(size=(30, 4))), rng.random(6)
-    mixed = interpolation.nlerp(old, bridged, weight) @ gallery.T
-    summed = interpolation.summed_scores(old @ gallery.T, bridged @ gallery.T, weight)
-    # They are equal up to one positive factor per query.
-    np.testing.assert_allclose(unit_rows(mixed), unit_rows(summed), atol=1e-9)
-    for one in (0.25, 0.0):
-        np.testing.assert_allclose(
-            interpolation.summed_scores(old @ gallery.T, bridged @ gallery.T, one),
-            (1 - one) * old @ gallery.T + one * bridged @ gallery.T,
-        )
-
-
-def test_weights_of_single_queries():
-    u, v = np.eye(2), np.array([[1.0, 0.0], [0.0, -2.0]])
-    got = interpolation.per_query_weight(u, v, -1.5, 3)
-    np.testing.assert_allclose(got, [1 / (1 + math.exp(-1.5)), 1 / (1 + math.exp(4.5))])
-
-
-def test_the_choice_of_a_weight():
-    table = {0.0: 0.4, 0.1: 0.6, 0.2: 0.6, 0.3: 0.5}
-
-    def quality(weight):
-        return np.full(10, table[weight])
-
-    found = interpolation.choose_weight(quality, (0.3, 0.2, 0.1))
-    assert (found.weight, found.candidates.tolist()) == (0.1, [0, 0.1, 0.2, 0.3])
-    assert math.isclose(found.gain, 0.2)
-    worse = interpolation.choose_weight(lambda w: np.full(10, 0.4 - w / 10))
-    assert (worse.weight, worse.gain) == (0, 0)
-
-    def one_lucky_query(weight):
-        return np.eye(10)[0] * (weight > 0)
-
-    assert interpolation.choose_weight(one_lucky_query).weight == 0.1
-    assert interpolation.choose_weight(one_lucky_query, caution=1.645).weight == 0
-    with pytest.raises(UserError, match="between 0 and 1"):
-        interpolation.choose_weight(quality, (1.1,))
-    with pytest.raises(UserError, match="one number per support query"):
-        interpolation.choose_weight(lambda w: np.zeros(0))
-
-
-@pytest.mark.parametrize("weight", [-0.1, 1.1, np.nan])
-def test_a_weight_out_of_range_is_refused(weight):
-    with pytest.raises(UserError, match="between 0 and 1"):
-        interpolation.slerp(np.eye(2), np.eye(2), weight)
-    with pytest.raises(UserError, match="bridge the new ones first"):
-        interpolation.slerp(np.eye(2), np.eye(3), 0.5)
-
-
-def world(seed, queries=6, count=40, do=3, dn=5):
-    rng = np.random.default_rng(seed)
-    sizes = {"old": (count, do), "new": (count, dn)}
-    sizes |= {"query_old": (queries, do), "query_new": (queries, dn)}
-    # Few different values give ties.
-    return {
-        name: rng.integers(-2, 3, size).astype(np.float32) + np.float32(0.5)
-        for name, size in sizes.items()
-    }
 
 
 def raw(query, item, metric):
@@ -211,13 +91,6 @@ def test_a_cascade_with_nothing_to_find():
     for nothing in (np.full((7, 3), -1), np.zeros((7, 0), int)):
         _, rows = cascade(**w, depth=5, k=2, candidates=nothing)
         assert np.all(rows == -1)
-
-
-def distinct(seed, queries=7, count=50):
-    rng = np.random.default_rng(seed)
-    made = {"old": (count, 4), "new": (count, 6), "query_old": (queries, 4)}
-    made["query_new"] = (queries, 6)
-    return {name: rng.normal(size=size).astype(np.float32) for name, size in made.items()}, rng
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
@@ -400,131 +273,3 @@ def test_the_stability_of_a_ranking_is_the_loop(seed):
     np.testing.assert_allclose(list(vars(found).values()), wanted, atol=1e-9)
     with pytest.raises(UserError, match=r"of shape \(Q, 500\)"):
         cascade_depth.ranking_stability(scores[:, :400])
-
-
-def slow_replay(stream, rows, old, new, size, budget, k, background, failing):
-    """Replay on demand with plain sets and lists."""
-    has, lost, ever, queue, log = set(), set(), set(), [], []
-
-    def embed(i):
-        (lost if failing[i] else has).add(i)
-
-    for q in stream:
-        found = [i for i in rows[q].tolist() if i >= 0]
-        missing = [i for i in found if i not in has | lost]
-        now = missing if budget is None else missing[:budget]
-        for i in now:
-            embed(i)
-        later = [i for i in missing[len(now) :] if i not in ever]
-        ever |= set(later)
-        queue += later
-        place = {i: c for c, i in enumerate(rows[q].tolist())}
-        score = {i: (new if i in has else old)[q][place[i]] for i in found}
-        ranked = sorted(found, key=lambda i: (-score[i], place[i]))[:k]
-        old_scored = sum(i not in has for i in found)
-        done = 0
-        while queue and (background is None or done < background):
-            i = queue.pop(0)
-            if i not in has | lost:
-                embed(i)
-                done += 1
-        log.append((ranked, len(now), len(later), old_scored, len(has)))
-    return log, len(lost)
-
-
-@given(
-    seeds,
-    st.sampled_from([0, 1, 3, None]),
-    st.sampled_from([0, 2, None]),
-    st.integers(1, 6),
-    st.sampled_from([0.0, 0.3]),
-)
-@few
-def test_a_replay_is_the_loop(seed, budget, background, k, failing):
-    rng = np.random.default_rng(seed)
-    size = 15
-    rows = np.array([rng.permutation(np.arange(-1, size))[:5] for _ in range(6)])
-    old, new = rng.integers(0, 4, (2, 6, 5)).astype(float)
-    stream = rng.integers(0, 6, 25)
-    fails = rng.random(size) < failing
-    got = on_demand.replay(
-        stream,
-        rows,
-        old,
-        new,
-        size=size,
-        budget=budget,
-        k=k,
-        background=background,
-        failing=fails,
-    )
-    log, failed = slow_replay(stream, rows, old, new, size, budget, k, background, fails)
-    for turn, (ranked, now, later, old_scored, present) in enumerate(log):
-        assert [i for i in got.rows[turn].tolist() if i >= 0] == ranked
-        assert (got.embedded[turn], got.queued[turn]) == (now, later)
-        assert (got.old_scored[turn], got.present[turn]) == (old_scored, present)
-    assert got.failed == failed
-    assert budget is None or got.embedded.max() <= budget
-
-
-def test_a_replay_ends_where_a_full_cascade_is():
-    w, _ = distinct(5, queries=20)
-    old_scores = unit_rows(w["query_old"]) @ unit_rows(w["old"]).T
-    rows = np.argsort(-old_scores, axis=1)[:, :12]
-    scores = np.take_along_axis(unit_rows(w["query_new"]) @ unit_rows(w["new"]).T, rows, 1)
-    kept = np.take_along_axis(old_scores, rows, 1)
-    stream = np.tile(np.arange(20), 12)
-    got = on_demand.replay(stream, rows, kept, scores, size=50, budget=1, k=5)
-    _, wanted = cascade(**w, depth=12, k=5, metric="cosine")
-    assert np.array_equal(got.rows[-20:], wanted)
-    assert got.old_scored[-20:].max() == 0
-    assert got.embedded.sum() == len(np.unique(rows)) == got.present[-1]
-    assert got.embeddings["p99"] == 1
-    assert list(got.shares) == [100, 240]
-    assert got.share_after(240) == len(np.unique(rows)) / 50
-    # Items that have their new vectors already cost nothing.
-    there = on_demand.replay(
-        stream, rows, kept, scores, size=50, budget=1, k=5, present=np.ones(50, bool)
-    )
-    assert there.embedded.sum() == 0
-    assert there.present[0] == 50
-    assert np.array_equal(there.rows[:20], wanted)
-
-
-def test_a_stream_of_popular_queries():
-    stream = on_demand.popular_stream(50, 20_000, exponent=1.0, seed=1)
-    counts = np.sort(np.bincount(stream, minlength=50))[::-1]
-    chance = 1 / np.arange(1, 51)
-    expected = 20_000 * chance[0] / chance.sum()
-    assert abs(counts[0] - expected) < 6 * math.sqrt(expected)
-    assert np.array_equal(stream, on_demand.popular_stream(50, 20_000, exponent=1.0, seed=1))
-    even = np.bincount(on_demand.popular_stream(4, 8000, exponent=0), minlength=4)
-    assert np.all(np.abs(even - 2000) < 6 * math.sqrt(8000 * 0.25 * 0.75))
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"budget": -1}, "budget must be at least 0"),
-        ({"background": -1}, "background must be at least 0"),
-        ({"stream": np.zeros(0, int)}, "empty"),
-        ({"stream": np.array([2])}, "must be between 0 and 1"),
-        ({"size": 3}, "candidate 3 is beyond the gallery of 3 items"),
-    ],
-)
-def test_mistakes_in_a_replay(changed, message):
-    given_ = {
-        "stream": np.array([0, 1]),
-        "candidates": np.array([[0, 1], [2, 3]]),
-        "old_scores": np.zeros((2, 2)),
-        "new_scores": np.zeros((2, 2)),
-        "size": 4,
-        "budget": 1,
-        "k": 1,
-    }
-    with pytest.raises(UserError, match=message):
-        on_demand.replay(**{**given_, **changed})
-    with pytest.raises(UserError, match="must be between 1 and that, not 3"):
-        on_demand.replay(**given_).share_after(3)
-    with pytest.raises(UserError, match="at least 1 query"):
-        on_demand.popular_stream(0, 5)
