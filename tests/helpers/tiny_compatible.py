@@ -2,12 +2,17 @@
 
 import flax.linen as nn
 import numpy as np
+import pytest
 import tiny_runs
 
 from fct_jax import recipes
+from fct_jax.errors import UserError
 from fct_jax.models.batch_norm import BatchNorm
 from fct_jax.models.linear import Linear
 from fct_jax.models.projection import ProjectionHead
+from fct_jax.runtime import sharding
+from fct_jax.train.compatible.task import Compatible
+from fct_jax.train.loop import train
 
 
 class FlatModel(nn.Module):
@@ -47,3 +52,28 @@ def config(**changes):
     made.optimizer.schedule.warmup_epochs = 1
     made.method = "none"
     return tiny_runs.changed(made, changes)
+
+
+OLD_DATA, NEW_DATA = "old classes 0.5", "new classes 0.5"
+
+
+def old_run(folder):
+    """Train an old model of five renumbered classes; return the path of its run."""
+    train(config(data__subset=OLD_DATA, seed=9), folder / "old")
+    return str(folder / "old")
+
+
+def new_config(old, method="advbct", **changes):
+    """Return the config of a new model of all ten classes, compatible with an old run."""
+    return config(**{"method": method, "old": old, "data__subset": NEW_DATA, **changes})
+
+
+def task_of(config):
+    return Compatible(config, sharding.make_mesh())
+
+
+def refused(config, match, tmp_path):
+    """Check that a training is refused before anything is written."""
+    with pytest.raises(UserError, match=match):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
