@@ -12,6 +12,7 @@ from fct_jax.upgrade.galleries.embedding_set import SetTarget
 from fct_jax.upgrade.galleries.tables import Part, TableGallery
 
 _GROUP = 1 << 13  # rows; reading can start anywhere
+_SCAN = 1 << 15  # rows of a scan, which may be read completely before the first of them is used
 
 
 class LanceGallery(TableGallery):
@@ -42,9 +43,9 @@ class LancePart(Part):
 
     def batches(self, names: list[str], group: int, size: int) -> Iterator[pa.RecordBatch]:
         count = sum(self.groups)
-        # A scan reads far ahead, which single rows do not need.
-        limit = size if size < _GROUP else None
-        for first in range(group * _GROUP, count, limit or count):
+        # A scan reads far ahead, which single rows do not need, and memory does not have.
+        limit = size if size < _GROUP else _SCAN
+        for first in range(group * _GROUP, count, limit):
             scanner = self._fragment.scanner(
                 columns=names, batch_size=size, offset=first, limit=limit
             )
