@@ -6,8 +6,12 @@ cut off before the task sees them, so they have no gradient and stay zero. Their
 depends only on the classes: a checkpoint fits every mesh.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import PartitionSpec
 
 from fct_jax.runtime import processes, sharding
 
@@ -56,7 +60,8 @@ class _PaddedTask:
         return {**variables, "params": self._each(_pad, variables["params"])}
 
     def loss(self, variables, *rest):
-        return self._task.loss(self._cut(variables), *rest)
+        params = self._each(_in_its_layout, variables["params"])
+        return self._task.loss(self._cut({**variables, "params": params}), *rest)
 
     def evaluate(self, variables):
         # Outside of compiled code an array cannot be split unevenly: the task cuts inside.
@@ -77,6 +82,31 @@ class _PaddedTask:
             return change(array, (axis, missing)) if missing else array
 
         return jax.tree_util.tree_map_with_path(changed, params, self._padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _in_its_layout(array, classes):
+    """Return the array; its gradient gets the layout that parameters have in memory.
+
+    Of a number of classes that is no multiple of 128, a TPU would else make the gradient
+    transposed, and transpose parameters and momentum before each update and back after it.
+    """
+    return array
+
+
+def _gradient_in_its_layout(classes, _, gradient):
+    axis, layout = classes[0], Layout(major_to_minor=tuple(range(gradient.ndim)))
+    parts = jax.sharding.get_abstract_mesh().shape.get("model", 1)
+    if parts == 1 or gradient.shape[axis] % parts:
+        return (with_layout_constraint(gradient, layout),)
+    place = PartitionSpec(*[None] * axis, "model")
+    constrained = jax.shard_map(
+        lambda part: with_layout_constraint(part, layout), in_specs=place, out_specs=place
+    )
+    return (constrained(gradient),)
+
+
+_in_its_layout.defvjp(lambda array, classes: (array, None), _gradient_in_its_layout)
 
 
 def _pad(array, classes):

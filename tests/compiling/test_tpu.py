@@ -53,6 +53,18 @@ def test_unknown_topology():
 
 
 @pytest.mark.slow(minutes=1)
+def test_a_large_classifier_is_not_copied():
+    """Gradient, momentum and parameters have one layout, also where nothing divides the classes."""
+    config = read_config(find_config("digits_compatible"))
+    words = ["method=none", "base_loss=softmax", "model.name=tiny_compatible:FlatModel"]
+    change(config, [*words, "model.embedding_dim=256", "preprocessing.size=8", "batch_size=64"])
+    configs.check(config)
+    given = Given(images=100_000, classes=81_313)
+    step = next(compile_config(config, "v5e:2x2", given))
+    assert step.largest_copy < 81_313 * 256 * 4 / 10
+
+
+@pytest.mark.slow(minutes=1)
 def test_a_recipe_too_large(capsys):
     """It ends with 1, and with settings that the compiler accepts."""
     words = ["batch_size=4194304", "model.inner_dim=2048", "compute_dtype=bfloat16", "remat=True"]
