@@ -28,7 +28,7 @@ def on_local_devices(model) -> tuple[Callable, int]:
     # Only this process's devices, because each process has its own shards.
     mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
     model = copy.copy(model)
-    model.variables = jax.device_put(model.variables, NamedSharding(mesh, PartitionSpec()))
+    model.needed = jax.device_put(model.needed, NamedSharding(mesh, PartitionSpec()))
     split = NamedSharding(mesh, PartitionSpec("data"))
     return lambda *arrays: model.run(*jax.device_put(arrays, split)), len(devices)
 

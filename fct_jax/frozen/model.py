@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -98,7 +99,8 @@ class Embedder:
       fingerprint: identifies the space of the embeddings.
       classifier: (C, D) weights of the classifier on the embedding, or None.
       preprocessing: the steps from an image to the model's input.
-      variables: the model's parameters and running statistics.
+      variables: the model's parameters and running statistics; the classifier stays on the host.
+      needed: those that embeddings need, on the device.
     """
 
     def __init__(self, description: dict, variables):
@@ -107,22 +109,34 @@ class Embedder:
         self.dim = description["dim"]
         self.preprocessing = Preprocessing.from_dict(description["preprocessing"])
         self.module = models.build(description["name"], **description["kwargs"])
-        self.variables = jax.device_put(variables)
         kernel = variables["params"].get("classifier", {}).get("kernel")
         self.classifier = None if kernel is None else np.ascontiguousarray(kernel.T)
+        params = {key: value for key, value in variables["params"].items() if key != "classifier"}
+        self.needed = jax.device_put({**variables, "params": params})
+        self.variables = {**variables, "params": {**variables["params"], **self.needed["params"]}}
 
     def forward(self, variables, images, flip=None):
         """Return (logits (N, C), embeddings (N, D)) of images (N, H, W, 3), for use under jit."""
         x = self.preprocessing.on_device(images, flip)
         return self.module.apply(variables, x, train=False)
 
+    def embeddings(self, needed, images, flip=None):
+        """Return embeddings (N, D) of images (N, H, W, 3), for use under jit."""
+        params = needed["params"]
+        if "classifier" in self.variables["params"]:
+            # The module asks for it; a program that returns no logits computes nothing with it.
+            shapes = self.variables["params"]["classifier"]
+            nothing = jax.tree.map(lambda array: jnp.full(array.shape, jnp.nan), shapes)
+            params = {**params, "classifier": nothing}
+        return self.forward({**needed, "params": params}, images, flip)[1]
+
     @functools.cached_property
     def _compiled(self):
-        return jax.jit(lambda *arguments: self.forward(*arguments)[1])
+        return jax.jit(self.embeddings)
 
     def run(self, images, flip=None) -> jax.Array:
         """Return embeddings (N, D) on the device; the program is compiled once for each shape."""
-        return self._compiled(self.variables, images, flip)
+        return self._compiled(self.needed, images, flip)
 
     def embed(self, images, batch_size: int = 256) -> np.ndarray:
         """Return embeddings (N, D), float32.
@@ -151,6 +165,8 @@ class Transformer:
       new_fingerprint: identifies the model whose space it maps to.
       name: the module's name for ``fct_jax.models.build``: "fct", "fastfill" or "lce".
       needs_side: whether it was trained with side information of its own.
+      variables: its parameters and running statistics.
+      needed: the same, on the device.
     """
 
     def __init__(self, description: dict, variables):
@@ -163,7 +179,7 @@ class Transformer:
         self.needs_side = description["needs_side"]
         self.name = description["name"]
         self.module = models.build(description["name"], **description["kwargs"])
-        self.variables = jax.device_put(variables)
+        self.variables = self.needed = jax.device_put(variables)
 
     @functools.cached_property
     def _compiled(self):
@@ -180,7 +196,7 @@ class Transformer:
 
     def run(self, old, side=None):
         """Return (embeddings (N, dn), log-variances (N,) or None), on the device."""
-        return self._compiled(self.variables, old, old if side is None else side)
+        return self._compiled(self.needed, old, old if side is None else side)
 
     def blocks(self, old, side=None, batch_size: int = 4096):
         """Yield (embeddings (n, dn), log-variances (n,) or None) block by block, in order.

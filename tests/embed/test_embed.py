@@ -67,6 +67,10 @@ def test_classifier_gives_the_models_logits(runs):
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     logits, embedding = model.forward(model.variables, images)
     np.testing.assert_allclose(embedding @ model.classifier.T, logits, atol=1e-4)
+    # To embed takes no classifier, so it stays on the host.
+    np.testing.assert_allclose(model.run(images), embedding, atol=1e-5)
+    assert "classifier" not in model.needed["params"]
+    assert isinstance(model.variables["params"]["classifier"]["kernel"], np.ndarray)
 
 
 def test_command_embeds_the_runs_own_data(runs, tmp_path):
