@@ -1,12 +1,19 @@
 """Metrics of a run: ``metrics.jsonl`` and TensorBoard, the same numbers in both."""
 
 import json
+import sys
 from pathlib import Path
-
-from tensorboardX import SummaryWriter
 
 from fct_jax.runtime import processes
 from fct_jax.storage.files import write_synced
+
+# tensorboardX imports PyTorch where it is installed: two seconds that no scalar needs.
+_hidden = sys.modules.setdefault("torch", None) is None
+try:
+    from tensorboardX import SummaryWriter
+finally:
+    if _hidden:
+        del sys.modules["torch"]
 
 
 class MetricsLog:

@@ -116,11 +116,11 @@ def test_embed_and_evaluate_name_what_is_missing(tmp_path):
 
 
 @pytest.mark.slow
-def test_tensorflow_is_never_imported():
+def test_tensorflow_and_pytorch_are_never_imported():
     code = (
         "import sys, fct_jax, fct_jax.train.loop, fct_jax.embed.command, "
         "fct_jax.evaluate.command, fct_jax.data.tfds\n"
-        "assert not any(name.split('.')[0] == 'tensorflow' for name in sys.modules)"
+        "assert not {name.split('.')[0] for name in sys.modules} & {'tensorflow', 'torch'}"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny_runs.REPOSITORY, timeout=LONG)
 
