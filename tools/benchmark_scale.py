@@ -2,7 +2,7 @@
 
     python tools/benchmark_scale.py --rows 10000000 --folder /data/scale    # a run
     python tools/benchmark_scale.py --quick --folder scale                  # 100,000 rows
-    python tools/benchmark_scale.py --table                                 # what follows for 10⁸ …
+    python tools/benchmark_scale.py --table                   # how costs grow, and what follows
 
 A run makes a gallery of --rows × 384 float16 vectors, translates it by the plain NumPy loop, plans
 to re-embed 1 % of it, translates it in two parts side by side and once more on Ray, re-embeds the
@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # run as a file or as a m
 
 from fct_jax.errors import UserError
 from tools.scale.gallery import GALLERY, check_space
-from tools.scale.growth import Prices, draw, table
+from tools.scale.growth import Prices, draw, grown, table
 from tools.scale.store import uri
 from tools.scale.watching import READ, WRITTEN, Kills, Watched
 from tools.script import Parser, read_json, status
@@ -83,13 +83,16 @@ def main(words) -> None:
     parser.add_argument("--engines", default=",".join(ENGINES), help="some of these")
     parser.add_argument("--store-rows", type=int, help=f"rows of the store ({QUICK:,})")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} rows, a kill every 3 s")
-    parser.add_argument("--table", action="store_true", help="print what follows from scale.json")
+    parser.add_argument(
+        "--table", action="store_true", help="print how costs grow, and what follows"
+    )
     Prices.add_arguments(parser)
     given = parser.parse_args(words)
     if given.table:
         if not (given.out / "scale.json").is_file():
             raise UserError(f"{given.out}/scale.json does not exist; measure first")
-        print(table(read_json(given.out / "scale.json"), Prices.of(given)))
+        found = read_json(given.out / "scale.json")
+        print(f"{grown(found, STEPS)}\n\n{table(found, Prices.of(given))}")
         return
     if given.quick:
         given.rows, given.kill_every, given.kills = QUICK, 3, 1

@@ -8,7 +8,7 @@ import pytest
 
 from tools import benchmark_scale
 from tools.scale import gallery
-from tools.scale.growth import Prices, draw, table
+from tools.scale.growth import Prices, draw, grown, table
 from tools.scale.watching import Kills, Watched
 from tools.script import status
 
@@ -89,6 +89,11 @@ def test_the_table_follows_from_the_largest_run(tmp_path):
     assert [cell.strip() for cell in rows[4][8:10]] == ["2,778", "$5,556"]
     dear = dataclasses.replace(prices, disk=1e8)  # 2,000 bytes of 10⁹ rows take 5.6 hours
     assert "| 16.7 | 5.6 | $6.39 |" in table(found, dear)
+    shown = grown(found, {"plan": "the plan", "two parts": "parts", "store: plan": "no file"})
+    assert shown.splitlines()[2:] == [
+        "| the plan | 999.0 s, 2,000 | 30.0 s, 2,000 |",
+        "| parts |  | 60.0 s, 2,000 |",
+    ]
     draw(found, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 1000
 

@@ -73,6 +73,33 @@ def table(found: dict, prices: Prices) -> str:
     return "\n".join(lines)
 
 
+def grown(found: dict, steps: dict[str, str]) -> str:
+    """Return a Markdown table of the steps' CPU seconds and bytes at every size.
+
+    steps: {name: what it does}, in the order of the table. Those of a store are left out.
+    """
+    sizes = sorted(found, key=int)
+    heads = [f"{int(size):,} rows" for size in sizes]
+    lines = [
+        "| CPU seconds for a million, bytes read and written for one | " + " | ".join(heads) + " |",
+        "|---|" + "---:|" * len(sizes),
+    ]
+    for name, said in steps.items():
+        if name.startswith("store"):
+            continue
+        cells = []
+        for size in sizes:
+            step = found[size]["steps"].get(name)
+            cells.append("" if step is None else _cell(step))
+        lines.append(f"| {said} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(step: dict) -> str:
+    cpu, moved = step["cpu_seconds_per_million"], step["read_per_row"] + step["written_per_row"]
+    return f"{cpu:,.1f} s, {moved:,.0f}"
+
+
 def _a_row(run: dict, name: str) -> tuple[float, float]:
     """Return the CPU seconds and the bytes of a row in a step; zeros if it was not measured."""
     step = run["steps"].get(name)
