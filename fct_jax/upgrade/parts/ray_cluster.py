@@ -79,7 +79,8 @@ def _start(ray, workers: int | None, settings: dict) -> None:
     telling.start()
     here = {"num_cpus": workers, "object_store_memory": _OBJECTS, "include_dashboard": False}
     try:
-        ray.init(**here, **settings)
+        # Without a word, Ray would join a cluster that happens to run on this machine.
+        ray.init(address="local", **here, **settings)
     except Exception as error:  # Ray raises Exception itself when its time is over
         raise UserError(
             f"Ray cannot be started on this machine: {_line(error)} Its log is in "

@@ -204,12 +204,13 @@ class Cluster(FakeRay):
     _private = types.SimpleNamespace(worker=types.SimpleNamespace())
 
     def __init__(self, init):
-        self._init = init
+        self._init, self.asked = init, []
 
     def is_initialized(self):
         return False
 
-    def init(self, **settings):
+    def init(self, address, **settings):
+        self.asked.append(address)
         self._init()
 
 
@@ -217,11 +218,13 @@ def test_a_cluster_that_does_not_start(monkeypatch):
     def raylet_is_dead():
         raise Exception("The current node\ntimed out during startup")
 
-    monkeypatch.setitem(sys.modules, "ray", Cluster(raylet_is_dead))
+    ray = Cluster(raylet_is_dead)
+    monkeypatch.setitem(sys.modules, "ray", ray)
     with pytest.raises(UserError, match="on this machine: The current node timed out during star"):
         Engine("ray").opened().__enter__()
     with pytest.raises(UserError, match="cluster at auto cannot be used: The current node timed"):
         Engine("ray", "auto").opened().__enter__()
+    assert ray.asked == ["local", "auto"]  # not a cluster that happens to run here
 
 
 def test_an_address_of_something_else(monkeypatch):
