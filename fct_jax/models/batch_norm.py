@@ -1,13 +1,13 @@
 """Batch normalisation with PyTorch's semantics."""
 
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fct_jax.runtime import sharding
+from fct_jax.models.normalized_product import normalized_product
+from fct_jax.models.normalizing import normalize, normalize_pooled
 
 
 class BatchNorm(nn.Module):
@@ -34,81 +34,61 @@ class BatchNorm(nn.Module):
     eps: float = 1e-5
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
-        channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-
+        own = self.own(x.shape[-1])
         if use_running_average:
-            centred = x.astype(jnp.float32) - running_mean.value
-            factor = scale * jax.lax.rsqrt(running_var.value + self.eps)
-            return (centred * factor + bias).astype(self.dtype)
+            centred = x.astype(jnp.float32) - own.mean.value
+            factor = own.scale * jax.lax.rsqrt(own.var.value + self.eps)
+            return (centred * factor + own.bias).astype(self.dtype)
+        y, mean, var = normalize(x, own.scale, own.bias, self.eps)
+        return self._updated(own, y, mean, var, x)
 
-        y, mean, var = _normalize(x, scale, bias, self.eps)
+    def of_product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return ``self(x @ kernel, False)`` without storing the product.
+
+        x is (N, H, W, in), of a type of 16 bits, and kernel (in, C) float32.
+        """
+        own = self.own(kernel.shape[-1])
+        y, mean, var = normalized_product(x, kernel, own.scale, own.bias, self.eps)
+        return self._updated(own, y, mean, var, x)
+
+    def of_pooled(self, signed: jax.Array, signs: jax.Array) -> jax.Array:
+        """Return ``max_pool(self(signed * signs, False))``; ``signs`` (C,) is `signs`'s result."""
+        own = self.own(signed.shape[-1])
+        y, mean, var = normalize_pooled(signed, own.scale * signs, own.bias, self.eps)
+        return self._updated(own, y, mean * signs, var, signed)
+
+    def signs(self, channels: int) -> jax.Array:
+        """Return -1 for channels with a negative scale, 1 for others: (C,)."""
+        return jnp.where(self.own(channels).scale < 0, -1.0, 1.0)
+
+    @nn.compact
+    def own(self, channels: int) -> "Own":
+        """Return the layer's parameters and running statistics."""
+        return Own(
+            self.param("scale", nn.initializers.ones, (channels,), jnp.float32),
+            self.param("bias", nn.initializers.zeros, (channels,), jnp.float32),
+            self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32),
+            self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32),
+        )
+
+    def _updated(self, own: "Own", y, mean, var, x) -> jax.Array:
+        """Return ``y`` in the layer's type, and update the running statistics."""
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = x.size // x.shape[-1]
             unbiased = var * (count / max(count - 1, 1))
-            running_mean.value = self._blend(running_mean.value, mean)
-            running_var.value = self._blend(running_var.value, unbiased)
+            own.mean.value = self._blend(own.mean.value, mean)
+            own.var.value = self._blend(own.var.value, unbiased)
         return y.astype(self.dtype)
 
     def _blend(self, running: jax.Array, batch: jax.Array) -> jax.Array:
         return (1 - self.momentum) * running + self.momentum * jax.lax.stop_gradient(batch)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalize(x, scale, bias, eps):
-    """Return the normalised batch in float32, its mean and its biased variance.
+class Own(NamedTuple):
+    """Parameters (C,) and running statistics of a BatchNorm."""
 
-    The gradient is written by hand, because it needs two passes over the batch where automatic
-    differentiation needs four. It treats mean and variance as outputs without gradient.
-    """
-    mean, var = _moments(x)
-    y = (x.astype(jnp.float32) - mean) * (scale * jax.lax.rsqrt(var + eps)) + bias
-    return y, mean, var
-
-
-def _moments(x):
-    """Return mean and biased variance (C,), in float32, of an array (N, …, C)."""
-    parts = sharding.batch_parts(len(x))
-    # The other axes stay as they are: to merge them, an accelerator may have to copy the array.
-    local = x.astype(jnp.float32).reshape(parts, -1, *x.shape[1:])
-    axes = tuple(range(1, x.ndim))
-    mean = jnp.mean(local, axes)
-    if jnp.finfo(x.dtype).bits <= 16:
-        # One pass, which a convolution can make as it writes: float32 holds the squares of such
-        # values exactly, and they have lost more to their own rounding than this difference does.
-        var = jnp.maximum(jnp.mean(jnp.square(local), axes) - jnp.square(mean), 0)
-    else:
-        # Two passes: mean(x²) - mean² would lose all digits if |mean| >> standard deviation.
-        centred = local - mean.reshape(parts, *[1] * (x.ndim - 1), -1)
-        var = jnp.mean(jnp.square(centred), axes)
-    if parts == 1:
-        return mean[0], var[0]
-    # The devices exchange their moments once; the total variance is that within plus between parts.
-    means, variances = jnp.split(sharding.gathered(jnp.concatenate([mean, var], -1)), 2, -1)
-    mean = jnp.mean(means, 0)
-    return mean, jnp.mean(variances + jnp.square(means - mean), 0)
-
-
-def _normalize_forward(x, scale, bias, eps):
-    y, mean, var = _normalize(x, scale, bias, eps)
-    return (y, mean, var), (x, scale, mean, jax.lax.rsqrt(var + eps))
-
-
-def _normalize_backward(eps, residuals, gradients):
-    x, scale, mean, inverse = residuals
-    gradient = gradients[0]
-    axes = tuple(range(x.ndim - 1))
-    count = x.size // x.shape[-1]
-    centred = x.astype(jnp.float32) - mean
-    by_bias = jnp.sum(gradient, axes)
-    by_scale = jnp.sum(gradient * centred, axes) * inverse
-    by_x = gradient - by_bias / count - centred * (inverse * by_scale / count)
-    return (by_x * (scale * inverse)).astype(x.dtype), by_scale, by_bias
-
-
-_normalize.defvjp(_normalize_forward, _normalize_backward)
+    scale: jax.Array
+    bias: jax.Array
+    mean: nn.Variable
+    var: nn.Variable

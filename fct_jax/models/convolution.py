@@ -26,11 +26,18 @@ class Conv(nn.Module):
     stride: int = 1
     dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", torch_uniform, shape, jnp.float32)
+    def __call__(self, x: jax.Array, signs: jax.Array | None = None) -> jax.Array:
+        """Return the convolution, with channels multiplied by ``signs`` (features,) of ±1."""
+        kernel = self.kernel(x.shape[-1])
+        if signs is not None:
+            kernel = kernel * signs
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+
+    @nn.compact
+    def kernel(self, channels: int) -> jax.Array:
+        """Return the kernel for inputs of so many channels, in float32."""
+        shape = (self.kernel_size, self.kernel_size, channels, self.features)
+        return self.param("kernel", torch_uniform, shape, jnp.float32)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

@@ -15,6 +15,7 @@ from fct_jax.losses.numerics import normalize
 from fct_jax.models.batch_norm import BatchNorm
 from fct_jax.models.convolution import Conv
 from fct_jax.models.linear import Classifier
+from fct_jax.models.normalized_product import pays
 from fct_jax.models.pooling import max_pool
 
 
@@ -54,18 +55,27 @@ class Bottleneck(nn.Module):
         y = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(y, not train))
         y = Conv(self.inner, 3, self.stride, self.dtype, name="conv2")(y)
         y = nn.relu(BatchNorm(dtype=self.dtype, name="bn2")(y, not train))
-        y = Conv(self.out, 1, 1, self.dtype, name="conv3")(y)
-        y = BatchNorm(dtype=self.dtype, name="bn3")(y, not train)
+        y = _normalized_product(self, "conv3", "bn3", y, 1, train)
         return _add_shortcut(self, x, y, train)
 
 
 def _add_shortcut(block: nn.Module, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
     """Return ``y`` plus the block's input, which is projected if stride or width change."""
     if block.stride != 1 or x.shape[-1] != block.out:
-        x = Conv(block.out, 1, block.stride, block.dtype, name="downsample_conv")(x)
-        x = BatchNorm(dtype=block.dtype, name="downsample_bn")(x, not train)
+        names = "downsample_conv", "downsample_bn"
+        x = _normalized_product(block, *names, x, block.stride, train)
     y = x + y
     return nn.relu(y) if block.nonlin else y
+
+
+def _normalized_product(block, conv_name, norm_name, x, stride, train):
+    """Return a 1×1 convolution to ``block.out`` channels and its BatchNorm, without a ReLU."""
+    conv = Conv(block.out, 1, stride, block.dtype, name=conv_name)
+    norm = BatchNorm(dtype=block.dtype, name=norm_name)
+    x = x.astype(block.dtype)
+    if train and stride == 1 and pays(x, block.out):
+        return norm.of_product(x, conv.kernel(x.shape[-1])[0, 0])
+    return norm(conv(x), not train)
 
 
 def rematerialised(module: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -97,13 +107,16 @@ class Trunk(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         block = rematerialised(self.block) if self.remat else self.block
+        size, stride = (3, 1) if self.small_stem else (7, 2)
+        conv = Conv(self.width, size, stride, self.dtype, name="conv1")
+        norm = BatchNorm(dtype=self.dtype, name="bn1")
         if self.small_stem:
-            x = Conv(self.width, 3, 1, self.dtype, name="conv1")(x)
+            x = nn.relu(norm(conv(x), not train))
+        elif train:
+            signs = norm.signs(self.width)
+            x = nn.relu(norm.of_pooled(conv(x, signs), signs))
         else:
-            x = Conv(self.width, 7, 2, self.dtype, name="conv1")(x)
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(x, not train))
-        if not self.small_stem:
-            x = max_pool(x)
+            x = max_pool(nn.relu(norm(conv(x), True)))
 
         strides = (1, *[2] * (len(self.depths) - 2), self.last_stride)
         for stage, depth in enumerate(self.depths):

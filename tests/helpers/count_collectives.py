@@ -1,10 +1,11 @@
 """Print, as JSON, the collectives of a small ResNet's training step on eight devices, each as
 [kind, bytes, source], and its convolutions.
 
-python count_collectives.py [extra | split]
+python count_collectives.py [extra | half | split]
 
-With `extra`, it adds two that the method does not need; with `split`, the model is ArcFace's, with
-its classifier of 9,350 classes split over four devices.
+With `extra`, it adds two that the method does not need; with `half`, the network is of bottlenecks,
+one in each stage, in bfloat16; with `split`, the model is ArcFace's, with its classifier of 9,350
+classes split over four devices.
 """
 
 import json
@@ -17,6 +18,7 @@ from fct_jax.cli.compile import change
 from fct_jax.compiling import hlo
 from fct_jax.compiling.programs import programs_of
 from fct_jax.compiling.stand_ins import USUAL, Given
+from fct_jax.models import MODELS
 from fct_jax.runtime import sharding
 from fct_jax.runtime.config_files import find_config, read_config
 from fct_jax.train.backbone import Backbone
@@ -28,6 +30,9 @@ BACKBONE = "digits_backbone_new"
 def main(word: str) -> None:
     config = read_config(find_config("digits_compatible" if word == "split" else BACKBONE))
     change(config, ["model.width=4", "preprocessing.size=8", "batch_size=16"])
+    if word == "half":
+        MODELS["resnet50"][1]["depths"] = (1, 1, 1, 1)
+        change(config, ["model.name=resnet50", "compute_dtype=bfloat16"])
     given = USUAL
     if word == "split":
         change(config, ["method=none", "base_loss=arcface_monotonic", "mesh.model=4"])
