@@ -33,20 +33,20 @@ def operations(source: str) -> set[str]:
     return {part.rstrip(")").rpartition("/")[2] for part in source.split(":")}
 
 
-def unneeded(found) -> list[str]:
+def unneeded(found, batch_norms: int = BATCH_NORMS) -> list[str]:
     """Return descriptions of the collectives that a backbone's step does not need."""
     count = Counter(kind for kind, _, _ in found)
     said = [f"{kind}: {n}" for kind, n in count.items() if kind not in ("all-gather", "all-reduce")]
     gathers = [source for kind, _, source in found if kind == "all-gather"]
     # In the forward pass, each BatchNorm gathers its devices' moments; nothing else is gathered.
     said += [f"gather of {source}" for source in gathers if "bn" not in source.split("/")[-2]]
-    if len(gathers) > BATCH_NORMS:
-        said.append(f"{len(gathers)} gathers for {BATCH_NORMS} BatchNorms")
+    if len(gathers) > batch_norms:
+        said.append(f"{len(gathers)} gathers for {batch_norms} BatchNorms")
     sums = [source for kind, _, source in found if kind == "all-reduce"]
     said += [f"sum of {source}" for source in sums if not SUMMED.issuperset(operations(source))]
     of_batch_norms = [source for source in sums if "bn" in source]
-    if len(of_batch_norms) > BATCH_NORMS:
-        said.append(f"{len(of_batch_norms)} sums for {BATCH_NORMS} BatchNorms")
+    if len(of_batch_norms) > batch_norms:
+        said.append(f"{len(of_batch_norms)} sums for {batch_norms} BatchNorms")
     if len(sums) - len(of_batch_norms) > 1:
         said.append(f"{len(sums) - len(of_batch_norms)} sums for gradients")
     return said
@@ -56,6 +56,15 @@ def test_one_for_each_batch_norm_and_direction(tmp_path):
     found = collectives(tmp_path)
     assert unneeded(found) == []
     assert sum(kind == "all-gather" for kind, _, _ in found) == BATCH_NORMS
+
+
+def test_normalised_products_exchange_no_more(tmp_path):
+    """Of the eight convolutions of two bottlenecks, three widen; two of them are never stored."""
+    found = collectives(tmp_path, "half")
+    assert unneeded(found, batch_norms=9) == []
+    gathers = [source for kind, _, source in found if kind == "all-gather"]
+    assert len(gathers) == 9
+    assert sum("of_product" in source for source in gathers) == 2
 
 
 def test_one_more_is_found(tmp_path):

@@ -3,9 +3,9 @@
 
 python count_collectives.py [extra | half | split]
 
-With `extra`, it adds two that the method does not need; with `half`, the network is of bottlenecks,
-one in each stage, in bfloat16; with `split`, the model is ArcFace's, with its classifier of 9,350
-classes split over four devices.
+With `extra`, it adds two that the method does not need; with `half`, the network is two bottlenecks
+in bfloat16; with `split`, the model is ArcFace's, with its classifier of 9,350 classes split over
+four devices.
 """
 
 import json
@@ -31,7 +31,7 @@ def main(word: str) -> None:
     config = read_config(find_config("digits_compatible" if word == "split" else BACKBONE))
     change(config, ["model.width=4", "preprocessing.size=8", "batch_size=16"])
     if word == "half":
-        MODELS["resnet50"][1]["depths"] = (1, 1, 1, 1)
+        MODELS["resnet50"][1]["depths"] = (1, 1)
         change(config, ["model.name=resnet50", "compute_dtype=bfloat16"])
     given = USUAL
     if word == "split":
