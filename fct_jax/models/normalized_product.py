@@ -68,7 +68,7 @@ def _backward(eps, residuals, gradients):
 
     # The product's gradient is factor * (gradient - share - (product - mean) * slope).
     factor, share, slope = scale * inverse, by_bias / count, inverse * by_scale / count
-    constant = share + (_matmul(means, exact) - mean) * slope
+    constant = _matmul(means, exact) * slope + (share - mean * slope)
     subtracted = means[:, :, None] * constant[:, None, :] + shared * slope
     by_kernel = (products - count // len(means) * subtracted) * factor
     # Devices exchange it in x's type, as they do the gradients of other kernels.
