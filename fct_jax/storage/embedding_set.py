@@ -117,11 +117,10 @@ class EmbeddingSet:
             name=str(path),
             numbered=ids is None,
         )
-        codes = meta.get("stored")
+        codes = _codes(meta)
         if codes and not coded:
-            raise UserError(
-                f"{path} holds vectors stored as {codes['type']}; open_gallery decodes them"
-            )
+            kind = codes.get("type")
+            raise UserError(f"{path} holds vectors stored as {kind}; open_gallery decodes them")
         found.check(unique, bool(codes))
         if meta.get("count", len(found)) != len(found):
             raise UserError(f"{path} is incomplete: {len(found)} rows of {meta['count']}")
@@ -206,7 +205,12 @@ class EmbeddingSet:
 
 def is_coded(path: Path) -> bool:
     """Return whether a directory's vectors are stored as bytes or bits, which must be decoded."""
-    return bool(_read_meta(path).get("stored"))
+    return bool(_codes(_read_meta(path)))
+
+
+def _codes(meta: dict) -> dict | None:
+    found = meta.get("stored")  # of another program, it may be anything
+    return found if isinstance(found, dict) else None
 
 
 def check_ids(name: str, ids: np.ndarray) -> None:

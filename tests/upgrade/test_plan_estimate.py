@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import tiny_galleries as tiny
 
@@ -18,7 +17,7 @@ def test_what_an_upgrade_takes(tmp_path, capsys):
     ids, old, new = tiny.vectors(COUNT)
     path = tiny.as_set(tmp_path / "old", old, ids)
     wanted = Wanted(items_per_second=10.0, cost_per_1000=2.0, cost_per_core_hour=3.0)
-    found = estimated(open_gallery(path), tiny.plain_map(), 64, np.float32, 90, wanted)
+    found = estimated(open_gallery(path), tiny.plain_map(), 64, 90, wanted)
     assert found.vectors == COUNT and found.sample >= 64 and found.cpu > 0
     assert (found.read, found.written) == (old.shape[1] * 4, new.shape[1] * 4 + 4)
     assert found.core_hours == pytest.approx(COUNT * found.cpu / 3600)

@@ -43,7 +43,7 @@ class Examination:
 
     Attributes:
       name, form: place of the vectors, and their form.
-      rows, dim, dtype: properties of the stored vectors; rows includes bad ones.
+      rows, dim, dtype: number of vectors with the bad ones, their size, and their stored type.
       looked_at: number of rows that were read: all, or a sample of a store.
       lengths: lengths of the shortest, the mean and the longest vector.
       likely: a sentence about what the vectors probably are.
@@ -129,7 +129,7 @@ def _examined(gallery) -> Examination:
         form=gallery.form,
         rows=count + gallery.bad.counts.get(REPEATED, 0),
         dim=gallery.dim,
-        dtype=str(gallery.dtype),
+        dtype=gallery.stored_as.name,
         lengths=(float(length.min()), float(length.mean()), float(length.max())),
         likely=_likely(gallery, length),
         findings=findings,

@@ -21,7 +21,7 @@ from fct_jax.storage.ids import repeated
 from fct_jax.upgrade.galleries import FORMS
 from fct_jax.upgrade.galleries.quarantine import REPEATED, Quarantine, reasons
 from fct_jax.upgrade.galleries.resembles import resembles
-from fct_jax.upgrade.galleries.stored import Coding
+from fct_jax.upgrade.galleries.stored import Coding, StoredType, floats
 from fct_jax.upgrade.stores import is_store
 
 VERSIONS = ("translated", "new")
@@ -108,6 +108,14 @@ class Gallery(abc.ABC):
     @property
     def name(self) -> str:
         return str(self.path)
+
+    @property
+    def stored_as(self) -> StoredType:
+        """Return the type in which the vectors are stored, and those of a new gallery by default.
+
+        Integers and text count as float32.
+        """
+        return floats(self.dtype) if self.coding is None else self.coding.type
 
     @property
     def fingerprint(self) -> str | None:

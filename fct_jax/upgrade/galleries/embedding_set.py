@@ -38,7 +38,7 @@ class SetGallery(Gallery):
         )
         super().__init__(path, found.ids, found.dim, found.meta)
         self.labels, self._mapped = found.labels, found.vectors
-        self.coding = Coding.of_meta(found.meta)
+        self.coding = Coding.of_meta(found.meta, found.name)
         if self.coding is None:
             self.dtype = found.vectors.dtype
         else:

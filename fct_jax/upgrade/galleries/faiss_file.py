@@ -18,7 +18,7 @@ from fct_jax.upgrade.galleries.faiss_layout import (
     write_empty,
 )
 from fct_jax.upgrade.galleries.rows import Rows
-from fct_jax.upgrade.galleries.stored import Coding, StoredType, stored_type
+from fct_jax.upgrade.galleries.stored import Coding, StoredType
 from fct_jax.upgrade.galleries.target import Target
 
 _EXACT = (faiss.IndexFlat, faiss.IndexHNSWFlat, faiss.IndexNSGFlat, faiss.IndexIVFFlat)
@@ -42,7 +42,7 @@ class FaissTarget(Target):
     meta_name, version_name = "index.meta.json", "index.version.npy"
 
     def storable(self, dtype) -> StoredType:
-        found = stored_type("float32" if dtype is None else dtype)
+        found = super().storable(dtype)
         if found.name == "float16":
             raise UserError(f"dtype={dtype}: a Faiss file holds float32, int8 or binary")
         return found
@@ -80,7 +80,7 @@ class FaissGallery(Gallery):
             except ValueError as error:
                 raise UserError(f"{side} cannot be read: {error}") from None
         check_state(str(path), meta, options.unfinished)
-        self.coding = Coding.of_meta(meta)
+        self.coding = Coding.of_meta(meta, str(path))
         self._index = _opened(path, self.coding)
         if self._index.metric_type not in METRICS:
             raise UserError(f"{path}: its metric is neither L2 nor the inner product")
@@ -97,6 +97,8 @@ class FaissGallery(Gallery):
             if isinstance(inner, faiss.IndexBinary):
                 raise UserError(f"{path}: the bits of a {type(inner).__name__} cannot be read")
             self.coding = None  # another index than that of the description
+        if self.coding is not None:
+            self.coding.dim_of(self._flat.shape[1], meta, str(path))
         if not self.exact and self.coding is None:
             console.print(
                 f"{path}: {type(inner).__name__} holds approximations of the vectors, so their "

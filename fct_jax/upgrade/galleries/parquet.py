@@ -159,7 +159,7 @@ class ParquetGallery(TableGallery):
         versioned = known in names
         self.version_column = known if versioned else _free(VERSION_COLUMN, parts)
         super().__init__(path, parts, meta, options, taken=(known,) if versioned else ())
-        self.coding = Coding.of_meta(meta)
+        self.coding = Coding.of_meta(meta, self._where)
         if self.coding is not None:
             self.dim, self.exact = self.coding.dim_of(self.dim, meta, self._where), False
         if versioned:

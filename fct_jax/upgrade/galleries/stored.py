@@ -132,13 +132,11 @@ TYPES: dict[str, StoredType] = {
 }
 
 
-def stored_type(wanted) -> StoredType:
-    """Return the row of a name in `TYPES`, or that of a NumPy float type. Raises UserError."""
-    if isinstance(wanted, str):
-        if wanted not in TYPES:
-            raise unknown("dtype", wanted, TYPES)
-        return TYPES[wanted]
-    return floats(wanted)
+def stored_type(name: str) -> StoredType:
+    """Return the row of a name in `TYPES`. Raises UserError if there is none."""
+    if name not in TYPES:
+        raise unknown("dtype", name, TYPES)
+    return TYPES[name]
 
 
 class Coding:
@@ -153,13 +151,22 @@ class Coding:
         self.type, self.scales = kind, scales
 
     @classmethod
-    def of_meta(cls, meta: dict) -> "Coding | None":
-        """Return the coding that a gallery's description names; None: it holds plain numbers."""
+    def of_meta(cls, meta: dict, name: str) -> "Coding | None":
+        """Return the coding that a gallery's description names; None: it holds plain numbers.
+
+        Raises UserError, with the gallery's ``name``, if the description is damaged.
+        """
         found = meta.get("stored")
-        if not found:
+        if not isinstance(found, dict):
             return None
-        kind = stored_type(found["type"])
-        return cls(kind, Scales.of_json(found) if kind.scaled else None)
+        try:
+            kind = stored_type(found["type"])
+            return cls(kind, Scales.of_json(found) if kind.scaled else None)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                f"{name}: its description does not say how vectors are stored; "
+                'it needs "stored" with "type", and for int8 "scale" and "offset"'
+            ) from None
 
     def to_meta(self) -> dict:
         """Return what a gallery's description says about its coding; {} for floats."""
@@ -178,17 +185,24 @@ class Coding:
 
         Raises UserError if the description gives another size.
         """
-        dim = meta["dimension"]
-        if self.type.values(dim) != values:
+        dim = meta.get("dimension")
+        if not isinstance(dim, int) or self.type.values(dim) != values:
             raise UserError(
                 f"{name} holds {values} numbers for each vector, but its description says "
                 f"{dim} dimensions stored as {self.type.name}"
             )
+        if self.scales is not None and {self.scales.scale.shape, self.scales.offset.shape} != {
+            (dim,)
+        }:
+            raise UserError(f"{name}: its description has not one scale and offset a dimension")
         return dim
 
-    def take(self, meta: dict) -> None:
-        """Take the scales that a gallery's description has, if it has any."""
-        found = Coding.of_meta(meta)
+    def take(self, meta: dict, name: str) -> None:
+        """Take the scales that a gallery's description has, if it has any.
+
+        Raises UserError as `of_meta` does.
+        """
+        found = Coding.of_meta(meta, name)
         if found is not None:
             self.scales = found.scales
 

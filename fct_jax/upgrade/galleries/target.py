@@ -35,7 +35,7 @@ class Target(abc.ABC):
     meta_name, version_name = "meta.json", "version.npy"
 
     def __init__(self, source: Gallery, workdir, dtype=None):
-        """Take the source, the upgrade's directory, and the stored type; None: the source's.
+        """Take the source, the upgrade's directory, and the stored type's name; None: the source's.
 
         Raises UserError for a type that the form cannot store.
         """
@@ -49,7 +49,7 @@ class Target(abc.ABC):
 
         Raises UserError for a type that the form cannot store.
         """
-        return stored_type(self.source.dtype if dtype is None else dtype)
+        return self.source.stored_as if dtype is None else stored_type(dtype)
 
     def width(self, dim: int) -> int:
         """Return the bytes of a stored vector of D dimensions."""

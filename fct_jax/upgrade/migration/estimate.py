@@ -89,13 +89,13 @@ def _number(value: float) -> str:
     return f"{value:,.1f}" if value >= 10 else f"{value:.2g}"
 
 
-def estimated(gallery: Gallery, mapping, batch_size: int, dtype, items: int, wanted) -> Estimate:
+def estimated(gallery: Gallery, mapping, batch_size: int, items: int, wanted) -> Estimate:
     """Translate the first block of a gallery without keeping it, and estimate the whole.
 
     It is read once, and translated several times; a network is compiled for it before.
 
     Args:
-      gallery, mapping, batch_size, dtype: as for `steps.Migration`.
+      gallery, mapping, batch_size: as for `steps.Migration`.
       items: number of planned items.
       wanted: `planning.Wanted`, with speed and price of the new model.
     """
@@ -109,16 +109,17 @@ def estimated(gallery: Gallery, mapping, batch_size: int, dtype, items: int, wan
         zlib.crc32(np.ascontiguousarray(vectors))
         made, _ = mapping.transform(without(vectors, sound(vectors)), size)
         with np.errstate(over="ignore"):
-            zlib.crc32(np.ascontiguousarray(made.astype(dtype, copy=False)))
+            zlib.crc32(np.ascontiguousarray(made.astype(gallery.dtype, copy=False)))
         times += 1
     cpu = reading + (time.process_time() - before) / times
+    width = gallery.stored_as.width  # bytes of a dimension
     return Estimate(
         len(gallery),
         threads.available(),
         cpu / size,
         size,
-        gallery.dim * gallery.dtype.itemsize,
-        mapping.dim_out * np.dtype(dtype).itemsize + 4 * mapping.has_uncertainty,
+        round(gallery.dim * width),
+        round(mapping.dim_out * width) + 4 * mapping.has_uncertainty,
         CORE_HOUR if wanted.cost_per_core_hour is None else wanted.cost_per_core_hour,
         items,
         wanted.items_per_second,

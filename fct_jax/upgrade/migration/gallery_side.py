@@ -49,7 +49,7 @@ class GallerySide(Side):
             _, lookup = guards.check_known_pairs(gallery, mapping)
             made = self._planned(wanted, lookup)
             size = self.opened.settings.batch_size
-            estimated(gallery, mapping, size, gallery.dtype, len(made), wanted).show()
+            estimated(gallery, mapping, size, len(made), wanted).show()
             return made
 
     def apply(self, run: Run) -> Gallery:

@@ -70,7 +70,7 @@ class Migration(Batches):
         if begin is not None:
             self._check_same(begin)
             self.meta = begin["meta"]
-            self.coding.take(self.meta)
+            self.coding.take(self.meta, str(self.workdir))
 
     def begin(self, new_meta: dict) -> None:
         """Record the source and the map; ``new_meta`` describes the re-embedded vectors."""

@@ -80,10 +80,7 @@ class Publishing:
             self.translator.learn()
             data = {**ours, "content": content, **coding.to_meta()}
             place.publish_bytes(name, json.dumps(data, indent=2).encode())
-        try:
-            theirs = json.loads(place.read(name))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{place.name}/{name} cannot be read: {error}; remove it") from None
+        theirs = self._layout()
         changed = _changed(theirs.get("stamps", {}), self._stamps)
         if changed:
             raise UserError(
@@ -98,8 +95,17 @@ class Publishing:
                 f"{place.name} holds parts of another gallery, map, batch size or type ({shown}); "
                 "give the same ones, or choose another directory"
             )
-        self.translator.coding.take(theirs)  # of whoever was first
+        self.translator.coding.take(theirs, place.name)  # of whoever was first
         return theirs["content"]
+
+    def _layout(self) -> dict:
+        name = f"{self.place.records}{LAYOUT}"
+        try:
+            return json.loads(self.place.read(name))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.place.name}/{name} cannot be read: {error}; remove it"
+            ) from None
 
     def record(self, piece: Piece, but: str | None = None) -> dict | None:
         """Return a piece's record if it is done: its files are there and agree with it.
@@ -129,7 +135,7 @@ class Publishing:
         """
         place, begun = self.place, time.monotonic()
         if not self.translator.coding.known:  # a worker, which was not there when it began
-            self.translator.coding.take(json.loads(place.read(f"{place.records}{LAYOUT}")))
+            self.translator.coding.take(self._layout(), place.name)
         rows = PieceRows(self.translator, piece)
         with contextlib.ExitStack() as stack:
             stack.callback(rows.close)
