@@ -17,13 +17,15 @@ record to resume from (plan, rollback, switch) is killed once at most.
 Rows a second are by the clock, kills and starts included; for re-embedding and rolling back they
 are the items. CPU seconds are those of all processes; peak memory is the largest sum of their
 anonymous memory; bytes per row are those that they read and wrote by calls (files that are mapped
-are missing) and, apart, those of the pages that they read from disk or changed: a file system with
-large pages counts the whole page, of up to 2 MB, of which it writes only the changed blocks. A row
-that a killed process had computed counts again. "At work again" is the time from a kill until the
-new process has written a MiB, or read 64 MiB where it hardly writes. Each run is added to
-OUT/scale.json, beside what other --engines gave for as many rows, and OUT/growth.png shows all of
-them. --folder needs 2.1 times the gallery's size (768 bytes a row), or the gallery and 7,680 bytes
-for each row of the store.
+are missing); a row that a killed process had computed counts again. "At work again" is the time
+from a kill until the new process has written a MiB, or read 64 MiB where it hardly writes; the
+next kill comes that much later. OUT/scale.json also has the pages that the processes read from disk
+or changed (disk_read, disk_written), of which a file system may write only the changed blocks, and
+what the disk wrote for all processes (device_written).
+
+Each run is added to OUT/scale.json, beside what other --engines gave for as many rows, and
+OUT/growth.png shows all of them. --folder needs 2.1 times the gallery's size (768 bytes a row), or
+the gallery and 7,680 bytes for each row of the store.
 """
 
 import json
@@ -130,18 +132,20 @@ def report(rows: int, made: dict) -> str:
     """Return the figures of one run as a Markdown table."""
     lines = [
         f"| {rows:,} rows | rows/s | CPU s a million | peak MB | read, written a row "
-        "| from, to disk | kills | at work again after |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| kills | at work again after |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, step in made["steps"].items():
-        again = ", ".join(f"{s:g} s" for s in step["resumed_after"])
-        lines.append(
-            f"| {STEPS[name]} | {step['rows_per_second']:,} | {step['cpu_seconds_per_million']:,} "
-            f"| {step['peak_mb']:,} | {step['read_per_row']:,.0f}, {step['written_per_row']:,.0f} "
-            f"| {step['disk_read_per_row']:,.0f}, {step['disk_written_per_row']:,.0f} "
-            f"| {step['kills']} | {again} |"
-        )
+    lines += [_line(name, step) for name, step in made["steps"].items()]
     return "\n".join(lines + [f"\n{note}" for note in made["notes"]])
+
+
+def _line(name: str, step: dict) -> str:
+    again = ", ".join(f"{s:g} s" for s in step["resumed_after"])
+    return (
+        f"| {STEPS[name]} | {step['rows_per_second']:,} | {step['cpu_seconds_per_million']:,} "
+        f"| {step['peak_mb']:,} | {step['read_per_row']:,.0f}, {step['written_per_row']:,.0f} "
+        f"| {step['kills']} | {again} |"
+    )
 
 
 class Run:
@@ -284,7 +288,8 @@ class Step:
     def __exit__(self, kind, *exception) -> None:
         self._watched.__exit__(kind, *exception)
         if kind is None:
-            self._run.steps[self._name] = self._watched.figures(self._rows)
+            step = self._run.steps[self._name] = self._watched.figures(self._rows)
+            print(_line(self._name, step), file=sys.stderr, flush=True)  # a later step may fail
 
 
 def _checksum(up: Path) -> str:

@@ -110,7 +110,7 @@ class Watched:
           victims: beginning of the command line of processes that are killed at every second
             kill instead, and that others start again.
         """
-        tasks = [_Task(self, command, begun) for command in commands]
+        tasks = [_Task(self, command, begun, kills) for command in commands]
         lost: tuple[float, set] | None = None  # when a victim was killed, and those of that time
         while tasks := [task for task in tasks if not task.look()]:
             time.sleep(_EVERY)
@@ -119,6 +119,7 @@ class Watched:
             ):
                 self.resumed.append(time.monotonic() - lost[0])
                 lost = None
+                kills.again()
             if not kills.due or self.kills >= most:
                 continue
             others = self.alive(victims) if victims and self.kills % 2 == 0 else []
@@ -211,8 +212,9 @@ class Watched:
 class _Task:
     """A command that is started again after each kill."""
 
-    def __init__(self, watched: Watched, command, begun):
+    def __init__(self, watched: Watched, command, begun, kills: Kills):
         self._watched, self._command, self._least = watched, command, begun
+        self._kills = kills
         self._process, self._killed = watched.start(*command), None
 
     def look(self) -> bool:
@@ -220,6 +222,7 @@ class _Task:
         if self._killed is not None and self.begun():
             self._watched.resumed.append(time.monotonic() - self._killed)
             self._killed = None
+            self._kills.again()  # it works for as long as any, however slowly it starts
         if self._process.poll() is None:
             return False
         self._watched.check(self._process, self._command)
