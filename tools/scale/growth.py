@@ -116,7 +116,7 @@ def draw(found: dict, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
     sizes = sorted(found, key=int)
@@ -135,7 +135,7 @@ def draw(found: dict, path: Path) -> None:
     for panel, label in zip(
         panels, ("CPU seconds a million rows", "bytes read and written a row"), strict=True
     ):
-        panel.set(xlabel="rows of the gallery", ylabel=label)
+        panel.set(xlabel="rows of the gallery", ylabel=f"{label} or item")
         panel.grid(alpha=0.3, which="both")
-    panels[0].legend(fontsize="small")
+    panels[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
