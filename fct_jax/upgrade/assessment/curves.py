@@ -15,14 +15,7 @@ import numpy as np
 from fct_jax.evaluate.orders import Items, find_order
 from fct_jax.runtime import threads
 from fct_jax.runtime.progress import Bar
-from fct_jax.upgrade.assessment.world import (
-    KEEP,
-    TRANSLATE,
-    WHOLE,
-    Candidates,
-    Spot,
-    World,
-)
+from fct_jax.upgrade.assessment.world import KEEP, TRANSLATE, WHOLE, Candidates, Spot, World
 from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between
 from fct_jax.upgrade.ways.calibration import (
     REFERENCE,
