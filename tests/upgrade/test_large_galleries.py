@@ -95,6 +95,25 @@ def test_orders_by_vectors_read_blocks_of_rows(metric, monkeypatch):
     assert large["new"].most == 64
 
 
+class Unread:
+    """Vectors that cost reading."""
+
+    def __getitem__(self, rows):
+        raise AssertionError("no order by uncertainty or traffic reads vectors")
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "certainty", "traffic", "uncertainty×traffic"])
+def test_orders_sorted_on_disk_read_no_vectors(name, monkeypatch):
+    known = np.random.default_rng(2).random((2, 700))
+    facts = {"uncertainty": known[0], "traffic": known[1]}
+    expected = orders.find_order(name).rank(Items(700, **facts))
+    monkeypatch.setattr(sorting, "BLOCK", 250)
+    vectors = {side: Unread() for side in ("old", "new", "transformed")}
+    np.testing.assert_array_equal(
+        orders.find_order(name).rank(Items(700, **facts, **vectors)), expected
+    )
+
+
 def test_judged_weights_are_learnt_from_blocks_of_rows(monkeypatch):
     """They are those learnt in memory."""
     old, new, labels = pairs(450)
