@@ -126,12 +126,12 @@ class OnlineInputs:
         self.dims = {role: embedder.dim for role, embedder in self._embedders.items()}
         self.fingerprints = {role: e.fingerprint for role, e in self._embedders.items()}
         self.labels = source.labels
-        self.models = {role: embedder.variables for role, embedder in self._embedders.items()}
+        self.models = {role: embedder.needed for role, embedder in self._embedders.items()}
 
     def embed(self, models, batch):
         """Return {"old", "new", "side", "label"} of a batch of images, inside the step."""
         embeddings = {
-            role: embedder.forward(models[role], batch["image"], batch["flip"])[1]
+            role: embedder.embeddings(models[role], batch["image"], batch["flip"])
             for role, embedder in self._embedders.items()
         }
         return {**embeddings, "label": batch["label"]}

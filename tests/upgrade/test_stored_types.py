@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fct_jax.errors import UserError
 from fct_jax.upgrade.assessment.stored_types import recall_by_type
 from fct_jax.upgrade.galleries.stored import TYPES, Coding
 
@@ -62,3 +63,21 @@ def test_stored_values():
     signs = after("binary", vectors - 3)
     assert set(np.unique(np.sign(signs))) == {-1, 1}
     assert list(recall_by_type(vectors[:, :6], vectors[:9, :6], "l2")) == ["float16", "int8"]
+
+
+def test_a_dimension_that_was_constant_is_clipped_and_counted():
+    vectors = np.random.default_rng(0).standard_normal((300, 24)).astype(np.float32)
+    vectors[:, 5] = 0.25
+    coding = Coding(TYPES["int8"])
+    coding.learn(vectors)
+    np.testing.assert_allclose(after("int8", vectors)[:, 5], 0.25)
+    assert coding.clipped(vectors).sum() == 0
+    later = vectors[:2].copy()
+    later[:, 5] = 0.5, 100
+    assert coding.clipped(later).tolist() == [0, 1]
+    assert coding.decode(coding.encode(later))[0, 5] == pytest.approx(0.5, abs=0.05)
+
+
+def test_scales_need_vectors():
+    with pytest.raises(UserError, match="no row has a usable one"):
+        Coding(TYPES["int8"]).learn(None, np.empty((0, 4), np.float32))

@@ -31,12 +31,21 @@ class Scales:
 
     @classmethod
     def of(cls, *samples: np.ndarray | None) -> "Scales":
-        """Return the scales for the range of samples (n, D) of vectors, None for no sample."""
+        """Return the scales for the range of samples (n, D) of vectors, None for no sample.
+
+        A dimension that is constant in the samples gets the middle scale of the others, so that
+        later vectors that vary there are clipped, and counted. Raises UserError without vectors.
+        """
         there = [np.asarray(s, np.float64) for s in samples if s is not None and len(s)]
+        if not there:
+            raise UserError(
+                "int8 needs vectors to learn its scales from, but no row has a usable one"
+            )
         low = np.min([sample.min(axis=0) for sample in there], axis=0)
         high = np.max([sample.max(axis=0) for sample in there], axis=0)
         scale = ((high - low) / (2 * _MOST)).astype(np.float32)
-        return cls(np.where(scale > 0, scale, np.float32(1)), ((high + low) / 2).astype(np.float32))
+        usual = np.float32(np.median(scale[scale > 0]) if (scale > 0).any() else 1)
+        return cls(np.where(scale > 0, scale, usual), ((high + low) / 2).astype(np.float32))
 
     @classmethod
     def of_json(cls, values: dict) -> "Scales":

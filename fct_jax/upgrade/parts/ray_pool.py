@@ -73,8 +73,11 @@ class Pool:
             self._end(actor)
 
     def _begin(self) -> None:
-        actor = self._create()
-        self._starting[actor.ready.remote()] = actor
+        try:
+            actor = self._create()
+            self._starting[actor.ready.remote()] = actor
+        except self._ray.exceptions.RayError as lost:  # such as a lost connection of this process
+            self._error = self._error or _lost(lost)
 
     def _end(self, actor) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):

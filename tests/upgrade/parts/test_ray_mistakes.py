@@ -175,6 +175,17 @@ def test_workers_that_are_lost_again_and_again():
         made.wait()
 
 
+def test_no_worker_can_be_asked_for():
+    made, _ = pool(Worker(None, Lost("node")))
+
+    def unreachable():
+        raise Lost("no connection")
+
+    made._create = unreachable
+    with pytest.raises(UserError, match="no connection"):
+        made.call("make", 0)
+
+
 def test_errors_of_workers():
     made, _ = pool(Worker(UserError("no such module"), None))
     for _ in range(2):
