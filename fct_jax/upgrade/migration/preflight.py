@@ -46,7 +46,7 @@ def check_before(
             lookup.finish()
         raise UserError(
             f"nothing shows that {gallery.name} fits the map: give reembed or probe "
-            "for known answers, or set unchecked=True"
+            "for known answers, or skip the check (unchecked=True, --unchecked)"
         )
     return lookup
 
