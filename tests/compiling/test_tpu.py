@@ -67,8 +67,8 @@ def test_a_large_classifier_is_not_copied():
 @pytest.mark.slow(minutes=1)
 def test_a_recipe_too_large(capsys):
     """It ends with 1, and with settings that the compiler accepts."""
-    words = ["batch_size=4194304", "model.inner_dim=2048", "compute_dtype=bfloat16", "remat=True"]
-    sizes = ["--images", "4194304", "--old-dim", "32", "--new-dim", "32"]
+    words = ["batch_size=6291456", "model.inner_dim=2048", "compute_dtype=bfloat16", "remat=True"]
+    sizes = ["--images", "6291456", "--old-dim", "32", "--new-dim", "32"]
     command = ["compile", "digits_fct", "--topology", "v5e:2x2", *sizes, *words]
     assert cli.main([*command, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)

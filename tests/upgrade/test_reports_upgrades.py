@@ -35,16 +35,15 @@ ELSEWHERE = {
     "P14": "tests/upgrade/test_mistakes.py::test_a_prefix_of_one_side_alone",
     "P20": "tests/upgrade/test_cascades.py::test_a_cut_off_is_in_the_report",
     "P25": "tests/train/test_large_classes.py::test_a_checkpoint_restores_on_another_mesh",
-    "P27": "tests/train/test_compatible_training.py::test_refusals",
+    "P27": "tests/train/test_compatible_inputs.py::test_refusals",
     "P26": "tests/upgrade/test_reports_upgrades.py::test_p26_is_in_the_page",
 }
 
 
 def test_every_report_is_tried():
     """P1 to P29 are tried here, among the files, or by a test named above."""
-    there = (
-        Path(__file__).with_name("test_reports_files.py").read_text() + Path(__file__).read_text()
-    )
+    files = Path(__file__).parent.glob("test_reports_*.py")
+    there = "".join(file.read_text() for file in files)
     names = " ".join(re.findall(r"def test_(p\w+)\(", there))
     named = {f"P{number}" for number in re.findall(r"(?:\b|_)p(\d+)_", names)}
     assert named | set(ELSEWHERE) == {f"P{number}" for number in range(1, 30)}
