@@ -12,7 +12,11 @@ from fct_jax.compiling.stand_ins import USUAL, Given
 from fct_jax.compiling.traffic import main_memory_bytes
 from fct_jax.errors import UserError
 
-_USED = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", re.IGNORECASE)
+# Both ways in which the compiler says that a program is too large; the second counts temporaries.
+_USED = re.compile(
+    r"(?:Used |HLO temporaries \()([\d.]+)([KMG])(?: of [\d.]+[KMG] hbm|\) exceeds available HBM)",
+    re.IGNORECASE,
+)
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
