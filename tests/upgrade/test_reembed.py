@@ -152,11 +152,10 @@ class Server:
                 with lock:
                     outer._now += 1
                     outer.most = max(outer.most, outer._now)
-                try:
-                    self._answer()
-                finally:
-                    with lock:
-                        outer._now -= 1
+                status, content = self._answer()
+                with lock:  # before the answer, after which the client may send its next request
+                    outer._now -= 1
+                self._send(status, content)
 
             def _answer(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -168,13 +167,9 @@ class Server:
                     what = 400
                 if isinstance(what, int):
                     content = json.dumps({"error": {"message": f"told to say {what}"}}).encode()
-                    return self._send(what, content)
+                    return what, content
                 if what == "cut":
-                    self.send_response(200)
-                    self.send_header("Content-Length", "1000")
-                    self.end_headers()
-                    self.wfile.write(b'{"data": [')
-                    return None
+                    return 200, None
                 if what == "slow":
                     time.sleep(0.6)
                 data = [{"index": n, "embedding": vectors[t].tolist()} for n, t in enumerate(texts)]
@@ -188,15 +183,16 @@ class Server:
                     data = [{**d, "embedding": d["embedding"][:-1]} for d in data]
                 content = {"data": data, "usage": {"total_tokens": 10 * len(texts)}}
                 text = json.dumps(content) if what != "no JSON" else "<html>busy</html>"
-                return self._send(200, text.encode())
+                return 200, text.encode()
 
             def _send(self, status, content):
+                """Send an answer; content: None cuts it off."""
                 self.send_response(status)
                 for name, value in outer.headers.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Content-Length", "1000" if content is None else str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                self.wfile.write(b'{"data": [' if content is None else content)
 
             def log_message(self, *arguments):
                 pass

@@ -123,7 +123,9 @@ def _scores_at(mix: Mix, rows, used, queries: dict, items: dict, spaces: dict) -
         query, near = spaces[of].queries(queries[by]), np.zeros(found.shape)
         for i, own_rows in enumerate(rows):
             some = np.flatnonzero(used[i])
-            near[i, some] = spaces[of].items(items[of][own_rows[some]]) @ query[i]
+            own_items = spaces[of].items(items[of][own_rows[some]])
+            # Products of a few short rows warn on some processors of values that are not theirs.
+            near[i, some] = np.einsum("nd,d->n", own_items, query[i], dtype=np.float64)
         found += np.reshape(np.asarray(factor, np.float64), (-1, 1)) * near
     return found + np.reshape(np.asarray(mix.shift, np.float64), (-1, 1))
 

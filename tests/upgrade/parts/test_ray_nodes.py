@@ -45,7 +45,11 @@ cluster.shutdown()
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", script],
         env=environment(
-            MEET=str(folder), SLOW="0.2", RAY_raylet_start_wait_time_s="600", RAY_DEDUP_LOGS="0"
+            MEET=str(folder),
+            SLOW="0.2",
+            RAY_raylet_start_wait_time_s="600",
+            RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S="600",  # a client's server, else 30 s
+            RAY_DEDUP_LOGS="0",
         ),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
