@@ -26,11 +26,15 @@ from fct_jax.errors import UserError
 from fct_jax.evaluate.distances import as_vectors, check_metric, check_same_width, distances
 from fct_jax.runtime.plugins import find
 from fct_jax.storage import sorting, spilled
-from fct_jax.upgrade.confidence import cell_mean_distance, class_mean_distance, nearest_distances
+from fct_jax.upgrade.confidence import (
+    Cells,
+    cell_mean_distance,
+    class_mean_distance,
+    nearest_distances,
+    usual_cells,
+)
 
 TRAFFIC = "traffic"
-_CELLS = 64  # k-means cells for items without classes
-_PER_CELL = 64  # items per centre that k-means is fitted on
 _ROWS_READ = 8192  # vectors worked through at a time
 
 
@@ -49,6 +53,7 @@ class Items:
       traffic: (n,) traffic of each item, 0 or more.
       training: (m, do) old vectors that the map was fitted on.
       classes: (n,) class of each item; without them k-means cells replace classes.
+      cells: cells to which the translated vectors have been assigned before; None: when needed.
       candidates: (n,) number of queries that had the item among their candidates.
     """
 
@@ -62,6 +67,7 @@ class Items:
     traffic: np.ndarray | None = None
     training: np.ndarray | None = None
     classes: np.ndarray | None = None
+    cells: Cells | None = None
     candidates: np.ndarray | None = None
 
     def part(self, start: int, stop: int, names: tuple[str, ...]) -> "Items":
@@ -216,9 +222,10 @@ def _from_class_mean(items: Items) -> np.ndarray:
     moved = items.transformed
     if items.classes is not None:
         return class_mean_distance(moved, items.classes, metric=items.metric)
-    cells = max(1, min(_CELLS, len(moved) // _PER_CELL))
+    if items.cells is not None:
+        return items.cells.distances(moved, items.metric)
     return cell_mean_distance(
-        moved, cells, metric=items.metric, sample=cells * _PER_CELL, seed=items.seed
+        moved, **usual_cells(len(moved)), metric=items.metric, seed=items.seed
     )
 
 

@@ -4,7 +4,10 @@ Neither needs the item's new vector: its distance to the nearest training pair, 
 distance of its translation to the mean of its class.
 """
 
+import dataclasses
+
 import numpy as np
+import scipy.sparse
 
 from fct_jax.errors import UserError, unknown
 from fct_jax.evaluate.distances import (
@@ -26,6 +29,8 @@ _PAIRS = 5000  # random pairs of training vectors that represent all pairs
 _NEIGHBOURS = 32
 BLOCK = 8192  # rows worked through at a time
 _IN_CACHE = 256  # rows whose float64 values stay in a core's cache
+_CELLS = 64  # k-means cells for items without classes
+_PER_CELL = 64  # items per centre that k-means is fitted on
 
 
 def translation_confidence(
@@ -117,15 +122,16 @@ def class_mean_distance(
     names, which = np.unique(labels, return_inverse=True)
     sums = np.zeros((len(names), translated.shape[1]))
     for rows in _blocks(len(translated), block):
-        _add(sums, as_vectors(f"translated from row {rows.start}", translated[rows]), which[rows])
+        vectors = as_vectors(f"translated from row {rows.start}", translated[rows])
+        sums += _sums(vectors, which[rows], len(names))
     return _from_means(translated, sums, which, metric, block)
 
 
-def _add(sums: np.ndarray, vectors: np.ndarray, which: np.ndarray) -> None:
-    """Add each vector (n, D) to its row of the sums (K, D) float64."""
-    order = np.argsort(which, kind="stable")
-    present, first = np.unique(which[order], return_index=True)
-    sums[present] += np.add.reduceat(vectors[order].astype(np.float64), first)
+def _sums(vectors: np.ndarray, which: np.ndarray, count: int) -> np.ndarray:
+    """Return the sum (K, D) float64 of the vectors (n, D) of each of ``count`` classes."""
+    places = (np.ones(len(which)), (which, np.arange(len(which))))
+    of_class = scipy.sparse.csr_matrix(places, shape=(count, len(which)))
+    return of_class @ vectors.astype(np.float64)
 
 
 def _from_means(translated, sums, which, metric: str, block: int) -> np.ndarray:
@@ -177,20 +183,63 @@ def cell_mean_distance(
     check_metric(metric)
     if cells < 1:
         raise UserError(f"the number of cells must be at least 1, not {cells}")
-    rows = np.random.default_rng(seed).permutation(len(translated))[:sample]
-    centres = kmeans(translated[np.sort(rows)], cells, seed=seed).centres
-    assigned = spilled.empty(len(translated), np.int64)
-    sums = np.zeros((len(centres), translated.shape[1]))
+    made = Cells.of(translated, cells, sample=sample, seed=seed)
     blocks = _blocks(len(translated), block)
 
     def assign(rows: slice) -> np.ndarray:
-        part = as_vectors(f"translated from row {rows.start}", translated[rows])
-        assigned[rows] = nearest_centre(part, centres)[0]
-        return part
+        return made.assign(rows, as_vectors(f"translated from row {rows.start}", translated[rows]))
 
-    for rows, part in zip(blocks, threads.in_order(assign, blocks), strict=True):
-        _add(sums, part, assigned[rows])
-    return _from_means(translated, sums, assigned, metric, block)
+    for sums in threads.in_order(assign, blocks):
+        made.add(sums)
+    return made.distances(translated, metric, block)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """A division of N vectors into K k-means cells, which sees the vectors block by block.
+
+    Whoever reads all the vectors calls `assign` with each block, and `add` with what it returns, in
+    the order of the rows; then `distances` needs only one more reading.
+
+    Attributes:
+      centres: (K, D) float64.
+      assigned: (N,) the cell of each vector.
+      sums: (K, D) float64, the sum of each cell's vectors.
+    """
+
+    centres: np.ndarray
+    assigned: np.ndarray
+    sums: np.ndarray
+
+    @classmethod
+    def of(cls, vectors, cells: int, *, sample: int, seed: int) -> "Cells":
+        """Return cells fitted on a sample of vectors (N, D), to which none is assigned yet."""
+        rows = np.random.default_rng(seed).permutation(len(vectors))[:sample]
+        centres = kmeans(vectors[np.sort(rows)], cells, seed=seed).centres
+        return cls(centres, spilled.empty(len(vectors), np.int64), np.zeros(centres.shape))
+
+    def assign(self, rows: slice, vectors: np.ndarray) -> np.ndarray:
+        """Assign the vectors (n, D) of some rows; return the sum (K, D) of each cell's."""
+        self.assigned[rows] = nearest_centre(vectors, self.centres)[0]
+        return _sums(vectors, self.assigned[rows], len(self.centres))
+
+    def add(self, sums: np.ndarray) -> None:
+        """Add the sums (K, D) of some rows."""
+        np.add(self.sums, sums, out=self.sums)
+
+    def distances(self, vectors, metric: str, block: int = BLOCK) -> np.ndarray:
+        """Return the distance (N,) of each vector (N, D) to the mean of its cell."""
+        return _from_means(vectors, self.sums, self.assigned, metric, block)
+
+
+def usual_cells(count: int) -> dict[str, int]:
+    """Return the number of cells for ``count`` items, and of items that k-means is fitted on.
+
+    >>> usual_cells(1_000_000)
+    {'cells': 64, 'sample': 4096}
+    """
+    cells = max(1, min(_CELLS, count // _PER_CELL))
+    return {"cells": cells, "sample": cells * _PER_CELL}
 
 
 def _blocks(count: int, size: int) -> list[slice]:

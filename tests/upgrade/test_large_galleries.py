@@ -1,6 +1,7 @@
 """Galleries that stay on disk while they are assessed: the same figures, read block by block."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fct_jax.upgrade import assess, fit
 from fct_jax.upgrade.assessment import rows as module
 from fct_jax.upgrade.assessment import streamed
 from fct_jax.upgrade.assessment.rows import Rows
+from fct_jax.upgrade.confidence import usual_cells
 from fct_jax.upgrade.ways import calibration, judged_weights, scores
 from fct_jax.upgrade.ways.calibration import Weights
 from fct_jax.upgrade.ways.judged_weights import fit_weights
@@ -93,6 +95,30 @@ def test_orders_by_vectors_read_blocks_of_rows(metric, monkeypatch):
     on_disk = dataclasses.replace(known, **large, classes=labels)
     np.testing.assert_array_equal(ORDERS["class_mean"].rank(on_disk), by_class)
     assert large["new"].most == 64
+
+
+def test_a_gallery_is_translated_once_for_its_log_variances_and_cells(monkeypatch):
+    old = pairs(900)[0].astype(np.float32)
+    mapping = types.SimpleNamespace(
+        has_uncertainty=True, uncertainty={}, dim_out=16, transform=lambda v: (-v, v[:, 0])
+    )
+    known = Items(900, 3, "cosine", transformed=-old)
+    expected = ORDERS["class_mean"].score(known)
+    monkeypatch.setattr(module, "BLOCK", 250)
+    read = []
+
+    class Noted(Rows):
+        def __getitem__(self, rows):
+            read.append(rows)
+            return super().__getitem__(rows)
+
+    wanted = usual_cells(900) | {"seed": 3}
+    moved, log_variance, cells = module.translated(mapping, Noted(old, 16), wanted)
+    assert len(read) == 1 + 4  # the sample of k-means, and every block
+    np.testing.assert_array_equal(log_variance, old[:, 0])
+    known = dataclasses.replace(known, transformed=moved, cells=cells)
+    np.testing.assert_allclose(ORDERS["class_mean"].score(known), expected, atol=1e-9)
+    assert len(read) == 5 + 1  # once more
 
 
 class Unread:

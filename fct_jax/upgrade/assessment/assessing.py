@@ -125,7 +125,7 @@ def assess(
     check_settings(locals())
     made = prepare(
         map, old, new, query_old=query_old, query_new=query_new, labels=labels,
-        query_labels=query_labels, judged=judged, groups=groups, ways=ways,
+        query_labels=query_labels, judged=judged, groups=groups, ways=ways, orders=orders,
         max_queries=max_queries, judged_calibration=judged_calibration, metric=metric,
         method=method, traffic=traffic, threshold=threshold, sample=sample, seed=seed,
         runs_out=runs_out,

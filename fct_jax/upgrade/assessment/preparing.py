@@ -27,6 +27,7 @@ from fct_jax.upgrade.assessment.world import World
 from fct_jax.upgrade.checks.degenerate import check_alive
 from fct_jax.upgrade.checks.guards import ask_map
 from fct_jax.upgrade.checks.known_answers import check_known_answers
+from fct_jax.upgrade.confidence import usual_cells
 from fct_jax.upgrade.inputs import FEWEST, load_array, paired
 from fct_jax.upgrade.maps.loading import load_map
 from fct_jax.upgrade.maps.map import Map
@@ -90,6 +91,7 @@ def prepare(
     judged,
     groups,
     ways: Sequence[Way],
+    orders: Sequence[str],
     max_queries: int,
     judged_calibration: float,
     metric: str,
@@ -163,7 +165,6 @@ def prepare(
         asking, said = among(popular, kept, len(queries.new), POPULAR, seed)
         notes += said
     queries = queries.of(kept)
-    moved, uncertainty = translated(found, gallery_old.vectors)
     asked = {"new": queries.new} | ({} if queries.old is None else {"old": queries.old})
     notes += _without_old(ways, queries)
     more, backward, said = derived_queries(
@@ -179,6 +180,10 @@ def prepare(
             notes.append(f"Left out: {same[0].name}; with a rotation it is the way translated.")
     if not possible:
         raise UserError(f"none of these ways can be assessed. {' '.join(notes[1:])}")
+    in_cells = any("class_mean" in (orders or way.orders) for way in possible)
+    moved, uncertainty, cells = translated(
+        found, gallery_old.vectors, usual_cells(len(unseen)) | {"seed": seed} if in_cells else None
+    )
     items = {
         "old": held(gallery_old.vectors),
         "new": held(gallery_new.vectors),
@@ -203,6 +208,7 @@ def prepare(
         old=items["old"],
         transformed=moved,
         uncertainty=uncertainty if found.has_uncertainty else None,
+        cells=cells,
         traffic=None if wished is None else wished.per_row(len(unseen)),
         training=None if not len(seen) else np.asarray(whole_old.vectors[seen], np.float32),
     )

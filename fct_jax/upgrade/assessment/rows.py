@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fct_jax.runtime import threads
 from fct_jax.storage import spilled
 from fct_jax.storage.embedding_set import EmbeddingSet
+from fct_jax.upgrade.confidence import BLOCK, Cells
 from fct_jax.upgrade.inputs import take
 from fct_jax.upgrade.maps.map import Map
 
@@ -50,8 +52,9 @@ class Rows:
         wanted = (rows.start, rows.stop, rows.step) if isinstance(rows, slice) else None
         if wanted is not None and getattr(self._last, "rows", None) == wanted:
             return self._last.found
-        found = self._stored[rows if self._rows is None else self._rows[rows]]
-        found = np.asarray(found, np.float32)
+        from fct_jax.storage.halves import as_single  # late: importing Numba takes a second
+
+        found = as_single(self._stored[rows if self._rows is None else self._rows[rows]])
         if self._function is None:
             return found
         found = self._function(found)
@@ -98,19 +101,31 @@ def applied(function: Callable[[np.ndarray], np.ndarray], vectors, dim: int):
     return function(vectors)
 
 
-def translated(found: Map, old) -> "tuple[np.ndarray | Rows, np.ndarray | None]":
-    """Return vectors translated by a map, and their log-variances (N,), if it gives any.
+def translated(
+    found: Map, old, cells: dict[str, int] | None = None
+) -> "tuple[np.ndarray | Rows, np.ndarray | None, Cells | None]":
+    """Return vectors translated by a map, their log-variances (N,), and their cells.
 
-    A large gallery is read and translated once for its log-variances, and again by every reader.
+    A map may give no log-variances. A large gallery is read and translated once for these and for
+    the cells, which are otherwise left to those who need them; and again by every later reader.
+
+    cells: the arguments of `Cells.of`, or None if no cells are needed.
     """
     if not isinstance(old, Rows):
-        return found.transform(old)
+        return *found.transform(old), None
     # Readers want vectors only, without the regressor's log-variances.
     plain = Map(found.description, found.function) if found.uncertainty else found
     moved = old.through(lambda vectors: plain.transform(vectors)[0], found.dim_out)
     if not found.has_uncertainty:
-        return moved, None
-    parts = (
-        found.transform(old[start : start + _BLOCK])[1] for start in range(0, len(old), _BLOCK)
-    )
-    return moved, np.concatenate(list(parts))
+        return moved, None, None
+    made = None if cells is None else Cells.of(moved, **cells)
+    log_variance = np.empty(len(old), np.float32)
+
+    def look(rows: slice) -> np.ndarray | float:
+        vectors, log_variance[rows] = found.transform(old[rows])
+        return 0.0 if made is None else made.assign(rows, vectors)
+
+    for sums in threads.in_order(look, spilled.blocks(len(old), BLOCK)):
+        if made is not None:
+            made.add(sums)
+    return moved, log_variance, made

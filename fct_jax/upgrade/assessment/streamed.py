@@ -68,9 +68,14 @@ class Streamed(Curves):
             Lists(wishes, masks, pairs, self._own(rows))
             for wishes, rows in zip(wished, batches, strict=True)
         ]
+        # Pairs of the same items share a room, by the name of the first.
+        rooms = {
+            names[0]: np.empty((min(ROWS, world.count), asked[names[0]].shape[1]), np.float32)
+            for names in groups
+        }
         for start in range(0, world.count, ROWS):
             stop = min(start + ROWS, world.count)
-            items = self._block(start, stop)
+            items = self._fill(rooms, start, stop)
             here = np.stack([mask[start:stop] for mask in masks])
 
             def add(i: int, items=items, here=here, start=start) -> None:
@@ -91,28 +96,20 @@ class Streamed(Curves):
 
         return list(threads.in_order(judge, range(len(batches))))
 
-    def _block(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Return pair -> (m, E) prepared items of some rows, which threads prepare side by side."""
-        found: dict[str, np.ndarray] = {}
-        parts = range(start, stop, PREPARED)
+    def _fill(self, rooms: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+        """Return pair -> (m, E) prepared items of some rows, in the first rows of ``rooms``.
 
-        def prepared(first: int) -> dict[str, np.ndarray]:
+        Threads read and prepare them side by side.
+        """
+
+        def prepare(first: int) -> None:
             rows = slice(first, min(first + PREPARED, stop))
-            return self._of_items(_read(self._world, rows))
+            for name, items in self._of_items(_read(self._world, rows), pairs=rooms).items():
+                rooms[name][first - start : rows.stop - start] = items
 
-        for first, part in zip(parts, threads.in_order(prepared, parts), strict=True):
-            copied: dict[int, np.ndarray] = {}  # by the address of what several pairs share
-            for name, items in part.items():
-                address = items.ctypes.data
-                if name not in found:
-                    new = copied.get(address)
-                    if new is None:
-                        new = np.empty((stop - start, items.shape[1]), np.float32)
-                    found[name] = new
-                if address not in copied:
-                    found[name][first - start : first - start + len(items)] = items
-                    copied[address] = found[name]
-        return found
+        for _ in threads.in_order(prepare, range(start, stop, PREPARED)):
+            pass
+        return {name: room[: stop - start] for name, room in rooms.items()}
 
     def _sharing(self) -> list[list[str]]:
         """Return the names of pairs, those of the same prepared items together."""
