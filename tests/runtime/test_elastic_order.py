@@ -12,6 +12,7 @@ import numpy as np
 import order_as_processes as order
 import pytest
 from patience import LONG
+from ports import free_port
 
 from fct_jax.runtime import sharding
 
@@ -64,7 +65,7 @@ def test_the_order_is_the_same_to_the_last_bit(alone, tmp_path):
     """Images, labels, flips and indices of every step after a stop in the middle of an epoch."""
     expected, positions = alone
     count, devices = 2, 2
-    port = cluster.free_port()
+    port = free_port()
     codes, said = cluster.run(
         lambda index: [SCRIPT, tmp_path, json.dumps(positions), port, index, count],
         count,

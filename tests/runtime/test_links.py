@@ -6,9 +6,9 @@ import socket
 import threading
 import time
 
-import cluster
 import pytest
 from patience import LONG
+from ports import free_port
 
 from fct_jax.errors import UserError
 from fct_jax.runtime import links
@@ -23,7 +23,7 @@ def met(monkeypatch):
 
     def meet(count):
         """Return the address, the ends of the links, and queues of what makes each leave."""
-        address = f"localhost:{cluster.free_port()}"
+        address = f"localhost:{free_port()}"
         said = [queue.Queue() for _ in range(count)]
         for i in range(count):
             made.append(Links(Place(address, i, count), lambda *x, q=said[i]: q.put(x)))
@@ -85,7 +85,7 @@ def test_one_that_says_goodbye_is_not_lost(met):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     made[1].close()
-    made[0].linger()
+    made[0].linger(LONG)
     assert not made[0]._writers and all(each.empty() for each in said)
 
 
@@ -104,7 +104,7 @@ def test_who_does_not_belong_is_refused(met, place, message):
 
 
 def test_who_does_not_come_is_named():
-    address = f"localhost:{cluster.free_port()}"
+    address = f"localhost:{free_port()}"
     said = r"not all of 3 processes came .*, missing: 1, 2;"
     with other(address, 0, 3) as end, pytest.raises(UserError, match=said):
         end.meet(0.2)
@@ -119,7 +119,7 @@ def test_a_port_in_use_is_named():
 
 
 def test_why_process_0_cannot_be_reached(monkeypatch):
-    monkeypatch.setattr(links, "_TRY_SECONDS", 0.3)
+    monkeypatch.setattr(links, "_TRY_SECONDS", LONG)  # looking up a name may take its time
     monkeypatch.setattr(links, "_HELLO_SECONDS", 0.3)
 
     def fails(address):
@@ -127,7 +127,7 @@ def test_why_process_0_cannot_be_reached(monkeypatch):
             end.meet(0.2)
         return str(error.value)
 
-    port = cluster.free_port()
+    port = free_port()
     assert f"nobody listens at localhost:{port}" in fails(f"localhost:{port}")
     assert "no such host was found" in fails(f"no-such-host.invalid:{port}")
     with socket.create_server(("localhost", 0)) as silent:

@@ -7,6 +7,7 @@ import time
 import cluster
 import pytest
 from patience import LONG
+from ports import free_port
 
 pytestmark = pytest.mark.multiprocess
 
@@ -26,7 +27,7 @@ def program(folder, text):
         processes.start(f"localhost:{sys.argv[1]}", index, 2, timeout=1200)
     """
     path.write_text(textwrap.dedent(start) + textwrap.dedent(text))
-    port = cluster.free_port()
+    port = free_port()
     return lambda index: [path, port, index]
 
 
@@ -112,7 +113,7 @@ def test_sigterm_while_the_others_are_waited_for(tmp_path):
         "    print('ready', flush=True)\n"
         "    meet(self, timeout)\n"
         "Links.meet = says_so\n"
-        f"processes.start('localhost:{cluster.free_port()}', 1, 2)\n"
+        f"processes.start('localhost:{free_port()}', 1, 2)\n"
     )
     codes, said = after(lambda _: [path], tmp_path / "logs", 0, signal.SIGTERM, count=1)
     assert codes == [143]

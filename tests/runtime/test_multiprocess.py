@@ -11,6 +11,7 @@ import pytest
 import tiny_runs
 import train_as_processes
 from patience import LONG
+from ports import free_port
 from safetensors.numpy import load_file
 
 from fct_jax.storage.embedding_set import EmbeddingSet
@@ -37,7 +38,7 @@ def runs(tmp_path_factory):
     train_as_processes.stages(one)
     shutil.copytree(one / "sets", two / "sets")
     first_half(one / "streamed", two / "continued")
-    port, logs = cluster.free_port(), folder / "logs"
+    port, logs = free_port(), folder / "logs"
     with cluster.started(lambda index: [SCRIPT, two, port, index, 2], 2, logs) as running:
         deadline = time.monotonic() + LONG
         while not steps_saved(two / "endless"):

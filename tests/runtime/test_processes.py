@@ -5,6 +5,7 @@ import textwrap
 import cluster
 import pytest
 from patience import LONG
+from ports import free_port
 
 from fct_jax.errors import UserError
 from fct_jax.runtime import processes
@@ -21,7 +22,7 @@ def program(folder, text):
         processes.start(f"localhost:{sys.argv[1]}", index, 2, timeout=1200)
     """
     path.write_text(textwrap.dedent(start) + textwrap.dedent(text))
-    port = cluster.free_port()
+    port = free_port()
     return lambda index: [path, port, index]
 
 
@@ -48,6 +49,7 @@ def test_agreement(tmp_path):
         processes.barrier("b")
         assert mark.exists()
         processes.say("only one says this")
+        processes.barrier("said")
         processes.end_all("enough") if index == 1 else processes.barrier("never")
     """
     codes, said = cluster.run(program(tmp_path, text), 2, tmp_path / "logs", timeout=LONG)
@@ -149,7 +151,7 @@ def test_others_that_do_not_come(tmp_path, index, message):
         "import sys\nfrom fct_jax.runtime import processes\n"
         "processes.start(f'localhost:{sys.argv[1]}', int(sys.argv[2]), 2, timeout=2)\n"
     )
-    arguments = [path, cluster.free_port(), index]
+    arguments = [path, free_port(), index]
     codes, said = cluster.run(lambda _: arguments, 1, tmp_path / "logs", timeout=LONG)
     assert codes == [1]
     assert message in said[0] and "within 2 s" in said[0], said[0]

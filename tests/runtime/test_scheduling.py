@@ -23,6 +23,9 @@ TESTS = {
     "test_slow.py": """
         import time
 
+        import pytest
+
+        @pytest.mark.timeout(2)
         def test_hangs():
             time.sleep(1000)
 
@@ -40,7 +43,7 @@ def test_a_test_that_hangs_or_kills_its_worker_fails_alone(tmp_path):
         (tmp_path / name).write_text("\n".join(lines) + "\n")
     helpers = Path(__file__).parents[1] / "helpers"
     (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {helpers}\n")
-    options = ["-v", "-n", "2", "--dist", "loadfile", "-p", "scheduling", "--timeout", "2"]
+    options = ["-v", "-n", "2", "--dist", "loadfile", "-p", "scheduling"]
     command = [sys.executable, "-m", "pytest", *options, "--timeout-method", "signal"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=LONG, check=False

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import LONG
 
 from fct_jax.errors import UserError
 from tools import quickstart_check
@@ -83,7 +84,7 @@ def test_the_quickstart_ends_with_the_check():
     # The make that runs the tests says more in its own name.
     alone = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     said = subprocess.run(
-        command, cwd=root, env=alone, capture_output=True, text=True, timeout=60, check=True
+        command, cwd=root, env=alone, capture_output=True, text=True, timeout=LONG, check=True
     ).stdout.splitlines()
     assert said[-1] == "made/bin/python -m tools.quickstart_check there/report"
     assert "fct_jax.evaluate" in said[-2] and said[-2].endswith("--workdir there/report")

@@ -102,10 +102,16 @@ def test_killed_from_outside(tmp_path):
     tiny.write_gallery("set", tmp_path / "old", ids, old)
     EmbeddingSet.of(new, ids, meta={"fingerprint": "new-model"}).write(tmp_path / "new")
     tiny.plain_map().save(tmp_path / "map")
+    # However late the signal comes, it finds work to be done: the source stops until "go" is there.
     (tmp_path / "slow.py").write_text(
-        "import time\nfrom fct_jax.storage.embedding_set import EmbeddingSet\n"
+        "import time\nfrom pathlib import Path\n"
+        "from fct_jax.storage.embedding_set import EmbeddingSet\n"
         "found = EmbeddingSet.read('new')\nrow = {i: r for r, i in enumerate(found.ids)}\n"
+        "journal, go = Path('killed/journal.jsonl'), Path('go')\n"
+        "def late():\n"
+        "    return journal.exists() and journal.read_text().count('\"kind\": \"batch\"') > 65\n"
         "def vectors(ids):\n    time.sleep(0.01)\n"
+        "    while late() and not go.exists():\n        time.sleep(0.01)\n"
         "    return found.vectors[[row[i] for i in ids]]\n"
     )
     command = [
@@ -136,7 +142,7 @@ def test_killed_from_outside(tmp_path):
     for target, stop in ((0.2, signal.SIGINT), (0.5, signal.SIGINT), (0.7, signal.SIGKILL)):
         process = start("killed", "slow:vectors")
         journal = tmp_path / "killed" / "journal.jsonl"
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + LONG
         while process.poll() is None and time.monotonic() < deadline:
             done = journal.read_bytes().count(b'"kind": "batch"') if journal.is_file() else 0
             if done > 75 * target:
@@ -147,6 +153,7 @@ def test_killed_from_outside(tmp_path):
         process.wait(timeout=LONG)
     killed = Progress(Journal(journal).records)
     assert 0 < killed.items < 1500
+    (tmp_path / "go").touch()
     assert start("killed", "slow:vectors").wait(timeout=LONG) == 0, said.read_text()
     assert contents(tmp_path / "killed" / "gallery") == contents(whole / "gallery")
 

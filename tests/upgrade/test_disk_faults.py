@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_galleries as tiny
 from disks import disk
+from patience import LONG
 from tiny_galleries import contents
 
 from fct_jax import cli
@@ -129,7 +130,7 @@ def test_files_are_not_made_to_the_end_after_an_error():
             finished.append(True)
 
     with pytest.raises(KeyboardInterrupt), Following(Files(), 10):
-        assert begun.wait(60)
+        assert begun.wait(LONG)
         raise KeyboardInterrupt
     assert not finished
 

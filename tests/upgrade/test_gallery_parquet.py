@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from parquet_files import published, random, write
+from patience import LONG
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade.galleries.base import open_gallery
@@ -136,7 +137,7 @@ def test_many_files_are_not_open_at_once(tmp_path):
         print(len(gallery))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "g")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
     assert done.stdout == "150\n", done.stderr
 
 
@@ -155,7 +156,7 @@ def test_memory_of_a_large_row_group(tmp_path):
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
     # Two blocks of 16,384 rows, 17 MB each, in Arrow and as read, plus the pages.
     assert float(done.stdout) < 90, done.stderr
 

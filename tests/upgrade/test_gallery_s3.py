@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from patience import LONG
 
 from fct_jax import cli
 from fct_jax.errors import UserError
@@ -32,7 +33,7 @@ def put(tmp_path_factory):
 
         def put(key, data):
             asked = urllib.request.Request(f"{url}/vectors/{key}", data=data, method="PUT")
-            urllib.request.urlopen(asked, timeout=30).close()
+            urllib.request.urlopen(asked, timeout=LONG).close()
 
         yield put
 

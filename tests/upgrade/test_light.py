@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import LONG
 
 REPOSITORY = Path(__file__).parents[2]
 TRAINING = ("grain", "tensorflow_datasets", "orbax", "tensorboardX", "sklearn", "flax", "optax")
@@ -48,7 +49,7 @@ def imported(tmp_path, program) -> set[str]:
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=LONG,
     )
     assert ended.returncode == 0, ended.stderr
     return set(ended.stdout.splitlines()[-1].split())

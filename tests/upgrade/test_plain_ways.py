@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import LONG
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade import fit
@@ -77,7 +78,7 @@ def test_nothing_heavy_is_imported(made, tmp_path):
         "print([name for name in ('jax', 'faiss', 'numba', 'flax') if name in sys.modules])"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert ended.stdout.strip() == "[]", ended.stdout + ended.stderr

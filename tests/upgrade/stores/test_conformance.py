@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import store_apps
+from patience import LONG
 from store_apps import COUNT, NEW, OLD, Writer, assert_agree, plain_map, stored, vectors
 
 from fct_jax.errors import UserError
@@ -311,7 +312,7 @@ class TestMigration:
         thread = threading.Thread(target=write)
         thread.start()
         migrate(opened, target, plain_map, tmp_path / "journal.jsonl", limit=32, switch=False)
-        thread.join(300)
+        thread.join(LONG)
         assert not thread.is_alive()
         migrate(opened, target, plain_map, tmp_path / "journal.jsonl", limit=32)
         assert_agree(app, target)

@@ -31,7 +31,6 @@ from fct_jax.upgrade.migration.journal import Journal
 from fct_jax.upgrade.stores.migrate import migrate, one_line
 
 META = {"fingerprint": "faults"}
-TRIES = 20
 
 
 def run(*words) -> int:
@@ -64,14 +63,28 @@ def each_record(monkeypatch, action):
     monkeypatch.setattr(Journal, "append", counted)
 
 
-def opened_patiently(open_store, uri):
-    """Open a store whose server is just coming back."""
-    for _ in range(TRIES):
+def patiently(attempt, *arguments):
+    """Return what an attempt returns once the server, which is just coming back, answers."""
+    deadline = time.monotonic() + LONG
+    while True:
         try:
-            return open_store(uri)
-        except UserError:
+            return attempt(*arguments)
+        except Exception:  # psycopg's, which may be absent when this file is collected, or ours
+            if time.monotonic() > deadline:
+                raise
             time.sleep(0.5)
-    return open_store(uri)
+
+
+def kill_backend(number: int) -> None:
+    """Kill a process of the server, and wait until the server has noticed.
+
+    From then on it accepts nobody until it has recovered.
+    """
+    os.kill(number, signal.SIGKILL)
+    deadline = time.monotonic() + LONG
+    while Path("/proc", str(number)).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.slow
@@ -81,14 +94,14 @@ def test_a_server_that_dies(make_app, open_store, tmp_path):
     rng, journal, deaths = np.random.default_rng(3), tmp_path / "journal.jsonl", 0
     uri = app.uri
     for number in range(4):
-        store = opened_patiently(open_store, uri)
+        store = patiently(open_store, uri)
         target, left = store.sibling(NEW, META), [int(rng.integers(1, 9))]
         backend = store.ask("select pg_backend_pid()").fetchone()[0]
 
         def mapped(rows, left=left, backend=backend):
             left[0] -= 1
             if not left[0]:
-                os.kill(backend, signal.SIGKILL)
+                kill_backend(backend)
             return plain_map(rows)
 
         try:
@@ -96,25 +109,15 @@ def test_a_server_that_dies(make_app, open_store, tmp_path):
         except UserError as error:
             assert "repeat the command to resume" in str(error) and "\n" not in str(error)
             deaths += 1
-        app = make_again(make_app, app)
+        app = patiently(make_app, "postgres")
         app.put(ids("int", 40 * number, 40 * number + 5), vectors(5, number))
         app.delete(ids("int", 700 + 7 * number, 704 + 7 * number))
     assert deaths >= 2
-    store = opened_patiently(open_store, uri)
+    store = patiently(open_store, uri)
     target = store.sibling(NEW, META)
     migrate(store, target, plain_map, journal, limit=200)
     assert_agree(app, target)
     assert store.pointer().current()["generation"] == 1
-
-
-def make_again(make_app, app):
-    """Connect the application again, once the server is back."""
-    for _ in range(TRIES):
-        try:
-            return make_app("postgres")
-        except Exception:  # psycopg's, which may be absent when this file is collected
-            time.sleep(0.5)
-    return make_app("postgres")
 
 
 @pytest.mark.slow

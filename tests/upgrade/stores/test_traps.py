@@ -29,7 +29,7 @@ def at_once(action, count: int) -> list:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(LONG)
     return found
 
 
