@@ -109,7 +109,7 @@ def test_killed_from_outside(tmp_path):
         "found = EmbeddingSet.read('new')\nrow = {i: r for r, i in enumerate(found.ids)}\n"
         "journal, go = Path('killed/journal.jsonl'), Path('go')\n"
         "def late():\n"
-        "    return journal.exists() and journal.read_text().count('\"kind\": \"batch\"') > 65\n"
+        '    return journal.exists() and journal.read_text().count(\'"kind": "batch"\') > 65\n'
         "def vectors(ids):\n    time.sleep(0.01)\n"
         "    while late() and not go.exists():\n        time.sleep(0.01)\n"
         "    return found.vectors[[row[i] for i in ids]]\n"
