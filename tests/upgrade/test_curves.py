@@ -8,11 +8,12 @@ import pytest
 from fct_jax.evaluate.orders import Items, find_order
 from fct_jax.upgrade.assessment import curves as module
 from fct_jax.upgrade.assessment import streamed
-from fct_jax.upgrade.assessment.curves import Curves, Wish, typical_queries
+from fct_jax.upgrade.assessment.curves import Curves, typical_queries
+from fct_jax.upgrade.assessment.keys import NOTHING, bits_of, decoded, key_of
 from fct_jax.upgrade.assessment.lists import Lists, best_lists, masks_of
 from fct_jax.upgrade.assessment.streamed import Streamed
 from fct_jax.upgrade.assessment.tops import Scores
-from fct_jax.upgrade.assessment.world import KEEP, WHOLE, World, spots_of
+from fct_jax.upgrade.assessment.world import KEEP, WHOLE, Wish, World, spots_of
 from fct_jax.upgrade.maps.backward import Backward
 from fct_jax.upgrade.ways import WAYS, Mix
 from fct_jax.upgrade.ways import relevance as judge
@@ -254,7 +255,12 @@ def test_best_items_are_those_of_a_sort():
             for j, done in enumerate(mixes)
             for m, mask in enumerate(masks)
         }
+        # Another wish for the same list, which need not be as long.
+        wishes["shorter"] = Wish(mixes[1], mixes[1], masks[1], (k + 1) // 2)
         found = best_lists(by_pair, wishes, own, items)
+        for one, other in zip(found.pop("shorter"), found[1, 1, 1], strict=True):
+            np.testing.assert_array_equal(one, other[:, : (k + 1) // 2])
+        del wishes["shorter"]
         lists = Lists(wishes, masks_of([wishes]), names, own)
         for start in range(0, items, 1700):
             part = slice(start, min(start + 1700, items))
@@ -289,6 +295,24 @@ def test_best_items_are_those_of_a_sort():
     np.testing.assert_array_equal(largest, expected[:, :12])
     three = scores.largest(Mix({"old": 1.0, "new": 1.0}), columns, 3)
     assert three.shape == (7, 3)
+
+
+def test_keys_rank_as_scores_and_rows_do():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-3, 4, 500).astype(np.float32) * np.float32(2.0**-140)  # ties, tiny
+    scores[:40] = np.repeat(np.float32([-np.inf, np.inf, -3e38, 3e38]), 10)
+    rows = rng.permutation(500).astype(np.int32) + (2**31 - 500)
+    scores += np.float32(0)  # -0.0 is 0.0
+    made = np.array(
+        [key_of(bits, row) for bits, row in zip(scores.view(np.int32), rows, strict=True)]
+    )
+    order = np.argsort(made)
+    np.testing.assert_array_equal(order, np.lexsort((rows, -scores.astype(np.float64))))
+    values, names = decoded(made)
+    np.testing.assert_array_equal(values, scores)
+    np.testing.assert_array_equal(names, np.where(np.isneginf(scores), -1, rows))
+    assert [bits_of(key) for key in made] == values.view(np.int32).tolist()
+    assert (made < NOTHING).all() and decoded(np.array([NOTHING]))[1] == -1
 
 
 def test_a_way_of_others_is_measured_too():

@@ -15,7 +15,15 @@ import numpy as np
 from fct_jax.evaluate.orders import Items, find_order
 from fct_jax.runtime import threads
 from fct_jax.runtime.progress import Bar
-from fct_jax.upgrade.assessment.world import KEEP, TRANSLATE, WHOLE, Candidates, Spot, World
+from fct_jax.upgrade.assessment.world import (
+    KEEP,
+    TRANSLATE,
+    WHOLE,
+    Candidates,
+    Spot,
+    Wish,
+    World,
+)
 from fct_jax.upgrade.ways import PAIRS, Asked, Mix, Way, angle_between
 from fct_jax.upgrade.ways.calibration import (
     REFERENCE,
@@ -49,16 +57,6 @@ class State:
     @property
     def tail(self) -> int:
         return tail_size(len(self.columns))
-
-
-@dataclasses.dataclass(frozen=True)
-class Wish:
-    """A list to search for each query: mixes of items that are not re-embedded and that are."""
-
-    left: Mix
-    done: Mix
-    migrated: np.ndarray
-    width: int
 
 
 class Curves:
@@ -98,7 +96,8 @@ class Curves:
         blocks = [np.arange(i, min(i + size, total)) for i in range(0, total, size)]
         measured = []
         with Bar("assessing", total, "queries") as bar:
-            typical = self._typical(states, asked, size) if self._calibrated(spots) else {}
+            calibrated = self._calibrated(states, spots)
+            typical = self._typical(calibrated, asked, size) if calibrated else {}
             work = functools.partial(self._measure, spots, states, typical, asked)
             for rows, part in zip(blocks, threads.in_order(work, blocks), strict=True):
                 measured.append(part)
@@ -166,8 +165,10 @@ class Curves:
             columns = columns[np.random.default_rng(0).permutation(len(columns))[:REFERENCE]]
         return State(migrated, np.sort(columns))
 
-    def _calibrated(self, spots) -> bool:
-        return any(spot.way.calibrated for spot in spots)
+    def _calibrated(self, states, spots) -> dict[tuple[str, float], State]:
+        """Return the states in which some way compares scores of two spaces."""
+        names = {_state_of(spot) for spot in spots if spot.way.calibrated}
+        return {name: state for name, state in states.items() if name in names}
 
     def _asked(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return pair -> (Q, E) queries and (M, E) items whose inner products are the scores."""
@@ -315,6 +316,8 @@ class Curves:
             if way.reranked is None:
                 left = _undamped(way.left(now), way, plain)
                 done = left if way.done is None else _undamped(way.done(now), way, plain)
+                if spot.share in (0, 1):  # the items are all alike
+                    left = done = (left, done)[int(spot.share)]
                 migrated = states[_state_of(spot)].migrated
                 found[_list_of(spot)] = Wish(left, done, migrated, self.depth)
             elif _first_stage(way) not in found:

@@ -4,26 +4,25 @@ A hundred points are measured on the same few scores: each is a mix of the inner
 two pairs of spaces, chosen item by item, by whether the item is re-embedded. Most items are far
 from entering any list. So the largest scores of each pair are found once for a stretch of items and
 for each small part of it; the mix of the largest is a bound, exact in float32 because rounding is
-monotone, and only parts whose bound exceeds a list's worst result are looked at item by item.
+monotone, and only parts whose bound exceeds a list's worst result are looked at item by item. Each
+list is a heap of keys (see `keys`), the worst result at the top.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import njit
 
+from fct_jax.upgrade.assessment.keys import NOTHING, bits_of, decoded, key_of
+from fct_jax.upgrade.assessment.world import Wish
 from fct_jax.upgrade.ways import Mix
-
-if TYPE_CHECKING:
-    from fct_jax.upgrade.assessment.curves import Wish
 
 STRETCH = 1024  # items whose scores are held together
 PART = 32  # of these, so many share a bound
-_LOWEST = np.float32(-np.inf)
+_LOWEST, _ZERO = np.float32(-np.inf), np.float32(0)
 
 
-def masks_of(wished: Sequence[Mapping[Hashable, "Wish"]]) -> list[np.ndarray]:
+def masks_of(wished: Sequence[Mapping[Hashable, Wish]]) -> list[np.ndarray]:
     """Return the different arrays (N,) bool of re-embedded items that wishes name."""
     return list({id(w.migrated): w.migrated for each in wished for w in each.values()}.values())
 
@@ -35,7 +34,7 @@ class Lists:
     """
 
     def __init__(
-        self, wishes: Mapping[Hashable, "Wish"], masks: Sequence[np.ndarray], pairs: Sequence[str],
+        self, wishes: Mapping[Hashable, Wish], masks: Sequence[np.ndarray], pairs: Sequence[str],
         own: np.ndarray,
     ):  # fmt: skip
         """Take the wishes by name.
@@ -47,14 +46,18 @@ class Lists:
         """
         self._wishes, self._own, self._pairs = wishes, np.asarray(own, np.int64), list(pairs)
         self._sums: list[Mix] = []  # of more than two pairs, which are made one score
-        count, mixes = len(own), [(w.left, w.done) for w in wishes.values()]
+        count = len(own)
+        # Wishes that differ in their width alone share the longest list.
+        self._alike = {name: _without_width(wish, count) for name, wish in wishes.items()}
+        listed = {self._alike[name]: w for name, w in sorted(wishes.items(), key=_by_width)}
+        self._place = {alike: i for i, alike in enumerate(listed)}
+        mixes = [(w.left, w.done) for w in listed.values()]
         self._terms = sum((self._terms_of([m[i] for m in mixes], count) for i in (0, 1)), ())
         places = {id(mask): i for i, mask in enumerate(masks)}
-        self._state = np.array([places[id(w.migrated)] for w in wishes.values()], np.int64)
-        self._ends = np.cumsum([0, *(w.width for w in wishes.values())])
-        self._scores = np.full((count, self._ends[-1]), -np.inf, np.float32)
-        self._rows = np.full((count, self._ends[-1]), -1, np.int32)
-        self._worst = np.full((count, len(wishes)), -np.inf, np.float32)
+        self._state = np.array([places[id(w.migrated)] for w in listed.values()], np.int64)
+        self._ends = np.cumsum([0, *(w.width for w in listed.values())])
+        self._keys = np.full((count, self._ends[-1]), NOTHING, np.int64)
+        self._worst = np.full((count, len(listed)), -np.inf, np.float32)
 
     @property
     def slots(self) -> int:
@@ -79,17 +82,19 @@ class Lists:
         _largest_of_parts(scores, bounds)
         _improve(
             scores, bounds, *self._terms, self._state, masks, self._own - start, start, self._ends,
-            self._worst, self._scores, self._rows,
+            self._worst, self._keys,
         )  # fmt: skip
 
     def ranked(self) -> dict[Hashable, tuple[np.ndarray, np.ndarray]]:
         """Return by name the scores and rows (q, width), −inf and −1 at the end; adds no more."""
+        lists = [
+            decoded(np.sort(self._keys[:, start:end], axis=1))
+            for start, end in zip(self._ends, self._ends[1:], strict=False)
+        ]
         found = {}
-        for i, name in enumerate(self._wishes):
-            part = slice(self._ends[i], self._ends[i + 1])
-            scores, rows = self._scores[:, part], self._rows[:, part]
-            rank(scores, rows)
-            found[name] = scores, rows
+        for name, wish in self._wishes.items():
+            scores, rows = lists[self._place[self._alike[name]]]
+            found[name] = scores[:, : wish.width], rows[:, : wish.width]
         return found
 
     def _terms_of(self, mixes: Sequence[Mix], count: int) -> tuple[np.ndarray, ...]:
@@ -109,7 +114,7 @@ class Lists:
 
 
 def best_lists(
-    scores: Mapping[str, np.ndarray], wishes: Mapping[Hashable, "Wish"], own: np.ndarray, items: int
+    scores: Mapping[str, np.ndarray], wishes: Mapping[Hashable, Wish], own: np.ndarray, items: int
 ) -> dict[Hashable, tuple[np.ndarray, np.ndarray]]:
     """Return what `Lists.ranked` does, for the first ``items`` items of known scores.
 
@@ -131,36 +136,34 @@ def _whole(factor, count: int) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(np.asarray(factor, np.float32), count))
 
 
+def _by_width(named: tuple[Hashable, Wish]) -> int:
+    return named[1].width
+
+
+def _without_width(wish: Wish, count: int) -> tuple:
+    """Return what two wishes have in common if their lists are the same as far as both go."""
+    found: list = [id(wish.migrated)]
+    for mix in (wish.left, wish.done):
+        found += mix.factors
+        found += [_whole(factor, count).tobytes() for factor in (*mix.factors.values(), mix.shift)]
+    return tuple(found)
+
+
 @njit(nogil=True, cache=True)
-def sink(scores, rows, place, size):
-    """Restore the heap below a place: the worst result is at the top."""
-    score, row = scores[place], rows[place]
+def _replace_worst(heap, key):
+    """Replace the key at the top of a heap, whose largest key is there."""
+    place, size = 0, len(heap)
     while True:
         child = 2 * place + 1
         if child >= size:
             break
-        other = child + 1
-        if other < size and (
-            scores[other] < scores[child]
-            or (scores[other] == scores[child] and rows[other] > rows[child])
-        ):
-            child = other
-        if scores[child] > score or (scores[child] == score and rows[child] < row):
+        if child + 1 < size and heap[child + 1] > heap[child]:
+            child += 1
+        if heap[child] <= key:
             break
-        scores[place], rows[place] = scores[child], rows[child]
+        heap[place] = heap[child]
         place = child
-    scores[place], rows[place] = score, row
-
-
-@njit(nogil=True, cache=True)
-def rank(scores, rows):
-    """Turn each query's heap into a list, the best first."""
-    for q in range(len(scores)):
-        heap, names = scores[q], rows[q]
-        for size in range(scores.shape[1] - 1, 0, -1):  # the worst goes to the end
-            heap[0], heap[size] = heap[size], heap[0]
-            names[0], names[size] = names[size], names[0]
-            sink(heap, names, 0, size)
+    heap[place] = key
 
 
 # Without NaN, and as −0 is 0 to a bound, the maxima can be vectorised.
@@ -185,7 +188,7 @@ def _mixed(first, by, second, times, shift):
 @njit(nogil=True, cache=True)
 def _improve(
     scores, bounds, first, by, second, times, shift, first_done, by_done, second_done, times_done,
-    shift_done, state, masks, own, row, ends, worst, heaps, names,
+    shift_done, state, masks, own, row, ends, worst, heaps,
 ):  # fmt: skip
     """Update the heaps of all lists; ``row`` is the gallery's row of the first item."""
     slots, count, items = scores.shape
@@ -194,7 +197,9 @@ def _improve(
     for s in range(len(masks)):
         for j in range(items):
             done[s] += masks[s, j]
-    tops = np.empty(slots, np.float32)
+    tops, chunk = np.empty(slots, np.float32), np.empty(PART, np.float32)
+    lowest = np.empty(1, np.float32)
+    bits, top = chunk.view(np.int32), lowest.view(np.int32)
     for q in range(count):
         for s in range(slots):
             tops[s] = bounds[s, q].max()
@@ -214,7 +219,7 @@ def _improve(
                     most = max(most, _mixed(tops[c], fc, tops[d], fd, ft))
                 if not most > least:
                     continue
-            heap, ids = heaps[q, ends[i] : ends[i + 1]], names[q, ends[i] : ends[i + 1]]
+            heap = heaps[q, ends[i] : ends[i + 1]]
             for part in range(parts):
                 if not every:
                     most = _LOWEST
@@ -225,14 +230,18 @@ def _improve(
                         most = max(most, more)
                     if not most > least:
                         continue
+                begin = part * PART
+                size = min(PART, items - begin)
+                # Both mixes are computed, so that the loop is vectorised.
+                for j in range(size):
+                    at = begin + j
+                    left = _mixed(scores[a, q, at], fa, scores[b, q, at], fb, fs)
+                    anew = _mixed(scores[c, q, at], fc, scores[d, q, at], fd, ft)
+                    chunk[j] = (anew if mask[at] else left) + _ZERO  # -0.0 is 0.0
                 # Rows ascend, so a later row with an equal score ranks lower.
-                for j in range(part * PART, min((part + 1) * PART, items)):
-                    if mask[j]:
-                        score = _mixed(scores[c, q, j], fc, scores[d, q, j], fd, ft)
-                    else:
-                        score = _mixed(scores[a, q, j], fa, scores[b, q, j], fb, fs)
-                    if score > least and j != own[q]:
-                        heap[0], ids[0] = score, row + j
-                        sink(heap, ids, 0, len(heap))
-                        least = heap[0]
+                for j in range(size):
+                    if chunk[j] > least and begin + j != own[q]:
+                        _replace_worst(heap, key_of(bits[j], row + begin + j))
+                        top[0] = bits_of(heap[0])
+                        least = lowest[0]
             worst[q, i] = least

@@ -37,10 +37,9 @@ class Streamed(Curves):
         asked = self._of_queries()
         batches = [np.arange(i, min(i + QUERIES, total)) for i in range(0, total, QUERIES)]
         affine = [{} for _ in batches]
-        if self._calibrated(spots):
-            for name, state in states.items():
-                for mine, factors in zip(affine, self._factors(state, asked, batches), strict=True):
-                    mine[name] = factors
+        for name, state in self._calibrated(states, spots).items():
+            for mine, factors in zip(affine, self._factors(state, asked, batches), strict=True):
+                mine[name] = factors
         measured = []
         each = _bytes(self._wishes(spots, states, affine[0], batches[0]))
         together = max(1, LISTS // (each * QUERIES))
@@ -91,7 +90,7 @@ class Streamed(Curves):
             progress(stop - start)
 
         def judge(i: int):
-            at = functools.partial(self._at, asked, batches[i])
+            at = functools.partial(self._at, asked, batches[i], {})
             return self._judge(spots, affine[i], batches[i], lists[i].ranked(), at)
 
         return list(threads.in_order(judge, range(len(batches))))
@@ -141,25 +140,38 @@ class Streamed(Curves):
 
         return list(threads.in_order(factors, batches))
 
-    def _at(self, asked, queries: np.ndarray, mix: Mix, rows: np.ndarray) -> np.ndarray:
-        """Return the scores of some queries, each with its own gallery rows (q, K)."""
+    def _at(self, asked, queries: np.ndarray, known: dict, mix: Mix, rows: np.ndarray):
+        """Return the scores of some queries, each with its own gallery rows (q, K).
+
+        known: scores of each pair with the rows of earlier calls, because some cascades differ
+        only in how they rank the same candidates.
+        """
         from fct_jax.upgrade.assessment.tops import Scores
 
-        world, spaces = self._world, self._spaces()
-        kinds = {spaces[name][1] for name in mix.factors}
-        near = {name: np.empty(rows.shape, np.float32) for name in mix.factors}
+        which = rows.tobytes()
+        missing = [name for name in mix.factors if (name, which) not in known]
+        if missing:
+            found = self._near(asked, queries, missing, rows)
+            known |= {(name, which): scores for name, scores in found.items()}
+        own = np.where(rows >= 0, np.arange(rows.shape[1]), -1)
+        return Scores({name: known[name, which] for name in mix.factors}).at(mix, own)
+
+    def _near(self, asked, queries: np.ndarray, pairs, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return pair -> inner products (q, K) of some queries, each with its own gallery rows."""
+        spaces = self._spaces()
+        kinds = {spaces[name][1] for name in pairs}
+        near = {name: np.empty(rows.shape, np.float32) for name in pairs}
         width = max(1, GATHERED // (rows.shape[1] * max(asked[name].shape[1] for name in near)))
         for start in range(0, len(rows), width):
             part = slice(start, start + width)
             some, place = np.unique(np.maximum(rows[part], 0), return_inverse=True)
             place = place.reshape(rows[part].shape)
-            items = self._of_items(_read(world, some, kinds), pairs=near)
+            items = self._of_items(_read(self._world, some, kinds), pairs=near)
             for name, scores in near.items():
                 scores[part] = np.einsum(
                     "qe,qke->qk", asked[name][queries[part]], items[name][place]
                 )
-        own = np.where(rows >= 0, np.arange(rows.shape[1]), -1)
-        return Scores(near).at(mix, own)
+        return near
 
 
 def _read(world: World, rows, kinds=None) -> dict[str, np.ndarray]:

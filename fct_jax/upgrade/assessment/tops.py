@@ -6,11 +6,11 @@ Where most of the items are results, they are sorted here; otherwise see `lists`
 import numpy as np
 from numba import njit
 
+from fct_jax.upgrade.assessment.keys import decoded, key_of
 from fct_jax.upgrade.ways import Mix
 
 CHUNK = 2048  # items whose scores are computed together
 FEW = 12  # items for each result, up to which all are sorted
-_LOW = np.int64(0xFFFFFFFF)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
@@ -106,10 +106,7 @@ def _keys(
     first_done, by_done, second_done, times_done, shift_done,
     migrated, own, items, keys,
 ):  # fmt: skip
-    """Fill a number (q, items) for each item: the smaller, the better; its low half is the row.
-
-    The high half has the bits of the score, turned so that they ascend as the scores descend.
-    """
+    """Fill the key (q, items) of each item with its score."""
     chunk = np.empty(CHUNK, np.float32)
     bits = chunk.view(np.int32)
     for q in range(len(keys)):
@@ -123,8 +120,7 @@ def _keys(
                 chunk[own[q] - start] = -np.inf
             for j in range(stop - start):
                 chunk[j] += _ZERO  # -0.0 is 0.0
-                turned = bits[j] ^ ((bits[j] >> 31) & 0x7FFFFFFF)
-                keys[q, start + j] = (np.int64(~turned) << 32) | (start + j)
+                keys[q, start + j] = key_of(bits[j], start + j)
 
 
 def _sorted(keys: np.ndarray, scores: np.ndarray, rows: np.ndarray):
@@ -132,12 +128,8 @@ def _sorted(keys: np.ndarray, scores: np.ndarray, rows: np.ndarray):
     k = min(scores.shape[1], keys.shape[1])
     if k < keys.shape[1]:
         keys = np.partition(keys, k - 1, axis=1)[:, :k]
-    keys = np.sort(keys, axis=1)
-    turned = ~(keys >> 32).astype(np.int32)
-    bits = turned ^ ((turned >> 31) & np.int32(0x7FFFFFFF))
-    scores[:, :k], rows[:, :k] = bits.view(np.float32), keys & _LOW
-    scores[:, k:] = -np.inf
-    rows[np.isneginf(scores)] = -1
+    scores[:, :k], rows[:, :k] = decoded(np.sort(keys, axis=1))
+    scores[:, k:], rows[:, k:] = -np.inf, -1
     return scores, rows
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fct_jax.upgrade.assessment.rows import Rows
-from fct_jax.upgrade.ways import Way
+from fct_jax.upgrade.ways import Mix, Way
 from fct_jax.upgrade.ways.calibration import Calibration
 from fct_jax.upgrade.ways.relevance import Relevance
 
@@ -62,6 +62,16 @@ class Spot:
     @property
     def name(self) -> tuple[str, str, float]:
         return self.way.label, self.order, self.share
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """A list to search for each query: mixes of items that are not re-embedded and that are."""
+
+    left: Mix
+    done: Mix
+    migrated: np.ndarray
+    width: int
 
 
 @dataclasses.dataclass(frozen=True)
