@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 import tiny_models
 import tiny_runs
 from patience import LONG
+from ports import free_port
 
 from fct_jax.embed.command import embed
 from fct_jax.embed.images import embed_images
@@ -132,7 +132,7 @@ def test_command_killed_and_given_again(tmp_path, monkeypatch):
     child = subprocess.Popen(
         [*command, "--config.data.name=digits", f"--workdir={out}"],
         cwd=tiny_runs.REPOSITORY,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "BATCHES": "16"},  # of 20; the model's fingerprint takes some more
         stderr=subprocess.PIPE,
     )
     try:
@@ -187,9 +187,7 @@ def test_two_processes_of_four_devices(runs, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             embed(embed_together.embed_config(folder), began)
     assert not began.exists()
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = [
         subprocess.Popen(
             [sys.executable, TESTS / "embed_together.py", folder, str(port), str(process), "2"],

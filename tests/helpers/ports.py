@@ -17,11 +17,12 @@ def free_ports(count: int) -> list[int]:
 
     They are below those that the system gives to outgoing connections and to whoever asks for any
     port: otherwise another program could have one before the test's own does, and a process that
-    tries to reach its own port could connect to itself.
+    tries to reach its own port could connect to itself. They are above those that Ray gives to its
+    workers (10,002 to 19,999) and to the servers of its clients (23,000 to 24,000).
     """
     found: list[int] = []
     while len(found) < count:
-        port = _RANDOM.randrange(15_000 + _WORKER, 32_000, WORKERS)
+        port = _RANDOM.randrange(24_008 + _WORKER, 32_000, WORKERS)
         with socket.socket() as tried, contextlib.suppress(OSError):
             tried.bind(("127.0.0.1", port))
             if port not in _given:

@@ -1,5 +1,6 @@
 """The command ``fct-jax apply`` on Ray in a process of its own, which a test watches and kills."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,6 +19,14 @@ def environment(**more) -> dict:
     return {**os.environ, "PYTHONPATH": f"{HELPERS}{os.pathsep}{REPOSITORY}", **more}
 
 
+def _works_for_ray(number: int) -> bool:
+    """Return whether a process is one of Ray's; one that has ended has no command line."""
+    try:
+        return b"ray" in Path(f"/proc/{number}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 class Driver:
     """The command in a process of its own, with its output in a file.
 
@@ -32,6 +41,7 @@ class Driver:
                 env=environment(
                     ASKED=str(log.with_name("asked")),
                     NEW=str(log.with_name("new")),
+                    HOLD=str(log.with_name("go on")),
                     SLOW=str(slow),
                 ),
                 stdout=output,
@@ -82,12 +92,14 @@ class Driver:
         self.process.kill()
         self.process.wait()
         time.sleep(1)
-        for number in self.seen - {self.process.pid}:
-            try:
-                if b"ray" in Path(f"/proc/{number}/cmdline").read_bytes():
-                    os.kill(number, signal.SIGKILL)
-            except OSError:
-                continue
+        others = self.seen - {self.process.pid}
+        for number in filter(_works_for_ray, others):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        begun = time.monotonic()
+        while any(map(_works_for_ray, others)):  # what a dying worker still writes is there then
+            assert time.monotonic() - begun < LONG
+            time.sleep(0.05)
 
     def done(self, code: int = 0) -> str:
         """Return the output of a process that ends by itself, with no traceback and noise in it."""

@@ -31,9 +31,16 @@ def translate(old):
 
 
 def embed(ids):
-    """Return the vectors of ids in ``$NEW``; note in ``$ASKED`` how many were asked for."""
+    """Return the vectors of ids in ``$NEW``; note in ``$ASKED`` how many were asked for.
+
+    With ``$HOLD``, a file, calls after the first twenty wait until it is there.
+    """
     time.sleep(0.1)
-    with Path(os.environ["ASKED"]).open("a") as file:
+    asked, hold = Path(os.environ["ASKED"]), os.environ.get("HOLD")
+    asked.touch()
+    while hold and not Path(hold).exists() and len(asked.read_text().split()) >= 20:
+        time.sleep(0.1)
+    with asked.open("a") as file:
         file.write(f"{len(ids)}\n")
     found = EmbeddingSet.read(os.environ["NEW"])
     return np.asarray(found.vectors)[Finder(found.ids)(ids)]

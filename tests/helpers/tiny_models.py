@@ -1,5 +1,6 @@
 """Frozen models that need no training, for tests that use models; and images for them."""
 
+import os
 import time
 
 import jax
@@ -26,9 +27,18 @@ def pixels(images):
 pixels.image_size = 8
 
 
+_SLOW: list[int] = []  # sizes of the batches of `slow_pixels` so far
+
+
 def slow_pixels(images):
-    """Return `pixels`, slowly enough that the process can be stopped meanwhile."""
+    """Return `pixels`, slowly; if ``$BATCHES`` is set, stop for ever after so many batches.
+
+    Whatever is to happen meanwhile then does, however late.
+    """
+    _SLOW.append(len(images))
     time.sleep(0.2)
+    while len(_SLOW) > int(os.environ.get("BATCHES", "1000000")):
+        time.sleep(0.1)
     return pixels(images)
 
 

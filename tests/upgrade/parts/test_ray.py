@@ -130,6 +130,7 @@ def test_workers_and_drivers_are_killed(tmp_path):
     driver = Driver(tmp_path / "2.log", up, *ray, *again)
     driver.until(lambda: batches() > 2)
     driver.kill_worker("_Model")
+    (tmp_path / "go on").touch()
     said = driver.done()
     assert len(said.splitlines()) < 60
     Driver(tmp_path / "one.log", tmp_path / "one", *given, *again).done()

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import types
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_galleries as tiny
 from patience import LONG
+from ports import free_port
 from ray_driver import HELPERS, Driver, environment
 
 from fct_jax.upgrade.migration.upgrade import Upgrade
@@ -28,8 +28,7 @@ def cluster(tmp_path_factory):
     pytest.importorskip("ray", reason="Ray: pip install 'fct_jax[ray]'")
     pytest.importorskip("grpc", reason="Ray's client: pip install 'ray[client]'")
     folder = tmp_path_factory.mktemp("cluster")
-    with socket.create_server(("", 0)) as server:
-        port = server.getsockname()[1]  # of Ray's client
+    port = free_port()  # of Ray's client
     script = f"""
 import sys
 from ray.cluster_utils import Cluster
