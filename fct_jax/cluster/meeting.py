@@ -21,11 +21,11 @@ _KIND = "doctor"  # tells these connections from those of a run
 class Line:
     """A connection over which JSON values travel, one a line."""
 
-    def __init__(self, connection: socket.socket, seconds: float = ASK_SECONDS):
-        """Take a connection, and how long to wait for a value."""
+    def __init__(self, connection: socket.socket, seconds: float | None = None):
+        """Take a connection, and how long to wait for a value; None: `ASK_SECONDS`."""
         self._connection = connection
         self._file = connection.makefile("rwb")
-        self.wait(seconds)
+        self.wait(ASK_SECONDS if seconds is None else seconds)
 
     def wait(self, seconds: float) -> None:
         """Wait for so long for each value from now on."""
@@ -154,6 +154,7 @@ def join(place: Place, actions: Actions, timeout: float):
       UserError: process 0 cannot be reached in time, refuses this process, or ends too early.
     """
     line = _connected(place, timeout)
+    line.wait(timeout + ASK_SECONDS)  # process 0 asks once all have come, or the time is over
     try:
         while True:
             asked = line.receive()

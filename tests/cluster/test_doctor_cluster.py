@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 
 import cluster
@@ -78,8 +79,9 @@ def test_every_fault_is_a_line_on_every_host(tmp_path):
 
 @pytest.mark.multiprocess
 def test_a_host_that_does_not_come_is_named_and_the_others_are_examined(tmp_path):
-    faulty = {"facts": {**WELL["facts"], "python": "3.0.1"}}
-    codes, said = doctor(tmp_path, [WELL, faulty], [tmp_path] * 2, count=3, timeout=20)
+    well, faulty = ({"facts": {**WELL["facts"], **more}, "come": 2} for more in
+                    ({}, {"python": "3.0.1"}))  # fmt: skip
+    codes, said = doctor(tmp_path, [well, faulty], [tmp_path] * 2, count=3, timeout=20)
     assert codes == [1, 1], said
     for text in said:
         assert "! process 2 did not come to localhost:" in text and "within 20 s" in text
@@ -146,12 +148,14 @@ def test_who_does_not_belong_is_refused_and_told(hello, message):
         line.send({"fct_jax": "doctor", "process": 1, "of": 2, "host": "host-b", **hello})
         answers.append(line.receive())
         line.close()
+        meeting._greeted(meeting.Place(address, 1, 2)).close()  # who belongs comes after it
 
     thread = threading.Thread(target=stranger)
     thread.start()
-    members, faults = meeting.gather(meeting.Place(address, 0, 2), None, 1.0)
+    members, faults = meeting.gather(meeting.Place(address, 0, 2), None, LONG)
     thread.join(LONG)
-    assert len(members) == 1 and len(faults) == 1
+    members[1].tell(None)
+    assert len(members) == 2 and len(faults) == 1
     assert re.search(message, faults[0])
     assert answers == [{"refused": faults[0]}]
 
@@ -174,6 +178,27 @@ def test_a_silent_program_does_not_keep_the_others_out(monkeypatch):
         members, faults = found[0]
     assert [member.process for member in members] == [0, 1] and faults == []
     members[1].tell(None)
+
+
+def test_who_comes_early_waits_for_the_others(monkeypatch):
+    """Process 0 asks nothing until all are there, however long that takes."""
+    monkeypatch.setattr(meeting, "ASK_SECONDS", 0.1)
+    place, found = meeting.Place(f"localhost:{free_port()}", 1, 3), []
+
+    def late():
+        time.sleep(0.5)
+        meeting._connected(place._replace(process_id=2), LONG).close()
+
+    early = lambda: found.append(meeting.join(place, None, LONG))  # noqa: E731
+    threads = [threading.Thread(target=each) for each in (early, late)]
+    for thread in threads:
+        thread.start()
+    members, _ = meeting.gather(place._replace(process_id=0), None, LONG)
+    for member in members:
+        member.tell("all are here")
+    for thread in threads:
+        thread.join(LONG)
+    assert found == ["all are here"]
 
 
 def test_options_of_the_other_examination(capsys):
