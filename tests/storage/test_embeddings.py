@@ -92,6 +92,15 @@ def test_not_finite_vector_is_named():
         made.check_finite()
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+def test_not_finite_halves_are_found(bad):
+    made = make(vectors=np.full((7, 3), -65504, np.float16))  # the largest ones are finite
+    made.check_finite()
+    made.vectors[6, 2] = bad
+    with pytest.raises(UserError, match="the vector of id .* is not finite"):
+        made.check_finite()
+
+
 def damage_meta(folder, **changes):
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, **changes}))
