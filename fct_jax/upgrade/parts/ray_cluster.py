@@ -1,6 +1,7 @@
 """Connecting to a Ray cluster, or starting one here, within a limit of time and in silence."""
 
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -16,9 +17,18 @@ _START = "RAY_raylet_start_wait_time_s"
 _PATIENCE = {_START: "180", "RAY_worker_register_timeout_seconds": "600"}
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # or the end of a lost connection would start a cluster here
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _OBJECTS = 100 << 20  # bytes; vectors go through files, not through Ray's memory
+# What Ray says if the server of a client does not start: Ray loses some of them in a fork beside
+# its threads, which another try mends; others need over 30 seconds on a busy head node.
+_UNSTARTED = ("Starting Ray client server failed", "Proxy failed to Connect to backend")
+_TRIES = 3
+_SLOW = (
+    "If the head node is busy, start Ray there with RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S=100 "
+    "in its environment, the seconds that a client's server may take (30 without it)."
+)
 _TOLD = 30.0  # seconds until it is said that Ray is still starting
 REACHED = 120.0  # seconds for a cluster to answer
 _WORKER = 600.0  # seconds for the first worker to answer
@@ -83,7 +93,7 @@ def _start(ray, workers: int | None, settings: dict) -> None:
         ray.init(address="local", **here, **settings)
     except Exception as error:  # Ray raises Exception itself when its time is over
         raise UserError(
-            f"Ray cannot be started on this machine: {_line(error)} Its log is in "
+            f"Ray cannot be started on this machine: {line(error)} Its log is in "
             "/tmp/ray/session_latest/logs; if the machine was busy, repeat the command"
         ) from None
     finally:
@@ -91,6 +101,18 @@ def _start(ray, workers: int | None, settings: dict) -> None:
 
 
 def _reach(ray, address: str, settings: dict) -> None:
+    for _ in range(_TRIES):
+        error = _failure(ray, address, settings)
+        if error is None:
+            return
+        unstarted = any(part in str(error) for part in _UNSTARTED)
+        if not unstarted:
+            break
+    advice = f" {_SLOW}" if unstarted else ""
+    raise UserError(f"the Ray cluster at {address} cannot be used: {line(error)}{advice}")
+
+
+def _failure(ray, address: str, settings: dict) -> Exception | None:
     """Connect in a thread, because Ray would ask a port that is not a cluster's for very long."""
     failed: list[Exception] = []
 
@@ -108,12 +130,15 @@ def _reach(ray, address: str, settings: dict) -> None:
             f"no Ray cluster has answered at {address} for {REACHED:g} s; a cluster's port is 6379 "
             "(host:6379), that of Ray's client 10001 (ray://host:10001)"
         )
-    if failed:
-        raise UserError(f"the Ray cluster at {address} cannot be used: {_line(failed[0])}")
+    return failed[0] if failed else None
 
 
-def _line(error: Exception) -> str:
-    said = " ".join(str(error).split())[:300] or type(error).__name__
+def line(error: Exception) -> str:
+    """Return an error of Ray's in one line; of a traceback in it only the last error."""
+    _, traced, rest = str(error).rpartition("Traceback (most recent call last):\n")
+    lines = rest.splitlines()
+    said = itertools.dropwhile(lambda each: each.startswith(" "), lines) if traced else lines
+    said = " ".join(" ".join(said).split())[:300] or type(error).__name__
     return said if said.endswith(".") else f"{said}."
 
 
@@ -142,7 +167,7 @@ def _check_installed(ray) -> None:
         asked = ray.remote(version).options(num_cpus=0).remote()
         found, own = ray.get(asked, timeout=_WORKER), version()
     except ray.exceptions.RayError as error:
-        raise UserError(f"no worker of Ray could be started: {_line(error)}") from None
+        raise UserError(f"no worker of Ray could be started: {line(error)}") from None
     if found != own:
         raise UserError(
             f"a worker of Ray has {found}, but this process has {own}; install the same version "

@@ -15,6 +15,7 @@ from fct_jax.upgrade.migration.reembed import failed, function_of, name_of
 from fct_jax.upgrade.migration.retrying import again_of
 from fct_jax.upgrade.parts.engines import Engine, Workers
 from fct_jax.upgrade.parts.ray_cluster import connected
+from fct_jax.upgrade.parts.ray_head import Head
 from fct_jax.upgrade.parts.ray_pool import Pool
 from fct_jax.upgrade.parts.running import Running
 
@@ -76,7 +77,7 @@ class RayWorkers(Workers):
     """Pools of actors on a Ray cluster."""
 
     def __init__(self, ray, engine: Engine):
-        self._ray, self._engine = ray, engine
+        self._ray, self._engine, self._head = ray, engine, Head.of(ray)
         self._open = contextlib.ExitStack()
 
     def close(self) -> None:
@@ -142,7 +143,7 @@ class RayWorkers(Workers):
 
     def _pool(self, kind: type, count: int, needed: str, options: dict, *arguments) -> Pool:
         actor = self._ray.remote(kind).options(max_restarts=0, max_task_retries=0, **options)
-        return Pool(self._ray, lambda: actor.remote(*arguments), count, needed)
+        return Pool(self._ray, lambda: actor.remote(*arguments), count, needed, self._head)
 
 
 @contextlib.contextmanager

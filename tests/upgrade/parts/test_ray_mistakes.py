@@ -7,10 +7,11 @@ import types
 
 import numpy as np
 import pytest
+from patience import LONG
 
 from fct_jax.errors import UserError
 from fct_jax.upgrade.migration.reembed import Asking, open_reembed
-from fct_jax.upgrade.parts import ray_cluster, ray_pool
+from fct_jax.upgrade.parts import ray_cluster, ray_head, ray_pool
 from fct_jax.upgrade.parts.engines import Engine
 
 WRONG = """
@@ -149,10 +150,21 @@ class FakeRay:
     available_resources = dict
 
 
+class FakeHead:
+    """Stands for the head node; lost once it is told so."""
+
+    lost = False
+
+    def answers(self):
+        if self.lost:
+            raise UserError("the head node has gone")
+        return True
+
+
 def pool(*workers):
     """Return a pool of one worker, which the others replace, and its Ray."""
     ray, waiting = FakeRay(), list(workers)
-    return ray_pool.Pool(ray, lambda: waiting.pop(0), 1, "CPU"), ray
+    return ray_pool.Pool(ray, lambda: waiting.pop(0), 1, "CPU", FakeHead()), ray
 
 
 def test_a_lost_worker_is_replaced():
@@ -168,22 +180,93 @@ def test_a_lost_worker_is_replaced():
 
 def test_workers_that_are_lost_again_and_again():
     made, _ = pool(*[Worker(None, Lost("no\nmemory")) for _ in range(5)])
-    with pytest.raises(UserError, match="Ray lost a worker 4 times: no memory; repeat the command"):
+    with pytest.raises(UserError, match="Ray lost a worker 4 times: no memory. Repeat the command"):
         made.call("make", 0)
     made, _ = pool(*[Worker(Lost("no start")) for _ in range(5)])
     with pytest.raises(UserError, match="Ray lost a worker 4 times: no start"):
         made.wait()
 
 
-def test_no_worker_can_be_asked_for():
+@pytest.mark.parametrize("kind", [Lost, ConnectionError])  # Ray's client raises the latter
+def test_the_cluster_is_out_of_reach(kind):
+    said = "the Ray cluster is out of reach: no connection. Repeat the command to resume"
+
+    def unreachable(*arguments, **settings):
+        raise kind("no connection")
+
     made, _ = pool(Worker(None, Lost("node")))
-
-    def unreachable():
-        raise Lost("no connection")
-
     made._create = unreachable
-    with pytest.raises(UserError, match="no connection"):
+    with pytest.raises(UserError, match=said):
         made.call("make", 0)
+    for name in ("wait", "get", "kill"):
+        made, ray = pool(Worker(None, "1"))
+        if name == "wait":
+            setattr(ray, name, unreachable)
+            with pytest.raises(UserError, match=said):
+                made.wait()
+        else:
+            made.wait()
+            made._create = unreachable
+            setattr(ray, name, unreachable)
+            if name == "get":
+                with pytest.raises(UserError, match=said):
+                    made.call("make", 0)
+        made.close()
+
+
+def test_the_head_node_is_lost_while_a_worker_is_busy():
+    made, _ = pool(Worker(None, ""))
+    made.wait()
+    made._head.lost = True
+    for _ in range(2):  # also for the threads that wait
+        with pytest.raises(UserError, match="the head node has gone"):
+            made.call("make", 0)
+
+
+def test_one_thread_looks_at_the_workers_that_start(monkeypatch):
+    """The others wait for it, and one of them takes its place when it has its worker."""
+    monkeypatch.setattr(ray_pool, "_PAUSE", 0.01)
+    count = 30
+    made = ray_pool.Pool(FakeRay(), lambda: Worker("", "done"), count, "CPU", FakeHead())
+    starting = list(made._starting)
+    looking, most, look = [], [], made._look
+
+    def watched(begun):
+        looking.append(1)
+        most.append(len(looking))
+        look(begun)
+        looking.pop()
+
+    made._look = watched
+    done = []
+
+    def call():
+        done.append(made.call("make", 0))
+
+    threads = [threading.Thread(target=call, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for reference in starting:
+        reference.answer = None  # they start one after the other
+    for thread in threads:
+        thread.join(LONG)
+    assert done == ["done"] * count
+    assert max(most, default=0) <= 1
+
+
+def test_a_head_node_that_stops(monkeypatch):
+    monkeypatch.setattr(ray_head, "LOOK", 0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = ray_head.Head(f"127.0.0.1:{server.getsockname()[1]}")
+        unknown = ray_head.Head("")
+        assert head.answers() and unknown.answers()
+    assert not head.answers()  # it may come back
+    head.limit = 0
+    with pytest.raises(UserError, match="127.0.0.1:.* has not answered for 0 s; what is publ"):
+        head.answers()
+    assert unknown.answers()
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "300")
+    assert ray_head.Head("").limit == 200
 
 
 def test_errors_of_workers():
@@ -204,6 +287,7 @@ def test_no_worker_starts(monkeypatch, capsys):
     with pytest.raises(UserError, match="in 0.3 s: the cluster has CPU: 2, free: 0; repeat"):
         made.wait()
     assert capsys.readouterr().err.count("waiting for a worker of Ray to start") == 1
+    made, ray = pool(Worker(""))
     ray.alive = False
     with pytest.raises(UserError, match="all nodes of the Ray cluster are lost"):
         made.wait()
@@ -236,6 +320,47 @@ def test_a_cluster_that_does_not_start(monkeypatch):
     with pytest.raises(UserError, match="cluster at auto cannot be used: The current node timed"):
         Engine("ray", "auto").opened().__enter__()
     assert ray.asked == ["local", "auto"]  # not a cluster that happens to run here
+
+
+FAILED = """Initialization failure from server:
+Traceback (most recent call last):
+  File "/ray/proxier.py", line 765, in Datapath
+    if not self.proxy_manager.start_specific_server(
+           ^^^^^^^^^^^^^^^^^
+ValueError: a first one
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/ray/proxier.py", line 772, in Datapath
+    raise RuntimeError(
+RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err for
+detailed logs.
+"""
+
+
+@pytest.mark.parametrize("failing", [2, 9])
+def test_a_server_of_a_client_that_does_not_start(monkeypatch, failing):
+    """It is tried again; of Ray's traceback only the last error is told, and what may help."""
+
+    def unstarted():
+        if len(ray.asked) <= failing:
+            raise ConnectionAbortedError(FAILED)
+
+    ray = Cluster(unstarted)
+    settings = {}
+    if failing == 2:
+        ray_cluster._reach(ray, "ray://head:10001", settings)
+    else:
+        with pytest.raises(UserError) as raised:
+            ray_cluster._reach(ray, "ray://head:10001", settings)
+        said = str(raised.value)
+        assert said.startswith(
+            "the Ray cluster at ray://head:10001 cannot be used: RuntimeError: Starting Ray client "
+            "server failed. See ray_client_server_23000.err for detailed logs. If the head node is"
+        )
+        assert "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S=100" in said and "\n" not in said
+    assert len(ray.asked) == 3
 
 
 def test_an_address_of_something_else(monkeypatch):
