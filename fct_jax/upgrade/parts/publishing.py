@@ -39,6 +39,10 @@ class Elsewhere(UserError):
     """The gallery was finished from another directory, which continues with it."""
 
 
+class Removed(UserError):
+    """The layout has gone, as at the end of a translation."""
+
+
 class Publishing:
     """The pieces of a gallery at a place, and the work on them.
 
@@ -52,34 +56,33 @@ class Publishing:
         self.place, self.target, self.translator = place, target, translator
         self.pieces = pieces_of(target, translator.batch_size)
         self._stamps = stamps_of(translator.source)
+        self._layout_name = f"{place.records}{LAYOUT}"
 
-    def begin(self, identity: dict, content: str | None) -> str | None:
-        """Publish the layout, or check that the published one is the same.
+    def lay_out(self, identity: dict, content: str | None) -> None:
+        """Publish the layout, unless there is one.
 
         Args:
           identity: facts of gallery and map that must not change.
           content: checksum that the gallery must have, if it is known.
+        """
+        self.place.make()
+        if self.place.read(self._layout_name) is None:
+            self.translator.learn()
+            coding = self.translator.coding
+            data = {**self._facts(identity), "content": content, **coding.to_meta()}
+            self.place.publish_bytes(self._layout_name, json.dumps(data, indent=2).encode())
+
+    def join(self, identity: dict) -> str | None:
+        """Check that the published layout is that of this gallery and map.
 
         Returns:
           The checksum that the layout asks for, or None.
 
         Raises:
+          Removed: there is no layout.
           UserError: the pieces there are of another gallery or map, or files have changed since.
         """
-        place = self.place
-        ours = {
-            **identity,
-            "count": len(self.translator.source),
-            "borders": [piece.start for piece in self.pieces],
-            "stamps": self._stamps,
-        }
-        place.make()
-        name = f"{place.records}{LAYOUT}"
-        if place.read(name) is None:
-            coding = self.translator.coding
-            self.translator.learn()
-            data = {**ours, "content": content, **coding.to_meta()}
-            place.publish_bytes(name, json.dumps(data, indent=2).encode())
+        place, ours = self.place, self._facts(identity)
         theirs = self._layout()
         changed = _changed(theirs.get("stamps", {}), self._stamps)
         if changed:
@@ -98,11 +101,18 @@ class Publishing:
         self.translator.coding.take(theirs, place.name)  # of whoever was first
         return theirs["content"]
 
+    def _facts(self, identity: dict) -> dict:
+        borders = [piece.start for piece in self.pieces]
+        count = len(self.translator.source)
+        return {**identity, "count": count, "borders": borders, "stamps": self._stamps}
+
     def _layout(self) -> dict:
-        name = f"{self.place.records}{LAYOUT}"
+        name, data = self._layout_name, self.place.read(self._layout_name)
+        if data is None:
+            raise Removed(f"{self.place.name}/{name} was removed meanwhile; repeat the command")
         try:
-            return json.loads(self.place.read(name))
-        except (TypeError, ValueError) as error:
+            return json.loads(data)
+        except ValueError as error:
             raise UserError(
                 f"{self.place.name}/{name} cannot be read: {error}; remove it"
             ) from None
@@ -197,8 +207,9 @@ class Publishing:
         return f"{self.place.records}{piece.name}.npy"
 
     def remove_vectors(self, piece: Piece) -> None:
-        """Remove the file of a piece's vectors, which are in the gallery now."""
-        (self.place.path / self.vectors_name(piece)).unlink(missing_ok=True)
+        """Remove the file of a piece's vectors, if it has one; they are in the gallery now."""
+        if not piece.files:
+            (self.place.path / self.vectors_name(piece)).unlink(missing_ok=True)
 
     def bytes_but_largest(self) -> int:
         """Return the bytes of the published files of vectors without the largest one."""

@@ -20,7 +20,7 @@ from fct_jax.upgrade.parts.finishing import Finishing
 from fct_jax.upgrade.parts.numbers import Part
 from fct_jax.upgrade.parts.places import name_of
 from fct_jax.upgrade.parts.progress import LAYOUT
-from fct_jax.upgrade.parts.publishing import Elsewhere, Publishing
+from fct_jax.upgrade.parts.publishing import Elsewhere, Publishing, Removed
 
 _WAIT = 0.5  # seconds between two looks at what another part does
 
@@ -83,15 +83,21 @@ class Running:
                 f"{self.workdir} is being translated by one process; repeat the command without "
                 "--part to finish it, or choose another directory"
             )
+        identity = self._work.identity()
         with self._turn() as first:
-            if first and self.is_over():
-                return False
-            certificate: Certificate | None = None
             if first:
-                certificate = check(plan)
+                if self.is_over():
+                    return False
+                certificate: Certificate | None = check(plan)
                 self.publishing.place.prepare()
-            content = None if certificate is None else certificate.content
-            self._content = self.publishing.begin(self._work.identity(), content)
+                content = None if certificate is None else certificate.content
+                self.publishing.lay_out(identity, content)
+            try:
+                self._content = self.publishing.join(identity)
+            except Removed:
+                if self.is_over():  # another part has finished since the layout was seen
+                    return False
+                raise
         self._opened.remember(self.workdir)
         self.place.tidy()
         return True
@@ -136,13 +142,11 @@ class Running:
         if self._work.progress.rows == publishing.pieces[-1].stop:
             return self.finish()  # all are checked already, and may have been moved
         mine = [publishing.pieces[n] for n in part.pieces(len(publishing.pieces))]
-        joined = self._work.progress.rows  # of whose pieces only the records are left
         total = sum(piece.stop - piece.start for piece in mine)
         with Bar(f"translating {part}", total, "vectors") as bar:
             for piece in mine:
                 try:
-                    if piece.stop > joined and publishing.record(piece) is None:
-                        publishing.make(piece)
+                    self._make_missing(piece)
                 except Elsewhere:
                     raise
                 except UserError:
@@ -157,6 +161,17 @@ class Running:
             soft_wrap=True,
         )
         return there == len(publishing.pieces) and self.finish()
+
+    def _make_missing(self, piece) -> None:
+        """Make a piece, unless it is published, or in the gallery with only its record left."""
+        publishing = self.publishing
+        if publishing.record(piece) is None and not self._joined(piece):
+            publishing.make(piece)
+            if self._joined(piece):  # meanwhile, as another process had published it
+                publishing.remove_vectors(piece)
+
+    def _joined(self, piece) -> bool:
+        return piece.stop <= migration_of(self.workdir, self._opened).progress.rows
 
     def finish(self, workers: Workers | None = None, new_meta: dict | None = None) -> bool:
         """Make the pieces the gallery, and those that are missing or damaged anew.
