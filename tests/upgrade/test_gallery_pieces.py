@@ -66,6 +66,28 @@ def test_a_pass_reads_each_part_once(tmp_path, monkeypatch):
     assert begun == ["1/x.parquet", "2/x.parquet"]
 
 
+@pytest.mark.parametrize(
+    ("group", "count", "expected"), [(50, 160, [50, 8]), (5, 160, [5, 32]), (5, 10**4, [5, 200])]
+)
+def test_a_sample_of_a_table_reads_few_groups(tmp_path, monkeypatch, group, count, expected):
+    """Those that are spread over it, and as many as it takes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    values, size = random(1000, 3), expected[0]
+    table = pa.table({"id": np.arange(1000), "vector": list(values)})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=group)
+    gallery = open_gallery(tmp_path / "x.parquet")
+    begun, kind = [], type(gallery.parts[0])
+    batches = kind.batches
+    monkeypatch.setattr(kind, "batches", lambda p, n, g, s: begun.append(g) or batches(p, n, g, s))
+    rows = gallery.spread_rows(count)
+    np.testing.assert_array_equal(gallery.rows(rows), values[rows])
+    assert len(rows) == min(count, 1000)
+    assert len(set(rows // size)) == expected[1]
+    assert len(begun) <= expected[1] and rows[-1] // group == 1000 // group - 1
+
+
 def test_row_numbers_are_no_ids(tmp_path):
     """A gallery without ids says so, so that two files are not paired by mere order."""
     values = random()

@@ -228,6 +228,22 @@ def test_rows_without_a_vector(tmp_path):
         open_gallery(tmp_path / "up" / "gallery").sound()
 
 
+@pytest.mark.parametrize("name", ["int8", "binary", "float32"])
+def test_rows_that_faiss_would_find_are_told(tmp_path, name, capsys):
+    """Until they are re-embedded."""
+    ids, old, _ = tiny.vectors(2000)
+    old[7], old[9] = np.nan, 0
+    path = tiny.write_gallery("faiss", tmp_path / "old", ids, old)
+    tiny.as_set(tmp_path / "new", wide_map().transform(np.ones_like(old))[0], ids)
+    given = {"dtype": name, "unchecked": True}
+    upgrade = Upgrade(tmp_path / "up")
+    upgrade.apply(wide_map(), path, **given)
+    told = f"2 rows have no usable vector, but {name} codes, which a search may find"
+    assert (told in " ".join(capsys.readouterr().err.split())) == (name != "float32")
+    upgrade.apply(reembed=str(tmp_path / "new"), unchecked=True)
+    assert "no usable vector" not in capsys.readouterr().err
+
+
 def test_a_coded_gallery_is_upgraded_again(made, tmp_path):
     first = Upgrade(tmp_path / "a").apply(wide_map(), made[0]["set"], dtype="int8", unchecked=True)
     second = Upgrade(tmp_path / "b").apply(

@@ -84,6 +84,7 @@ class Gallery(abc.ABC):
       labels: (N,) integers, or None.
       numbered: whether ids are row numbers, because there are no others.
       scattered: whether a row can be read alone, without the rows beside it.
+      searched: whether another program searches the file as it is, rows without a vector included.
       bad: the unusable rows found so far.
     """
 
@@ -96,6 +97,7 @@ class Gallery(abc.ABC):
     labels: np.ndarray | None = None
     numbered: bool = False
     scattered: bool = False
+    searched: bool = False
 
     def __init__(self, path, ids: np.ndarray, dim: int, meta: dict):
         self.path, self.ids, self.dim, self.meta = Path(path), ids, int(dim), meta

@@ -67,6 +67,7 @@ class FaissGallery(Gallery):
     cosine; this metric is called ``ip``.
     """
 
+    searched = True
     writer = FaissTarget
 
     def __init__(self, path, options: Options):

@@ -14,6 +14,7 @@ from fct_jax.upgrade.galleries.base import Gallery, Options
 ROWS = 1 << 14  # decoded together
 _FEW = 1 << 9  # decoded together where single rows are wanted
 _IDS = 1 << 16
+_SPREAD = 8  # groups from which a sample is taken, if they have enough rows
 
 
 class Part(abc.ABC):
@@ -104,12 +105,19 @@ class TableGallery(Gallery):
             self._held, self._size = None, ROWS
 
     def spread_rows(self, count: int) -> np.ndarray:
-        """Return the first rows of some groups; later rows are reached only by decoding these."""
+        """Return the first rows of some groups; later rows are reached only by decoding these.
+
+        The groups are eight, or as many more as it takes to have so many rows.
+        """
         sizes = np.diff(self._group_starts)
         starts, sizes = self._group_starts[:-1][sizes > 0], sizes[sizes > 0]
-        few = np.unique(np.linspace(0, len(starts) - 1, min(8, len(starts))).astype(np.int64))
-        each = -(-count // len(few))
-        rows = [np.arange(starts[f], starts[f] + min(each, sizes[f])) for f in few]
+        few, taken = _SPREAD, None
+        while taken is None or (taken.sum() < count and few < 2 * len(starts)):
+            places = np.linspace(0, len(starts) - 1, min(few, len(starts))).astype(np.int64)
+            chosen = np.unique(places)
+            taken = np.minimum(sizes[chosen], -(-count // len(chosen)))
+            few *= 2
+        rows = [np.arange(starts[f], starts[f] + n) for f, n in zip(chosen, taken, strict=True)]
         rows = np.concatenate(rows)
         return np.unique(self.served(rows[~np.isin(rows, self._gone)]))[:count]
 

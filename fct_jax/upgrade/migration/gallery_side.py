@@ -5,8 +5,9 @@ import dataclasses
 
 from fct_jax.errors import UserError
 from fct_jax.runtime.plugins import is_import_name
+from fct_jax.runtime.progress import console
 from fct_jax.upgrade.checks import guards
-from fct_jax.upgrade.galleries.base import Gallery, open_gallery
+from fct_jax.upgrade.galleries.base import TRANSLATED, Gallery, open_gallery
 from fct_jax.upgrade.migration.estimate import estimated
 from fct_jax.upgrade.migration.planning import Plan, Wanted, make_plan, read_plan
 from fct_jax.upgrade.migration.preflight import check_before, check_new_vectors
@@ -70,12 +71,26 @@ class GallerySide(Side):
                     return status_of(self.workdir, settings, None)
             if run.part is None:  # a part has nothing more to do
                 self._one_process(run, new, checked)
-        return open_gallery(
+        made = open_gallery(
             settings.output or self.workdir / "gallery",
             id_column=settings.id_column,
             vector_column=settings.vector_column,
             unfinished=True,
         )
+        if made.searched and not made.stored_as.exact:
+            self._tell_without_vector(made)
+        return made
+
+    def _tell_without_vector(self, made: Gallery) -> None:
+        """Tell how many rows have no vector, if their codes do not show it."""
+        rows = [row for row, _ in migration_of(self.workdir, self.opened).progress.bad]
+        count = int((made.versions[rows] == TRANSLATED).sum())
+        if count:
+            console.print(
+                f"{count:,} rows have no usable vector, but {made.stored_as.name} codes, which a "
+                f"search may find: remove their ids, which are in {self.workdir}/quarantine.jsonl",
+                soft_wrap=True,
+            )
 
     def _one_process(self, run: Run, new, checked: bool) -> None:
         """Translate what is not translated, and re-embed; ``new`` has been ``checked`` or not."""
