@@ -84,6 +84,7 @@ class Publishing:
         """
         place, ours = self.place, self._facts(identity)
         theirs = self._layout()
+        place.make()  # a host's own folder of unfinished files, beside a bucket
         changed = _changed(theirs.get("stamps", {}), self._stamps)
         if changed:
             raise UserError(

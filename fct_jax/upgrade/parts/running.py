@@ -9,6 +9,7 @@ from fct_jax.runtime.progress import Bar, console
 from fct_jax.storage.files import Lock
 from fct_jax.upgrade.galleries.base import open_gallery
 from fct_jax.upgrade.maps.loading import load_map
+from fct_jax.upgrade.migration.journal import Journal, Progress
 from fct_jax.upgrade.migration.planning import Plan
 from fct_jax.upgrade.migration.reading import Certificate
 from fct_jax.upgrade.migration.settings import merged
@@ -171,7 +172,7 @@ class Running:
                 publishing.remove_vectors(piece)
 
     def _joined(self, piece) -> bool:
-        return piece.stop <= migration_of(self.workdir, self._opened).progress.rows
+        return piece.stop <= Progress(Journal(self.workdir / "journal.jsonl").records).rows
 
     def finish(self, workers: Workers | None = None, new_meta: dict | None = None) -> bool:
         """Make the pieces the gallery, and those that are missing or damaged anew.

@@ -130,11 +130,22 @@ def test_two_hosts(bucket, tmp_path, monkeypatch):
         other.apply("slow_model:translate", OLD, output=NEW, batch_size=16, unchecked=True)
 
 
-def test_mistakes(bucket, tmp_path):
+def test_mistakes_and_types(bucket, tmp_path):
     ids, old, _ = tiny.vectors(300)
     folder = tiny.write_gallery("parquet", tmp_path / "old", ids, old)
     bucket.put(folder, "old")
     given = {"batch_size": 16, "unchecked": True}
+    matrix = np.random.default_rng(4).standard_normal((tiny.OLD_DIM, 8)).astype(np.float32)
+    for dtype in ("int8", "binary"):  # the second host takes the scales of the first
+        mapping = tiny.plain_map(matrix=matrix, known=False)
+        one, output = tmp_path / f"one-{dtype}", f"s3://vectors/{dtype}"
+        Upgrade(one).apply(mapping, OLD, dtype=dtype, **given)
+        for part in ("2/2", "1/2"):
+            host = Upgrade(tmp_path / f"{dtype}-{part[0]}")
+            host.apply(mapping, OLD, output=output, part=part, dtype=dtype, **given)
+        assert bucket.tree(dtype) == tiny.tree(one / "gallery")
+    with pytest.raises(UserError, match="packs eight dimensions into a byte"):
+        Upgrade(tmp_path / "up").apply(tiny.plain_map(), OLD, output=NEW, dtype="binary", **given)
     for output, expected in (
         ("s3://vectors/old/new", "is not apart from the gallery"),
         ("s3://nowhere/new", "s3://nowhere/new: "),

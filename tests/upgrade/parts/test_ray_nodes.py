@@ -66,15 +66,15 @@ cluster.shutdown()
     log.close()
 
 
-def gallery(tmp_path, mapping) -> tuple[list, Path]:
+def gallery(tmp_path, mapping, dtype="float32") -> tuple[list, Path]:
     """Write a gallery; return the words that translate it, and one process's translation."""
     ids, old, _ = tiny.vectors(COUNT)
     old[77] = np.nan
     path = tmp_path / "old"
     path.mkdir()
     tiny.write_parquet(path, ids, old, sizes=(70, 0, 130, *[65] * 20))
-    Upgrade(tmp_path / "one").apply(mapping, path, unchecked=True, batch_size=16)
-    words = ["--map", mapping, "--gallery", path, "--batch-size", "16"]
+    Upgrade(tmp_path / "one").apply(mapping, path, unchecked=True, batch_size=16, dtype=dtype)
+    words = ["--map", mapping, "--gallery", path, "--batch-size", "16", "--dtype", dtype]
     return [*words, "--unchecked", "--engine", "ray"], tmp_path / "one" / "gallery"
 
 
@@ -113,9 +113,14 @@ def test_a_node_is_killed(cluster, tmp_path):
     assert tiny.tree(up / "gallery") == tiny.tree(expected)
 
 
-def test_by_the_client_of_ray(cluster, tmp_path):
-    tiny.plain_map().save(tmp_path / "map")
-    words, expected = gallery(tmp_path, str(tmp_path / "map"))
+@pytest.mark.parametrize(("address", "dtype"), [("client", "float32"), ("address", "int8"),
+                                                ("address", "binary")])  # fmt: skip
+def test_bytes_of_one_process(cluster, tmp_path, address, dtype):
+    """By Ray's client, and in types whose scales the workers take from the layout."""
+    matrix = np.random.default_rng(4).standard_normal((tiny.OLD_DIM, 8)).astype(np.float32)
+    tiny.plain_map(matrix=matrix, known=False).save(tmp_path / "map")
+    words, expected = gallery(tmp_path, str(tmp_path / "map"), dtype)
     up = tmp_path / "up"
-    Driver(tmp_path / "log", up, *words, "--address", cluster.client, "--workers", "1").done()
+    where = getattr(cluster, address)
+    Driver(tmp_path / "log", up, *words, "--address", where, "--workers", "1").done()
     assert tiny.tree(up / "gallery") == tiny.tree(expected)
