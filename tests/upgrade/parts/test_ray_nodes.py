@@ -113,8 +113,7 @@ def test_a_node_is_killed(cluster, tmp_path):
     assert tiny.tree(up / "gallery") == tiny.tree(expected)
 
 
-@pytest.mark.parametrize(("address", "dtype"), [("client", "float32"), ("address", "int8"),
-                                                ("address", "binary")])  # fmt: skip
+@pytest.mark.parametrize(("address", "dtype"), [("client", "int8"), ("address", "binary")])
 def test_bytes_of_one_process(cluster, tmp_path, address, dtype):
     """By Ray's client, and in types whose scales the workers take from the layout."""
     matrix = np.random.default_rng(4).standard_normal((tiny.OLD_DIM, 8)).astype(np.float32)
