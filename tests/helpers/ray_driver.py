@@ -14,9 +14,20 @@ REPOSITORY = Path(__file__).parents[2]
 HELPERS = REPOSITORY / "tests" / "helpers"
 
 
+# The command, which gives a cluster longer to answer than its user would.
+_COMMAND = f"""
+import sys
+from fct_jax import cli
+from fct_jax.upgrade.parts import ray_cluster
+ray_cluster.REACHED = {LONG}.0
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def environment(**more) -> dict:
     """Return this process's environment, with the package and the helpers on the path."""
-    return {**os.environ, "PYTHONPATH": f"{HELPERS}{os.pathsep}{REPOSITORY}", **more}
+    paths = f"{HELPERS}{os.pathsep}{REPOSITORY}"
+    return {**os.environ, "PYTHONPATH": paths, "RAY_raylet_start_wait_time_s": "600", **more}
 
 
 def _works_for_ray(number: int) -> bool:
@@ -37,7 +48,7 @@ class Driver:
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "fct_jax", "apply", *map(str, words)],
+                [sys.executable, "-W", "ignore", "-c", _COMMAND, "apply", *map(str, words)],
                 env=environment(
                     ASKED=str(log.with_name("asked")),
                     NEW=str(log.with_name("new")),

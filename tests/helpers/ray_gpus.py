@@ -9,9 +9,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from patience import LONG
 from slow_model import meet
 
 from fct_jax.errors import UserError
+from fct_jax.upgrade.parts import ray_cluster
 from fct_jax.upgrade.parts.engines import Engine
 
 
@@ -34,7 +36,7 @@ def ask(address: str, workers: int | None, gpus: float, name: str = "seen"):
 
 
 if __name__ == "__main__":
-    where = sys.argv[1]
+    where, ray_cluster.REACHED = sys.argv[1], LONG
     with Engine("ray", where).opened():
         asked = ((2, 1), (None, 0.5), (1, 4), (3, 1), (1, 0, "sen"))
         print(json.dumps([ask(where, *each) for each in asked]))

@@ -46,7 +46,6 @@ cluster.shutdown()
         env=environment(
             MEET=str(folder),
             SLOW="0.2",
-            RAY_raylet_start_wait_time_s="600",
             RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S="50",  # a client's server, else 30 s
             # What gRPC restarts in a fork, before it becomes a client's server, crashed at times.
             GRPC_ENABLE_FORK_SUPPORT="0",
