@@ -139,9 +139,11 @@ class PostgresStore(Writing, Searching, Store):
 
     def put_state(self, key: str, value: dict, expect: int = 0) -> bool:
         """Insert a value, or replace that of generation ``expect``; return whether it worked."""
-        # If two processes create the table at once, one fails in spite of IF NOT EXISTS; the table
-        # then exists.
-        with contextlib.suppress(self._pg.errors.UniqueViolation), self.db.transaction():
+        # If two processes create the table at once, one fails in spite of IF NOT EXISTS, at one of
+        # three places; the table then exists.
+        errors = self._pg.errors
+        there = errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable
+        with contextlib.suppress(*there), self.db.transaction():
             self.ask(f"create table if not exists {_STATE} (key text primary key, value jsonb)")
         text = f"insert into {_STATE} (value, key) values (%s, %s) on conflict do nothing"
         values = [json.dumps(value), key]

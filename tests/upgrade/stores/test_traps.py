@@ -168,6 +168,14 @@ class TestPostgres:
             open_store("postgresql://me@127.0.0.1:1/db?table=items")
         assert "hunter2" not in str(error.value)
 
+    def test_four_that_make_our_table_at_once(self, make_app, open_store):
+        app = make_app("postgres").filled()
+        stores = [open_store(app.uri) for _ in range(4)]
+        for _ in range(30):  # they collide at different places, not every time
+            done = at_once(lambda n: stores[n].put_state("key", {"n": n}), 4)
+            assert sorted(done) == [False, False, False, True]
+            app.db.execute("drop table fct_jax")
+
     def test_of_four_that_switch_at_once_one_does(self, make_app, open_store):
         app = make_app("postgres").filled()
         pointers = [open_store(app.uri).pointer() for _ in range(4)]
